@@ -1,0 +1,51 @@
+"""Names chosen in YAML: `family/rest`, looked up in a literal table, answered with the closest."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+MOST_NAMES_SHOWN = 24
+
+
+class UserError(ValueError):
+    """A mistake of the user: shown as one line without a traceback, exit code 2."""
+
+
+def bad_value(key: str, value: object, expected: str) -> UserError:
+    """The error for a value that the key does not take.
+
+    >>> str(bad_value("batch_size", 0, "a whole number from 1 up"))
+    'batch_size: got 0, expected a whole number from 1 up'
+    """
+    return UserError(f"{key}: got {value!r}, expected {expected}")
+
+
+def unknown_name(key: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist: lists what does, the closest first."""
+    known = sorted(known)
+    shown = ", ".join(known[:MOST_NAMES_SHOWN])
+    if len(known) > MOST_NAMES_SHOWN:
+        shown += f", … ({len(known)} in all)"
+    hint = f"; did you mean {close!r}?" if (close := closest(name, known)) else ";"
+    return UserError(f"{key}: unknown {name!r}{hint} there is: {shown}")
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like this one, or None where none is alike."""
+    by_lower = {k.lower(): k for k in known}
+    matches = get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[matches[0]] if matches else None
+
+
+def pick(table: Mapping[str, T], name: str, key: str) -> T:
+    """table[name]; a name that is not there raises UserError with the key and the closest."""
+    if name not in table:
+        raise unknown_name(key, name, table)
+    return table[name]
+
+
+def split_family(name: str) -> tuple[str, str]:
+    """'timm/torch/cifar10' -> ('timm', 'torch/cifar10'); 'linear' -> ('linear', '')."""
+    family, _, rest = name.partition("/")
+    return family, rest
