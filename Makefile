@@ -1,0 +1,47 @@
+# make demo     a first run: sets up .venv, trains on bundled data, draws the curves
+# make test     installs the rest, checks style and types, runs the tests
+# make bench    speed and memory beside a bare PyTorch loop and other trainers
+# make format   puts the code into shape
+
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := demo
+.PHONY: demo test lint format bench
+
+demo: .venv/core
+	$(BIN)/python train.py test_cfg_digits_linear.yaml
+
+test: .venv/test lint
+	$(BIN)/python -m pytest
+
+lint: .venv/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy src train.py
+
+format: .venv/test
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: .venv/bench
+	$(BIN)/python benchmarks/bench.py
+
+# One stamp an installed set; pyproject.toml is the list.
+.venv/core: pyproject.toml | .venv/bin/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml
+	@$(BIN)/python -c "import torchvision" || { echo \
+	  "torchvision does not import: it was built for another torch than the one installed." \
+	  "Delete .venv, and let one command install both."; exit 1; }
+	@touch $@
+
+.venv/test .venv/bench: .venv/%: .venv/core
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml --extra $*
+	@touch $@
+
+# uv installs several times faster than pip; it comes from the same place.
+.venv/bin/uv:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo \
+	  "$(PYTHON) is older than 3.11: name a newer one, make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo \
+	  "no virtual environment: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet uv
