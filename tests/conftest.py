@@ -1,0 +1,37 @@
+"""What every test shares: no network, one thread, data sets small enough to make."""
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.config import Config, make_config
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def digits(tmp_path: Path):
+    """A Config for two short epochs on scikit-learn's digits; keyword arguments change it."""
+
+    def build(**keys) -> Config:
+        small = {
+            "dataset": "sklearn/digits",
+            "model": "linear",
+            "optim_alg": "adam",
+            "base_lr": 0.01,
+            "batch_size": 100,
+            "train_length": 2,
+            "seed_model": 1,
+            "seed_training": 2,
+            "output_dir": str(tmp_path / "run"),
+            "save_plot": False,
+            "num_workers": 0,
+        }
+        return make_config(small | keys)
+
+    return build
