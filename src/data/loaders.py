@@ -1,0 +1,192 @@
+"""From a split to batches on the device.
+
+Arrays live on the device and a batch is one gather; all else is read by worker
+processes. Either way the batches are a function of the seed and the step.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from src.data.order import batches_from, example_seeds
+from src.data.splits import ArraySplit, DatasetSplit, Split
+
+Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are made; num_workers counts for data that do not fit in memory."""
+
+    batch_size: int
+    device: torch.device
+    num_workers: int = 0
+    drop_last: bool = False
+
+
+def on_device(split: Split, device: torch.device) -> Split:
+    """The split with its arrays where the model lives; other data stay where they are."""
+    if isinstance(split, ArraySplit):
+        return ArraySplit(split.inputs.to(device), split.targets.to(device))
+    return split
+
+
+def training_batches(
+    split: Split, loading: Loading, *, seed: int, first_step: int = 0
+) -> Iterator[Batch]:
+    """The batches of step first_step, first_step + 1, …, without an end."""
+    order = batches_from(
+        first_step,
+        seed=seed,
+        num_examples=len(split),
+        batch_size=loading.batch_size,
+        drop_last=loading.drop_last,
+    )
+    if isinstance(split, ArraySplit):
+        return (take(split, indices.to(loading.device)) for _, indices in order)
+    return _loaded(_TrainingExamples(split, seed), order, loading)
+
+
+def evaluation_batches(split: Split, loading: Loading) -> Iterable[Batch]:
+    """Every example once, in the order of the split, the last batch as short as it is."""
+    starts = range(0, len(split), loading.batch_size)
+    if isinstance(split, ArraySplit):
+        return (take_range(split, i, i + loading.batch_size) for i in starts)
+    order = ((0, torch.arange(i, min(i + loading.batch_size, len(split)))) for i in starts)
+    return _loaded(_Examples(split), order, loading)
+
+
+# ---- Arrays ------------------------------------------------------------------------------
+
+
+def take(split: ArraySplit, indices: Tensor) -> Batch:
+    """The examples with these indices, (n,) int64 on the split's device, in one gather."""
+    targets = split.targets[indices]
+    if split.inputs.layout == torch.sparse_csr:
+        return _take_rows(split.inputs, indices), targets
+    return split.inputs[indices], targets
+
+
+def take_range(split: ArraySplit, start: int, stop: int) -> Batch:
+    """Examples start … stop-1: views where the arrays allow it."""
+    targets = split.targets[start:stop]
+    inputs = split.inputs
+    if inputs.layout != torch.sparse_csr:
+        return inputs[start:stop], targets
+    rows = inputs.crow_indices()[start : stop + 1]
+    first, last = int(rows[0]), int(rows[-1])
+    columns, values = inputs.col_indices()[first:last], inputs.values()[first:last]
+    return _csr(rows - rows[0], columns, values, inputs.shape[1]), targets
+
+
+def micro_batches(inputs: Tensor, targets: Tensor, size: int) -> list[Batch]:
+    """A batch cut into pieces of `size` examples, the last as short as it is."""
+    if len(targets) <= size:
+        return [(inputs, targets)]
+    whole = ArraySplit(inputs, targets)
+    return [take_range(whole, start, start + size) for start in range(0, len(targets), size)]
+
+
+def _take_rows(csr: Tensor, indices: Tensor) -> Tensor:
+    """csr[indices], which torch does not offer."""
+    starts = csr.crow_indices()[indices]
+    lengths = csr.crow_indices()[indices + 1] - starts
+    rows = lengths.new_zeros(len(lengths) + 1)
+    torch.cumsum(lengths, 0, dtype=rows.dtype, out=rows[1:])
+    shifts = torch.repeat_interleave(starts - rows[:-1], lengths)
+    positions = torch.arange(len(shifts), device=shifts.device, dtype=shifts.dtype) + shifts
+    return _csr(rows, csr.col_indices()[positions], csr.values()[positions], csr.shape[1])
+
+
+def _csr(rows: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> Tensor:
+    # The invariants hold by construction, and checking them costs more than the product.
+    return torch.sparse_csr_tensor(
+        rows, columns, values, (len(rows) - 1, num_columns), check_invariants=False
+    )
+
+
+# ---- Everything else ---------------------------------------------------------------------
+
+
+class _Examples(Dataset):
+    """Batches of (pass, indices) in the form that a DataLoader asks for them."""
+
+    def __init__(self, split: DatasetSplit) -> None:
+        self.split = split
+
+    def __getitems__(self, request: tuple[int, Tensor]) -> Batch:
+        _, indices = request
+        dataset, transform = self.split.dataset, self.split.transform
+        examples = [dataset[i] for i in indices.tolist()]
+        inputs = torch.stack([transform(image) for image, _ in examples])
+        return inputs, torch.tensor([target for _, target in examples])
+
+
+class _TrainingExamples(_Examples):
+    """The same with augmentation, each example's randomness its own."""
+
+    def __init__(self, split: DatasetSplit, seed: int) -> None:
+        super().__init__(split)
+        self.seed = seed
+
+    def __getitems__(self, request: tuple[int, Tensor]) -> Batch:
+        if self.split.train_transform is self.split.transform:  # nothing is drawn
+            return super().__getitems__(request)
+        pass_number, indices = request
+        seeds = example_seeds(self.seed, pass_number, indices).tolist()
+        targets, inputs = [], []
+        with _generators_restored():
+            for index, seed in zip(indices.tolist(), seeds, strict=True):
+                _seed_all(seed)
+                image, target = self.split.dataset[index]
+                inputs.append(self.split.train_transform(image))
+                targets.append(target)
+        return torch.stack(inputs), torch.tensor(targets)
+
+
+class _generators_restored:  # noqa: N801 - reads as a function
+    """Without workers the draws happen in the training process: they must not move its state."""
+
+    def __enter__(self) -> None:
+        self.states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+    def __exit__(self, *_: object) -> None:
+        torch_state, numpy_state, python_state = self.states
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def _seed_all(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _loaded(
+    examples: _Examples, order: Iterable[tuple[int, Tensor]], loading: Loading
+) -> Iterator[Batch]:
+    """Batches in this order, read by worker processes, on the device."""
+    on_gpu = loading.device.type == "cuda"
+    loader = DataLoader(
+        examples,
+        batch_sampler=order,  # type: ignore[arg-type]
+        collate_fn=_as_it_is,
+        num_workers=loading.num_workers,
+        pin_memory=on_gpu,
+        generator=torch.Generator(),  # else the loader draws from the model's own
+    )
+    for inputs, targets in loader:
+        yield (
+            inputs.to(loading.device, non_blocking=on_gpu),
+            targets.to(loading.device, non_blocking=on_gpu),
+        )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,44 @@
+"""Which example comes when: a pure function of (seed, pass, position).
+
+Nothing here remembers anything, so the order does not depend on the number of
+workers, and a run continues anywhere without replaying what came before.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def permutation(seed: int, pass_number: int, num_examples: int) -> Tensor:
+    """The order of one pass through the data: (num_examples,) int64 on the CPU."""
+    mixed = np.random.SeedSequence([seed, pass_number]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(mixed[0] >> 1))
+    return torch.randperm(num_examples, generator=generator)
+
+
+def batches_from(
+    step: int, *, seed: int, num_examples: int, batch_size: int, drop_last: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """(pass, indices of one batch) for this step and all that follow, without an end."""
+    steps_per_pass = num_examples // batch_size if drop_last else -(-num_examples // batch_size)
+    pass_number, position = divmod(step, steps_per_pass)
+    while True:
+        order = permutation(seed, pass_number, num_examples)
+        batches = order.split(batch_size)[position:steps_per_pass]
+        yield from ((pass_number, indices) for indices in batches)
+        pass_number, position = pass_number + 1, 0
+
+
+def example_seeds(seed: int, pass_number: int, indices: Tensor) -> np.ndarray:
+    """A seed for the augmentation of each example: (len(indices),) uint32.
+
+    A function of (seed, pass, index) alone: the finaliser of SplitMix64 (Steele, Lea and
+    Flood 2014) over the three, spread by odd constants.
+    """
+    base = np.random.SeedSequence([seed, pass_number, 1]).generate_state(1, np.uint64)[0]
+    z = base + indices.numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(32)).astype(np.uint32)
