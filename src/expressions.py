@@ -84,11 +84,11 @@ def _excerpt(text: str) -> str:
 
 def _dotted(node: ast.expr) -> str:
     """'np.random.uniform' for such a chain of names, '' for any other node."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute) and (front := _dotted(node.value)):
-        return f"{front}.{node.attr}"
-    return ""
+    attributes = []
+    while isinstance(node, ast.Attribute):  # no recursion: the chain may be long
+        attributes.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(attributes)]) if isinstance(node, ast.Name) else ""
 
 
 class _Walk:

@@ -207,6 +207,9 @@ HOSTILE = [
     "(" * 10_000,
     "(" * 250 + "1" + ")" * 250,
     "-" * 3000 + "1",
+    "a" + ".a" * 1900,
+    "a" + ".a" * 1900 + "()",
+    "a" + "[0]" * 1200,
     "1" + " + 1" * 900,
     "[" * 100 + "]" * 100,
     "[" + "1, " * 10_000 + "]",
@@ -246,6 +249,7 @@ def outcome_within_bounds(text: str) -> object:
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:30]))
 def test_all_else_is_refused_fast(text):
+    is_expression(text)
     error = outcome_within_bounds(text)
     assert isinstance(error, ExpressionError)
     assert isinstance(error, UserError)
