@@ -1,0 +1,130 @@
+"""Losses as sums over examples, to be divided by a weight: sums add up over micro-batches."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.names import UserError, bad_value, pick
+
+
+class Loss:
+    """loss(outputs, targets) / loss.weight(targets) is the loss of a batch.
+
+    Both are sums over the examples, so the loss of a large batch is the sum of its
+    micro-batches' losses over the sum of their weights, whatever their sizes.
+    """
+
+    has_accuracy = True
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The sum () of the examples' losses, in the outputs' floats."""
+        raise NotImplementedError
+
+    def weight(self, targets: Tensor) -> float | Tensor:
+        """What the sum is divided by: the number of examples, or () their classes' weights."""
+        return len(targets)
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """How many (int64, ()) predictions are right; None for regression."""
+        return (outputs.argmax(1) == targets).sum()
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """outputs: logits (n, C); targets: class numbers (n,). Smoothing and weights as torch's."""
+
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None  # (C,), on the outputs' device
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(
+            outputs,
+            targets,
+            weight=self.class_weights,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+
+    def weight(self, targets: Tensor) -> float | Tensor:
+        return len(targets) if self.class_weights is None else self.class_weights[targets].sum()
+
+
+class ClassSquaredError(Loss):
+    """Mean over the C outputs of their squared distance to the one-hot class numbers (n,)."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        one_hot = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)  # (n, C)
+        return F.mse_loss(outputs, one_hot, reduction="sum") / outputs.shape[1]
+
+
+class SquaredError(Loss):
+    """Mean over the k outputs of their squared distance to real targets (n,) or (n, k)."""
+
+    has_accuracy = False
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.numel() != targets.numel():
+            shapes = f"{tuple(outputs.shape)} outputs for {tuple(targets.shape)} targets"
+            raise UserError(f"model_output_dim: the model gives {shapes}")
+        # (n, 1) less (n,) would broadcast to (n, n)
+        distances = F.mse_loss(outputs, targets.view_as(outputs), reduction="sum")
+        return distances * (len(targets) / targets.numel())
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        return None
+
+
+class BinaryCrossEntropy(Loss):
+    """Mean over the C labels; outputs: logits (n, C); targets: zeros and ones (n, C), floats."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="sum")
+        return losses / outputs.shape[1]
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """The examples with all their labels right."""
+        return ((outputs > 0) == (targets > 0.5)).all(1).sum()
+
+
+LOSSES = {
+    "log": CrossEntropy,
+    "xentropy": CrossEntropy,
+    "mse": ClassSquaredError,
+    "square": ClassSquaredError,
+    "bce": BinaryCrossEntropy,
+}
+
+
+def build_loss(
+    name: str,
+    *,
+    n_classes: int | None,
+    is_multilabel: bool = False,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Loss:
+    """The loss of this name for such targets; combinations without a meaning raise UserError.
+
+    n_classes: None for real targets. class_weights: (n_classes,), on the model's device.
+    """
+    loss = pick(LOSSES, name, "loss")
+    if n_classes is None and loss is not ClassSquaredError:
+        raise bad_value("loss", name, "'mse', as the targets are real numbers")
+    if n_classes is not None and is_multilabel and loss is not BinaryCrossEntropy:
+        raise bad_value("loss", name, "'bce', as an example has several labels")
+    if n_classes is not None and not is_multilabel and loss is BinaryCrossEntropy:
+        raise bad_value("loss", name, "'log' or 'mse', as an example has one class")
+    if loss is CrossEntropy:
+        _check_class_weights(class_weights, n_classes)
+        return CrossEntropy(label_smoothing, class_weights)
+    if label_smoothing:
+        raise bad_value("label_smoothing", label_smoothing, "0, as loss is not 'log'")
+    if class_weights is not None:
+        raise bad_value("loss_class_weights", class_weights.tolist(), "null, as loss is not 'log'")
+    return SquaredError() if n_classes is None else loss()
+
+
+def _check_class_weights(class_weights: Tensor | None, n_classes: int | None) -> None:
+    if class_weights is not None and class_weights.shape != (n_classes,):
+        raise bad_value("loss_class_weights", class_weights.tolist(), f"{n_classes} numbers")

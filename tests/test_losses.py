@@ -1,0 +1,129 @@
+"""Losses against torch's own functions, and sums that add up over unequal micro-batches."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from src.losses import build_loss
+from src.names import UserError
+
+N, C = 7, 3
+WEIGHTS = torch.tensor([0.5, 2.0, 1.25])
+
+
+@pytest.fixture
+def batch():
+    """Outputs (N, C), class numbers (N,), several labels (N, C), real targets (N, C)."""
+    g = torch.Generator().manual_seed(0)
+    outputs = torch.randn(N, C, generator=g)
+    classes = torch.randint(C, (N,), generator=g)
+    labels = torch.randint(2, (N, C), generator=g).float()
+    return outputs, classes, labels, torch.randn(N, C, generator=g)
+
+
+def mean_of(loss, outputs, targets):
+    return loss(outputs, targets) / loss.weight(targets)
+
+
+@pytest.mark.parametrize("name", ["log", "xentropy"])
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_log_is_the_cross_entropy_of_torch(batch, name, class_weights, label_smoothing):
+    outputs, classes, _, _ = batch
+    loss = build_loss(
+        name, n_classes=C, label_smoothing=label_smoothing, class_weights=class_weights
+    )
+    expected = F.cross_entropy(
+        outputs, classes, weight=class_weights, label_smoothing=label_smoothing
+    )
+    torch.testing.assert_close(mean_of(loss, outputs, classes), expected)
+
+
+@pytest.mark.parametrize("name", ["mse", "square"])
+def test_mse_of_classes_is_the_mean_distance_to_one_hot(batch, name):
+    outputs, classes, _, _ = batch
+    one_hot = torch.eye(C)[classes]
+    loss = build_loss(name, n_classes=C)
+    torch.testing.assert_close(mean_of(loss, outputs, classes), F.mse_loss(outputs, one_hot))
+
+
+@pytest.mark.parametrize(("k", "flat"), [(1, True), (1, False), (C, False)])
+def test_mse_of_real_targets(batch, k, flat):
+    outputs, _, _, targets = (t[:, :k] if t.ndim == 2 else t for t in batch)
+    loss = build_loss("mse", n_classes=None)
+    given = targets.squeeze(1) if flat else targets
+    torch.testing.assert_close(mean_of(loss, outputs, given), F.mse_loss(outputs, targets))
+    assert not loss.has_accuracy
+    assert loss.correct(outputs, given) is None
+
+
+def test_bce_is_torchs_mean_over_labels_and_counts_rows_without_fault():
+    outputs = torch.tensor([[1.0, -1.0], [1.0, 1.0], [-3.0, 2.0], [-1.0, -1.0]])
+    labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    loss = build_loss("bce", n_classes=2, is_multilabel=True)
+    expected = F.binary_cross_entropy_with_logits(outputs, labels)
+    torch.testing.assert_close(mean_of(loss, outputs, labels), expected)
+    assert loss.correct(outputs, labels).item() == 2
+
+
+@pytest.mark.parametrize("name", ["log", "mse"])
+def test_correct_counts_the_largest_outputs(name):
+    outputs = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+    correct = build_loss(name, n_classes=2).correct(outputs, torch.tensor([1, 1, 1]))
+    assert correct.item() == 2
+    assert correct.dtype == torch.int64
+
+
+CASES = {
+    "log": ({"n_classes": C}, 1),
+    "log smoothed and weighted": (
+        {"n_classes": C, "label_smoothing": 0.1, "class_weights": WEIGHTS},
+        1,
+    ),
+    "bce": ({"n_classes": C, "is_multilabel": True}, 2),
+    "mse": ({"n_classes": C}, 1),
+    "mse of real targets": ({"n_classes": None}, 3),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_micro_batches_add_up_to_the_gradient_of_the_large_batch(batch, case, size):
+    """The last one is shorter where size does not divide N."""
+    keywords, which = CASES[case]
+    outputs, targets = batch[0].clone().requires_grad_(), batch[which]
+    loss = build_loss(case.split()[0], **keywords)
+    (whole,) = torch.autograd.grad(mean_of(loss, outputs, targets), outputs)
+    weight = loss.weight(targets)
+    for part, part_targets in zip(outputs.split(size), targets.split(size), strict=True):
+        (loss(part, part_targets) / weight).backward()
+    torch.testing.assert_close(outputs.grad, whole)
+
+
+def test_without_class_weights_the_weight_is_no_tensor(batch):
+    assert build_loss("log", n_classes=C).weight(batch[1]) == N
+    assert isinstance(build_loss("log", n_classes=C).weight(batch[1]), int)
+
+
+def test_outputs_that_do_not_fit_real_targets_raise_rather_than_broadcast():
+    with pytest.raises(UserError, match=r"\(4, 2\) outputs for \(4,\) targets"):
+        build_loss("mse", n_classes=None)(torch.zeros(4, 2), torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "message"),
+    [
+        ("mes", {"n_classes": C}, "loss: unknown 'mes'; did you mean 'mse'"),
+        ("log", {"n_classes": None}, "loss: got 'log', expected 'mse'"),
+        ("bce", {"n_classes": None}, "loss: got 'bce', expected 'mse'"),
+        ("bce", {"n_classes": C}, "expected 'log' or 'mse'"),
+        ("log", {"n_classes": C, "is_multilabel": True}, "expected 'bce'"),
+        ("mse", {"n_classes": C, "is_multilabel": True}, "expected 'bce'"),
+        ("mse", {"n_classes": C, "label_smoothing": 0.1}, "label_smoothing: got 0.1"),
+        ("mse", {"n_classes": C, "class_weights": WEIGHTS}, "loss_class_weights: got"),
+        ("log", {"n_classes": 2, "class_weights": WEIGHTS}, "expected 2 numbers"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(name, keywords, message):
+    with pytest.raises(UserError, match=message):
+        build_loss(name, **keywords)
