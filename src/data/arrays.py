@@ -1,0 +1,195 @@
+"""Arrays in memory, dense or CSR: ranges of rows, normalisation, image shape.
+
+Nothing here loops over examples, and nothing copies the data where a view or a
+change in place will do: a CSR matrix may fill most of the memory.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from loguru import logger
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.data.slices import Range, resolve
+from src.data.splits import ArraySplit, Data, Preprocessing
+from src.names import UserError, bad_value
+
+ROWS_AT_A_TIME = 8192
+
+
+def split_arrays(
+    bases: Mapping[str, ArraySplit], splits_map: Mapping[str, str], normalize: str
+) -> dict[str, ArraySplit]:
+    """Normalise the parts of a data set in place, then cut the splits out of them.
+
+    normalize: 'rows' (unit l2 norm), 'columns' (zero mean and unit variance
+    over our train split) or 'none'.
+    """
+    sizes = {base: len(whole) for base, whole in bases.items()}
+    ranges = {split: resolve(spelling, sizes) for split, spelling in splits_map.items()}
+    if normalize == "rows":
+        for whole in bases.values():
+            rows_to_unit_norm(whole.inputs)
+    elif normalize == "columns":
+        standardize_columns(
+            [whole.inputs for whole in bases.values()], take(bases, ranges["train"]).inputs
+        )
+    elif normalize != "none":
+        raise bad_value("data_normalize", normalize, "rows, columns, none or null")
+    return {split: take(bases, wanted) for split, wanted in ranges.items()}
+
+
+def csr_tensor(rows: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> Tensor:
+    """A CSR tensor (len(rows) - 1, num_columns) on the memory of the three arrays."""
+    with warnings.catch_warnings():  # torch says that CSR is in beta, once a process
+        warnings.simplefilter("ignore", UserWarning)
+        shape = (len(rows) - 1, num_columns)
+        return torch.sparse_csr_tensor(rows, columns, values, shape, check_invariants=False)
+
+
+def take(bases: Mapping[str, ArraySplit], ranges: Sequence[Range]) -> ArraySplit:
+    """The examples of the ranges, in order; of one range a view."""
+    inputs = [_rows(bases[base].inputs, start, stop) for base, start, stop in ranges]
+    targets = [bases[base].targets[start:stop] for base, start, stop in ranges]
+    if len(ranges) == 1:
+        return ArraySplit(inputs[0], targets[0])
+    return ArraySplit(_concatenate(inputs), torch.cat(targets))
+
+
+def _rows(inputs: Tensor, start: int, stop: int) -> Tensor:
+    if inputs.layout == torch.strided:
+        return inputs[start:stop]
+    if stop - start == len(inputs):
+        return inputs
+    rows = inputs.crow_indices()
+    low, high = int(rows[start]), int(rows[stop])
+    columns, values = inputs.col_indices()[low:high], inputs.values()[low:high]
+    return csr_tensor(rows[start : stop + 1] - rows[start], columns, values, inputs.shape[1])
+
+
+def _concatenate(parts: Sequence[Tensor]) -> Tensor:
+    if parts[0].layout == torch.strided:
+        return torch.cat(list(parts))
+    ends = np.cumsum([0] + [len(part.values()) for part in parts])
+    dtype = torch.int32 if ends[-1] < 2**31 else torch.int64
+    rows = [p.crow_indices()[1:].to(dtype) + int(end) for p, end in zip(parts, ends, strict=False)]
+    return csr_tensor(
+        torch.cat([torch.zeros(1, dtype=dtype), *rows]),
+        torch.cat([part.col_indices() for part in parts]).to(dtype),
+        torch.cat([part.values() for part in parts]),
+        parts[0].shape[1],
+    )
+
+
+def rows_to_unit_norm(inputs: Tensor) -> None:
+    """Divide each row by its l2 norm, in place; rows of zeros stay."""
+    if inputs.layout == torch.strided:
+        flat = inputs.view(len(inputs), -1)
+        norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        flat.div_(norms.masked_fill_(norms == 0, 1))
+        return
+    rows, values = inputs.crow_indices().numpy(), inputs.values().numpy()
+    for start in range(0, len(inputs), ROWS_AT_A_TIME):  # blocks bound the memory this takes
+        ends = rows[start : start + ROWS_AT_A_TIME + 1]
+        block, lengths = values[ends[0] : ends[-1]], np.diff(ends)
+        row_of_value = np.repeat(np.arange(len(lengths)), lengths)
+        norms = np.sqrt(np.bincount(row_of_value, np.square(block), minlength=len(lengths)))
+        norms[norms == 0] = 1
+        block /= norms.astype(np.float32)[row_of_value]
+
+
+def standardize_columns(parts: Sequence[Tensor], train: Tensor) -> None:
+    """Give each column of `train` mean 0 and variance 1, by the same change in all parts.
+
+    In place; columns that are constant in `train` become zero there.
+    """
+    if train.layout != torch.strided:
+        raise bad_value(
+            "data_normalize",
+            "columns",
+            "rows or none here: the data are sparse, and taking a mean off would fill them",
+        )
+    variance, mean = torch.var_mean(train, dim=0, correction=0)
+    scale = torch.where(variance > 0, variance.sqrt(), 1.0)
+    for part in parts:
+        part.sub_(mean).div_(scale)
+
+
+def to_shape(data: Data, wanted: Preprocessing, dataset: str) -> Data:
+    """Array data as the model wants them: images resized and normalised, rows reshaped.
+
+    A row of numbers takes any shape with as many elements; other shapes raise UserError.
+    """
+    shape = tuple(wanted.input_shape or data.input_shape)
+    is_image = len(data.input_shape) == 3 and len(shape) == 3
+    if shape == data.input_shape and not (is_image and wanted.mean):
+        return data
+    is_dense = all(split.inputs.layout == torch.strided for split in _arrays(data).values())
+    if not is_image and (math.prod(shape) != math.prod(data.input_shape) or not is_dense):
+        raise bad_value(
+            "model_input_shape",
+            list(shape),
+            f"{list(data.input_shape)}, the shape of the examples of {dataset},"
+            " or, for dense data, one with as many elements",
+        )
+    splits = {}
+    for name, split in _arrays(data).items():
+        if is_image:
+            inputs = _fit_images(split.inputs, shape, wanted)
+        else:
+            inputs = split.inputs.reshape(len(split), *shape)
+        splits[name] = replace(split, inputs=inputs)
+    return replace(data, splits=dict(splits), input_shape=shape)
+
+
+def _arrays(data: Data) -> dict[str, ArraySplit]:
+    return {name: s for name, s in data.splits.items() if isinstance(s, ArraySplit)}
+
+
+def _fit_images(images: Tensor, shape: tuple[int, ...], wanted: Preprocessing) -> Tensor:
+    """Images (n, c, h, w) as (n, *shape), less the mean and over the std where they are given."""
+    if images.shape[1] not in (1, shape[0]):
+        raise bad_value("model_input_shape", list(shape), f"{images.shape[1]} channels")
+    if images.shape[2:] != shape[1:]:
+        mode = wanted.interpolation if wanted.interpolation == "bicubic" else "bilinear"
+        images = F.interpolate(images, shape[1:], mode=mode, antialias=True)
+    images = images.expand(-1, shape[0], -1, -1)
+    if wanted.mean is not None and wanted.std is not None:
+        mean, std = torch.tensor(wanted.mean), torch.tensor(wanted.std)
+        images = (images - mean[:, None, None]) / std[:, None, None]
+    return images.contiguous()
+
+
+def with_classes(data: Data, asked: int | None, dataset: str) -> Data:
+    """The data with `asked` classes where that is more than were found."""
+    if asked is None or asked == data.n_classes:
+        return data
+    if data.n_classes is None:
+        raise UserError(f"data_n_classes: got {asked}, but {dataset} is regression: leave it null")
+    if asked < data.n_classes:
+        raise bad_value("data_n_classes", asked, f"at least the {data.n_classes} of {dataset}")
+    splits = dict(data.splits)
+    for name, split in _arrays(data).items():
+        if split.targets.ndim == 2:  # several labels an example
+            more = F.pad(split.targets, (0, asked - data.n_classes))
+            splits[name] = replace(split, targets=more)
+    return replace(data, splits=splits, n_classes=asked)
+
+
+def warn_of_absent_classes(data: Data) -> None:
+    """Say so when the train split lacks a class, as slices of files sorted by class do."""
+    train = _arrays(data).get("train")
+    if data.n_classes is None or train is None or train.targets.ndim != 1:
+        return
+    absent = int((torch.bincount(train.targets, minlength=data.n_classes) == 0).sum())
+    if absent:
+        logger.warning(
+            "{} of {} classes have no example in the train split: are the data sorted by class?",
+            absent,
+            data.n_classes,
+        )

@@ -1,0 +1,88 @@
+"""dataset: family/name -> Data. To add a family: a file beside this one, and a line in FAMILIES."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.data import libsvm, sklearn, timm
+from src.data.arrays import to_shape, warn_of_absent_classes, with_classes
+from src.data.splits import Data, Preprocessing
+from src.names import UserError, bad_value, pick, split_family
+
+if TYPE_CHECKING:
+    from src.config import Config
+
+
+def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
+    """The splits that config.data_splits_map asks for, as the model wants its inputs."""
+    family, name = split_family(config.dataset)
+    build = pick(FAMILIES, family, "dataset")
+    data = build(config, name, _looks(config, preprocessing or Preprocessing()))
+    return with_classes(data, config.data_n_classes, config.dataset)
+
+
+def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
+    """What the network wants, overruled by what the config gives."""
+    if (config.data_mean is None) != (config.data_std is None):
+        raise UserError("data_mean, data_std: give both or neither")
+    looks = network
+    if config.model_input_shape is not None:
+        shape = tuple(config.model_input_shape)  # of rows it may be of any length
+        looks = replace(looks, input_shape=shape)  # type: ignore[arg-type]
+    if config.data_mean is not None and config.data_std is not None:
+        looks = replace(looks, mean=tuple(config.data_mean), std=tuple(config.data_std))
+    return looks
+
+
+def build_sklearn(config: "Config", name: str, looks: Preprocessing) -> Data:
+    data = sklearn.load(name, config.data_splits_map, normalize=config.data_normalize)
+    if len(data.input_shape) == 1:
+        _refuse_pixel_statistics(config)
+    warn_of_absent_classes(data)
+    return to_shape(data, looks, config.dataset)
+
+
+def build_libsvm(config: "Config", name: str, looks: Preprocessing) -> Data:
+    _refuse_pixel_statistics(config)
+    data = libsvm.load(
+        name,
+        config.data_splits_map,
+        data_dir=Path(config.data_dir),
+        download=config.data_download,
+        normalize=config.data_normalize,
+    )
+    warn_of_absent_classes(data)
+    return to_shape(data, looks, config.dataset)
+
+
+def build_timm(config: "Config", name: str, looks: Preprocessing) -> Data:
+    if config.data_normalize not in (None, "none"):
+        expected = "null (pixels by mean and std) or none (pixels between 0 and 1) for images"
+        raise bad_value("data_normalize", config.data_normalize, expected)
+    if config.data_normalize == "none":
+        if config.data_mean is not None:
+            raise UserError("data_normalize: got 'none', but data_mean and data_std are given")
+        looks = replace(looks, mean=(0.0,), std=(1.0,))
+    return timm.load(
+        name,
+        config.data_splits_map,
+        data_dir=Path(config.data_dir),
+        download=config.data_download,
+        looks=looks,
+    )
+
+
+FAMILIES: dict[str, Callable[["Config", str, Preprocessing], Data]] = {
+    "libsvm": build_libsvm,
+    "sklearn": build_sklearn,
+    "timm": build_timm,
+}
+
+
+def _refuse_pixel_statistics(config: "Config") -> None:
+    if config.data_mean is not None:
+        raise UserError(
+            f"data_mean, data_std: for images alone; {config.dataset} is normalised by"
+            " data_normalize (rows, columns or none)"
+        )

@@ -1,0 +1,86 @@
+"""Slices of a data set's parts, spelled as in TFDS: 'train[:90%]', 'train[100:2000]+test'."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from src.names import UserError, closest
+
+KEY = "data_splits_map"
+BOUND = r"-?\d+(?:\.\d+)?%|-?\d[\d_]*"
+PART = re.compile(rf"\s*([\w.-]+?)\s*(?:\[\s*({BOUND})?\s*:\s*({BOUND})?\s*\])?\s*")
+
+
+class Range(NamedTuple):
+    """Examples start, …, stop - 1 of one part ('base') of the data set."""
+
+    base: str
+    start: int
+    stop: int
+
+
+def bases_used(splits_map: Mapping[str, str]) -> list[str]:
+    """The parts of the data set that the splits take from; those of `train` come first."""
+    spellings = [splits_map["train"], *splits_map.values()] if "train" in splits_map else []
+    parts = [part for spelling in spellings or splits_map.values() for part in parse(spelling)]
+    return list(dict.fromkeys(base for base, _, _ in parts))
+
+
+def check_bases(splits_map: Mapping[str, str], bases: Collection[str], dataset: str) -> None:
+    """Raise UserError where a split takes from a part that the data set does not have."""
+    for split, spelling in splits_map.items():
+        for base, _, _ in parse(spelling):
+            if base not in bases:
+                raise _unknown_base(f"{split}: {spelling!r}", base, bases, dataset)
+
+
+def resolve(spelling: str, sizes: Mapping[str, int]) -> list[Range]:
+    """Which examples a spelling means, given the number of examples of each part.
+
+    >>> resolve("train[:90%]+test[-10:]", {"train": 50, "test": 20})
+    [Range(base='train', start=0, stop=45), Range(base='test', start=10, stop=20)]
+    """
+    ranges = []
+    for base, first, last in parse(spelling):
+        start = _index(first, sizes[base], spelling) if first else 0
+        stop = _index(last, sizes[base], spelling) if last else sizes[base]
+        if start >= stop:
+            raise UserError(
+                f"{KEY}: {spelling!r} is empty, as {base!r} has {sizes[base]} examples"
+                f" and [{first}:{last}] means {start} to {stop}"
+            )
+        ranges.append(Range(base, start, stop))
+    return ranges
+
+
+def parse(spelling: str) -> list[tuple[str, str, str]]:
+    """'train[:90%]+test' -> [('train', '', '90%'), ('test', '', '')]."""
+    parts = []
+    for text in str(spelling).split("+"):
+        match = PART.fullmatch(text)
+        if not match:
+            raise UserError(
+                f"{KEY}: cannot read {text!r} in {spelling!r}, expected a part or a slice of one"
+                " such as train, train[:90%], train[100:2000], train[10%:20%]+train[90%:]"
+            )
+        base, first, last = match.groups(default="")
+        parts.append((base, first, last))
+    return parts
+
+
+def _index(bound: str, size: int, spelling: str) -> int:
+    """'90%' or '-10' as a position in 0…size; a percentage goes to the nearest one, as in TFDS."""
+    position = round(float(bound[:-1]) * size / 100) if bound.endswith("%") else int(bound)
+    if abs(position) > size:
+        raise UserError(f"{KEY}: {bound} in {spelling!r} is beyond the {size} examples there are")
+    from_end = bound.startswith("-")
+    return size + position if from_end else position
+
+
+def _unknown_base(where: str, base: str, bases: Collection[str], dataset: str) -> UserError:
+    near = closest(base, bases)
+    hint = f"; did you mean {near!r}?" if near else ""
+    if not near and "train" in bases:
+        hint = "; slices of it do instead, such as {train: 'train[:80%]', test: 'train[80%:]'}"
+    known = ", ".join(map(repr, bases))
+    return UserError(f"{KEY}: {where}: {dataset} has no {base!r}, there is: {known}{hint}")

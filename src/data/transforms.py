@@ -1,0 +1,114 @@
+"""From PIL images to the float32 tensors that a model wants."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import floor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.names import bad_value
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Transform = Callable[["Image"], Tensor]
+MODES = {1: "L", 3: "RGB"}
+
+# Mean and standard deviation of the pixels of the training set, a channel. Those of
+# fashion_mnist were computed from its files, the others are the values in common use:
+# cifar as in weiaicunzai/pytorch-cifar100 and kuangliu/pytorch-cifar (issue 19), mnist as
+# in pytorch/examples.
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "qmnist": ((0.1307,), (0.3081,)),  # the same digits as mnist
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "kmnist": ((0.1918,), (0.3483,)),
+}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's, since AlexNet
+
+
+@dataclass(frozen=True)
+class ToMode:
+    """Give a PIL image its number of channels: 'L' or 'RGB'."""
+
+    mode: str
+
+    def __call__(self, image: "Image") -> "Image":
+        return image if image.mode == self.mode else image.convert(self.mode)
+
+
+@dataclass(frozen=True)
+class ToNormalizedTensor:
+    """PIL image -> (pixels / 255 - mean) / std, float32 (channels, height, width)."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    scale: Tensor = field(init=False)  # (channels, 1, 1), as is shift
+    shift: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        mean = torch.tensor(self.mean, dtype=torch.float64)[:, None, None]
+        std = torch.tensor(self.std, dtype=torch.float64)[:, None, None]
+        object.__setattr__(self, "scale", (1 / (255 * std)).float())
+        object.__setattr__(self, "shift", (-mean / std).float())
+
+    def __call__(self, image: "Image") -> Tensor:
+        pixels = torch.from_numpy(np.array(image))  # (h, w) or (h, w, 3), uint8
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return values.mul_(self.scale).add_(self.shift)
+
+
+def image_transforms(
+    shape: tuple[int, int, int],
+    statistics: tuple[Sequence[float], Sequence[float]],
+    *,
+    resize: bool,
+    interpolation: str = "bilinear",
+    crop_pct: float = 1.0,
+) -> tuple[Transform, Transform]:
+    """The transforms for training and for evaluation, from PIL image to float32 `shape`.
+
+    statistics: mean and std of pixels between 0 and 1, one number or one a channel.
+    resize: whether the images may have another size than the shape.
+    """
+    channels, height, width = shape
+    if channels not in MODES:
+        raise bad_value("model_input_shape", list(shape), "1 or 3 channels first")
+    from torchvision.transforms import Compose
+
+    mean, std = (fit_channels(values, channels) for values in statistics)
+    steps: list[Any] = [ToMode(MODES[channels])]
+    if resize:
+        steps += _resize_and_crop(height, width, interpolation, crop_pct)
+    transform = Compose([*steps, ToNormalizedTensor(mean, std)])
+    return transform, transform
+
+
+def _resize_and_crop(height: int, width: int, interpolation: str, crop_pct: float) -> list[Any]:
+    """As timm evaluates: the image covers the size over crop_pct, its centre is cut out."""
+    from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
+    from torchvision.transforms import CenterCrop, Resize
+
+    size = floor(height / crop_pct), floor(width / crop_pct)
+    if height == width:
+        resize = Resize(size[0], interpolation=str_to_interp_mode(interpolation))
+    else:
+        resize = ResizeKeepRatio(size, interpolation=interpolation)
+    return [resize, CenterCrop((height, width))]
+
+
+def fit_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One number a channel: a single one is repeated, those of colours are averaged for grey."""
+    if len(values) == channels:
+        return tuple(values)
+    if len(values) == 1:
+        return tuple(values) * channels
+    if channels == 1:
+        return (sum(values) / len(values),)
+    raise bad_value("data_mean, data_std", list(values), f"1 or {channels} numbers")

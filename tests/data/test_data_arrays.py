@@ -1,0 +1,135 @@
+"""Rows, normalisation and shape of arrays, dense and CSR alike."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.preprocessing import normalize
+
+from src.data.arrays import (
+    csr_tensor,
+    split_arrays,
+    take,
+    to_shape,
+    warn_of_absent_classes,
+    with_classes,
+)
+from src.data.slices import Range
+from src.data.splits import ArraySplit, Data, Preprocessing
+from src.names import UserError
+
+
+def make(layout: str, n: int = 20, d: int = 7, seed: int = 0) -> tuple[ArraySplit, np.ndarray]:
+    dense = sparse.random(n, d, 0.4, dtype=np.float32, random_state=seed).toarray()
+    dense[3] = 0
+    if layout == "csr":
+        matrix = sparse.csr_matrix(dense)
+        parts = (torch.from_numpy(a) for a in (matrix.indptr, matrix.indices, matrix.data))
+        inputs = csr_tensor(*parts, d)
+    else:
+        inputs = torch.from_numpy(dense.copy())
+    return ArraySplit(inputs, torch.arange(n) % 3), dense
+
+
+def storage(split: ArraySplit) -> int:
+    inputs = split.inputs
+    values = inputs if inputs.layout == torch.strided else inputs.values()
+    return values.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_ranges_are_the_rows_in_order(layout):
+    (train, x), (test, y) = make(layout), make(layout, n=9, seed=1)
+    ranges = [Range("train", 5, 20), Range("test", 0, 9), Range("train", 0, 4)]
+    got = take({"train": train, "test": test}, ranges)
+    assert got.inputs.layout == train.inputs.layout
+    np.testing.assert_array_equal(got.inputs.to_dense(), np.vstack([x[5:], y, x[:4]]))
+    expected = torch.cat([train.targets[5:], test.targets, train.targets[:4]])
+    assert torch.equal(got.targets, expected)
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_one_range_is_a_view(layout):
+    whole, x = make(layout)
+    for start, stop in [(0, 20), (2, 9)]:
+        part = take({"train": whole}, [Range("train", start, stop)])
+        assert storage(part) == storage(whole)
+        np.testing.assert_array_equal(part.inputs.to_dense(), x[start:stop])
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_rows_get_unit_norm_in_place(layout, monkeypatch):
+    monkeypatch.setattr("src.data.arrays.ROWS_AT_A_TIME", 6)  # several blocks, the last one short
+    whole, x = make(layout)
+    splits = split_arrays({"train": whole}, {"train": "train[:15]", "test": "train[10:]"}, "rows")
+    np.testing.assert_allclose(splits["train"].inputs.to_dense(), normalize(x)[:15], rtol=1e-6)
+    np.testing.assert_allclose(splits["test"].inputs.to_dense(), normalize(x)[10:], rtol=1e-6)
+    assert storage(splits["test"]) == storage(whole)
+
+
+def test_columns_are_standardised_by_our_train_split():
+    whole, x = make("dense")
+    x[:12, 2] = whole.inputs[:12, 2] = 5.0  # constant in train
+    splits = split_arrays({"train": whole}, {"train": "train[:12]", "val": "train[8:]"}, "columns")
+    mean, std = x[:12].mean(0), x[:12].std(0)
+    std[std == 0] = 1
+    np.testing.assert_allclose(splits["train"].inputs, ((x - mean) / std)[:12], atol=1e-5)
+    np.testing.assert_allclose(splits["val"].inputs, ((x - mean) / std)[8:], atol=1e-5)
+
+
+def test_sparse_columns_and_unknown_ways_are_refused():
+    whole, _ = make("csr")
+    with pytest.raises(UserError, match=r"data_normalize: got 'columns'.*sparse"):
+        split_arrays({"train": whole}, {"train": "train"}, "columns")
+    with pytest.raises(UserError, match="data_normalize: got 'row'"):
+        split_arrays({"train": whole}, {"train": "train"}, "row")
+
+
+def images(n_channels: int = 1) -> Data:
+    split = ArraySplit(torch.rand(4, n_channels, 8, 8), torch.tensor([0, 1, 1, 0]))
+    return Data({"train": split}, (n_channels, 8, 8), 2)
+
+
+def test_images_take_the_shape_and_the_statistics_asked_for():
+    wanted = Preprocessing((3, 16, 16), mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    fitted = to_shape(images(), wanted, "x/y")
+    plain = to_shape(images(), Preprocessing((1, 16, 16)), "x/y")
+    inputs = fitted.splits["train"].inputs
+    assert inputs.shape == (4, *fitted.input_shape) == (4, 3, 16, 16)
+    torch.manual_seed(0)
+    data = images()
+    same = to_shape(data, Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)), "x/y")
+    expected = (data.splits["train"].inputs[:, 0] - 0.4) / 0.2
+    torch.testing.assert_close(same.splits["train"].inputs[:, 1], expected)
+    assert plain.splits["train"].inputs.shape == (4, 1, 16, 16)
+
+
+def test_rows_take_shapes_with_as_many_elements():
+    whole, x = make("dense", d=12)
+    data = Data({"train": whole}, (12,), 3)
+    shaped = to_shape(data, Preprocessing((3, 2, 2)), "x/y")
+    np.testing.assert_array_equal(shaped.splits["train"].inputs[5, 1], x[5, 4:8].reshape(2, 2))
+    with pytest.raises(UserError, match=r"model_input_shape: got \[3, 2, 3\], expected \[12\]"):
+        to_shape(data, Preprocessing((3, 2, 3)), "x/y")
+    assert to_shape(data, Preprocessing(mean=(0.5,), std=(0.5,)), "x/y") is data
+
+
+def test_classes_may_be_more_but_not_fewer():
+    data = images()
+    assert with_classes(data, 5, "x/y").n_classes == 5
+    assert with_classes(data, None, "x/y") is data
+    with pytest.raises(UserError, match="data_n_classes: got 1, expected at least the 2"):
+        with_classes(data, 1, "x/y")
+    several = ArraySplit(torch.ones(4, 3), torch.tensor([[1.0, 0.0]] * 4))
+    wider = with_classes(Data({"train": several}, (3,), 2), 4, "x/y")
+    assert wider.splits["train"].targets.tolist() == [[1.0, 0.0, 0.0, 0.0]] * 4
+    with pytest.raises(UserError, match="regression"):
+        with_classes(Data({"train": several}, (3,), None), 4, "x/y")
+
+
+def test_a_train_split_without_a_class_is_told(log_lines):
+    sorted_by_class = ArraySplit(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]))
+    warn_of_absent_classes(Data({"train": sorted_by_class}, (3,), 2))
+    assert log_lines == []
+    warn_of_absent_classes(Data({"train": sorted_by_class}, (3,), 3))
+    assert "1 of 3 classes have no example" in log_lines[0]

@@ -1,0 +1,322 @@
+"""libsvm/NAME on caches of libsvmdata that are seeded here, and on svmlight files over HTTP."""
+
+import io
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.datasets import dump_svmlight_file
+from sklearn.preprocessing import normalize
+
+from src.data import libsvm, libsvm_files
+from src.data.fetch import alone
+from src.names import UserError
+
+ROOT = Path(libsvm.__file__).parents[2]
+TRAIN = {"train": "train"}
+BOTH = {"train": "train", "test": "test"}
+
+
+def table(n: int, d: int, *, fill: float = 1.0, seed: int = 0) -> np.ndarray:
+    return sparse.random(n, d, fill, random_state=seed).toarray()
+
+
+def seed_cache(data_dir: Path, name: str, inputs: np.ndarray, targets) -> None:
+    """The files that libsvmdata 0.5 leaves: Fortran order or CSC, float64, labels as they were."""
+    folder = data_dir / "libsvm"
+    folder.mkdir(exist_ok=True)
+    if np.count_nonzero(inputs) >= inputs.size / 2:
+        np.save(folder / f"{name}_X.npy", np.asfortranarray(inputs))
+    else:
+        sparse.save_npz(folder / f"{name}_X.npz", sparse.csc_matrix(inputs))
+    if sparse.issparse(targets):
+        sparse.save_npz(folder / f"{name}_y.npz", targets)
+    else:
+        np.save(folder / f"{name}_y.npy", np.asarray(targets, float))
+
+
+def prepare(data_dir: Path, name: str) -> None:
+    """What load does in a process of its own, without the wait for that process."""
+    libsvm_files.make(data_dir / "libsvm", name, fetch=False, layout=None, mirror=None)
+
+
+def svmlight(inputs: np.ndarray, targets: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    dump_svmlight_file(inputs, targets, file, zero_based=False)
+    return file.getvalue()
+
+
+def load(name: str, data_dir: Path, splits_map=TRAIN, **kwargs):
+    return libsvm.load(name, splits_map, data_dir=data_dir, **{"download": False, **kwargs})
+
+
+@pytest.mark.parametrize(("fill", "layout"), [(1.0, torch.strided), (0.05, torch.sparse_csr)])
+def test_what_is_smaller_is_kept_and_rows_have_unit_norm(tmp_path, fill, layout):
+    x = table(200, 123, fill=fill)
+    seed_cache(tmp_path, "a1a", x, np.where(np.arange(200) % 3, 1, -1))
+    prepare(tmp_path, "a1a")
+    data = load("a1a", tmp_path, {"train": "train[:150]", "test": "train[150:]"})
+    for split, rows in [("train", slice(150)), ("test", slice(150, 200))]:
+        inputs = data.splits[split].inputs
+        assert (inputs.layout, inputs.dtype) == (layout, torch.float32)
+        np.testing.assert_allclose(inputs.to_dense(), normalize(x)[rows], rtol=1e-5)
+    assert (data.input_shape, data.n_classes) == ((123,), 2)
+    plain = load("a1a", tmp_path, normalize="none").splits["train"].inputs
+    np.testing.assert_allclose(plain.to_dense(), x, rtol=1e-6)
+
+
+def test_labels_of_both_parts_are_numbered_together(tmp_path):
+    seed_cache(tmp_path, "pendigits", table(6, 16), [7, 3, 3, 9, 7, 9])
+    seed_cache(tmp_path, "pendigits_test", table(3, 16), [11, 9, 3])
+    for name in ("pendigits", "pendigits_test"):
+        prepare(tmp_path, name)
+    data = load("pendigits", tmp_path, BOTH)
+    assert data.n_classes == 4
+    assert data.splits["train"].targets.tolist() == [1, 0, 0, 2, 1, 2]
+    assert data.splits["test"].targets.tolist() == [3, 2, 0]
+    assert data.splits["test"].targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("fill", [1.0, 0.05])
+def test_both_parts_get_the_larger_number_of_features(tmp_path, fill):
+    seed_cache(tmp_path, "w1a", table(30, 290, fill=fill), np.arange(30) % 2)
+    seed_cache(tmp_path, "w1a_test", table(20, 300, fill=fill, seed=1), np.arange(20) % 2)
+    for name in ("w1a", "w1a_test"):
+        prepare(tmp_path, name)
+    data = load("w1a", tmp_path, BOTH)
+    assert data.splits["train"].inputs.shape == (30, 300)
+    assert data.splits["test"].inputs.shape == (20, 300)
+    assert data.splits["train"].inputs.to_dense()[:, 290:].abs().sum() == 0
+
+
+def test_the_test_part_lies_in_memory_as_the_train_part_does(tmp_path):
+    seed_cache(tmp_path, "splice", table(30, 60), np.arange(30) % 2)
+    seed_cache(tmp_path, "splice_test", table(20, 60, fill=0.1), np.arange(20) % 2)
+    data = load("splice", tmp_path, BOTH)
+    assert {split.inputs.layout for split in data.splits.values()} == {torch.strided}
+
+
+def test_regression_keeps_its_numbers(tmp_path):
+    seed_cache(tmp_path, "abalone", table(5, 8), [3.5, -2, 3.5, 0.25, 7])
+    prepare(tmp_path, "abalone")
+    data = load("abalone", tmp_path)
+    assert data.n_classes is None
+    assert data.splits["train"].targets.tolist() == [3.5, -2, 3.5, 0.25, 7]
+    assert data.splits["train"].targets.dtype == torch.float32
+
+
+def test_several_labels_become_zeros_and_ones(tmp_path):
+    labels = sparse.csr_matrix(np.array([[0, 0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 0, 0]]))
+    seed_cache(tmp_path, "yeast", table(3, 103), labels)
+    prepare(tmp_path, "yeast")
+    data = load("yeast", tmp_path)
+    assert data.splits["train"].targets.tolist() == [[0, 1, 1], [0, 0, 0], [1, 1, 0]]
+    assert data.n_classes == 3
+
+
+def test_errors_in_libsvmdatas_table_are_corrected(tmp_path, site):
+    x, y = table(10, 256), np.arange(10)
+    seed_cache(tmp_path, "usps", np.hstack([x, np.zeros((10, 7291 - 256))]), y)
+    prepare(tmp_path, "usps")
+    assert load("usps", tmp_path).input_shape == (256,)
+
+    seed_cache(tmp_path, "w3a", table(2477, 300, fill=0.02), np.arange(2477) % 2)  # w1a's
+    site.files["/binary/w3a"] = svmlight(table(40, 300), np.arange(40) % 2)
+    data = load("w3a", tmp_path, download=True, mirror=site.address)
+    assert len(data.splits["train"]) == 40
+
+
+def test_a_start_from_prepared_arrays_needs_no_library(tmp_path):
+    seed_cache(tmp_path, "a1a", table(20, 123, fill=0.05), np.arange(20) % 2)
+    prepare(tmp_path, "a1a")
+    code = (
+        "import sys; from pathlib import Path; from src.data import libsvm\n"
+        f"libsvm.load('a1a', {TRAIN!r}, data_dir=Path({str(tmp_path)!r}))\n"
+        "print([m for m in ('libsvmdata', 'scipy', 'sklearn', 'timm') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")  # no warning of torch's either
+
+
+def test_prepared_arrays_follow_the_files(tmp_path):
+    folder = tmp_path / "libsvm"
+    seed_cache(tmp_path, "a1a", table(20, 123), np.arange(20) % 2)
+    assert not libsvm_files.is_current(folder, "a1a")
+    prepare(tmp_path, "a1a")
+    assert libsvm_files.is_current(folder, "a1a")
+    seed_cache(tmp_path, "a1a", table(20, 123, seed=5), np.arange(20) % 2)
+    assert not libsvm_files.is_current(folder, "a1a")
+    expected = normalize(table(20, 123, seed=5))
+    np.testing.assert_allclose(load("a1a", tmp_path).splits["train"].inputs, expected, rtol=1e-5)
+    for file in libsvm_files.source_files(folder, "a1a"):
+        file.unlink()
+    assert libsvm_files.is_current(folder, "a1a")
+
+
+@pytest.mark.parametrize("file", ["meta.json", "values.npy", "targets.npy"])
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+def test_half_written_arrays_are_made_again(tmp_path, file, damage):
+    seed_cache(tmp_path, "a1a", table(20, 123), np.arange(20) % 2)
+    prepare(tmp_path, "a1a")
+    path = libsvm_files.prepared_folder(tmp_path / "libsvm", "a1a") / file
+    path.write_bytes(path.read_bytes()[:-7]) if damage == "truncated" else path.unlink()
+    assert not libsvm_files.is_current(tmp_path / "libsvm", "a1a")
+    prepare(tmp_path, "a1a")
+    assert len(load("a1a", tmp_path).splits["train"]) == 20
+
+
+def damage_cache(folder: Path, damage: str) -> None:
+    inputs, targets = libsvm_files.source_files(folder, "a1a")
+    if damage == "half_X":
+        inputs.write_bytes(inputs.read_bytes()[: inputs.stat().st_size // 2])
+    elif damage == "empty_X":
+        inputs.write_bytes(b"")
+    elif damage == "half_y":
+        targets.write_bytes(targets.read_bytes()[:-40])
+    elif damage == "no_y":
+        targets.unlink()
+    elif damage == "stray":
+        np.save(folder / "a1a_X.npy", np.ones((3, 123)))
+    elif damage == "too_few_y":
+        np.save(targets, np.ones(7))
+
+
+DAMAGES = ("half_X", "empty_X", "half_y", "no_y", "stray", "too_few_y")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_cache_is_noticed(tmp_path, damage):
+    seed_cache(tmp_path, "a1a", table(50, 123, fill=0.05), np.arange(50) % 2)
+    damage_cache(tmp_path / "libsvm", damage)
+    with pytest.raises(Exception):  # noqa: B017 - whatever numpy and scipy raise; load shows it
+        prepare(tmp_path, "a1a")
+    assert not libsvm_files.is_current(tmp_path / "libsvm", "a1a")
+
+
+@pytest.mark.parametrize("damage", ["half_X", "stray"])
+def test_a_broken_cache_is_fetched_anew_or_refused(tmp_path, site, log_lines, damage):
+    x, y = table(60, 123, fill=0.05), np.arange(60) % 2
+    site.files["/binary/a1a"] = svmlight(x, y)
+    seed_cache(tmp_path, "a1a", x[:50], y[:50])
+    damage_cache(tmp_path / "libsvm", damage)
+    with pytest.raises(UserError, match=r"libsvm/a1a is broken \(.*data_download is false.*_X"):
+        load("a1a", tmp_path)
+    data = load("a1a", tmp_path, download=True, mirror=site.address)
+    np.testing.assert_allclose(data.splits["train"].inputs.to_dense(), normalize(x), rtol=1e-5)
+    assert any("is broken" in line and "fetching" in line for line in log_lines)
+    assert len(libsvm_files.source_files(tmp_path / "libsvm", "a1a")) == 2
+
+
+def test_fetching_one_set_leaves_the_others(tmp_path, site):
+    """libsvmdata by itself would delete both, as one's name ends like the other's."""
+    seed_cache(tmp_path, "duke breast-cancer", table(4, 50), [1, 2, 1, 2])
+    site.files["/binary/breast-cancer"] = svmlight(table(30, 10), np.arange(30) % 2 * 2 + 2)
+    data = load("breast-cancer", tmp_path, download=True, mirror=site.address)
+    assert (len(data.splits["train"]), data.n_classes) == (30, 2)
+    assert len(libsvm_files.source_files(tmp_path / "libsvm", "duke breast-cancer")) == 2
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_without_data_the_error_names_set_folder_and_files(tmp_path, site, download):
+    site.shutdown()
+    site.server_close()
+    start = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        load("rcv1.binary", tmp_path, download=download, mirror=site.address)
+    for word in ("libsvm/rcv1.binary", str(tmp_path / "libsvm"), "rcv1.binary_X.npz", "_y.npy"):
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 10
+    assert download or not (tmp_path / "libsvm").exists()
+
+
+def test_a_server_that_falls_silent_is_given_up(tmp_path, site, monkeypatch):
+    monkeypatch.setattr("src.data.fetch.NO_PROGRESS_SECONDS", 0.5)
+    site.files["/binary/a1a"] = svmlight(table(60, 123), np.arange(60) % 2)
+    site.stalls.set()
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="timed out"):
+        libsvm_files.make(tmp_path / "libsvm", "a1a", fetch=True, layout=None, mirror=site.address)
+    assert time.monotonic() - start < 5
+
+
+def start_load(tmp_path: Path, address: str) -> subprocess.Popen:
+    code = (
+        "from pathlib import Path; from src.data import libsvm\n"
+        f"data = libsvm.load('a1a', {TRAIN!r}, data_dir=Path({str(tmp_path)!r}),"
+        f" mirror={address!r})\nprint(len(data.splits['train']))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_one_process_fetches_and_the_other_waits(tmp_path, site):
+    site.files["/binary/a1a"] = svmlight(table(60, 123), np.arange(60) % 2)
+    site.stalls.set()
+    processes = [start_load(tmp_path, site.address) for _ in range(2)]
+    lines: list[str] = []
+    wait_for(lambda: len(site.requests) == 3)  # libsvmdata asks three times for one file
+    time.sleep(0.5)
+    site.ended.set()
+    lines = [process.communicate(timeout=60) for process in processes]
+    assert [out.strip() for out, _ in lines] == ["60", "60"]
+    assert len(site.requests) == 3
+    assert sum("waiting for another process that fetches" in err for _, err in lines) == 1
+
+
+def test_who_waited_uses_what_the_other_prepared(tmp_path, log_lines):
+    folder = tmp_path / "libsvm"
+    seed_cache(tmp_path, "a1a", table(20, 123), np.arange(20) % 2)
+    with ThreadPoolExecutor(1) as pool:
+        with alone(folder / "a1a.lock", "tests"):
+            waiting = pool.submit(load, "a1a", tmp_path)
+            wait_for(lambda: any("waiting for another process" in line for line in log_lines))
+            prepare(tmp_path, "a1a")
+            for file in libsvm_files.source_files(folder, "a1a"):
+                file.unlink()
+        assert len(waiting.result(30).splits["train"]) == 20
+
+
+def test_a_killed_fetch_leaves_nothing_that_matters(tmp_path, site):
+    site.files["/binary/a1a"] = svmlight(table(60, 123), np.arange(60) % 2)
+    site.stalls.set()
+    process = start_load(tmp_path, site.address)
+    wait_for(lambda: len(site.requests) == 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert libsvm_files.source_files(tmp_path / "libsvm", "a1a") == []
+    site.stalls.clear()
+    data = load("a1a", tmp_path, download=True, mirror=site.address)
+    assert len(data.splits["train"]) == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("rcv1", "rcv1.binary"), ("covtype", "covtype.binary"), ("a9", "a9a"), ("HIGS", "HIGGS")],
+)
+def test_unknown_names_are_answered_with_the_closest(tmp_path, name, near):
+    with pytest.raises(UserError, match=f"unknown 'libsvm/{name}'; did you mean 'libsvm/{near}'"):
+        load(name, tmp_path)
+
+
+def test_a_set_without_test_part_suggests_slices(tmp_path):
+    with pytest.raises(UserError, match=r"libsvm/covtype.multiclass has no 'test'.*train\[80%:\]"):
+        load("covtype.multiclass", tmp_path, BOTH)

@@ -1,0 +1,66 @@
+"""PIL images become the tensors that torchvision and timm would make of them."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+from src.data.transforms import STATISTICS, image_transforms
+from src.names import UserError
+
+MEAN, STD = STATISTICS["cifar10"]
+
+
+def picture(mode: str, width: int = 40, height: int = 30) -> Image.Image:
+    shape = (height, width) if mode == "L" else (height, width, 3)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("mode", "mean", "std"), [("L", (0.3,), (0.2,)), ("RGB", MEAN, STD)])
+def test_pixels_are_normalised_as_torchvision_does(mode, mean, std):
+    image = picture(mode)
+    shape = (len(mean), 30, 40)
+    for transform in image_transforms(shape, (mean, std), resize=False):
+        got = transform(image)
+        assert got.shape == shape
+        assert got.is_contiguous()
+        torch.testing.assert_close(got, Compose([ToTensor(), Normalize(mean, std)])(image))
+        assert torch.equal(pickle.loads(pickle.dumps(transform))(image), got)  # noqa: S301
+
+
+@pytest.mark.parametrize("size", [(24, 24), (16, 32)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_images_are_resized_as_timm_does_for_evaluation(size, crop_pct):
+    _, got = image_transforms(
+        (3, *size), (MEAN, STD), resize=True, interpolation="bicubic", crop_pct=crop_pct
+    )
+    timm = create_transform(
+        (3, *size),
+        interpolation="bicubic",
+        mean=MEAN,
+        std=STD,
+        crop_pct=crop_pct,
+        use_prefetcher=False,
+    )
+    torch.testing.assert_close(got(picture("RGB")), timm(picture("RGB")))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1), ("P", 3), ("RGBA", 3)])
+def test_channels_are_those_of_the_model(mode, channels):
+    image = picture("RGB").convert(mode)
+    transform, _ = image_transforms((channels, 30, 40), ((0.0,), (1.0,)), resize=False)
+    expected = ToTensor()(image.convert("L" if channels == 1 else "RGB"))
+    torch.testing.assert_close(transform(image), expected)
+
+
+def test_statistics_fit_the_channels():
+    grey, _ = image_transforms((1, 30, 40), ((0.1, 0.2, 0.6), (0.2, 0.2, 0.2)), resize=False)
+    torch.testing.assert_close(grey(picture("L")), Normalize(0.3, 0.2)(ToTensor()(picture("L"))))
+    with pytest.raises(UserError, match="data_mean, data_std: got"):
+        image_transforms((3, 30, 40), ((0.1, 0.2), (1.0,)), resize=False)
+    with pytest.raises(UserError, match="model_input_shape: got"):
+        image_transforms((4, 30, 40), ((0.1,), (1.0,)), resize=False)
