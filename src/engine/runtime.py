@@ -1,0 +1,40 @@
+"""What a run computes on."""
+
+import random
+
+import numpy as np
+import torch
+from loguru import logger
+from torch import nn
+
+from src.names import bad_value
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for, or cuda where there is one, else cpu. Raises UserError."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there_are = f"null or cpu, as {torch.cuda.device_count()} CUDA devices are visible"
+        raise bad_value("device", name, there_are)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise bad_value("device", name, "null or cpu, as this machine has no MPS device")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Start all global generators: dropout and whatever a fork draws in the loop."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def spread_over_gpus(model: nn.Module, device: torch.device, multi_gpu: bool) -> nn.Module:
+    """The model as it is called: on all visible GPUs where that is wanted and possible."""
+    if not (multi_gpu and device.type == "cuda" and device.index is None):
+        return model
+    if torch.cuda.device_count() == 1:
+        return model
+    logger.info("each batch is spread over {} GPUs", torch.cuda.device_count())
+    return nn.DataParallel(model)
