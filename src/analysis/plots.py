@@ -1,0 +1,48 @@
+"""Pictures; matplotlib is imported when the first one is drawn."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008): told apart by colour-blind readers
+COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+
+
+def learning_curves(stats: pd.DataFrame) -> "Figure":
+    """Loss and, where there is one, accuracy against the epoch, a line a split and model."""
+    from matplotlib.figure import Figure
+
+    measures = [m for m in ("loss", "accuracy") if f"train/{m}" in stats]
+    figure = Figure(figsize=(4.8 * len(measures), 3.6), layout="constrained")
+    for axis, measure in zip(
+        figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True
+    ):
+        _draw(axis, stats, measure)
+    return figure
+
+
+def _draw(axis: "Axes", stats: pd.DataFrame, measure: str) -> None:
+    columns = [c for c in stats.columns if c.endswith(f"/{measure}")]
+    for number, column in enumerate(columns):
+        marker = "o" if len(stats) < 3 else None  # a line of one point cannot be seen
+        colour = COLOURS[number % len(COLOURS)]
+        label = column.removesuffix(f"/{measure}")
+        axis.plot(stats["epoch"], stats[column], marker=marker, color=colour, label=label)
+    losses = stats[columns].to_numpy()
+    if measure == "loss" and (losses > 0).any() and losses.max() > 20 * losses[losses > 0].min():
+        axis.set_yscale("log")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(measure)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+
+
+def save_learning_curves(stats: pd.DataFrame, path: Path) -> None:
+    """learning_curves as a PNG."""
+    learning_curves(stats).savefig(path, dpi=120)

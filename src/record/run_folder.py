@@ -1,0 +1,163 @@
+"""The run folder: everything that a run leaves behind, and the null object for no folder.
+
+spec.yaml        what was asked for
+config.yaml      what was in force, with all that was found out or drawn
+training.log     lines of progress; the traceback of a run that died
+stats.csv        one row an epoch
+status.json      state, progress and time left, rewritten while the run goes
+provenance.json  commit, packages, command, machine; uncommitted.diff beside it
+curves.png       the learning curves
+checkpoints/     weights, where they were asked for
+done             what ended the run, and why; there only if it ended by itself
+"""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+from loguru import logger
+
+from src.config import KEYS, Config, make_config, read_yaml_file, save_config
+from src.files import write_atomically
+from src.names import UserError
+from src.record.console import close_log, open_log
+from src.record.provenance import write_provenance
+
+SECONDS_BETWEEN_STATUS = (
+    2.0  # a status file every 10 steps of a linear model would cost more than they
+)
+
+# Keys that change neither the numbers nor where they are found: they may differ from the
+# ones that a finished run was asked for.
+WITHOUT_EFFECT = {"log_interval", "log_interval_eval", "log_to_stdout", "output_dir", "save_plot"}
+WITHOUT_EFFECT |= {"device", "host_name", "multi_gpu", "num_workers", "data_dir", "data_download"}
+WITHOUT_EFFECT |= {"wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"}
+
+
+class RunFolder:
+    """A context: opened when a run starts, closed however it ends. path=None writes nothing."""
+
+    def __init__(self, path: str | None, *, log_to_terminal: bool = False) -> None:
+        self.path = None if path is None else Path(path)
+        self.log_to_terminal = log_to_terminal
+        self.state: dict[str, Any] = {"state": "running", "pid": os.getpid()}
+        self.next_status = 0.0
+
+    def __enter__(self) -> "RunFolder":
+        if self.path:
+            _make_folder(self.path)
+            for stale in ("done", "stats.csv", "uncommitted.diff", "curves.png"):
+                (self.path / stale).unlink(missing_ok=True)
+        log = self.path / "training.log" if self.path else None
+        self.sinks = open_log(log, to_terminal=self.log_to_terminal)
+        self.state |= {"host": platform.node(), "started": _now(), "error": None}
+        self._write_status()
+        if self.path:
+            write_provenance(self.path)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Say how it ended: in the status, and a traceback in the log if it died."""
+        if kind is not None:
+            self._note_end(error)
+        self._write_status()
+        close_log(self.sinks)
+
+    def _note_end(self, error: BaseException | None) -> None:
+        if isinstance(error, GeneratorExit):
+            self.state["state"] = "left"
+            logger.info("left early by the program that ran it")
+        elif isinstance(error, KeyboardInterrupt):
+            self.state["state"] = "interrupted"
+            logger.warning("interrupted")
+        else:
+            self.state |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+            is_plain = isinstance(error, UserError)
+            logger.opt(exception=None if is_plain else error).error(self.state["error"])
+
+    def save_config(self, asked: Config, in_force: Config) -> None:
+        """spec.yaml (kept where a submission has written it) and config.yaml."""
+        if self.path:
+            spec = self.path / "spec.yaml"
+            if not spec.exists() or differing_keys(asked, self.path):
+                save_config(asked, spec)
+            save_config(in_force, self.path / "config.yaml")
+
+    def save_stats(self, frame: pd.DataFrame) -> None:
+        if self.path:
+            write_atomically(self.path / "stats.csv", frame.to_csv())
+
+    def checkpoint(self, name: str) -> Path | None:
+        """Where the weights of that name belong; None where nothing is written."""
+        return self.path / "checkpoints" / f"{name}.pt" if self.path else None
+
+    def update_status(self, **facts: Any) -> None:
+        """New facts for status.json, written every few seconds at most."""
+        if self.path and monotonic() >= self.next_status:
+            self.state |= facts
+            self._write_status()
+
+    def finish(self, outcome: str, reason: str, **facts: Any) -> None:
+        """The run ended by itself: outcome is finished, early_stopped or diverged."""
+        logger.info("{}: {}", outcome, reason)
+        self.state |= {"state": "done", "outcome": outcome, "reason": reason, **facts}
+        if self.path:
+            end = {"outcome": outcome, "reason": reason, "time": _now(), **facts}
+            write_atomically(self.path / "done", json.dumps(end, indent=1) + "\n")
+
+    def _write_status(self) -> None:
+        if self.path:
+            self.next_status = monotonic() + SECONDS_BETWEEN_STATUS
+            text = json.dumps(self.state | {"updated": _now()}, indent=1)
+            write_atomically(self.path / "status.json", text, durable=False)
+
+
+def is_finished(config: Config) -> bool:
+    """Whether config.output_dir holds the finished run of this very config.
+
+    Raises UserError where it holds the finished run of another one.
+    """
+    folder = Path(config.output_dir) if config.output_dir else None
+    if not folder or not (folder / "done").exists():
+        return False
+    if differing := differing_keys(config, folder):
+        raise UserError(
+            f"output_dir: {folder} holds a finished run that differs in {', '.join(differing)}; "
+            "choose another output_dir, or delete that folder"
+        )
+    return True
+
+
+def differing_keys(config: Config, folder: Path) -> list[str]:
+    """The keys in which this run would not be the one of the folder, as asked or as in force."""
+    differing: list[list[str]] = []
+    for name in ("spec.yaml", "config.yaml"):
+        if (folder / name).exists():
+            earlier = make_config(read_yaml_file(folder / name))
+            keys = [key for key in KEYS if key not in WITHOUT_EFFECT]
+            differing.append([k for k in keys if getattr(config, k) != getattr(earlier, k)])
+    return min(differing, key=len, default=[])
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"output_dir: cannot write to {path}: permission denied")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

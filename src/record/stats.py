@@ -1,0 +1,56 @@
+"""stats.csv: one row an epoch, times in seconds. This module owns its columns.
+
+epoch, step, timestamp; train/loss, train/accuracy, train/time, train/data_time,
+train/seen_examples, train/learning_rate; for each other split and each evaluated model
+SPLIT/MODEL/loss, …/accuracy, …/time, …/data_time. No accuracy where targets are real.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+class Stats:
+    """The rows so far."""
+
+    def __init__(self, splits: list[str], models: list[str], *, has_accuracy: bool) -> None:
+        """splits: those that are evaluated; models: last, av, …"""
+        measures = ["loss", "accuracy"] if has_accuracy else ["loss"]
+        of_training = [*measures, "time", "data_time", "seen_examples", "learning_rate"]
+        self.evaluated = [f"{s}/{m}/{x}" for s in splits for m in models for x in measures]
+        self.columns = ["epoch", "step", "timestamp", *(f"train/{x}" for x in of_training)]
+        self.columns += [
+            f"{s}/{m}/{x}" for s in splits for m in models for x in [*measures, "time", "data_time"]
+        ]
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, epoch: int, step: int, groups: dict[str, dict[str, float]]) -> dict[str, Any]:
+        """Append an epoch: {'train': {'loss': …}, 'test/last': {…}}; returns the flat row."""
+        row: dict[str, Any] = {"epoch": epoch, "step": step}
+        row["timestamp"] = datetime.now(UTC).isoformat(timespec="seconds")
+        row |= {f"{group}/{x}": value for group, of in groups.items() for x, value in of.items()}
+        self.rows.append(row)
+        return row
+
+    def frame(self) -> pd.DataFrame:
+        """All rows, with the same columns in the same order however few were filled."""
+        return pd.DataFrame(self.rows, columns=self.columns)
+
+
+def read_stats(folder: str | Path) -> pd.DataFrame:
+    """The dataframe that was written to a run folder."""
+    return pd.read_csv(Path(folder) / "stats.csv", index_col=0)
+
+
+def summary(stats: pd.DataFrame, folder: str | None) -> str:
+    """What a run reached, and where to look: a line each."""
+    last = stats.iloc[-1]
+    shown = [c for c in stats.columns if c.endswith(("/loss", "/accuracy"))]
+    lines = [f"{column:<20} {last[column]:.4f}" for column in shown]
+    if folder:
+        lines.append(f"{'run folder':<20} {folder}")
+        if (picture := Path(folder) / "curves.png").exists():
+            lines.append(f"{'learning curves':<20} {picture}")
+    return "\n".join(lines)

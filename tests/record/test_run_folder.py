@@ -1,0 +1,131 @@
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from loguru import logger
+
+from src.config import make_config, save_config
+from src.files import write_atomically
+from src.names import UserError
+from src.record.run_folder import RunFolder, is_finished
+from src.record.stats import Stats, read_stats, summary
+
+
+def test_a_file_is_the_old_or_the_new_one(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")  # fails in the middle
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o444  # readable by others as the umask says
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (GeneratorExit(), "left"),
+        (KeyboardInterrupt(), "interrupted"),
+        (RuntimeError("boom"), "failed"),
+        (UserError("model: unknown 'x'"), "failed"),
+    ],
+)
+def test_the_status_says_how_a_run_ended(tmp_path, error, state):
+    with pytest.raises(type(error)), RunFolder(str(tmp_path)):
+        raise error
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == state
+    log = (tmp_path / "training.log").read_text()
+    assert ("Traceback" in log) == (type(error) is RuntimeError)
+    assert ("boom" in log) == (type(error) is RuntimeError)
+
+
+def test_tracebacks_do_not_show_the_values_of_variables(tmp_path):
+    def fail(password):
+        return len(password) / 0
+
+    with pytest.raises(ZeroDivisionError), RunFolder(str(tmp_path)):
+        fail("hunter" + "2")
+    assert "hunter2" not in (tmp_path / "training.log").read_text()
+
+
+def test_the_log_is_continued_by_the_next_attempt(tmp_path):
+    for number in (1, 2):
+        with RunFolder(str(tmp_path)):
+            logger.info("attempt {}", number)
+    log = (tmp_path / "training.log").read_text()
+    assert "attempt 1" in log
+    assert "attempt 2" in log
+
+
+def test_status_is_written_at_once_and_then_every_few_seconds(tmp_path):
+    with RunFolder(str(tmp_path)) as folder:
+        first = json.loads((tmp_path / "status.json").read_text())
+        assert first["state"] == "running"
+        for step in range(1000):
+            folder.update_status(step=step)
+        assert json.loads((tmp_path / "status.json").read_text()).get("step", 0) < 999
+        folder.finish("finished", "all done", step=1000)
+    assert json.loads((tmp_path / "status.json").read_text())["step"] == 1000
+    assert json.loads((tmp_path / "done").read_text())["outcome"] == "finished"
+
+
+def test_keys_without_effect_may_differ_from_the_finished_run(tmp_path):
+    def asked(**keys):
+        return make_config({"output_dir": str(tmp_path), **keys})
+
+    assert not is_finished(asked())
+    save_config(asked(), tmp_path / "spec.yaml")
+    (tmp_path / "done").write_text("")  # as older experiments leave it
+    assert is_finished(asked(log_interval=3, num_workers=0))
+    with pytest.raises(UserError, match="differs in model, base_lr"):
+        is_finished(asked(model="linear", base_lr=0.5))
+
+
+def test_stats_keep_their_columns_however_few_are_filled(tmp_path):
+    stats = Stats(["test"], ["last", "av"], has_accuracy=False)
+    stats.add(1, 10, {"train": {"loss": 0.25}})
+    frame = stats.frame()
+    assert list(frame)[3:7] == [
+        "train/loss",
+        "train/time",
+        "train/data_time",
+        "train/seen_examples",
+    ]
+    assert "test/av/loss" in frame
+    assert not [c for c in frame if "accuracy" in c]
+    (tmp_path / "stats.csv").write_text(frame.to_csv())
+    pd.testing.assert_frame_equal(read_stats(tmp_path), frame, check_dtype=False)
+    assert summary(frame, None).splitlines()[0].split() == ["train/loss", "0.2500"]
+
+
+BAR = """
+import time
+from src.record.console import Progress, open_log
+open_log(None, to_terminal=False)
+with Progress() as progress:
+    progress.start(20)
+    for step in range(1, 21):
+        time.sleep(0.02)
+        progress.line(step, 1, step * 10, {"loss": 0.5})
+"""
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else():
+    pty = pytest.importorskip("pty", reason="needs a Unix terminal")
+    termios = pytest.importorskip("termios")
+    parent, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, 80))
+    subprocess.run([sys.executable, "-c", BAR], stderr=child, check=True, timeout=60)
+    os.set_blocking(parent, False)
+    shown = os.read(parent, 100_000).decode()
+    assert "loss 0.5000" in shown
+    assert "/20" in shown
+    assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", shown))
+    piped = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, check=True)
+    assert piped.stderr == piped.stdout == ""
