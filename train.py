@@ -1,0 +1,293 @@
+"""Train one model: python train.py cfg.yaml [key=value ...]
+
+Every key stands in src/config.py. Other programs put their own logic between the
+epochs: `for stats, model in experiment_generator(config): …`.
+"""
+
+import argparse
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import pandas as pd
+import torch
+from loguru import logger
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from src.analysis.plots import save_learning_curves
+from src.config import Config, draw_missing, load_config
+from src.data.build import build_data
+from src.data.loaders import (
+    Loading,
+    evaluation_batches,
+    micro_batches,
+    on_device,
+    training_batches,
+)
+from src.data.splits import ArraySplit, DatasetSplit
+from src.durations import Timeline
+from src.engine.checkpoint import save_weights
+from src.engine.evaluation import Sums, evaluate
+from src.engine.runtime import pick_device, seed_everything, spread_over_gpus
+from src.engine.stopping import Best, has_diverged, metric_columns
+from src.losses import Loss, build_loss
+from src.models.build import build_model, model_preprocessing, output_dim
+from src.names import UserError, unknown_name
+from src.optim.averaging import Average, build_averages
+from src.optim.build import build_optimizer
+from src.optim.schedules import build_schedule
+from src.record.console import Progress
+from src.record.run_folder import RunFolder, is_finished
+from src.record.stats import Stats, read_stats, summary
+
+
+@dataclass
+class Learner:
+    """What a training step changes, and how."""
+
+    model: nn.Module
+    forward: nn.Module  # the model as it is called: itself, or spread over GPUs
+    loss: Loss
+    optimizer: Optimizer
+    averages: dict[str, Average]
+    micro_batch_size: int
+    clip_norm: float | None
+    clip_value: float | None
+
+
+def update(learner: Learner, inputs: Tensor, targets: Tensor, sums: Sums) -> None:
+    """One optimizer step on one batch: inputs (n, *shape), targets (n,) or (n, C)."""
+    # The loss is a sum over examples, divided by the weight of the whole batch: so the
+    # gradients of the micro-batches add up to that of the batch, however it is cut.
+    weight = learner.loss.weight(targets)
+    for x, y in micro_batches(inputs, targets, learner.micro_batch_size):
+        outputs = learner.forward(x)
+        loss_sum = learner.loss(outputs, y)
+        (loss_sum / weight).backward()
+        sums.add(loss_sum.detach(), outputs, y)
+
+    if learner.clip_norm is not None:
+        nn.utils.clip_grad_norm_(learner.model.parameters(), learner.clip_norm)
+    if learner.clip_value is not None:
+        nn.utils.clip_grad_value_(learner.model.parameters(), learner.clip_value)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+
+    for average in learner.averages.values():
+        average.update()
+
+
+def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Module]]:
+    """Train, and yield (stats so far, model) after every evaluation.
+
+    Leaving early (break, close) closes the files. Raises UserError where a name in the
+    config does not exist or keys contradict the data.
+    """
+    with (
+        RunFolder(config.output_dir, log_to_terminal=config.log_to_stdout) as folder,
+        Progress() as progress,
+    ):
+        # What is null is drawn or found here, once, and written to config.yaml: running
+        # that file is running this experiment again.
+        asked, config = config, draw_missing(config)
+        device = pick_device(config.device)
+        data = build_data(config, model_preprocessing(config))
+        config = replace(
+            config,
+            host_name=platform.node(),
+            data_n_examples={name: len(split) for name, split in data.splits.items()},
+            data_n_classes=data.n_classes,
+            model_input_shape=list(data.input_shape),
+            model_output_dim=output_dim(config, data.n_classes),
+            batch_size_accum=config.batch_size // config.grad_accum_steps,
+        )
+        train_split = on_device(data.splits["train"], device)
+        other_splits = {k: on_device(s, device) for k, s in data.splits.items() if k != "train"}
+
+        # The model and all that moves its weights.
+        weights = config.loss_class_weights
+        loss = build_loss(
+            config.loss,
+            n_classes=data.n_classes,
+            is_multilabel=isinstance(train_split, ArraySplit) and train_split.targets.ndim == 2,
+            label_smoothing=config.label_smoothing,
+            class_weights=None if weights is None else torch.tensor(weights, device=device),
+        )
+        model = build_model(config, data.input_shape, data.n_classes).to(device)
+        spread = config.multi_gpu and isinstance(train_split, DatasetSplit)
+        learner = Learner(
+            model=model,
+            forward=spread_over_gpus(model, device) if spread else model,
+            loss=loss,
+            optimizer=build_optimizer(config, model),
+            averages=build_averages(config.averaging, model),
+            micro_batch_size=config.batch_size_accum,
+            clip_norm=config.clip_norm,
+            clip_value=config.clip_value,
+        )
+        models = {"last": model} | {k: a.model for k, a in learner.averages.items()}
+        models = evaluated_models(models, config.evaluate_models)
+
+        # When things happen, in optimizer steps.
+        timeline = Timeline(
+            len(train_split),
+            config.batch_size,
+            drop_last=config.drop_last,
+            steps_per_epoch=config.steps_per_epoch,
+            samples_per_epoch=config.samples_per_epoch,
+        )
+        num_steps = timeline.num_steps(config.train_length, config.train_length_unit)
+        schedule = build_schedule(
+            config.lr_schedule, num_steps=num_steps, warmup_steps=config.warmup_steps
+        )
+        loading = Loading(config.batch_size, device, config.num_workers, config.drop_last)
+        loading_eval = replace(loading, batch_size=config.eval_batch_size or config.batch_size)
+        stats = Stats(list(other_splits), list(models), has_accuracy=learner.loss.has_accuracy)
+        best = None
+        if config.save_best_checkpoint or config.early_stopping_patience:
+            columns = metric_columns(config.best_checkpoint_metric, stats.evaluated)
+            best = Best(columns, config.early_stopping_patience)
+
+        folder.save_config(asked, config)
+        log_setup(config, model, device)
+        seed_everything(config.seed_training)
+        batches = training_batches(train_split, loading, seed=config.seed_training)
+        progress.start(num_steps)
+        outcome, reason, steps_done = "finished", f"all {num_steps} steps done", 0
+
+        for epoch, steps in timeline.epochs(num_steps):
+            # Train. Sums stay on the device and are read when a line is due, as reading
+            # waits for it; then a loss out of bounds shows as well.
+            model.train()
+            sums = Sums(learner.loss, device)
+            epoch_started, data_time = perf_counter(), 0.0
+            learning_rate = 0.0
+            for step in steps:
+                waiting_from = perf_counter()
+                inputs, targets = next(batches)
+                data_time += perf_counter() - waiting_from
+
+                learning_rate = config.base_lr * schedule(step)
+                for group in learner.optimizer.param_groups:
+                    group["lr"] = learning_rate
+                update(learner, inputs, targets, sums)
+                steps_done = step + 1
+
+                if steps_done % config.log_interval == 0 or steps_done == steps.stop:
+                    recent = sums.recent()
+                    progress.line(steps_done, epoch, timeline.samples_after(steps_done), recent)
+                    folder.update_status(epoch=epoch, **progress.status(steps_done))
+                    if has_diverged(recent["loss"], config.max_allowed_loss):
+                        outcome, reason = "diverged", f"loss {recent['loss']} at step {steps_done}"
+                        break
+
+            # Evaluate every split with every model. A diverged one has nothing to show.
+            results = {
+                "train": sums.averages()
+                | {
+                    "time": perf_counter() - epoch_started,
+                    "data_time": data_time,
+                    "seen_examples": timeline.samples_after(steps_done),
+                    "learning_rate": learning_rate,
+                }
+            }
+            if outcome != "diverged":
+                for split_name, split in other_splits.items():
+                    for model_name, evaluated in models.items():
+                        results[f"{split_name}/{model_name}"] = evaluate(
+                            evaluated,
+                            evaluation_batches(split, loading_eval),
+                            learner.loss,
+                            device=device,
+                            name=f"{split_name}/{model_name}",
+                            log_interval=config.log_interval_eval,
+                        )
+
+            # Save: the row, then weights where they are asked for.
+            row = stats.add(epoch, steps_done, results)
+            folder.save_stats(stats.frame())
+            is_best = best is not None and outcome != "diverged" and best.update(epoch, row)
+            if is_best and config.save_best_checkpoint:
+                save_weights(folder.checkpoint("best"), epoch, model, learner.averages)
+            if config.save_freq and epoch % config.save_freq == 0:
+                save_weights(
+                    folder.checkpoint(f"epoch_{epoch:04d}"), epoch, model, learner.averages
+                )
+
+            yield stats.frame(), model
+
+            # Stop: the loss is out of bounds, or there is no new best for too long.
+            if best and best.reason_to_stop:
+                outcome, reason = "early_stopped", best.reason_to_stop
+            if outcome != "finished":
+                break
+
+        folder.finish(outcome, reason, **progress.status(steps_done))
+        if config.save_plot and folder.path:
+            save_learning_curves(stats.frame(), folder.path / "curves.png")
+
+
+def evaluated_models(
+    models: dict[str, nn.Module], wanted: list[str] | None
+) -> dict[str, nn.Module]:
+    """Those of last, av, … that evaluate_models names."""
+    for name in wanted or []:
+        if name not in models:
+            raise unknown_name("evaluate_models", name, models)
+    return {name: models[name] for name in (models if wanted is None else wanted)}
+
+
+def log_setup(config: Config, model: nn.Module, device: torch.device) -> None:
+    """The first lines of the log: what was found and chosen."""
+    num_parameters = sum(p.numel() for p in model.parameters())
+    examples = ", ".join(f"{name} {n:,}" for name, n in config.data_n_examples.items())
+    logger.info("data {}: {} examples", config.dataset, examples)
+    logger.info(
+        "model {}: {:,} parameters, {} -> {}, on {}",
+        config.model,
+        num_parameters,
+        config.model_input_shape,
+        config.model_output_dim,
+        device,
+    )
+    if config.wandb:
+        logger.warning("wandb: true has no effect in this version; stats.csv holds every value")
+
+
+def run_experiment(config: Config) -> pd.DataFrame:
+    """Train to the end; the stats, one row an epoch."""
+    for stats, _ in experiment_generator(config):  # noqa: B007 - the last one is wanted
+        pass
+    return stats
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 2 for a mistake of the user's, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Train one model.")
+    parser.add_argument("config", help="YAML file with keys of src/config.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="base_lr=0.1 …")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        if is_finished(config):
+            print(
+                "this run is finished; delete its folder or choose another output_dir to repeat it"
+            )
+            stats = read_stats(config.output_dir)
+        else:
+            stats = run_experiment(config)
+        print(summary(stats, config.output_dir))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
