@@ -1,0 +1,72 @@
+"""Who may import whom: the house stays a house."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GROUND = {"config", "names", "expressions", "durations", "files"}
+BUILDERS = {"data.build", "models.build", "optim.build"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """'optim.build' for every `from src.optim.build import …`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("src"):
+            module = (node.module or "").removeprefix("src").lstrip(".")
+            for alias in node.names:
+                inner = f"{module}.{alias.name}".lstrip(".")
+                is_module = (ROOT / "src" / inner.replace(".", "/")).with_suffix(".py").exists()
+                found.add(inner if is_module else module)
+    return found
+
+
+def rooms(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def modules(room: str) -> list[Path]:
+    return sorted((ROOT / "src" / room).rglob("*.py"))
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", [ROOT / "src" / f"{m}.py" for m in sorted(GROUND)], ids=ids)
+def test_the_ground_stands_on_itself(path):
+    assert rooms(imports_of(path)) <= GROUND
+
+
+@pytest.mark.parametrize("room", ["data", "models", "optim"])
+def test_leaves_see_neither_config_nor_other_rooms(room):
+    for path in modules(room):
+        imported = imports_of(path)
+        is_builder = path.name == "build.py" and path.parent.name == room
+        allowed = {room, "names", "files", "expressions", "durations"}
+        allowed |= {"config"} if is_builder else set()
+        # what an image network wants of its images is said in the words of the data room
+        shared = {"data.splits"}
+        assert rooms(imported - shared) <= allowed, path
+
+
+def test_the_engine_never_records_or_builds():
+    for path in modules("engine"):
+        imported = imports_of(path)
+        assert "record" not in rooms(imported), path
+        assert not imported & BUILDERS, path
+
+
+def test_records_know_nothing_of_the_engine_the_data_and_the_models():
+    for path in modules("record"):
+        assert not rooms(imports_of(path)) & {"engine", "data", "models", "optim"}, path
+
+
+@pytest.mark.parametrize("module", ["src.analysis.plots", "src.record.stats", "src.config"])
+def test_analysis_and_configuration_start_without_torch(module):
+    script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
