@@ -1,0 +1,86 @@
+"""From the configuration to the model."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from src.data.splits import Preprocessing
+from src.models import linear, timm
+from src.models.tiny import build as tiny
+from src.models.weights import init_head, load_weights
+from src.names import UserError, bad_value, pick, split_family
+
+if TYPE_CHECKING:
+    from src.config import Config
+
+# family -> function of (name in the family, input shape, number of outputs) that returns the
+# model and the names of the modules that are its head
+FAMILIES: dict[str, Any] = {
+    "linear": linear.build,
+    "tiny": tiny.build,
+    "timm": timm.build,
+}
+WITH_PRETRAINED = {"timm"}  # these also take is_pretrained
+IMAGES_ONLY = {"tiny", "timm"}
+
+
+def build_model(config: "Config", input_shape: tuple[int, ...], n_classes: int | None) -> nn.Module:
+    """The model of the configuration, on the CPU, a function of seed_model alone.
+
+    input_shape: of one example. n_classes: None for regression. UserError for an unknown name,
+    a model that does not take such inputs, and weights that can't be had or don't fit.
+    """
+    family, name = split_family(config.model)
+    build = pick(FAMILIES, family, "model")
+    if family in IMAGES_ONLY and len(input_shape) != 3:
+        expected = (
+            f"a model for inputs of shape {input_shape}, such as 'linear'; this one takes images, "
+            "as which rows pass where model_input_shape says [channels, height, width]"
+        )
+        raise bad_value("model", config.model, expected)
+    options = pretrained_options(config, family)
+    # The CPU's generator alone: nothing is drawn on a GPU, and its state is the caller's.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed_model)  # type: ignore[arg-type]
+        model, heads = build(name, input_shape, output_dim(config, n_classes), **options)
+        if config.model_weights is not None:
+            load_weights(model, config.model_weights, heads)
+        if config.model_head_init is not None:
+            init_head(model, heads, config.model_head_init)
+    return model
+
+
+def output_dim(config: "Config", n_classes: int | None) -> int:
+    """model_output_dim if given, else the number of classes, else 1 (regression)."""
+    given = config.model_output_dim
+    if given is None:
+        return n_classes or 1
+    if given < (n_classes or 1):
+        raise bad_value("model_output_dim", given, f"at least {n_classes}, the number of classes")
+    return given
+
+
+def model_preprocessing(config: "Config") -> Preprocessing | None:
+    """How a network with weights from elsewhere was fed; the data room lets keys overrule it.
+
+    None, take the data as they are, for a network that starts at random: it learns whatever it
+    is given, and stretching small images to the size it was once published with costs time.
+    """
+    family, name = split_family(config.model)
+    has_weights = config.model_pretrained or config.model_weights is not None
+    return timm.preprocessing(name) if family == "timm" and has_weights else None
+
+
+def pretrained_options(config: "Config", family: str) -> dict[str, bool]:
+    """What a builder is told about weights; UserError where a family has none."""
+    if not config.model_pretrained:
+        return {}
+    if config.model_weights is not None:
+        raise UserError("model_pretrained and model_weights exclude each other: set one of them")
+    if family not in WITH_PRETRAINED:
+        raise UserError(
+            f"model_pretrained: there are no pretrained weights for {config.model!r}; "
+            f"set it to false, or give a file as model_weights"
+        )
+    return {"is_pretrained": True}

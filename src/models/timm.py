@@ -1,0 +1,64 @@
+"""timm/NAME: every network of timm, by its name there (`resnet50`, `resnet50.a1_in1k`)."""
+
+from typing import Any
+
+from torch import nn
+
+from src.data.splits import Preprocessing
+from src.names import UserError, bad_value, unknown_name
+
+
+def build(
+    name: str, input_shape: tuple[int, ...], n_outputs: int, *, is_pretrained: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """'resnet18', (3, 224, 224), 10 -> (model, names of its head).
+
+    is_pretrained: with the weights that timm names for it, from the hub or its cache, the head
+    new where the number of outputs is another; UserError where they can't be had.
+    """
+    import timm
+
+    settings = pretrained_settings(name)
+    if is_pretrained and not settings.has_weights:
+        raise bad_value("model_pretrained", True, f"a model with weights; timm has none for {name}")
+    arguments: dict[str, Any] = {"num_classes": n_outputs, "in_chans": input_shape[0]}
+    # The networks that timm calls of fixed size are those that take an img_size.
+    if settings.fixed_input_size and input_shape[1:] != settings.input_size[1:]:
+        arguments["img_size"] = input_shape[1:]
+    try:
+        model = timm.create_model(name, pretrained=is_pretrained, **arguments)
+    except OSError as error:
+        raise UserError(
+            f"model_pretrained: the weights of 'timm/{name}' are neither in the hub's cache nor "
+            f"could they be fetched ({type(error).__name__}); run once where there is a network, "
+            f"or give a file as model_weights"
+        ) from error
+    heads = settings.classifier or ()
+    return model, (heads,) if isinstance(heads, str) else tuple(heads)
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """How timm feeds the network that its weights belong to."""
+    settings = pretrained_settings(name)
+    return Preprocessing(
+        input_shape=settings.input_size,
+        mean=settings.mean,
+        std=settings.std,
+        interpolation=settings.interpolation,
+        crop_pct=settings.crop_pct,
+    )
+
+
+def pretrained_settings(name: str) -> Any:
+    """timm's PretrainedCfg of a model; UserError, with the closest, for a name it does not have."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    architecture, _, tag = name.partition(".")
+    # Of names that timm has given up, create_model knows the new ones, but the settings do not.
+    known = timm.list_models()
+    if tag and architecture in known:
+        known = timm.list_models(f"{architecture}.*", pretrained=True)
+    if name not in known:
+        raise unknown_name("model", f"timm/{name}", [f"timm/{n}" for n in known])
+    return get_pretrained_cfg(name, allow_unregistered=False)

