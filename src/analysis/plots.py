@@ -27,6 +27,8 @@ def learning_curves(stats: pd.DataFrame) -> "Figure":
 
 
 def _draw(axis: "Axes", stats: pd.DataFrame, measure: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     columns = [c for c in stats.columns if c.endswith(f"/{measure}")]
     for number, column in enumerate(columns):
         marker = "o" if len(stats) < 3 else None  # a line of one point cannot be seen
@@ -38,7 +40,7 @@ def _draw(axis: "Axes", stats: pd.DataFrame, measure: str) -> None:
         axis.set_yscale("log")
     axis.set_xlabel("epoch")
     axis.set_ylabel(measure)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
 

@@ -176,7 +176,7 @@ def _loaded(
     loader = DataLoader(
         examples,
         batch_sampler=order,  # type: ignore[arg-type]
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
         num_workers=loading.num_workers,
         pin_memory=on_gpu,
         generator=torch.Generator(),  # else the loader draws from the model's own

@@ -21,7 +21,7 @@ class Sums:
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.weight: float | Tensor = 0
         self.examples = 0
-        self.at_last_reading = (0.0, 0.0, 0, 0)
+        self.at_last_reading = [0.0, 0.0, 0, 0]
 
     def add(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Count a batch: its summed loss (detached), outputs (n, C), targets (n,)."""
@@ -29,24 +29,24 @@ class Sums:
         self.weight += self.loss.weight(targets)
         self.examples += len(targets)
         if self.loss.has_accuracy:
-            self.correct += self.loss.correct(outputs, targets)
+            self.correct += self.loss.correct(outputs, targets)  # type: ignore[arg-type]
 
     def averages(self) -> dict[str, float]:
         """loss and, for classes, accuracy of everything so far; waits for the device."""
-        return self._averages(*self._read())
+        return self._averages(self._read())
 
     def recent(self) -> dict[str, float]:
         """The same for what was added since this was last asked."""
-        now = self._read()
-        then, self.at_last_reading = self.at_last_reading, now
-        return self._averages(*(a - b for a, b in zip(now, then, strict=True)))
+        now, then = self._read(), self.at_last_reading
+        self.at_last_reading = now
+        return self._averages([a - b for a, b in zip(now, then, strict=True)])
 
-    def _read(self) -> tuple[float, float, int, int]:
-        return self.total.item(), float(self.weight), self.correct.item(), self.examples  # type: ignore[return-value]
+    def _read(self) -> list[float]:
+        """[summed loss, its weight, correct, examples]."""
+        return [self.total.item(), float(self.weight), self.correct.item(), self.examples]
 
-    def _averages(
-        self, total: float, weight: float, correct: int, examples: int
-    ) -> dict[str, float]:
+    def _averages(self, sums: list[float]) -> dict[str, float]:
+        total, weight, correct, examples = sums
         averages = {"loss": total / weight if weight else float("nan")}
         if self.loss.has_accuracy:
             averages["accuracy"] = correct / examples if examples else float("nan")

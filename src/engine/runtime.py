@@ -30,11 +30,9 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def spread_over_gpus(model: nn.Module, device: torch.device, multi_gpu: bool) -> nn.Module:
-    """The model as it is called: on all visible GPUs where that is wanted and possible."""
-    if not (multi_gpu and device.type == "cuda" and device.index is None):
-        return model
-    if torch.cuda.device_count() == 1:
+def spread_over_gpus(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as it is called: on all visible GPUs, where there are several to choose from."""
+    if device.type != "cuda" or device.index is not None or torch.cuda.device_count() == 1:
         return model
     logger.info("each batch is spread over {} GPUs", torch.cuda.device_count())
     return nn.DataParallel(model)

