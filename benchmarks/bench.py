@@ -90,13 +90,11 @@ def compare(table: str, folder: Path, only: list[str] | None) -> None:
     print("| batch | contestant | speed relative to the bare loop | ms a step | peak memory, MB |")
     print("|---|---|---|---|---|")
     for batch_size, num_steps, turns in ROWS[table]:
-        running = {
-            name: make(batch_size, num_steps, folder / name.split()[0])
-            for name, make in contestants_of(table).items()
-            if only is None or name in ("bare loop", *only)
-        }
-        for name in running:
-            link_data(folder, folder / name.split()[0])
+        running = {}
+        for name, make in contestants_of(table).items():
+            if only is None or name in ("bare loop", *only):
+                link_data(folder, folder / name.split()[0])
+                running[name] = make(batch_size, num_steps, folder / name.split()[0])
         seconds: dict[str, list[float]] = {name: [] for name in running}
         for turn in range(turns + 1):
             for name, segments in running.items():

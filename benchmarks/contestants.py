@@ -46,56 +46,53 @@ class PlainAverage:
 # ---- The bare loop -----------------------------------------------------------------------
 
 
-def bare(batch_size: int, num_steps: int, folder: Path) -> Segments:
-    """Tensors in memory, randperm, gather, forward, backward, step, sums, average."""
-    inputs, targets = covtype_like()
-    model = nn.Linear(54, 7)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    average = PlainAverage(model)
-
-    def endless_batches() -> Iterator[Tensor]:
-        while True:
-            yield from torch.randperm(len(targets)).split(batch_size)
-
-    batches = endless_batches()
-    while True:
-        started = perf_counter()
-        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-        for indices in islice(batches, num_steps):
-            x, y = inputs[indices], targets[indices]
-            outputs = model(x)
-            loss = F.cross_entropy(outputs, y)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            average.update()
-            total += loss.detach() * len(y)
-            correct += (outputs.argmax(1) == y).sum()
-        total.item(), correct.item()
-        yield perf_counter() - started
-
-
-def plain_loader(batch_size: int, num_steps: int, folder: Path) -> Segments:
-    """The usual DataLoader(TensorDataset), which collates example by example."""
-    loader = _loader(batch_size)
-    model = nn.Linear(54, 7)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    average = PlainAverage(model)
-    batches = _endless(loader)
+def train_bare(
+    forward: Callable[[Any], Tensor],
+    batches: Iterator[tuple[Any, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    num_steps: int,
+    update_average: Callable[[], None] = lambda: None,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> Segments:
+    """Forward, backward, step, sums on the device, average: nothing else."""
     while True:
         started = perf_counter()
         total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
         for x, y in islice(batches, num_steps):
-            outputs = model(x)
+            outputs = forward(x)
             loss = F.cross_entropy(outputs, y)
-            loss.backward()
+            backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-            average.update()
+            update_average()
             total += loss.detach() * len(y)
             correct += (outputs.argmax(1) == y).sum()
         total.item(), correct.item()
         yield perf_counter() - started
+
+
+def shuffled(num_examples: int, batch_size: int) -> Iterator[Tensor]:
+    while True:
+        yield from torch.randperm(num_examples).split(batch_size)
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+
+def bare(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    """Tensors in memory, randperm, gather."""
+    inputs, targets = covtype_like()
+    batches = ((inputs[i], targets[i]) for i in shuffled(len(targets), batch_size))
+    model = nn.Linear(54, 7)
+    return train_bare(model, batches, adam(model), num_steps, PlainAverage(model).update)
+
+
+def plain_loader(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    """The usual DataLoader(TensorDataset), which collates example by example."""
+    model = nn.Linear(54, 7)
+    batches = _endless(_loader(batch_size))
+    return train_bare(model, batches, adam(model), num_steps, PlainAverage(model).update)
 
 
 def _loader(batch_size: int) -> DataLoader:
@@ -145,24 +142,10 @@ def accelerate(batch_size: int, num_steps: int, folder: Path) -> Segments:
 
     accelerator = Accelerator(cpu=True)
     plain = nn.Linear(54, 7)
-    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=True)
-    model, optimizer, loader = accelerator.prepare(plain, optimizer, _loader(batch_size))
+    model, optimizer, loader = accelerator.prepare(plain, adam(plain), _loader(batch_size))
     average = PlainAverage(plain)
     batches = _endless(loader)
-    while True:
-        started = perf_counter()
-        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-        for x, y in islice(batches, num_steps):
-            outputs = model(x)
-            loss = F.cross_entropy(outputs, y)
-            accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            average.update()
-            total += loss.detach() * len(y)
-            correct += (outputs.argmax(1) == y).sum()
-        total.item(), correct.item()
-        yield perf_counter() - started
+    return train_bare(model, batches, optimizer, num_steps, average.update, accelerator.backward)
 
 
 def lightning(batch_size: int, num_steps: int, folder: Path) -> Segments:
@@ -200,7 +183,7 @@ def lightning(batch_size: int, num_steps: int, folder: Path) -> Segments:
             self.seconds = perf_counter() - self.started
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
+            return adam(self.net)
 
     module, loader = Module(), _loader(batch_size)
     steps = min(num_steps, len(loader))
@@ -341,37 +324,22 @@ def bare_sparse(batch_size: int, num_steps: int, folder: Path) -> Segments:
     inputs, targets = data.splits["train"].inputs, data.splits["train"].targets
     crow, columns, values = inputs.crow_indices(), inputs.col_indices(), inputs.values()
     weight = nn.Parameter(torch.zeros(47_236, 2))
+
+    def rows(indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        starts = crow[indices]
+        lengths = crow[indices + 1] - starts
+        offsets = lengths.cumsum(0, dtype=lengths.dtype) - lengths
+        positions = torch.repeat_interleave(starts - offsets, lengths)
+        positions += torch.arange(len(positions), dtype=positions.dtype)
+        return columns[positions], offsets, values[positions]
+
+    def forward(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        entries, offsets, filled = batch
+        return F.embedding_bag(entries, weight, offsets, mode="sum", per_sample_weights=filled)
+
+    batches = ((rows(i), targets[i]) for i in shuffled(len(targets), batch_size))
     optimizer = torch.optim.Adam([weight], lr=1e-3, fused=True)
-
-    def endless_batches() -> Iterator[Tensor]:
-        while True:
-            yield from torch.randperm(len(targets)).split(batch_size)
-
-    batches = endless_batches()
-    while True:
-        started = perf_counter()
-        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-        for indices in islice(batches, num_steps):
-            y, starts = targets[indices], crow[indices]
-            lengths = crow[indices + 1] - starts
-            offsets = lengths.cumsum(0, dtype=lengths.dtype) - lengths
-            positions = torch.repeat_interleave(starts - offsets, lengths)
-            positions += torch.arange(len(positions), dtype=positions.dtype)
-            outputs = F.embedding_bag(
-                columns[positions],
-                weight,
-                offsets,
-                mode="sum",
-                per_sample_weights=values[positions],
-            )
-            loss = F.cross_entropy(outputs, y)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            total += loss.detach() * len(y)
-            correct += (outputs.argmax(1) == y).sum()
-        total.item(), correct.item()
-        yield perf_counter() - started
+    return train_bare(forward, batches, optimizer, num_steps)
 
 
 def our_sparse(batch_size: int, num_steps: int, folder: Path) -> Segments:
@@ -399,20 +367,8 @@ def bare_wrn(batch_size: int, num_steps: int, folder: Path) -> Segments:
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=True
     )
-    while True:
-        started = perf_counter()
-        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-        for indices in torch.randint(0, 512, (num_steps, batch_size)):
-            x, y = inputs[indices], targets[indices]
-            outputs = model(x)
-            loss = F.cross_entropy(outputs, y)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            total += loss.detach() * len(y)
-            correct += (outputs.argmax(1) == y).sum()
-        total.item(), correct.item()
-        yield perf_counter() - started
+    batches = ((inputs[i], targets[i]) for i in shuffled(512, batch_size))
+    return train_bare(model, batches, optimizer, num_steps)
 
 
 def our_wrn(batch_size: int, num_steps: int, folder: Path) -> Segments:

@@ -154,6 +154,19 @@ def test_accumulated_gradients_are_those_of_the_large_batch(digits, keys, optimi
         torch.testing.assert_close(whole, cut, rtol=1e-4, atol=1e-6)
 
 
+def test_clipping_by_value_bounds_every_step(digits):
+    keys = {
+        "optim_alg": "sgd",
+        "momentum": 0.0,
+        "base_lr": 1.0,
+        "clip_value": 1e-3,
+        "model_head_init": "zero",
+    }
+    _, model = last_model(digits(train_length=3, train_length_unit="step", **keys))
+    largest = model.weight.abs().max().item()
+    assert 1e-3 < largest <= 3.0001e-3
+
+
 def test_warm_up_and_schedule_set_the_learning_rate(digits):
     keys = {
         "lr_schedule": "step_1_0.1",

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -45,31 +46,37 @@ def split_arrays(
 
 
 def csr_tensor(rows: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> Tensor:
-    """A CSR tensor (len(rows) - 1, num_columns) on the memory of the three arrays."""
-    with warnings.catch_warnings():  # torch says that CSR is in beta, once a process
+    """A CSR tensor (len(rows) - 1, num_columns) on the memory of the three arrays, unchecked."""
+    _hear_that_csr_is_in_beta()
+    shape = (len(rows) - 1, num_columns)
+    return torch.sparse_csr_tensor(rows, columns, values, shape, check_invariants=False)
+
+
+@cache
+def _hear_that_csr_is_in_beta() -> None:
+    """torch says so once a process; that once is here, unheard."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        shape = (len(rows) - 1, num_columns)
-        return torch.sparse_csr_tensor(rows, columns, values, shape, check_invariants=False)
+        torch.sparse_csr_tensor([0], [], [], (0, 0), check_invariants=False)
 
 
 def take(bases: Mapping[str, ArraySplit], ranges: Sequence[Range]) -> ArraySplit:
     """The examples of the ranges, in order; of one range a view."""
-    inputs = [_rows(bases[base].inputs, start, stop) for base, start, stop in ranges]
+    inputs = [row_range(bases[base].inputs, start, stop) for base, start, stop in ranges]
     targets = [bases[base].targets[start:stop] for base, start, stop in ranges]
     if len(ranges) == 1:
         return ArraySplit(inputs[0], targets[0])
     return ArraySplit(_concatenate(inputs), torch.cat(targets))
 
 
-def _rows(inputs: Tensor, start: int, stop: int) -> Tensor:
+def row_range(inputs: Tensor, start: int, stop: int) -> Tensor:
+    """inputs[start:stop], dense or CSR: a view but for the row ends of CSR."""
     if inputs.layout == torch.strided:
         return inputs[start:stop]
-    if stop - start == len(inputs):
-        return inputs
-    rows = inputs.crow_indices()
-    low, high = int(rows[start]), int(rows[stop])
+    rows = inputs.crow_indices()[start : stop + 1]
+    low, high = int(rows[0]), int(rows[-1])
     columns, values = inputs.col_indices()[low:high], inputs.values()[low:high]
-    return csr_tensor(rows[start : stop + 1] - rows[start], columns, values, inputs.shape[1])
+    return csr_tensor(rows - rows[0], columns, values, inputs.shape[1])
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:

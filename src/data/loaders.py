@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from src.data.arrays import csr_tensor, row_range
 from src.data.order import batches_from, example_seeds
 from src.data.splits import ArraySplit, DatasetSplit, Split
 
@@ -74,14 +75,7 @@ def take(split: ArraySplit, indices: Tensor) -> Batch:
 
 def take_range(split: ArraySplit, start: int, stop: int) -> Batch:
     """Examples start … stop-1: views where the arrays allow it."""
-    targets = split.targets[start:stop]
-    inputs = split.inputs
-    if inputs.layout != torch.sparse_csr:
-        return inputs[start:stop], targets
-    rows = inputs.crow_indices()[start : stop + 1]
-    first, last = int(rows[0]), int(rows[-1])
-    columns, values = inputs.col_indices()[first:last], inputs.values()[first:last]
-    return _csr(rows - rows[0], columns, values, inputs.shape[1]), targets
+    return row_range(split.inputs, start, stop), split.targets[start:stop]
 
 
 def micro_batches(inputs: Tensor, targets: Tensor, size: int) -> list[Batch]:
@@ -100,14 +94,7 @@ def _take_rows(csr: Tensor, indices: Tensor) -> Tensor:
     torch.cumsum(lengths, 0, dtype=rows.dtype, out=rows[1:])
     shifts = torch.repeat_interleave(starts - rows[:-1], lengths)
     positions = torch.arange(len(shifts), device=shifts.device, dtype=shifts.dtype) + shifts
-    return _csr(rows, csr.col_indices()[positions], csr.values()[positions], csr.shape[1])
-
-
-def _csr(rows: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> Tensor:
-    # The invariants hold by construction, and checking them costs more than the product.
-    return torch.sparse_csr_tensor(
-        rows, columns, values, (len(rows) - 1, num_columns), check_invariants=False
-    )
+    return csr_tensor(rows, csr.col_indices()[positions], csr.values()[positions], csr.shape[1])
 
 
 # ---- Everything else ---------------------------------------------------------------------
