@@ -29,7 +29,7 @@ def alone(lock: Path, doing: str) -> Iterator[None]:
             lock.parent.mkdir(parents=True, exist_ok=True)
             held.acquire(timeout=patience)
         except Timeout:
-            logger.info("waiting for another process that {} (lock: {})", doing, lock)
+            logger.warning("waiting for another process that {} (lock: {})", doing, lock)
             patience = SECONDS_BETWEEN_REMINDERS
         except OSError as error:
             raise UserError(f"data_dir: cannot write into {lock.parent}: {error}") from error

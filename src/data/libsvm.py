@@ -88,8 +88,7 @@ def _ensure(
             fault = "is missing"
         if not download:
             raise _missing(folder, name, f"{fault} and data_download is false")
-        log = logger.info if fault == "is missing" else logger.warning
-        log("libsvm/{} {}: fetching it into {}", name, fault, folder)
+        logger.warning("libsvm/{} {}: fetching it into {}", name, fault, folder)
         failed = _run({**request, "fetch": True})
         if failed:
             raise _missing(folder, name, f"could not be fetched ({failed})")

@@ -177,8 +177,7 @@ def _open_torch(
     with alone(data_dir / f".{name}.lock", f"fetches {dataset}"):
         parts = _read_parts(name, used, root)  # another process may have fetched them
         if not isinstance(parts, dict):
-            log = logger.warning if files.exists() else logger.info
-            log("{} in {} cannot be read ({}): fetching it", dataset, root, parts)
+            logger.warning("{} in {} cannot be read ({}): fetching it", dataset, root, parts)
             for broken in _broken_idx_files(files):
                 broken.unlink()
             parts = _read_parts(name, used, root, download=True)

@@ -6,23 +6,32 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    from loguru import Record
+
 LINE = "{time:YYYY-MM-DD HH:mm:ss} | {level: <7} | {message}"
+LINE_ON_TERMINAL = "{time:HH:mm:ss} | {message}"  # a terminal may have 80 columns
 
 
 def open_log(path: Path | None, *, to_terminal: bool) -> list[int]:
-    """Send loguru's lines to the file and, if asked, the terminal; returns what close_log takes.
+    """Send loguru's lines to the file and the terminal; returns what close_log takes.
 
+    The terminal gets warnings (a download, a wait) in any case, all lines if asked.
     Tracebacks come without the values of variables, which may hold secrets.
     """
     with suppress(ValueError):
         logger.remove(0)  # loguru's own, which prints everything
     sinks = [] if path is None else [logger.add(path, format=LINE, diagnose=False)]
-    if to_terminal:  # through tqdm, so that a bar stays below the lines
-        sinks.append(logger.add(_print_above_bar, format=LINE, diagnose=False))
+    terminal: dict[str, Any] = {"format": LINE_ON_TERMINAL, "diagnose": False}
+    if to_terminal:
+        sinks.append(logger.add(_print_above_bar, **terminal))
+    else:
+        sinks.append(logger.add(_warn_above_bar, filter=_is_warning, **terminal))
     return sinks
 
 
@@ -33,6 +42,15 @@ def close_log(sinks: list[int]) -> None:
 
 def _print_above_bar(line: str) -> None:
     tqdm.write(line, end="")
+
+
+def _warn_above_bar(line: str) -> None:
+    tqdm.write(line, end="", file=sys.stderr)
+
+
+def _is_warning(record: "Record") -> bool:
+    """Not errors: those end the run, and the command line shows them."""
+    return record["level"].name == "WARNING"
 
 
 class Progress:

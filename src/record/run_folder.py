@@ -80,7 +80,7 @@ class RunFolder:
             logger.info("left early by the program that ran it")
         elif isinstance(error, KeyboardInterrupt):
             self.state["state"] = "interrupted"
-            logger.warning("interrupted")
+            logger.info("interrupted")
         else:
             self.state |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
             is_plain = isinstance(error, UserError)

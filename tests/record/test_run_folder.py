@@ -129,3 +129,13 @@ def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else():
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", shown))
     piped = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, check=True)
     assert piped.stderr == piped.stdout == ""
+
+
+def test_warnings_reach_the_terminal_and_other_lines_only_if_asked(tmp_path, capsys):
+    for asked in (False, True):
+        with RunFolder(str(tmp_path), log_to_terminal=asked):
+            logger.info("quiet")
+            logger.warning("fetching")
+        out, err = capsys.readouterr()
+        assert ("fetching" in out + err, "quiet" in out + err) == (True, asked)
+    assert (tmp_path / "training.log").read_text().count("quiet") == 2
