@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"config", "names", "expressions", "durations", "files"}
+GROUND = {"config", "names", "expressions", "expression_functions", "durations", "files"}
 BUILDERS = {"data.build", "models.build", "optim.build"}
 
 
