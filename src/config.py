@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field
 from src.expressions import ExpressionError, evaluate
 from src.files import write_atomically
 from src.names import UserError, bad_value, closest
+from src.yaml_files import read_yaml, read_yaml_file
 
 
 def _as_number(value: object) -> object:
@@ -214,47 +215,6 @@ KEYS = {field.name: field for field in dataclasses.fields(Config)}
 
 
 # ---- Reading and writing -----------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-3 is a number, and a key stands once in a block."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise UserError(f"{key.value}: set twice in one block (line {line})")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(text: str, *, source: str = "YAML") -> Any:
-    """The content of a YAML text; a syntax error is a UserError with its line."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{source}{line}: not YAML: {problem}") from None
-
-
-def read_yaml_file(path: str | Path) -> Any:
-    """read_yaml of a file, which must exist and be text."""
-    try:
-        return read_yaml(Path(path).read_text(encoding="utf-8"), source=str(path))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file") from None
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:

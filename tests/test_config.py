@@ -11,10 +11,10 @@ from src.config import (
     load_config,
     make_config,
     parse_overrides,
-    read_yaml,
     save_config,
 )
 from src.names import UserError
+from src.yaml_files import read_yaml
 
 LEDGER = "src/defaults.yaml"
 

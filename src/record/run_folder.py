@@ -23,11 +23,12 @@ from typing import Any
 import pandas as pd
 from loguru import logger
 
-from src.config import KEYS, Config, make_config, read_yaml_file, save_config
+from src.config import KEYS, Config, make_config, save_config
 from src.files import write_atomically
 from src.names import UserError
 from src.record.console import close_log, open_log
 from src.record.provenance import write_provenance
+from src.yaml_files import read_yaml_file
 
 SECONDS_BETWEEN_STATUS = (
     2.0  # a status file every 10 steps of a linear model would cost more than they
