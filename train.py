@@ -8,6 +8,7 @@ import argparse
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -27,12 +28,13 @@ from src.data.loaders import (
     on_device,
     training_batches,
 )
-from src.data.splits import ArraySplit, DatasetSplit
+from src.data.splits import ArraySplit, Data, DatasetSplit
 from src.durations import Timeline
 from src.engine.checkpoint import save_weights
 from src.engine.evaluation import Sums, evaluate
-from src.engine.runtime import pick_device, seed_everything, spread_over_gpus
+from src.engine.runtime import pick_device, spread_over_gpus
 from src.engine.stopping import Best, has_diverged, metric_columns
+from src.generators import generators_kept, seed_everything
 from src.losses import Loss, build_loss
 from src.models.build import build_model, model_preprocessing, output_dim
 from src.names import UserError, unknown_name
@@ -93,12 +95,14 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
     with (
         RunFolder(config.output_dir, log_to_terminal=config.log_to_stdout) as folder,
         Progress() as progress,
+        ExitStack() as resources,
     ):
         # What is null is drawn or found here, once, and written to config.yaml: running
         # that file is running this experiment again.
         asked, config = config, draw_missing(config)
         device = pick_device(config.device)
         data = build_data(config, model_preprocessing(config))
+        warn_of_other_data(config, data)
         config = replace(
             config,
             host_name=platform.node(),
@@ -115,7 +119,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         weights = config.loss_class_weights
         loss = build_loss(
             config.loss,
-            n_classes=data.n_classes,
+            n_classes=data.n_classes and config.model_output_dim,
             is_multilabel=isinstance(train_split, ArraySplit) and train_split.targets.ndim == 2,
             label_smoothing=config.label_smoothing,
             class_weights=None if weights is None else torch.tensor(weights, device=device),
@@ -147,18 +151,24 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         schedule = build_schedule(
             config.lr_schedule, num_steps=num_steps, warmup_steps=config.warmup_steps
         )
-        loading = Loading(config.batch_size, device, config.num_workers, config.drop_last)
+        loading = Loading(config.batch_size, device, config.num_workers)
         loading_eval = replace(loading, batch_size=config.eval_batch_size or config.batch_size)
         stats = Stats(list(other_splits), list(models), has_accuracy=learner.loss.has_accuracy)
         best = None
         if config.save_best_checkpoint or config.early_stopping_patience:
-            columns = metric_columns(config.best_checkpoint_metric, stats.evaluated)
+            columns = metric_columns(config.best_checkpoint_metric, stats.columns)
             best = Best(columns, config.early_stopping_patience)
 
-        folder.save_config(asked, config)
+        folder.start(asked, config)
         log_setup(config, model, device)
         seed_everything(config.seed_training)
-        batches = training_batches(train_split, loading, seed=config.seed_training)
+        batches = training_batches(
+            train_split,
+            loading,
+            seed=config.seed_training,
+            steps_per_pass=timeline.steps_per_pass,
+        )
+        resources.callback(batches.close)  # ends worker processes
         progress.start(num_steps)
         outcome, reason, steps_done = "finished", f"all {num_steps} steps done", 0
 
@@ -166,6 +176,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             # Train. Sums stay on the device and are read when a line is due, as reading
             # waits for it; then a loss out of bounds shows as well.
             model.train()
+            progress.resume()
             sums = Sums(learner.loss, device)
             epoch_started, data_time = perf_counter(), 0.0
             learning_rate = 0.0
@@ -221,7 +232,9 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                     folder.checkpoint(f"epoch_{epoch:04d}"), epoch, model, learner.averages
                 )
 
-            yield stats.frame(), model
+            # The caller's turn: what it draws or logs does not touch this run.
+            with generators_kept(), folder.paused():
+                yield stats.frame(), model
 
             # Stop: the loss is out of bounds, or there is no new best for too long.
             if best and best.reason_to_stop:
@@ -229,9 +242,9 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             if outcome != "finished":
                 break
 
-        folder.finish(outcome, reason, **progress.status(steps_done))
         if config.save_plot and folder.path:
             save_learning_curves(stats.frame(), folder.path / "curves.png")
+        folder.finish(outcome, reason, **progress.status(steps_done))
 
 
 def evaluated_models(
@@ -242,6 +255,13 @@ def evaluated_models(
         if name not in models:
             raise unknown_name("evaluate_models", name, models)
     return {name: models[name] for name in (models if wanted is None else wanted)}
+
+
+def warn_of_other_data(config: Config, data: Data) -> None:
+    """A config.yaml that runs again should meet the data that it met before."""
+    found = {name: len(split) for name, split in data.splits.items()}
+    if config.data_n_examples not in (None, found):
+        logger.warning("data_n_examples: was {}, now {}", config.data_n_examples, found)
 
 
 def log_setup(config: Config, model: nn.Module, device: torch.device) -> None:

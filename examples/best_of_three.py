@@ -17,10 +17,12 @@ def race(rates: list[float], rounds: int) -> tuple[float, dict[float, list[float
         for rate, run in runs.items():
             stats: pd.DataFrame
             stats, _model = next(run)  # one epoch further
-            accuracies[rate].append(stats["test/last/accuracy"].iloc[-1])
+            accuracies[rate].append(float(stats["test/last/accuracy"].iloc[-1]))
         if len(runs) > 1:
             worst = min(runs, key=lambda rate: accuracies[rate][-1])
             runs.pop(worst).close()  # closes its files
+    for run in runs.values():
+        run.close()
     return max(runs, key=lambda rate: accuracies[rate][-1]), accuracies
 
 

@@ -31,7 +31,7 @@ def _as_number(value: object) -> object:
 
 
 Whole = Annotated[int, BeforeValidator(_as_number)]
-Number = Annotated[float, BeforeValidator(_as_number)]
+Number = Annotated[float, BeforeValidator(_as_number), Field(allow_inf_nan=False)]
 AtLeast0 = Annotated[Whole, Field(ge=0)]
 AtLeast1 = Annotated[Whole, Field(ge=1)]
 NotNegative = Annotated[Number, Field(ge=0)]
@@ -49,7 +49,7 @@ class Bookkeeping:
     save_freq: AtLeast0 = 0
     # keep the best model so far, by best_checkpoint_metric, as checkpoints/best.pt
     save_best_checkpoint: bool = False
-    # regular expression on the columns of stats.csv; decides best and early stopping
+    # regular expression that matches whole columns of stats.csv; decides best and early stopping
     best_checkpoint_metric: str = "test/.*/accuracy"
     # draw curves.png, the learning curves, when the run ends
     save_plot: bool = True
@@ -61,7 +61,7 @@ class Bookkeeping:
     device: str | None = None
     # found
     host_name: str | None = None
-    # use all visible GPUs of the node
+    # spread each batch of images over all visible GPUs of the node; arrays stay on one
     multi_gpu: bool = True
     # processes that load data which do not fit in memory; 0: the training process itself
     num_workers: AtLeast0 = 2
@@ -70,7 +70,7 @@ class Bookkeeping:
     # which of last, av, av2, … are evaluated, as a list; null: all
     evaluate_models: list[str] | None = None
     # a larger or NaN training loss ends the run as diverged
-    max_allowed_loss: Positive = 1e6
+    max_allowed_loss: Annotated[float, BeforeValidator(_as_number), Field(gt=0)] = 1e6
     # epochs without a new best before the run stops; null: never
     early_stopping_patience: AtLeast1 | None = None
 
@@ -198,6 +198,9 @@ class Config(WandbKeys, OptimKeys, ModelKeys, DataKeys, Seeds, Bookkeeping):
             raise bad_value(
                 "samples_per_epoch", self.samples_per_epoch, "null, as steps_per_epoch is given"
             )
+        if self.samples_per_epoch and self.samples_per_epoch < self.batch_size:
+            expected = f"at least batch_size={self.batch_size}"
+            raise bad_value("samples_per_epoch", self.samples_per_epoch, expected)
         if self.device and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
             raise bad_value("device", self.device, "cpu, cuda, cuda:NUMBER, mps or null")
         try:
@@ -211,6 +214,8 @@ class Config(WandbKeys, OptimKeys, ModelKeys, DataKeys, Seeds, Bookkeeping):
             draw_base_lr(self.base_lr, seed=0)
 
 
+# What config.yaml holds of one data set has no say about another
+FOUND_IN_DATA = {"data_n_examples", "data_n_classes", "model_output_dim", "model_input_shape"}
 KEYS = {field.name: field for field in dataclasses.fields(Config)}
 
 
@@ -220,12 +225,15 @@ KEYS = {field.name: field for field in dataclasses.fields(Config)}
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The Config of a YAML file, with `key=value` overrides from the command line.
 
-    Raises UserError, one line a mistake.
+    Another dataset makes the file's found keys void. Raises UserError, one line a mistake.
     """
     values = read_yaml_file(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected lines of the form `key: value`")
-    return make_config({**values, **parse_overrides(overrides)})
+    changes = parse_overrides(overrides)
+    if changes.get("dataset", values.get("dataset")) != values.get("dataset"):
+        values = {key: value for key, value in values.items() if key not in FOUND_IN_DATA}
+    return make_config({**values, **changes})
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -260,7 +268,7 @@ def save_config(config: Config, path: Path) -> None:
 
 def _unknown_key(key: str, value: object) -> str:
     near = closest(key, KEYS)
-    hint = f"; did you mean {near!r}?" if near else ""
+    hint = f"; did you mean {near!r}?" if near else "."
     return f"{key}={value!r}: there is no such key{hint} All keys stand in src/config.py"
 
 

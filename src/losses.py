@@ -79,6 +79,8 @@ class BinaryCrossEntropy(Loss):
     """Mean over the C labels; outputs: logits (n, C); targets: zeros and ones (n, C), floats."""
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.shape != targets.shape:
+            raise bad_value("model_output_dim", outputs.shape[1], f"{targets.shape[1]}, the labels")
         losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="sum")
         return losses / outputs.shape[1]
 

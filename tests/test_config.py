@@ -173,3 +173,12 @@ def test_a_random_learning_rate_is_a_function_of_the_training_seed():
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().base_lr = 3
+
+
+def test_another_dataset_voids_what_was_found_in_the_first(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "dataset: sklearn/digits\ndata_n_classes: 10\nmodel_input_shape: [1, 8, 8]\nbase_lr: 0.1"
+    )
+    config = load_config(tmp_path / "config.yaml", ["dataset=sklearn/iris"])
+    assert (config.data_n_classes, config.model_input_shape, config.base_lr) == (None, None, 0.1)
+    assert load_config(tmp_path / "config.yaml", ["base_lr=1"]).data_n_classes == 10

@@ -86,7 +86,7 @@ def test_evaluate_models_chooses_and_refuses(digits):
     stats = run_experiment(digits(averaging=["ema", "poly"], evaluate_models=["av2"]))
     assert {c.split("/")[1] for c in stats if c.startswith("test/")} == {"av2"}
     with pytest.raises(UserError, match=r"evaluate_models: unknown 'avg'; did you mean 'av'\?"):
-        run_experiment(digits(averaging="ema", evaluate_models=["avg"]))
+        run_experiment(digits(averaging="ema", evaluate_models=["avg"], output_dir=None))
 
 
 # ---- The same run ------------------------------------------------------------------------

@@ -1,9 +1,13 @@
 """Pictures; matplotlib is imported when the first one is drawn."""
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+
+from src.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,15 +40,18 @@ def _draw(axis: "Axes", stats: pd.DataFrame, measure: str) -> None:
         label = column.removesuffix(f"/{measure}")
         axis.plot(stats["epoch"], stats[column], marker=marker, color=colour, label=label)
     losses = stats[columns].to_numpy()
-    if measure == "loss" and (losses > 0).any() and losses.max() > 20 * losses[losses > 0].min():
+    positive = losses[np.isfinite(losses) & (losses > 0)]
+    if measure == "loss" and len(positive) and positive.max() > 20 * positive.min():
         axis.set_yscale("log")
     axis.set_xlabel("epoch")
     axis.set_ylabel(measure)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
 
 
 def save_learning_curves(stats: pd.DataFrame, path: Path) -> None:
     """learning_curves as a PNG."""
-    learning_curves(stats).savefig(path, dpi=120)
+    picture = io.BytesIO()
+    learning_curves(stats).savefig(picture, format="png", dpi=120)
+    write_atomically(path, picture.getvalue())

@@ -4,11 +4,9 @@ Arrays live on the device and a batch is one gather; all else is read by worker
 processes. Either way the batches are a function of the seed and the step.
 """
 
-import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.arrays import csr_tensor, row_range
 from src.data.order import batches_from, example_seeds
 from src.data.splits import ArraySplit, DatasetSplit, Split
+from src.generators import generators_kept, seed_everything
 
 Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
 
@@ -27,7 +26,6 @@ class Loading:
     batch_size: int
     device: torch.device
     num_workers: int = 0
-    drop_last: bool = False
 
 
 def on_device(split: Split, device: torch.device) -> Split:
@@ -38,15 +36,15 @@ def on_device(split: Split, device: torch.device) -> Split:
 
 
 def training_batches(
-    split: Split, loading: Loading, *, seed: int, first_step: int = 0
-) -> Iterator[Batch]:
+    split: Split, loading: Loading, *, seed: int, steps_per_pass: int, first_step: int = 0
+) -> Generator[Batch, None, None]:
     """The batches of step first_step, first_step + 1, …, without an end."""
     order = batches_from(
         first_step,
         seed=seed,
         num_examples=len(split),
         batch_size=loading.batch_size,
-        drop_last=loading.drop_last,
+        steps_per_pass=steps_per_pass,
     )
     if isinstance(split, ArraySplit):
         return (take(split, indices.to(loading.device)) for _, indices in order)
@@ -127,37 +125,18 @@ class _TrainingExamples(_Examples):
         pass_number, indices = request
         seeds = example_seeds(self.seed, pass_number, indices).tolist()
         targets, inputs = [], []
-        with _generators_restored():
+        with generators_kept():  # without workers this is the training process
             for index, seed in zip(indices.tolist(), seeds, strict=True):
-                _seed_all(seed)
+                seed_everything(seed)
                 image, target = self.split.dataset[index]
                 inputs.append(self.split.train_transform(image))
                 targets.append(target)
         return torch.stack(inputs), torch.tensor(targets)
 
 
-class _generators_restored:  # noqa: N801 - reads as a function
-    """Without workers the draws happen in the training process: they must not move its state."""
-
-    def __enter__(self) -> None:
-        self.states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-
-    def __exit__(self, *_: object) -> None:
-        torch_state, numpy_state, python_state = self.states
-        torch.set_rng_state(torch_state)
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-
-
-def _seed_all(seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
 def _loaded(
     examples: _Examples, order: Iterable[tuple[int, Tensor]], loading: Loading
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches in this order, read by worker processes, on the device."""
     on_gpu = loading.device.type == "cuda"
     loader = DataLoader(

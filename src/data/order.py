@@ -19,10 +19,12 @@ def permutation(seed: int, pass_number: int, num_examples: int) -> Tensor:
 
 
 def batches_from(
-    step: int, *, seed: int, num_examples: int, batch_size: int, drop_last: bool
+    step: int, *, seed: int, num_examples: int, batch_size: int, steps_per_pass: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """(pass, indices of one batch) for this step and all that follow, without an end."""
-    steps_per_pass = num_examples // batch_size if drop_last else -(-num_examples // batch_size)
+    """(pass, indices of one batch) for this step and all that follow, without an end.
+
+    steps_per_pass says whether the short last batch of a pass is used.
+    """
     pass_number, position = divmod(step, steps_per_pass)
     while True:
         order = permutation(seed, pass_number, num_examples)

@@ -1,8 +1,5 @@
 """What a run computes on."""
 
-import random
-
-import numpy as np
 import torch
 from loguru import logger
 from torch import nn
@@ -21,13 +18,6 @@ def pick_device(name: str | None) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise bad_value("device", name, "null or cpu, as this machine has no MPS device")
     return device
-
-
-def seed_everything(seed: int) -> None:
-    """Start all global generators: dropout and whatever a fork draws in the loop."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
 
 
 def spread_over_gpus(model: nn.Module, device: torch.device) -> nn.Module:

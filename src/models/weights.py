@@ -44,6 +44,8 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     except Exception as error:  # whatever a broken file brings to light
         reason = str(error).split("\n")[0]
         raise bad_value("model_weights", path, f"a readable state dict ({reason})") from error
+    if isinstance(content, Mapping) and isinstance(content.get("last"), Mapping):
+        content = content["last"]  # of a checkpoint of ours, which holds averages as well
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         held = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
         raise bad_value("model_weights", path, f"names and tensors; the file holds {held}")

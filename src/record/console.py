@@ -18,26 +18,36 @@ LINE = "{time:YYYY-MM-DD HH:mm:ss} | {level: <7} | {message}"
 LINE_ON_TERMINAL = "{time:HH:mm:ss} | {message}"  # a terminal may have 80 columns
 
 
-def open_log(path: Path | None, *, to_terminal: bool) -> list[int]:
-    """Send loguru's lines to the file and the terminal; returns what close_log takes.
+class Log:
+    """Where loguru's lines go while a run goes; nowhere while it is paused.
 
     The terminal gets warnings (a download, a wait) in any case, all lines if asked.
     Tracebacks come without the values of variables, which may hold secrets.
     """
-    with suppress(ValueError):
-        logger.remove(0)  # loguru's own, which prints everything
-    sinks = [] if path is None else [logger.add(path, format=LINE, diagnose=False)]
-    terminal: dict[str, Any] = {"format": LINE_ON_TERMINAL, "diagnose": False}
-    if to_terminal:
-        sinks.append(logger.add(_print_above_bar, **terminal))
-    else:
-        sinks.append(logger.add(_warn_above_bar, filter=_is_warning, **terminal))
-    return sinks
 
+    def __init__(self, path: Path | None, *, to_terminal: bool) -> None:
+        self.is_paused = False
+        with suppress(ValueError):
+            logger.remove(0)  # loguru's own, which prints everything
+        common: dict[str, Any] = {"diagnose": False, "filter": self._is_ours}
+        self.sinks = [] if path is None else [logger.add(path, format=LINE, **common)]
+        if to_terminal:
+            self.sinks.append(logger.add(_print_above_bar, format=LINE_ON_TERMINAL, **common))
+        else:
+            common["filter"] = self._is_warning
+            self.sinks.append(logger.add(_warn_above_bar, format=LINE_ON_TERMINAL, **common))
 
-def close_log(sinks: list[int]) -> None:
-    for sink in sinks:
-        logger.remove(sink)
+    def close(self) -> None:
+        for sink in self.sinks:
+            with suppress(ValueError):  # the program around us has removed it
+                logger.remove(sink)
+
+    def _is_ours(self, record: "Record") -> bool:
+        return not self.is_paused
+
+    def _is_warning(self, record: "Record") -> bool:
+        """Not errors: those end the run, and the command line shows them."""
+        return not self.is_paused and record["level"].name == "WARNING"
 
 
 def _print_above_bar(line: str) -> None:
@@ -46,11 +56,6 @@ def _print_above_bar(line: str) -> None:
 
 def _warn_above_bar(line: str) -> None:
     tqdm.write(line, end="", file=sys.stderr)
-
-
-def _is_warning(record: "Record") -> bool:
-    """Not errors: those end the run, and the command line shows them."""
-    return record["level"].name == "WARNING"
 
 
 class Progress:
@@ -71,6 +76,10 @@ class Progress:
         self.num_steps = self.bar.total = num_steps
         self.started = self.last_time = perf_counter()
         self.last_samples = 0
+
+    def resume(self) -> None:
+        """Training goes on after something else: that time is no part of the pace."""
+        self.last_time = perf_counter()
 
     def line(self, step: int, epoch: int, samples: int, averages: Mapping[str, float]) -> None:
         """Say how training is doing after `step` steps and `samples` examples in all."""

@@ -8,6 +8,8 @@ import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
+from src.files import write_atomically
+
 ROOT = Path(__file__).parents[2]
 LONGEST_DIFF = 5_000_000  # bytes; a larger one holds data, not code
 
@@ -15,11 +17,12 @@ LONGEST_DIFF = 5_000_000  # bytes; a larger one holds data, not code
 def write_provenance(folder: Path) -> None:
     """provenance.json, and uncommitted.diff where the code differs from its commit."""
     diff = _git("diff", "HEAD", "--no-color", "--no-ext-diff")
-    if diff and len(diff) <= LONGEST_DIFF:
-        (folder / "uncommitted.diff").write_text(diff)
+    if is_kept := len(diff or "") <= LONGEST_DIFF:
+        write_atomically(folder / "uncommitted.diff", diff or "")
     facts = {
         "commit": (_git("rev-parse", "HEAD") or "").strip() or None,
         "has_uncommitted_changes": bool(diff),
+        "diff_is_kept": is_kept,
         "untracked_files": (_git("ls-files", "--others", "--exclude-standard") or "").splitlines(),
         "command": sys.argv,
         "directory": os.getcwd(),
@@ -32,9 +35,9 @@ def write_provenance(folder: Path) -> None:
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         },
-        "packages": dict(sorted((d.name, d.version) for d in distributions())),
+        "packages": dict(sorted((d.name, d.version) for d in distributions() if d.name)),
     }
-    (folder / "provenance.json").write_text(json.dumps(facts, indent=1))
+    write_atomically(folder / "provenance.json", json.dumps(facts, indent=1))
 
 
 def _git(*arguments: str) -> str | None:

@@ -14,6 +14,10 @@ done             what ended the run, and why; there only if it ended by itself
 import json
 import os
 import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -21,47 +25,75 @@ from types import TracebackType
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from loguru import logger
 
-from src.config import KEYS, Config, make_config, save_config
+from src.config import FOUND_IN_DATA, KEYS, Config, make_config, save_config
 from src.files import write_atomically
 from src.names import UserError
-from src.record.console import close_log, open_log
+from src.record.console import Log
 from src.record.provenance import write_provenance
 from src.yaml_files import read_yaml_file
 
-SECONDS_BETWEEN_STATUS = (
-    2.0  # a status file every 10 steps of a linear model would cost more than they
-)
+SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more than they
 
-# Keys that change neither the numbers nor where they are found: they may differ from the
-# ones that a finished run was asked for.
+# Keys that say how to run, not what: they may differ from those of a finished run. At most
+# they change rounding, or how soon a divergence is seen.
 WITHOUT_EFFECT = {"log_interval", "log_interval_eval", "log_to_stdout", "output_dir", "save_plot"}
 WITHOUT_EFFECT |= {"device", "host_name", "multi_gpu", "num_workers", "data_dir", "data_download"}
+FOUND = FOUND_IN_DATA | {"batch_size_accum"}
 WITHOUT_EFFECT |= {"wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"}
 
 
 class RunFolder:
-    """A context: opened when a run starts, closed however it ends. path=None writes nothing."""
+    """A context: opened when a run starts, closed however it ends. path=None writes nothing.
+
+    Raises UserError where the folder cannot be written, another process runs in it, or it
+    holds a finished run.
+    """
 
     def __init__(self, path: str | None, *, log_to_terminal: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self.log_to_terminal = log_to_terminal
-        self.state: dict[str, Any] = {"state": "running", "pid": os.getpid()}
+        self.state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "error": None}
         self.next_status = 0.0
+        self.lock: FileLock | None = None
 
     def __enter__(self) -> "RunFolder":
         if self.path:
-            _make_folder(self.path)
-            for stale in ("done", "stats.csv", "uncommitted.diff", "curves.png"):
-                (self.path / stale).unlink(missing_ok=True)
-        log = self.path / "training.log" if self.path else None
-        self.sinks = open_log(log, to_terminal=self.log_to_terminal)
-        self.state |= {"host": platform.node(), "started": _now(), "error": None}
-        self._write_status()
-        if self.path:
-            write_provenance(self.path)
+            self._take()
+        self.log = Log(
+            self.path / "training.log" if self.path else None, to_terminal=self.log_to_terminal
+        )
+        try:
+            self.state |= {"host": platform.node(), "started": _now()}
+            self._write_status()
+            if self.path:
+                write_provenance(self.path)
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
         return self
+
+    def _take(self) -> None:
+        """Make the folder ours, or refuse. (No lock is to be trusted on all network disks.)"""
+        assert self.path
+        _make_folder(self.path)
+        self.lock = FileLock(self.path / ".lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"output_dir: another process runs in {self.path}") from None
+        if (self.path / "done").exists():
+            self._release()
+            raise UserError(
+                f"output_dir: {self.path} holds a finished run; choose another or delete it"
+            )
+
+    def _release(self) -> None:
+        if self.lock and self.path:
+            (self.path / ".lock").unlink(missing_ok=True)
+            self.lock.release()
 
     def __exit__(
         self,
@@ -73,7 +105,8 @@ class RunFolder:
         if kind is not None:
             self._note_end(error)
         self._write_status()
-        close_log(self.sinks)
+        self.log.close()
+        self._release()
 
     def _note_end(self, error: BaseException | None) -> None:
         if isinstance(error, GeneratorExit):
@@ -87,13 +120,29 @@ class RunFolder:
             is_plain = isinstance(error, UserError)
             logger.opt(exception=None if is_plain else error).error(self.state["error"])
 
-    def save_config(self, asked: Config, in_force: Config) -> None:
-        """spec.yaml (kept where a submission has written it) and config.yaml."""
-        if self.path:
-            spec = self.path / "spec.yaml"
-            if not spec.exists() or differing_keys(asked, self.path):
-                save_config(asked, spec)
-            save_config(in_force, self.path / "config.yaml")
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the caller has the turn, its log lines are not ours."""
+        self.log.is_paused = True
+        try:
+            yield
+        finally:
+            self.log.is_paused = False
+
+    def start(self, asked: Config, in_force: Config) -> None:
+        """Everything is set up: replace what an unfinished run left by our configuration.
+
+        spec.yaml stays as a submission has written it.
+        """
+        if not self.path:
+            return
+        for stale in ("stats.csv", "curves.png"):
+            (self.path / stale).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        spec = self.path / "spec.yaml"
+        if not spec.exists() or make_config(read_yaml_file(spec)) != asked:
+            save_config(asked, spec)
+        save_config(in_force, self.path / "config.yaml")
 
     def save_stats(self, frame: pd.DataFrame) -> None:
         if self.path:
@@ -105,8 +154,8 @@ class RunFolder:
 
     def update_status(self, **facts: Any) -> None:
         """New facts for status.json, written every few seconds at most."""
-        if self.path and monotonic() >= self.next_status:
-            self.state |= facts
+        self.state |= facts
+        if monotonic() >= self.next_status:
             self._write_status()
 
     def finish(self, outcome: str, reason: str, **facts: Any) -> None:
@@ -130,7 +179,7 @@ def is_finished(config: Config) -> bool:
     Raises UserError where it holds the finished run of another one.
     """
     folder = Path(config.output_dir) if config.output_dir else None
-    if not folder or not (folder / "done").exists():
+    if not folder or not ((folder / "done").exists() and (folder / "stats.csv").exists()):
         return False
     if differing := differing_keys(config, folder):
         raise UserError(
@@ -145,10 +194,21 @@ def differing_keys(config: Config, folder: Path) -> list[str]:
     differing: list[list[str]] = []
     for name in ("spec.yaml", "config.yaml"):
         if (folder / name).exists():
-            earlier = make_config(read_yaml_file(folder / name))
-            keys = [key for key in KEYS if key not in WITHOUT_EFFECT]
-            differing.append([k for k in keys if getattr(config, k) != getattr(earlier, k)])
+            try:
+                earlier = make_config(read_yaml_file(folder / name))
+            except UserError as error:
+                raise UserError(f"{folder / name}: {error}") from None
+            differing.append([key for key in KEYS if _differs(key, config, earlier)])
     return min(differing, key=len, default=[])
+
+
+def _differs(key: str, config: Config, earlier: Config) -> bool:
+    if key in WITHOUT_EFFECT:
+        return False
+    value, before = getattr(config, key), getattr(earlier, key)
+    if key in FOUND and None in (value, before):  # one was asked, one in force
+        return False
+    return value != before
 
 
 def _make_folder(path: Path) -> None:

@@ -19,7 +19,6 @@ class Stats:
         """splits: those that are evaluated; models: last, av, …"""
         measures = ["loss", "accuracy"] if has_accuracy else ["loss"]
         of_training = [*measures, "time", "data_time", "seen_examples", "learning_rate"]
-        self.evaluated = [f"{s}/{m}/{x}" for s in splits for m in models for x in measures]
         self.columns = ["epoch", "step", "timestamp", *(f"train/{x}" for x in of_training)]
         self.columns += [
             f"{s}/{m}/{x}" for s in splits for m in models for x in [*measures, "time", "data_time"]

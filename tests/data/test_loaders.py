@@ -88,7 +88,7 @@ def plain(number):
 def noisy_batches(num_workers, first_step=0, seed=5, count=6):
     split = DatasetSplit(Numbers(), train_transform=noisy, transform=plain)
     loading = Loading(10, CPU, num_workers)
-    batches = training_batches(split, loading, seed=seed, first_step=first_step)
+    batches = training_batches(split, loading, seed=seed, steps_per_pass=3, first_step=first_step)
     return [torch.cat([x, t[:, None]], 1) for x, t in islice(batches, count)]
 
 

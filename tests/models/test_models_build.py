@@ -130,7 +130,7 @@ def without(state: dict, name: str) -> dict:
             lambda s: {f"module.{k}": v for k, v in s.items()},
             "10 missing: body.0.weight, .*, …; 10 unexpected: module.body.0.weight, .*, …",
         ),
-        (lambda s: {"epoch": 3, "last": s}, "names and tensors; the file holds epoch, last"),
+        (lambda s: {"epoch": 3, "weights": s}, "names and tensors; the file holds epoch, weights"),
         (lambda s: [1], "names and tensors; the file holds <class 'list'>"),
     ],
 )

@@ -82,6 +82,8 @@ def test_keys_without_effect_may_differ_from_the_finished_run(tmp_path):
     assert not is_finished(asked())
     save_config(asked(), tmp_path / "spec.yaml")
     (tmp_path / "done").write_text("")  # as older experiments leave it
+    assert not is_finished(asked())
+    (tmp_path / "stats.csv").write_text(",train/loss\n0,1.0\n")
     assert is_finished(asked(log_interval=3, num_workers=0))
     with pytest.raises(UserError, match="differs in model, base_lr"):
         is_finished(asked(model="linear", base_lr=0.5))
@@ -106,8 +108,8 @@ def test_stats_keep_their_columns_however_few_are_filled(tmp_path):
 
 BAR = """
 import time
-from src.record.console import Progress, open_log
-open_log(None, to_terminal=False)
+from src.record.console import Log, Progress
+Log(None, to_terminal=False)
 with Progress() as progress:
     progress.start(20)
     for step in range(1, 21):
