@@ -6,6 +6,7 @@ summed) and gives the seconds that took. What others do not do by themselves (th
 the sums) is done in the place they offer for it; their logging, bars and checkpoints are off.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import islice
@@ -123,7 +124,7 @@ def ours(batch_size: int, num_steps: int, folder: Path, **keys: Any) -> Segments
         "device": "cpu",
         "num_workers": 0,
         "train_length": 1000,
-        "output_dir": str(folder / "run"),
+        "output_dir": str(folder / f"run-{os.getpid()}"),
     }
     run = {"batch_size": batch_size, "steps_per_epoch": num_steps}
     generator = experiment_generator(make_config(of_all | run | keys))
@@ -304,7 +305,7 @@ def our_evaluation(batch_size: int, num_steps: int, folder: Path) -> Segments:
         "device": "cpu",
         "steps_per_epoch": 1,
         "train_length": 1000,
-        "output_dir": str(folder / "run"),
+        "output_dir": str(folder / f"run-{os.getpid()}"),
     }
     for stats, _ in experiment_generator(make_config(keys)):
         yield stats["test/last/time"].iloc[-1]
