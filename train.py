@@ -243,7 +243,10 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                 break
 
         if config.save_plot and folder.path:
-            save_learning_curves(stats.frame(), folder.path / "curves.png")
+            try:
+                save_learning_curves(stats.frame(), folder.path / "curves.png")
+            except Exception as error:  # a picture is no reason to lose a finished run
+                logger.warning("no learning curves: {}: {}", type(error).__name__, error)
         folder.finish(outcome, reason, **progress.status(steps_done))
 
 

@@ -1,11 +1,12 @@
 """Speed and memory beside a bare PyTorch loop and other trainers, on one thread.
 
-    make bench                                  every table, about 10 minutes
+    make bench                                  every table, about 15 minutes
     python benchmarks/bench.py dense startup    some of them
 
-Contestants take turns in one process, a segment each, so that a slow minute of the
-machine hits them all; a ratio is the median over the turns. Peak memory is that of a
-process which runs one contestant alone, less what `import torch` takes.
+Each contestant has a process of its own, as imports slow down all that runs beside them.
+The processes take turns, a segment each, so that a slow minute of the machine hits them
+all; a ratio is the median over the turns. Peak memory is that of the process, less what
+`import torch` takes.
 """
 
 import os
@@ -30,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 # (table, batch size, steps in a segment, turns)
 ROWS = {
-    "dense": [(8, 3000, 7), (100, 2000, 7), (512, 1000, 7), (8192, 100, 7)],
+    "dense": [(8, 3000, 7), (100, 2000, 7), (512, 700, 7), (8192, 71, 5)],
     "evaluation": [(100, 1, 7), (512, 1, 7), (8192, 1, 7)],
     "sparse": [(100, 300, 5), (512, 100, 5)],
     "images": [(128, 2, 5)],
@@ -44,16 +45,14 @@ TITLES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", help="some of the contestants; the bare loop always")
-    parser.add_argument("tables", nargs="*", choices=[*ROWS, "startup", []], default=[])
-    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)  # one contestant alone
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("tables", nargs="*", help=f"some of {', '.join(ROWS)}, startup")
     options = parser.parse_args()
-    if options.memory:
-        print(peak_memory(*options.memory, Path(options.folder)))
-        return
-    print(f"{datetime.date.today()}, {machine()}\n")
+    if options.worker:
+        return work(*options.worker)
+    print(f"{datetime.date.today()}, {machine()}\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for table in options.tables or [*ROWS, "startup"]:
             if table == "startup":
@@ -81,36 +80,44 @@ def contestants_of(table: str) -> dict[str, Callable]:
     return (tables | {"modules": {"modules": c.modules_alone}})[table]
 
 
-def compare(table: str, folder: Path, only: list[str] | None) -> None:
-    """Print a table: a row a batch size and contestant, in speed relative to the bare loop."""
+class Contestant:
+    """A process that does a segment whenever it is its turn."""
+
+    def __init__(self, table: str, batch_size: int, name: str, folder: Path) -> None:
+        command = [sys.executable, __file__, "--worker", table, str(batch_size), name, str(folder)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, **pipes)
+
+    def ask(self, question: str) -> float:
+        self.process.stdin.write(question + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:  # other trainers print of their own
+            if line.startswith("ANSWER "):
+                return float(line.split()[1])
+        raise RuntimeError("a contestant died: see its error above")
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def work(table: str, batch_size: str, name: str, folder: str) -> None:
+    """The other end of a Contestant."""
     import torch
 
     torch.set_num_threads(1)
-    print(f"## {TITLES[table]}\n")
-    print("| batch | contestant | speed relative to the bare loop | ms a step | peak memory, MB |")
-    print("|---|---|---|---|---|")
-    for batch_size, num_steps, turns in ROWS[table]:
-        running = {}
-        for name, make in contestants_of(table).items():
-            if only is None or name in ("bare loop", *only):
-                link_data(folder, folder / name.split()[0])
-                running[name] = make(batch_size, num_steps, folder / name.split()[0])
-        seconds: dict[str, list[float]] = {name: [] for name in running}
-        for turn in range(turns + 1):
-            for name, segments in running.items():
-                elapsed = next(segments)
-                if turn:  # the first one warms up
-                    seconds[name].append(elapsed)
-        for name, of_turns in seconds.items():
-            pairs = zip(seconds["bare loop"], of_turns, strict=True)
-            ratio = statistics.median(bare / own for bare, own in pairs)
-            ms = 1000 * statistics.median(of_turns) / num_steps
-            memory = memory_of(table, batch_size, name, folder)
-            print(f"| {batch_size} | {name} | {ratio:.2f} | {ms:.3f} | {memory:.0f} |", flush=True)
-        for segments in running.values():
-            segments.close()
-    modules = memory_of("modules", 1, "modules", folder)
-    print(f"\nOf our memory {modules:.0f} MB are modules: what a run on 150 flowers takes.\n")
+    before = high_water_mark()
+    num_steps = next((s for b, s, _ in ROWS.get(table, []) if b == int(batch_size)), 20)
+    own = Path(folder) / name.replace(" ", "_")
+    link_data(Path(folder), own)
+    segments = contestants_of(table)[name](int(batch_size), num_steps, own)
+    for question in sys.stdin:
+        if question == "segment\n":
+            answer = next(segments)
+        else:
+            answer = (high_water_mark() - before) / 1024
+        print(f"ANSWER {answer}", flush=True)
+    segments.close()
 
 
 def link_data(folder: Path, own: Path) -> None:
@@ -121,24 +128,33 @@ def link_data(folder: Path, own: Path) -> None:
             (own / name).symlink_to(folder / name)
 
 
-def memory_of(table: str, batch_size: int, name: str, folder: Path) -> float:
-    command = [sys.executable, __file__, "--memory", table, str(batch_size), name]
-    command += ["--folder", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
-
-
-def peak_memory(table: str, batch_size: str, name: str, folder: Path) -> float:
-    """MB beyond those of `import torch`, of two short segments in this process."""
-    import torch
-
-    torch.set_num_threads(1)
-    before = high_water_mark()
-    own = folder / name.split()[0]
-    num_steps = min([20, *(steps for b, steps, _ in ROWS.get(table, []) if b == int(batch_size))])
-    segments = contestants_of(table)[name](int(batch_size), num_steps, own)
-    next(segments), next(segments)
-    return (high_water_mark() - before) / 1024
+def compare(table: str, folder: Path, only: list[str] | None) -> None:
+    """Print a table: a row a batch size and contestant, in speed relative to the bare loop."""
+    print(f"## {TITLES[table]}\n")
+    print("| batch | contestant | speed relative to the bare loop | ms a step | peak memory, MB |")
+    print("|---|---|---|---|---|", flush=True)
+    names = [n for n in contestants_of(table) if only is None or n in ("bare loop", *only)]
+    for batch_size, num_steps, turns in ROWS[table]:
+        running = {name: Contestant(table, batch_size, name, folder) for name in names}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(turns + 1):
+            for name, contestant in running.items():
+                elapsed = contestant.ask("segment")
+                if turn:  # the first one warms up
+                    seconds[name].append(elapsed)
+        for name, of_turns in seconds.items():
+            pairs = zip(seconds["bare loop"], of_turns, strict=True)
+            ratio = statistics.median(bare / own for bare, own in pairs)
+            ms = 1000 * statistics.median(of_turns) / num_steps
+            memory = running[name].ask("memory")
+            print(f"| {batch_size} | {name} | {ratio:.2f} | {ms:.3f} | {memory:.0f} |", flush=True)
+        for contestant in running.values():
+            contestant.close()
+    modules = Contestant("modules", 1, "modules", folder)
+    modules.ask("segment")
+    taken = modules.ask("memory")
+    modules.close()
+    print(f"\nOf our memory {taken:.0f} MB are modules: what a run on 150 flowers takes.\n")
 
 
 def high_water_mark() -> int:

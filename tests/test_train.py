@@ -271,6 +271,15 @@ def test_the_run_folder_tells_all(digits, tmp_path):
     assert (status["state"], status["progress"]) == ("done", 1.0)
 
 
+def test_a_picture_that_fails_does_not_lose_the_run(digits, tmp_path):
+    generator = experiment_generator(digits(train_length=1, save_plot=True))
+    next(generator)
+    (tmp_path / "run" / "curves.png").mkdir()  # nothing can be written there
+    assert list(generator) == []
+    assert outcome(tmp_path / "run")["outcome"] == "finished"
+    assert "no learning curves" in (tmp_path / "run" / "training.log").read_text()
+
+
 def test_stats_csv_is_what_pandas_writes(digits, tmp_path):
     stats = run_experiment(digits())
     read = pd.read_csv(tmp_path / "run" / "stats.csv", index_col=0)

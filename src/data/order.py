@@ -28,8 +28,8 @@ def batches_from(
     pass_number, position = divmod(step, steps_per_pass)
     while True:
         order = permutation(seed, pass_number, num_examples)
-        batches = order.split(batch_size)[position:steps_per_pass]
-        yield from ((pass_number, indices) for indices in batches)
+        for start in range(position * batch_size, steps_per_pass * batch_size, batch_size):
+            yield pass_number, order[start : start + batch_size]
         pass_number, position = pass_number + 1, 0
 
 
