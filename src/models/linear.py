@@ -52,7 +52,8 @@ class Linear(nn.Module):
         if inputs.layout == torch.sparse_csr:
             outputs = multiply_csr(inputs, self.weight)
             return outputs if self.bias is None else outputs + self.bias
-        inputs = inputs.flatten(1)
+        if inputs.ndim > 2:
+            inputs = inputs.flatten(1)
         if self.bias is None:
             return inputs @ self.weight
         return torch.addmm(self.bias, inputs, self.weight)
