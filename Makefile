@@ -28,17 +28,18 @@ bench: .venv/bench
 
 # One stamp an installed set; pyproject.toml is the list.
 .venv/core: pyproject.toml | .venv/bin/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r pyproject.toml
 	@$(BIN)/python -c "import torchvision" || { echo \
 	  "torchvision does not import: it was built for another torch than the one installed." \
 	  "Delete .venv, and let one command install both."; exit 1; }
 	@touch $@
 
 .venv/test .venv/bench: .venv/%: .venv/core
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml --extra $*
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r pyproject.toml --extra $*
 	@touch $@
 
-# uv installs several times faster than pip; it comes from the same place.
+# uv installs several times faster than pip; it comes from the same place. It compiles
+# only if told so, and uncompiled modules make every start slow where none can be written.
 .venv/bin/uv:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo \
 	  "$(PYTHON) is older than 3.11: name a newer one, make PYTHON=python3.12"; exit 1; }
