@@ -186,9 +186,10 @@ def outcome(folder: Path) -> dict:
     return json.loads((folder / "done").read_text())
 
 
-def test_a_loss_out_of_bounds_ends_the_run_as_diverged(digits, tmp_path):
+def test_a_loss_out_of_bounds_ends_the_run_as_diverged(digits, tmp_path, capsys):
     stats = run_experiment(digits(optim_alg="sgd", base_lr=1e12, momentum=0.0))
     assert outcome(tmp_path / "run")["outcome"] == "diverged"
+    assert "diverged: loss" in capsys.readouterr().err  # nobody takes it for a result
     assert len(stats) == 1
     assert np.isnan(stats["test/last/loss"].iloc[-1])
 

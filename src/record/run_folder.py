@@ -41,8 +41,8 @@ SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more
 # they change rounding, or how soon a divergence is seen.
 WITHOUT_EFFECT = {"log_interval", "log_interval_eval", "log_to_stdout", "output_dir", "save_plot"}
 WITHOUT_EFFECT |= {"device", "host_name", "multi_gpu", "num_workers", "data_dir", "data_download"}
-FOUND = FOUND_IN_DATA | {"batch_size_accum"}
 WITHOUT_EFFECT |= {"wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"}
+FOUND = FOUND_IN_DATA | {"batch_size_accum"}
 
 
 class RunFolder:
@@ -160,7 +160,8 @@ class RunFolder:
 
     def finish(self, outcome: str, reason: str, **facts: Any) -> None:
         """The run ended by itself: outcome is finished, early_stopped or diverged."""
-        logger.info("{}: {}", outcome, reason)
+        level = "INFO" if outcome == "finished" else "WARNING"  # those reach the terminal
+        logger.log(level, "{}: {}", outcome, reason)
         self.state |= {"state": "done", "outcome": outcome, "reason": reason, **facts}
         if self.path:
             end = {"outcome": outcome, "reason": reason, "time": _now(), **facts}
