@@ -14,13 +14,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
-import yaml
 from pydantic import BeforeValidator, Field
 
 from src.expressions import ExpressionError, evaluate
 from src.files import write_atomically
 from src.names import UserError, bad_value, closest
-from src.yaml_files import read_yaml, read_yaml_file
+from src.yaml_files import read_yaml, read_yaml_file, write_yaml
 
 
 def _as_number(value: object) -> object:
@@ -263,7 +262,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """All keys in force, as YAML that load_config reads."""
-    write_atomically(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    write_atomically(path, write_yaml(dataclasses.asdict(config)))
 
 
 def _unknown_key(key: str, value: object) -> str:

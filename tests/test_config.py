@@ -98,7 +98,7 @@ def test_all_mistakes_are_named_at_once():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1", "line 1: not YAML"),
+        ("a: [1\n\n", "not YAML: did not find expected ',' or ']'"),
         ("- a", "expected lines of the form"),
         ("", "expected lines of the form"),
         ("base_lr: 1\nbase_lr: 2", "base_lr: set twice in one block (line 2)"),
