@@ -8,7 +8,6 @@ import yaml
 
 from src.names import UserError
 
-
 # Those in C are ten times faster; PyYAML's wheels have them.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

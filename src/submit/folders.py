@@ -1,0 +1,273 @@
+"""The batch folder: a folder a row, the job file, an index. This module owns its format.
+
+OUTPUT_DIR/YY-MM-DD-NAME/
+  job.yaml         the job file; an older one is kept as job.old.K.yaml
+  rows.jsonl       a line a row: its folder and its values, as the grid gave them
+  code/            the frozen code, code.2/ a later one (src/submit/snapshot.py)
+  submissions/     who was asked to run which rows (src/submit/journal.py)
+  NNN_BATCH+key=value+…/
+    spec.yaml      what train.py is called with
+    job.log        all that the job printed
+"""
+
+import json
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from src.files import write_atomically
+from src.names import UserError
+from src.yaml_files import read_yaml_file, write_yaml
+
+LONGEST_NAME = 120  # bytes of a row's folder; file systems take 255, people less
+LONGEST_BATCH = 60
+PATH_KEYS = ("data_dir", "model_weights")  # relative ones are meant from the repository's root
+# (most characters of a part of a key, most of a value), tried until the name fits
+SHORTER = ((99, 48), (99, 24), (4, 24), (3, 12), (3, 6), (2, 4))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment of a batch."""
+
+    folder: Path  # absolute
+    values: dict[str, Any]  # as the grid gave them
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def spec(self) -> Path:
+        return self.folder / "spec.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "job.log"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch folder and the rows of its index, by number."""
+
+    path: Path  # absolute
+    rows: list[Row]
+
+    @cached_property
+    def varying(self) -> list[str]:
+        """The keys in which its rows differ."""
+        return varying_keys([row.values for row in self.rows])
+
+    @property
+    def submissions(self) -> Path:
+        return self.path / "submissions"
+
+    @property
+    def index(self) -> Path:
+        return self.path / "rows.jsonl"
+
+
+def open_batch(path: str | Path) -> Batch:
+    """The batch of a folder; without an index, its subfolders that hold a spec.yaml.
+
+    Raises UserError where there is no such folder, or nothing of a batch in it.
+    """
+    folder = Path(os.path.abspath(path))
+    if not folder.is_dir():
+        raise UserError(f"{path}: no such folder")
+    if (folder / "rows.jsonl").exists():
+        return Batch(folder, _read_index(folder))
+    rows = [_row_of_spec(spec) for spec in sorted(folder.glob("*/spec.yaml"))]
+    if not rows and not (folder / "job.yaml").exists():
+        raise UserError(f"{path}: no batch (it has neither rows.jsonl nor */spec.yaml)")
+    return Batch(folder, rows)
+
+
+def _read_index(folder: Path) -> list[Row]:
+    try:
+        lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines]
+        return [Row(folder / entry["folder"], entry["values"]) for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / 'rows.jsonl'}: cannot be read ({error})") from None
+
+
+def _row_of_spec(spec: Path) -> Row:
+    try:
+        values = read_yaml_file(spec)
+    except UserError:
+        values = None  # a broken file is a row all the same
+    values = {k: v for k, v in values.items() if k != "output_dir"} if values else {}
+    return Row(spec.parent, values)
+
+
+# ---- Names -------------------------------------------------------------------------------
+
+
+def batch_name(name: str, today: date) -> str:
+    """'Wide nets!', 22 November 2026 -> '26-11-22-Wide-nets'."""
+    return f"{today:%y-%m-%d}-{slug(name, LONGEST_BATCH - 9)}"
+
+
+def slug(text: str, most: int) -> str:
+    """text in letters, digits and ._- alone, which mean nothing to shells and to Slurm."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", plain.replace("--", "-"))
+    return plain[:most].strip("-.") or "x"
+
+
+def row_name(number: int, width: int, batch: str, values: Mapping[str, Any]) -> str:
+    """'007_26-11-22-x+base_lr=0.1+model=linear': the number, the batch, what varies."""
+    start = f"{number:0{width}d}_{batch}"
+    name = start
+    for most_key, most_value in SHORTER:
+        parts = [f"{_key(k, most_key)}={_value(v, most_value)}" for k, v in values.items()]
+        name = "+".join([start, *parts])
+        if len(name) <= LONGEST_NAME:
+            return name
+    return name[:LONGEST_NAME].rstrip("+=-._")
+
+
+def _key(key: str, most: int) -> str:
+    return "_".join(part[:most] for part in slug(key, LONGEST_NAME).split("_"))
+
+
+def _value(value: Any, most: int) -> str:
+    if isinstance(value, float):
+        return repr(value).replace("+", "")[:most]
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, list | dict):
+        value = json.dumps(value, default=str)
+    sign = "-" if isinstance(value, int) and value < 0 else ""
+    return sign + slug(str(value), most)
+
+
+def varying_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose value is not the same in all rows, a missing one being null."""
+    first = rows[0] if rows else {}
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [key for key in keys if any(row.get(key) != first.get(key) for row in rows)]
+
+
+# ---- Writing -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job file adds to a batch."""
+
+    batch: Batch  # as it will be: the rows that are there, then the new ones
+    wanted: list[Row]  # the rows of the job file, in its order
+    num_new: int
+    job_text: str
+    common: dict[str, Any]  # keys of every spec
+
+    @property
+    def num_others(self) -> int:
+        """Rows of the folder that the job file does not ask for."""
+        return len(self.batch.rows) - len(self.wanted)
+
+
+def plan_batch(
+    folder: Path, grid: Sequence[dict[str, Any]], *, job_text: str, common: Mapping[str, Any]
+) -> Plan:
+    """Rows that the folder holds keep their number and folder; others come after them."""
+    rows = _read_index(folder) if (folder / "rows.jsonl").exists() else []
+    known = {identity(row.values): row for row in rows}
+    new = [values for values in grid if identity(values) not in known]
+    varying = varying_keys([row.values for row in rows] + new)
+    width = max(3, len(str(len(rows) + len(new) - 1)))
+    for number, values in enumerate(new, len(rows)):
+        shown = {key: values[key] for key in varying if key in values}
+        row = Row(folder / row_name(number, width, folder.name, shown), values)
+        known[identity(values)] = row
+        rows.append(row)
+    wanted = [known[identity(values)] for values in grid]
+    return Plan(Batch(folder, rows), wanted, len(new), job_text, dict(common))
+
+
+def identity(values: Mapping[str, Any]) -> str:
+    """Equal for rows that ask for the same: null is what a missing key is, 1.0 is 1."""
+    given = {k: _plain(v) for k, v in sorted(values.items()) if v is not None}
+    return json.dumps(given, sort_keys=True, default=str)
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def write_batch(plan: Plan, root: Path) -> None:
+    """Make the folders. What is there already stays; after a crash, call it again.
+
+    The index comes first: a folder of the batch is one that the index names.
+    """
+    batch = plan.batch
+    try:
+        batch.submissions.mkdir(parents=True, exist_ok=True)
+        _keep_job_file(batch.path, plan.job_text)
+        entries = ({"folder": row.name, "values": row.values} for row in batch.rows)
+        text = "".join(json.dumps(entry, default=str) + "\n" for entry in entries)
+        if not batch.index.exists() or batch.index.read_text(encoding="utf-8") != text:
+            write_atomically(batch.index, text)
+        for row in batch.rows:
+            if not row.spec.exists():
+                row.folder.mkdir(exist_ok=True)
+                text = write_yaml(spec_of(row, plan.common, root))
+                write_atomically(row.spec, text, durable=False)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write {error.filename}: {error.strerror}") from None
+
+
+def spec_of(row: Row, common: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """What train.py is called with: paths absolute, as it may run from a copy of the code."""
+    spec = {**common, **row.values, "output_dir": str(row.folder)}
+    if spec.get("wandb"):
+        spec.setdefault("wandb_run_name", row.name)
+    for key in PATH_KEYS:
+        if isinstance(spec.get(key), str):
+            spec[key] = os.path.abspath(root / spec[key])
+    return spec
+
+
+def _keep_job_file(folder: Path, text: str) -> None:
+    """job.yaml is the newest; another one that was there becomes job.old.K.yaml."""
+    path = folder / "job.yaml"
+    if path.exists():
+        if path.read_text(encoding="utf-8") == text:
+            return
+        numbers = [int(old.name.split(".")[2]) for old in folder.glob("job.old.[0-9]*.yaml")]
+        os.replace(path, folder / f"job.old.{max(numbers, default=0) + 1}.yaml")
+    write_atomically(path, text)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError where no batch can be made there; makes nothing."""
+    nearest = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
+    if not nearest.is_dir():
+        reason = "a link to nothing" if nearest.is_symlink() else "not a folder"
+        raise UserError(f"output_dir: cannot write to {folder}: {nearest} is {reason}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"output_dir: cannot write to {folder}: {nearest} is not yours to write")
+    most = os.pathconf(nearest, "PC_NAME_MAX")
+    if most < LONGEST_NAME + 16:  # temporary files have longer names than the file
+        raise UserError(f"output_dir: {nearest} takes names of {most} bytes, too short for rows")
+
+
+def delete_batch(batch: Batch) -> None:
+    """Remove the folder with all that is in it; frozen code is read-only but ours."""
+    shutil.rmtree(batch.path)
+
+
+def earlier_batches(output_dir: Path, name: str) -> Iterable[Path]:
+    """Folders of the same name, the newest day first."""
+    pattern = re.compile(rf"\d\d-\d\d-\d\d-{re.escape(slug(name, LONGEST_BATCH - 9))}")
+    found = sorted(output_dir.iterdir(), reverse=True) if output_dir.is_dir() else []
+    return [path for path in found if pattern.fullmatch(path.name) and path.is_dir()]

@@ -1,0 +1,100 @@
+"""What was asked of Slurm, written down before and after each call: submissions/journal.jsonl.
+
+A call that was interrupted, or whose answer never came, stands there as open, and the next
+submission first asks Slurm what became of it. submissions/NNN.sh is the script of call NNN;
+task K of its array runs the rows from K * pack on.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+OPEN, ACCEPTED, REFUSED = "open", "accepted", "refused"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of sbatch."""
+
+    number: int
+    rows: list[str]  # names of their folders
+    pack: int  # rows that one task runs side by side
+    script: str  # the submit script, as the user named it
+    extra: list[str]  # the user's own options of sbatch
+    time: float  # seconds since 1970
+    is_array: bool = True
+    state: str = OPEN
+    job: str | None = None  # Slurm's number of it; None where it is not known
+
+    def rows_of_task(self, task: int) -> list[str]:
+        return self.rows[task * self.pack : (task + 1) * self.pack]
+
+
+class Journal:
+    """The calls of one batch, read from and appended to its file."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: submissions/ of the batch; it need not exist to be read."""
+        self.folder = folder
+        self.path = folder / "journal.jsonl"
+        self.calls: dict[int, Call] = {}
+        for entry in self._entries():
+            self._take_in(entry)
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """Its lines; one that a crash cut short counts as not written."""
+        entries = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entries.append(json.loads(line))
+                except ValueError:
+                    continue
+        return entries
+
+    def _take_in(self, entry: dict[str, Any]) -> None:
+        number, state = entry["call"], entry["state"]
+        if state == OPEN:
+            facts = {k: v for k, v in entry.items() if k not in ("call", "state", "why")}
+            self.calls[number] = Call(number, **facts)
+        elif number in self.calls:
+            self.calls[number] = replace(self.calls[number], state=state, job=entry.get("job"))
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._take_in(entry)
+        line = json.dumps(entry) + "\n"
+        with open(self.path, "a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else "\n" + line
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def begin(self, rows: Sequence[str], **facts: Any) -> Call:
+        """Write down that sbatch is about to be called for these rows."""
+        number = max(self.calls, default=0) + 1
+        self._append(
+            {"call": number, "state": OPEN, "rows": list(rows), "time": time.time(), **facts}
+        )
+        return self.calls[number]
+
+    def accepted(self, call: Call, job: str | None) -> None:
+        self._append({"call": call.number, "state": ACCEPTED, "job": job})
+
+    def refused(self, call: Call, why: str) -> None:
+        self._append({"call": call.number, "state": REFUSED, "why": why})
+
+    @property
+    def open_calls(self) -> list[Call]:
+        return [call for call in self.calls.values() if call.state == OPEN]
+
+    @property
+    def accepted_rows(self) -> set[str]:
+        """The rows that Slurm has taken at some time."""
+        calls = (call for call in self.calls.values() if call.state == ACCEPTED)
+        return {row for call in calls for row in call.rows}
