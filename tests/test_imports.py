@@ -15,6 +15,7 @@ GROUND = {
     "expression_functions",
     "durations",
     "files",
+    "metrics",
     "yaml_files",
 }
 BUILDERS = {"data.build", "models.build", "optim.build"}

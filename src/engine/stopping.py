@@ -1,33 +1,11 @@
 """When a run ends early: no new best for too long, or a loss out of bounds."""
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from src.names import UserError
+from src.metrics import direction, metric_columns
 
-DIRECTIONS = {"accuracy": 1, "loss": -1, "error": -1, "perplexity": -1}
-
-
-def metric_columns(pattern: str, columns: Iterable[str]) -> list[str]:
-    """The columns of the stats that the regular expression matches whole.
-
-    Raises UserError where there is none, or where some should rise and some fall.
-    """
-    known = [c for c in columns if c.rpartition("/")[2] in DIRECTIONS]
-    chosen = [c for c in known if re.fullmatch(pattern, c)]
-    if not chosen:
-        raise UserError(f"best_checkpoint_metric: {pattern!r} matches none of: {', '.join(known)}")
-    if len({_direction(column) for column in chosen}) > 1:
-        raise UserError(
-            f"best_checkpoint_metric: {pattern!r} matches columns that should rise "
-            f"and columns that should fall: {', '.join(chosen)}"
-        )
-    return chosen
-
-
-def _direction(column: str) -> int:
-    return DIRECTIONS[column.rpartition("/")[2]]
+__all__ = ["Best", "has_diverged", "metric_columns"]  # all that the loop asks for
 
 
 class Best:
@@ -42,7 +20,7 @@ class Best:
 
     def update(self, epoch: int, row: Mapping[str, float]) -> bool:
         """Take in an epoch; True where it is the best so far. NaN never is."""
-        sign = _direction(self.columns[0])
+        sign = direction(self.columns[0])
         values = [sign * row[c] for c in self.columns if not math.isnan(row[c])]
         if values and not (sign * self.value >= max(values)):
             self.value, self.epoch, self.epochs_without = sign * max(values), epoch, 0

@@ -1,0 +1,37 @@
+"""Which way a measure is better, and which columns of the stats a pattern means."""
+
+import re
+from collections.abc import Iterable
+
+from src.names import UserError
+
+DIRECTIONS = {"accuracy": 1, "loss": -1, "error": -1, "perplexity": -1}
+
+
+def metric_columns(
+    pattern: str, columns: Iterable[str], *, key: str = "best_checkpoint_metric"
+) -> list[str]:
+    """The columns of the stats that the regular expression matches whole.
+
+    Raises UserError with the key where there is none, or where some should rise and some fall.
+    """
+    known = [c for c in columns if measure(c) in DIRECTIONS]
+    chosen = [c for c in known if re.fullmatch(pattern, c)]
+    if not chosen:
+        raise UserError(f"{key}: {pattern!r} matches none of: {', '.join(known)}")
+    if len({direction(column) for column in chosen}) > 1:
+        raise UserError(
+            f"{key}: {pattern!r} matches columns that should rise "
+            f"and columns that should fall: {', '.join(chosen)}"
+        )
+    return chosen
+
+
+def direction(column: str) -> int:
+    """1 where more is better, -1 where less is."""
+    return DIRECTIONS[measure(column)]
+
+
+def measure(column: str) -> str:
+    """'test/last/loss' -> 'loss'."""
+    return column.rpartition("/")[2]
