@@ -145,6 +145,11 @@ def test_numbers_are_drawn_between_the_bounds(kind, inside):
     assert values[:2] != drawn(**{kind: [0.01, 1]}, n=2)
 
 
+def test_rounding_does_not_leave_the_bounds():
+    below_ten = math.nextafter(10, 0)  # exp(log(10)) is 10.000000000000002
+    assert set(drawn(loguniform=[below_ten, 10], n=20)) <= {below_ten, 10.0}
+
+
 def test_draws_never_change():
     assert drawn(uniform=[0, 1], n=2) == [0.5608512353318904, 0.7075111669797517]
     assert drawn(choice=list("abcde"), n=5) == list("ebacd")
@@ -263,9 +268,9 @@ def test_unequal_values_make_unequal_rows(values):
 
 
 def test_a_null_sets_as_much_as_no_key():
-    with pytest.raises(UserError, match="0 and 1 with a=None$"):
+    with pytest.raises(UserError, match=r"0 and 1 with a=None$"):
         rows(LIST=[{"a": None}, {}])
-    with pytest.raises(UserError, match="0 and 1 with no key set$"):
+    with pytest.raises(UserError, match=r"0 and 1 with no key set$"):
         rows(LIST=[{}, {}])
     assert len(rows(LIST=[{"a": [None]}, {"a": [0]}])) == 2
 
