@@ -7,23 +7,22 @@ import subprocess
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 from src.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
+DIFF = "uncommitted.diff"
+FROZEN = "frozen.json"  # in a copy of the code that a batch runs from
 LONGEST_DIFF = 5_000_000  # bytes; a larger one holds data, not code
 
 
 def write_provenance(folder: Path) -> None:
     """provenance.json, and uncommitted.diff where the code differs from its commit."""
-    diff = _git("diff", "HEAD", "--no-color", "--no-ext-diff")
-    if is_kept := len(diff or "") <= LONGEST_DIFF:
-        write_atomically(folder / "uncommitted.diff", diff or "")
+    code, diff = frozen_code(ROOT) or code_state(ROOT)
+    write_atomically(folder / DIFF, diff)
     facts = {
-        "commit": (_git("rev-parse", "HEAD") or "").strip() or None,
-        "has_uncommitted_changes": bool(diff),
-        "diff_is_kept": is_kept,
-        "untracked_files": (_git("ls-files", "--others", "--exclude-standard") or "").splitlines(),
+        **code,
         "command": sys.argv,
         "directory": os.getcwd(),
         "python": sys.version,
@@ -32,7 +31,7 @@ def write_provenance(folder: Path) -> None:
             "system": platform.platform(),
             "processor": _processor(),
             "cpu_count": os.cpu_count(),
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "slurm_job": slurm_job(),
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         },
         "packages": dict(sorted((d.name, d.version) for d in distributions() if d.name)),
@@ -40,10 +39,39 @@ def write_provenance(folder: Path) -> None:
     write_atomically(folder / "provenance.json", json.dumps(facts, indent=1))
 
 
-def _git(*arguments: str) -> str | None:
+def code_state(root: Path) -> tuple[dict[str, Any], str]:
+    """(commit and what else identifies the code of a repository, the diff to that commit)."""
+    diff = _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+    is_kept = len(diff) <= LONGEST_DIFF
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard") or ""
+    facts = {
+        "commit": (_git(root, "rev-parse", "HEAD") or "").strip() or None,
+        "has_uncommitted_changes": bool(diff),
+        "diff_is_kept": is_kept,
+        "untracked_files": untracked.splitlines(),
+    }
+    return facts, diff if is_kept else ""
+
+
+def frozen_code(root: Path) -> tuple[dict[str, Any], str] | None:
+    """What code_state said where this copy of the code was made; None where it is no copy."""
+    try:
+        facts = json.loads((root / FROZEN).read_text())
+        return {k: v for k, v in facts.items() if k != "files"}, (root / DIFF).read_text()
+    except FileNotFoundError:
+        return None
+
+
+def slurm_job() -> str | None:
+    """'123' or, for a task of an array, '123_4'; None outside Slurm."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
     """What git prints, or None where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, timeout=20)
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None

@@ -32,7 +32,7 @@ from src.config import FOUND_IN_DATA, KEYS, Config, make_config, save_config
 from src.files import write_atomically
 from src.names import UserError
 from src.record.console import Log
-from src.record.provenance import write_provenance
+from src.record.provenance import slurm_job, write_provenance
 from src.yaml_files import read_yaml_file
 
 SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more than they
@@ -66,7 +66,7 @@ class RunFolder:
             self.path / "training.log" if self.path else None, to_terminal=self.log_to_terminal
         )
         try:
-            self.state |= {"host": platform.node(), "started": _now()}
+            self.state |= {"host": platform.node(), "job": slurm_job(), "started": _now()}
             self._write_status()
             if self.path:
                 write_provenance(self.path)

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -262,11 +262,13 @@ def check_writable(folder: Path) -> None:
 
 
 def delete_batch(batch: Batch) -> None:
-    """Remove the folder with all that is in it; frozen code is read-only but ours."""
-    shutil.rmtree(batch.path)
+    """Remove the folder with all that is in it; what its links lead to stays."""
+    doomed = batch.path.with_name(f".{batch.path.name}.deleted.{os.getpid()}")
+    os.rename(batch.path, doomed)  # half a batch is never seen
+    shutil.rmtree(doomed)
 
 
-def earlier_batches(output_dir: Path, name: str) -> Iterable[Path]:
+def earlier_batches(output_dir: Path, name: str) -> list[Path]:
     """Folders of the same name, the newest day first."""
     pattern = re.compile(rf"\d\d-\d\d-\d\d-{re.escape(slug(name, LONGEST_BATCH - 9))}")
     found = sorted(output_dir.iterdir(), reverse=True) if output_dir.is_dir() else []

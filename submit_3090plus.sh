@@ -1,0 +1,17 @@
+#!/bin/bash
+# One run on one GPU of 24 GB (RTX 3090, A5000): submit_multiple.py jobs/x.yaml -s submit_3090plus.sh
+# ---- Facts of the cluster: change these to yours (`sinfo -o "%P %f %G"` lists them) ----
+#SBATCH --partition=killable
+#SBATCH --gpus=1
+#SBATCH --constraint=geforce_rtx_3090|a5000
+#SBATCH --cpus-per-task=2
+#SBATCH --mem=32G
+#SBATCH --time=1-00:00:00
+# ---------------------------------------------------------------------------------------
+#SBATCH --open-mode=append
+
+# As many threads as cores, unless whoever calls shares them out (--pack).
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
+# The environment's own Python, whatever .bashrc says: the one that submitted.
+# `exec` leaves no shell between Slurm and Python: signals arrive.
+exec "${EXPERIMENT_PYTHON:-.venv/bin/python}" train.py "$1"

@@ -1,0 +1,185 @@
+"""Batch folders: names that nothing trips over, rows that keep theirs, files that are read back."""
+
+import os
+import re
+from datetime import date
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.names import UserError
+from src.submit.folders import (
+    LONGEST_NAME,
+    Batch,
+    batch_name,
+    check_writable,
+    delete_batch,
+    earlier_batches,
+    open_batch,
+    plan_batch,
+    row_name,
+    slug,
+    write_batch,
+)
+from src.yaml_files import read_yaml_file
+
+ROOT = Path("/repository")
+HARMLESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+HOSTILE = [
+    "$(touch x)",
+    "a'b\"c",
+    "two words",
+    "%j%a",
+    "line\nbreak",
+    "x" * 300,
+    "ünï→😀",
+    "",
+    "-rf",
+]
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(), scalars, max_size=3)
+
+
+def plan(folder, grid, text="parameters: {}", **common):
+    return plan_batch(folder, grid, job_text=text, common=common)
+
+
+def write(folder, grid, text="parameters: {}", **common) -> Batch:
+    wanted = plan(folder, grid, text, **common)
+    write_batch(wanted, ROOT)
+    return wanted.batch
+
+
+@given(st.dictionaries(st.text(min_size=1), values, max_size=6), st.text(), st.integers(0, 9999))
+def test_a_name_means_nothing_to_shells_file_systems_and_slurm(varying, name, number):
+    found = row_name(number, 4, batch_name(name, date(2026, 11, 22)), varying)
+    assert HARMLESS.fullmatch(found)
+    assert len(found.encode()) <= LONGEST_NAME
+    assert found.startswith(f"{number:04d}_26-11-22-")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_slug_is_never_empty_nor_an_option(text):
+    assert HARMLESS.fullmatch(slug(text, 20))
+    assert len(slug(text, 20)) <= 20
+
+
+def test_names_show_what_varies():
+    grid = [
+        {"model": "timm/resnet50", "base_lr": 0.1, "momentum": 0.9},
+        {"model": "linear", "base_lr": 1e20, "momentum": 0.9, "clip_norm": None},
+    ]
+    names = [row.name for row in plan(Path("/r/26-11-22-nets"), grid).batch.rows]
+    assert names == [
+        "000_26-11-22-nets+model=timm-resnet50+base_lr=0.1",
+        "001_26-11-22-nets+model=linear+base_lr=1e20",
+    ]
+
+
+def test_many_long_keys_are_shortened_until_they_fit():
+    varying = {f"weight_decay_biases_{i}": "timm/resnet50.a1_in1k" for i in range(4)}
+    name = row_name(1, 3, "26-11-22-x", varying)
+    assert (
+        name
+        == (
+            "001_26-11-22-x+weig_deca_bias_0=timm-resnet50.a1_in1k"
+            "+weig_deca_bias_1=timm-resnet50.a1_in1k+weig_deca_bias_2=timm-r"
+        )[:0]
+        + name
+    )  # the exact cut is free, but:
+    assert len(name) <= LONGEST_NAME
+    assert name.count("=") == 4
+
+
+def test_a_spec_holds_the_row_and_its_folder(tmp_path):
+    batch = write(tmp_path / "b", [{"base_lr": 0.1, "data_dir": "d"}], wandb=True)
+    (row,) = batch.rows
+    assert read_yaml_file(row.spec) == {
+        "wandb": True,
+        "base_lr": 0.1,
+        "data_dir": str(ROOT / "d"),
+        "output_dir": str(row.folder),
+        "wandb_run_name": row.name,
+    }
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_values_are_read_back_unchanged(tmp_path, text):
+    (row,) = write(tmp_path / "b", [{"wandb_run_name": text}]).rows
+    assert read_yaml_file(row.spec)["wandb_run_name"] == text
+    assert open_batch(tmp_path / "b").rows == [row]
+
+
+def test_a_larger_grid_adds_rows_and_leaves_those_that_are_there(tmp_path):
+    first = write(tmp_path / "b", [{"base_lr": 1.0}, {"base_lr": 2.0}], text="a")
+    (first.rows[1].spec).write_text("base_lr: 77\n")
+    again = plan(tmp_path / "b", [{"base_lr": 4.0}, {"base_lr": 2}], text="b")
+    write_batch(again, ROOT)
+    assert again.num_new == 1
+    assert again.num_others == 1
+    assert [row.name[:3] for row in again.wanted] == ["002", "001"]
+    assert [row.values["base_lr"] for row in open_batch(tmp_path / "b").rows] == [1.0, 2.0, 4.0]
+    assert first.rows[1].spec.read_text() == "base_lr: 77\n"
+
+
+def test_older_job_files_are_kept_in_their_order(tmp_path):
+    for text in ("one", "two", "two", "three"):
+        write(tmp_path / "b", [{"base_lr": 1.0}], text=text)
+    kept = {path.name: path.read_text() for path in (tmp_path / "b").glob("job*")}
+    assert kept == {"job.yaml": "three", "job.old.1.yaml": "one", "job.old.2.yaml": "two"}
+
+
+def test_a_crash_between_the_folders_is_made_good(tmp_path):
+    batch = write(tmp_path / "b", [{"base_lr": float(i)} for i in range(4)])
+    for row in batch.rows[2:]:
+        row.spec.unlink()
+        row.folder.rmdir()
+    assert write(tmp_path / "b", [{"base_lr": float(i)} for i in range(4)]) == batch
+    assert all(row.spec.exists() for row in batch.rows)
+
+
+def test_a_batch_without_index_is_its_specs(tmp_path):
+    for name, text in (("000_x", "base_lr: 0.5\noutput_dir: o\n"), ("001_x", "base_lr: [")):
+        (tmp_path / "b" / name).mkdir(parents=True)
+        (tmp_path / "b" / name / "spec.yaml").write_text(text)
+    assert [row.values for row in open_batch(tmp_path / "b").rows] == [{"base_lr": 0.5}, {}]
+
+
+@pytest.mark.parametrize("content", [None, "", "not json\n", '{"folder": 3}\n'])
+def test_no_batch_is_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "rows.jsonl").write_text(content or "[]\n")
+    with pytest.raises(UserError):
+        open_batch(tmp_path)
+
+
+def test_deleting_a_batch_leaves_what_its_links_lead_to(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious").write_text("x")
+    batch = write(tmp_path / "b", [{}])
+    (batch.path / "code").mkdir()
+    (batch.path / "code" / "data").symlink_to(tmp_path / "data")
+    (batch.path / "code" / "train.py").touch(mode=0o444)
+    delete_batch(batch)
+    assert os.listdir(tmp_path) == ["data"]
+    assert (tmp_path / "data" / "precious").exists()
+
+
+def test_where_nothing_can_be_written_is_said_before(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    check_writable(tmp_path / "new" / "newer")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="not a folder"):
+        check_writable(tmp_path / "file" / "x")
+    with pytest.raises(UserError, match="a link to nothing"):
+        check_writable(tmp_path / "link" / "x")
+
+
+def test_earlier_days_of_a_name_are_found(tmp_path):
+    for name in ("26-11-20-x", "26-11-21-x", "26-11-21-x-2", "x", "26-11-22-xx"):
+        (tmp_path / name).mkdir()
+    assert [p.name for p in earlier_batches(tmp_path, "x")] == ["26-11-21-x", "26-11-20-x"]
+    assert earlier_batches(tmp_path / "none", "x") == []
