@@ -16,16 +16,24 @@ if TYPE_CHECKING:
 
 def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
     """The splits that config.data_splits_map asks for, as the model wants its inputs."""
+    check_dataset(config)
     family, name = split_family(config.dataset)
-    build = pick(FAMILIES, family, "dataset")
+    _, build = FAMILIES[family]
     data = build(config, name, _looks(config, preprocessing or Preprocessing()))
     return with_classes(data, config.data_n_classes, config.dataset)
 
 
-def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
-    """What the network wants, overruled by what the config gives."""
+def check_dataset(config: "Config") -> None:
+    """UserError for what shows before any data are there: names, parts, keys that contradict."""
+    family, name = split_family(config.dataset)
+    check, _ = pick(FAMILIES, family, "dataset")
+    check(config, name)
     if (config.data_mean is None) != (config.data_std is None):
         raise UserError("data_mean, data_std: give both or neither")
+
+
+def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
+    """What the network wants, overruled by what the config gives."""
     looks = network
     if config.model_input_shape is not None:
         shape = tuple(config.model_input_shape)  # of rows it may be of any length
@@ -33,6 +41,10 @@ def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
     if config.data_mean is not None and config.data_std is not None:
         looks = replace(looks, mean=tuple(config.data_mean), std=tuple(config.data_std))
     return looks
+
+
+def check_sklearn(config: "Config", name: str) -> None:
+    sklearn.check_name(name, config.data_splits_map)
 
 
 def build_sklearn(config: "Config", name: str, looks: Preprocessing) -> Data:
@@ -43,8 +55,12 @@ def build_sklearn(config: "Config", name: str, looks: Preprocessing) -> Data:
     return to_shape(data, looks, config.dataset)
 
 
-def build_libsvm(config: "Config", name: str, looks: Preprocessing) -> Data:
+def check_libsvm(config: "Config", name: str) -> None:
     _refuse_pixel_statistics(config)
+    libsvm.check_name(name, config.data_splits_map, data_dir=Path(config.data_dir))
+
+
+def build_libsvm(config: "Config", name: str, looks: Preprocessing) -> Data:
     data = libsvm.load(
         name,
         config.data_splits_map,
@@ -56,13 +72,17 @@ def build_libsvm(config: "Config", name: str, looks: Preprocessing) -> Data:
     return to_shape(data, looks, config.dataset)
 
 
-def build_timm(config: "Config", name: str, looks: Preprocessing) -> Data:
+def check_timm(config: "Config", name: str) -> None:
+    timm.check_name(name, config.data_splits_map)
     if config.data_normalize not in (None, "none"):
         expected = "null (pixels by mean and std) or none (pixels between 0 and 1) for images"
         raise bad_value("data_normalize", config.data_normalize, expected)
+    if config.data_normalize == "none" and config.data_mean is not None:
+        raise UserError("data_normalize: got 'none', but data_mean and data_std are given")
+
+
+def build_timm(config: "Config", name: str, looks: Preprocessing) -> Data:
     if config.data_normalize == "none":
-        if config.data_mean is not None:
-            raise UserError("data_normalize: got 'none', but data_mean and data_std are given")
         looks = replace(looks, mean=(0.0,), std=(1.0,))
     return timm.load(
         name,
@@ -73,10 +93,12 @@ def build_timm(config: "Config", name: str, looks: Preprocessing) -> Data:
     )
 
 
-FAMILIES: dict[str, Callable[["Config", str, Preprocessing], Data]] = {
-    "libsvm": build_libsvm,
-    "sklearn": build_sklearn,
-    "timm": build_timm,
+Check = Callable[["Config", str], None]
+Build = Callable[["Config", str, Preprocessing], Data]
+FAMILIES: dict[str, tuple[Check, Build]] = {
+    "libsvm": (check_libsvm, build_libsvm),
+    "sklearn": (check_sklearn, build_sklearn),
+    "timm": (check_timm, build_timm),
 }
 
 

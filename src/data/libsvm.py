@@ -36,11 +36,9 @@ def load(
     Parts: `train` is NAME, `test` is NAME_test where the site has it. Labels
     become 0…C-1 in sorted order; one number of features holds for both parts.
     """
-    folder = (data_dir / "libsvm").absolute()
-    names = {"train": name, "test": f"{name}_test"}
+    check_name(name, splits_map, data_dir=data_dir)
+    folder, names = _folder(data_dir), _names(name)
     used = bases_used(splits_map)
-    if not all(b in names and libsvm_files.is_current(folder, names[b]) for b in used):
-        _check_names(name, names, splits_map)
     parts: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]] = {}
     layout = None
     for base in used:
@@ -57,7 +55,12 @@ def load(
     return Data(dict(splits), (n_features,), len(classes) or None)
 
 
-def _check_names(name: str, names: Mapping[str, str], splits_map: Mapping[str, str]) -> None:
+def check_name(name: str, splits_map: Mapping[str, str], *, data_dir: Path) -> None:
+    """UserError for a data set or a part that neither data_dir nor the site has."""
+    folder, names = _folder(data_dir), _names(name)
+    used = bases_used(splits_map)
+    if all(b in names and libsvm_files.is_current(folder, names[b]) for b in used):
+        return
     from libsvmdata import supported
 
     if name not in supported:
@@ -65,6 +68,14 @@ def _check_names(name: str, names: Mapping[str, str], splits_map: Mapping[str, s
         raise unknown_name("dataset", f"libsvm/{name}", alike or [f"libsvm/{s}" for s in supported])
     bases = [base for base, part in names.items() if part in supported]
     check_bases(splits_map, bases, f"libsvm/{name}")
+
+
+def _folder(data_dir: Path) -> Path:
+    return (data_dir / "libsvm").absolute()
+
+
+def _names(name: str) -> dict[str, str]:
+    return {"train": name, "test": f"{name}_test"}
 
 
 def _ensure(

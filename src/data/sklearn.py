@@ -26,8 +26,7 @@ SPLIT_SEED = 0
 
 def load(name: str, splits_map: Mapping[str, str], *, normalize: str | None = None) -> Data:
     """The data set, cut into `train` (80 %) and `test` (20 %) by a fixed stratified shuffle."""
-    own_normalize = pick(SETS, name, "dataset")
-    check_bases(splits_map, ("train", "test"), f"sklearn/{name}")
+    check_name(name, splits_map)
     inputs, targets = read(name)
     is_regression = not np.issubdtype(targets.dtype, np.integer)
     if name == "digits":
@@ -39,9 +38,15 @@ def load(name: str, splits_map: Mapping[str, str], *, normalize: str | None = No
         base: ArraySplit(torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows]))
         for base, rows in {"train": train, "test": test}.items()
     }
-    splits = split_arrays(bases, splits_map, normalize or own_normalize)
+    splits = split_arrays(bases, splits_map, normalize or SETS[name])
     n_classes = None if is_regression else int(targets.max()) + 1
     return Data(dict(splits), inputs.shape[1:], n_classes)
+
+
+def check_name(name: str, splits_map: Mapping[str, str]) -> None:
+    """UserError for a data set or a part that there is not."""
+    pick(SETS, name, "dataset")
+    check_bases(splits_map, ("train", "test"), f"sklearn/{name}")
 
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from src.data.fetch import alone, missing, one_line, read_timeout
 from src.data.slices import Range, bases_used, check_bases, resolve
 from src.data.splits import Data, DatasetSplit, Preprocessing
 from src.data.transforms import IMAGENET, STATISTICS, image_transforms
-from src.names import UserError, bad_value, pick
+from src.names import UserError, bad_value, pick, unknown_name
 
 # what torchvision raises on files that are missing or broken
 FAILED = (OSError, RuntimeError, ValueError, EOFError, LookupError, AssertionError)
@@ -62,9 +62,10 @@ def load(
 
     looks: the input shape, mean and std that are asked for, where they are.
     """
+    check_name(name, splits_map)
     looks = looks or Preprocessing()
     source, _, rest = name.partition("/")
-    if pick({"folder": True, "torch": False}, source, "dataset"):
+    if source == "folder":
         bases = _open_folder(rest, splits_map, data_dir)
     else:
         bases = _open_torch(rest, splits_map, data_dir, download)
@@ -87,6 +88,15 @@ def load(
         for split, wanted in ranges.items()
     }
     return Data(dict(splits), shape, _n_classes(bases))
+
+
+def check_name(name: str, splits_map: Mapping[str, str]) -> None:
+    """UserError for a source, a data set or a part that there is not; folders aren't looked at."""
+    source, _, rest = name.partition("/")
+    if source == "torch":
+        check_bases(splits_map, pick(TORCH_SETS, rest, "dataset").bases, f"timm/{name}")
+    elif source != "folder":
+        raise unknown_name("dataset", f"timm/{name}", ["timm/torch/NAME", "timm/folder/PATH"])
 
 
 def _cut(bases: Mapping[str, Any], ranges: Iterable[Range]) -> Dataset:
@@ -162,8 +172,7 @@ def _open_torch(
     name: str, splits_map: Mapping[str, str], data_dir: Path, download: bool
 ) -> dict[str, Any]:
     """The parts of a set of torchvision, fetched where they are missing or broken."""
-    known = pick(TORCH_SETS, name, "dataset")
-    check_bases(splits_map, known.bases, f"timm/torch/{name}")
+    known = TORCH_SETS[name]
     used, root = bases_used(splits_map), data_dir / known.root
     files = root / known.files
     parts = _read_parts(name, used, root)

@@ -14,12 +14,12 @@ from src.names import UserError, bad_value, pick, split_family
 if TYPE_CHECKING:
     from src.config import Config
 
-# family -> function of (name in the family, input shape, number of outputs) that returns the
-# model and the names of the modules that are its head
+# family -> module with look_up(name in the family), which raises where there is no such model,
+# and build(name, input shape, number of outputs): the model, and the names of its head's modules
 FAMILIES: dict[str, Any] = {
-    "linear": linear.build,
-    "tiny": tiny.build,
-    "timm": timm.build,
+    "linear": linear,
+    "tiny": tiny,
+    "timm": timm,
 }
 WITH_PRETRAINED = {"timm"}  # these also take is_pretrained
 IMAGES_ONLY = {"tiny", "timm"}
@@ -31,8 +31,8 @@ def build_model(config: "Config", input_shape: tuple[int, ...], n_classes: int |
     input_shape: of one example. n_classes: None for regression. UserError for an unknown name,
     a model that does not take such inputs, and weights that can't be had or don't fit.
     """
+    check_model(config)
     family, name = split_family(config.model)
-    build = pick(FAMILIES, family, "model")
     if family in IMAGES_ONLY and len(input_shape) != 3:
         expected = (
             f"a model for inputs of shape {input_shape}, such as 'linear'; this one takes images, "
@@ -43,12 +43,20 @@ def build_model(config: "Config", input_shape: tuple[int, ...], n_classes: int |
     # The CPU's generator alone: nothing is drawn on a GPU, and its state is the caller's.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed_model)  # type: ignore[arg-type]
-        model, heads = build(name, input_shape, output_dim(config, n_classes), **options)
+        model, heads = FAMILIES[family].build(
+            name, input_shape, output_dim(config, n_classes), **options
+        )
         if config.model_weights is not None:
             load_weights(model, config.model_weights, heads)
         if config.model_head_init is not None:
             init_head(model, heads, config.model_head_init)
     return model
+
+
+def check_model(config: "Config") -> None:
+    """UserError for what shows before there are data: names, weights that are not to be had."""
+    family, name = split_family(config.model)
+    pick(FAMILIES, family, "model").look_up(name, **pretrained_options(config, family))
 
 
 def output_dim(config: "Config", n_classes: int | None) -> int:

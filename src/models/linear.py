@@ -20,8 +20,12 @@ def build(
     name: str, input_shape: tuple[int, ...], n_outputs: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """'' or 'no_bias' -> (model, names of its head: itself)."""
-    has_bias = pick(VARIANTS, f"linear/{name}" if name else "linear", "model")
-    return Linear(math.prod(input_shape), n_outputs, has_bias=has_bias), ("",)
+    return Linear(math.prod(input_shape), n_outputs, has_bias=look_up(name)), ("",)
+
+
+def look_up(name: str) -> bool:
+    """Whether this variant has a bias; UserError where there is no such variant."""
+    return pick(VARIANTS, f"linear/{name}" if name else "linear", "model")
 
 
 class Linear(nn.Module):

@@ -18,9 +18,7 @@ def build(
     """
     import timm
 
-    settings = pretrained_settings(name)
-    if is_pretrained and not settings.has_weights:
-        raise bad_value("model_pretrained", True, f"a model with weights; timm has none for {name}")
+    settings = look_up(name, is_pretrained=is_pretrained)
     arguments: dict[str, Any] = {"num_classes": n_outputs, "in_chans": input_shape[0]}
     # The networks that timm calls of fixed size are those that take an img_size.
     if settings.fixed_input_size and input_shape[1:] != settings.input_size[1:]:
@@ -35,6 +33,14 @@ def build(
         ) from error
     heads = settings.classifier or ()
     return model, (heads,) if isinstance(heads, str) else tuple(heads)
+
+
+def look_up(name: str, *, is_pretrained: bool = False) -> Any:
+    """timm's settings of the model; UserError where it has no such model, or no weights for it."""
+    settings = pretrained_settings(name)
+    if is_pretrained and not settings.has_weights:
+        raise bad_value("model_pretrained", True, f"a model with weights; timm has none for {name}")
+    return settings
 
 
 def preprocessing(name: str) -> Preprocessing:

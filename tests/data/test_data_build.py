@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, load_wine
 
-from src.data.build import build_data
+from src.data.build import build_data, check_dataset
 from src.data.sklearn import stratified_split
 from src.data.splits import Preprocessing
 from src.names import UserError
@@ -127,3 +127,34 @@ def test_found_values_given_again_change_nothing():
 def test_contradictions_and_unknown_values_are_named(keys, words):
     with pytest.raises(UserError, match=words):
         build_data(config(**keys), None)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    ["sklearn/iris", "libsvm/a9a", "timm/torch/cifar10", "timm/folder/nowhere"],
+)
+def test_names_are_checked_without_the_data(tmp_path, dataset):
+    folder = tmp_path / "data"
+    check_dataset(config(dataset=dataset, data_dir=str(folder), data_download=True))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"dataset": "mnist"}, "dataset: unknown 'mnist'"),
+        ({"dataset": "sklearn/irsi"}, "dataset: unknown 'irsi'; did you mean 'iris'"),
+        ({"dataset": "libsvm/a99a"}, "dataset: unknown 'libsvm/a99a'; did you mean 'libsvm/a9a'"),
+        ({"dataset": "timm/tfds/mnist"}, "dataset: unknown 'timm/tfds/mnist'"),
+        ({"dataset": "timm/torch/cifar"}, "dataset: unknown 'cifar'; did you mean 'cifar10'"),
+        ({"data_splits_map": {"train": "trian"}}, "sklearn/digits has no 'trian'"),
+        ({"dataset": "libsvm/abalone"}, "libsvm/abalone has no 'test'"),
+        ({"dataset": "timm/torch/imagenet"}, "timm/torch/imagenet has no 'test'"),
+        ({"data_std": [0.5]}, "data_mean, data_std: give both"),
+        ({"dataset": "libsvm/a9a", "data_mean": [1], "data_std": [1]}, "for images alone"),
+        ({"dataset": "timm/torch/mnist", "data_normalize": "rows"}, "data_normalize: got 'rows'"),
+    ],
+)
+def test_what_shows_without_the_data_is_refused_without_them(keys, words):
+    with pytest.raises(UserError, match=words):
+        check_dataset(config(**keys))

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from src.data.splits import Preprocessing
-from src.models.build import build_model, model_preprocessing, output_dim
+from src.models.build import build_model, check_model, model_preprocessing, output_dim
 from src.names import UserError
 
 SHAPE = (3, 32, 32)
@@ -60,6 +60,28 @@ def test_output_dim_below_the_classes_is_refused(config):
 def test_models_that_do_not_exist_or_fit_are_told(config, model, shape, message):
     with pytest.raises(UserError, match=message):
         build_model(config(model), shape, 10)
+
+
+@pytest.mark.parametrize("model", ["linear", "tiny/lenet", "tiny/wrn_16_4", "timm/resnet18"])
+def test_names_are_checked_without_building(config, model):
+    check_model(config(model, model_weights="nowhere.pt"))
+    with pytest.raises(UserError, match=f"model: unknown '{model}x'"):
+        check_model(config(f"{model}x"))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("tiny/wrn_17_4", "expected a depth of 6n"),
+        ("tiny/lenet", "there are no pretrained weights for 'tiny/lenet'"),
+        ("timm/test_byobnet.x", "unknown 'timm/test_byobnet.x'"),
+        ("timm/resnet8", "unknown 'timm/resnet8'; did you mean 'timm/resnet18'"),
+    ],
+)
+def test_what_is_wrong_with_a_model_shows_without_building(config, model, message):
+    has_depth = "wrn" in model
+    with pytest.raises(UserError, match=message):
+        check_model(config(model, model_pretrained=not has_depth))
 
 
 @pytest.mark.parametrize("model", ["linear", "tiny/lenet"])

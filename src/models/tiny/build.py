@@ -23,14 +23,16 @@ def build(
     name: str, input_shape: tuple[int, ...], n_outputs: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """'lenet', (1, 28, 28), 10 -> (model, names of its head)."""
-    if name in NETWORKS:
-        model: nn.Module | None = NETWORKS[name](input_shape, n_outputs)
-    else:
-        model = wideresnet.build_from_name(name, input_shape, n_outputs)
-    if model is None:
-        raise unknown_name("model", f"tiny/{name}", [f"tiny/{n}" for n in (*NETWORKS, *WIDE)])
+    model = look_up(name)(input_shape, n_outputs)
     # All but the head as He et al. (2015), Delving deep into rectifiers, equation (10).
     for module in model.get_submodule("body").modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     return model, ("head",)
+
+
+def look_up(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
+    """What makes the network of this name; UserError where there is none."""
+    if network := NETWORKS.get(name) or wideresnet.from_name(name):
+        return network
+    raise unknown_name("model", f"tiny/{name}", [f"tiny/{n}" for n in (*NETWORKS, *WIDE)])

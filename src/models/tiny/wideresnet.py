@@ -3,6 +3,8 @@ table 1 with blocks B(3,3), normalisation and ReLU before each convolution (He e
 Identity mappings in deep residual networks), dropout between the two (section 2.4)."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,8 +14,8 @@ from src.names import bad_value
 NAME = re.compile(r"wrn_(\d+)_(\d+)(?:_(\d*\.?\d+))?")
 
 
-def build_from_name(name: str, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module | None:
-    """'wrn_28_10_0.3' -> the network; None for a name of another form."""
+def from_name(name: str) -> Callable[[tuple[int, ...], int], nn.Module] | None:
+    """'wrn_28_10_0.3' -> what makes the network; None for a name of another form."""
     if not (match := NAME.fullmatch(name)):
         return None
     depth, width, dropout = int(match[1]), int(match[2]), float(match[3] or 0)
@@ -21,7 +23,7 @@ def build_from_name(name: str, input_shape: tuple[int, ...], n_outputs: int) -> 
         raise bad_value("model", f"tiny/{name}", "a depth of 6n + 4: 10, 16, 22, 28, 34, 40, …")
     if width < 1 or dropout >= 1:
         raise bad_value("model", f"tiny/{name}", "a width from 1 up and a dropout below 1")
-    return WideResNet(input_shape, n_outputs, depth=depth, width=width, dropout=dropout)
+    return partial(WideResNet, depth=depth, width=width, dropout=dropout)
 
 
 class WideResNet(nn.Module):
