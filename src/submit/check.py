@@ -1,0 +1,169 @@
+"""All that is wrong with the rows of a grid, said once, before the first is submitted."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from src.config import KEYS, make_config
+from src.names import UserError
+
+ROOT = Path(__file__).parents[2]
+MOST_LINES = 20
+MOST_VALUES = 3  # of a key, in one line
+MOST_CHARACTERS = 80  # of a value
+PATIENCE_SECONDS = 120.0
+
+# What is looked up together: each name with the keys that have a say in whether it is right.
+# The checks stand in src/lookup.py under the same names.
+QUESTIONS = {
+    "dataset": (
+        "dataset",
+        "data_splits_map",
+        "data_dir",
+        "data_normalize",
+        "data_mean",
+        "data_std",
+    ),
+    "model": ("model", "model_pretrained", "model_weights"),
+    "optim_alg": ("optim_alg", "optim_args", "momentum", "ada_eps"),
+    "lr_schedule": ("lr_schedule", "warmup_steps"),
+    "averaging": ("averaging",),
+    "loss": ("loss", "label_smoothing", "loss_class_weights"),
+}
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines such as "34 rows: base_lr: got …", those of most rows first; none if all is well.
+
+    Every row is loaded as a Config, and its names are looked up by the code that will run, in
+    a process beside; where that can't be, a warning says why. Rows are counted from 0.
+    """
+    problems = Problems()
+    with lookup_process() as process:  # it imports torch while the rows are loaded
+        for number, row in enumerate(rows):
+            problems.add(number, row, loading_errors(row))
+        questions = distinct_questions(rows)
+        answers = ask(process, list(questions)) if questions else []
+    for numbers, answer in zip(questions.values(), answers, strict=False):
+        for number in numbers:
+            problems.add(number, rows[number], answer.get("errors", []))
+    return problems.lines()
+
+
+def loading_errors(row: Mapping[str, Any]) -> list[str]:
+    """What keeps the row from being a Config; keys that there aren't don't hide the rest."""
+    known = {key: value for key, value in row.items() if key in KEYS}
+    lines = []
+    for values in (known, row) if len(known) < len(row) else (row,):
+        try:
+            make_config(values)
+        except UserError as error:
+            lines += str(error).splitlines()
+    return lines
+
+
+class Problems:
+    """Errors of rows, those together that differ in the value of their key alone."""
+
+    def __init__(self) -> None:
+        # (text before, text after the value) -> the values and the rows, in order
+        self.groups: dict[tuple[str, str], tuple[dict[str, None], dict[int, None]]] = {}
+
+    def add(self, number: int, row: Mapping[str, Any], lines: Sequence[str]) -> None:
+        for line in lines:
+            before, value, after = around_value(line, row)
+            values, numbers = self.groups.setdefault((before, after), ({}, {}))
+            values[value] = numbers[number] = None
+
+    def lines(self) -> list[str]:
+        groups = sorted(self.groups.items(), key=lambda group: -len(group[1][1]))
+        lines = []
+        for (before, after), (values, numbers) in groups[:MOST_LINES]:
+            some = ", ".join(map(shortened, list(values)[:MOST_VALUES]))
+            some += ", …" * (len(values) > MOST_VALUES)
+            which = f"row {next(iter(numbers))}" if len(numbers) == 1 else f"{len(numbers):,} rows"
+            lines.append(f"{which}: {before}{some}{after}")
+        more = len(groups) - len(lines)
+        return lines + [f"… and {more:,} more"] * (more > 0)
+
+
+def around_value(line: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """'batch_size: got 0, expected …' -> ('batch_size: got ', '0', ', expected …')."""
+    named = [key for key in row if line.startswith((f"{key}:", f"{key}="))]
+    key = max(named, key=len, default="")
+    value = repr(row.get(key))
+    start = line.find(value, len(key) + 1) if named else -1
+    return (line, "", "") if start < 0 else (line[:start], value, line[start + len(value) :])
+
+
+def shortened(value: str) -> str:
+    return value if len(value) <= MOST_CHARACTERS else value[: MOST_CHARACTERS - 1] + "…"
+
+
+# ---- Looking names up --------------------------------------------------------------------
+
+
+def distinct_questions(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Each question that some row raises, as JSON -> the numbers of those rows."""
+    questions: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        for kind, keys in QUESTIONS.items():
+            settings = {key: row[key] for key in keys if row.get(key) is not None}
+            if settings and (question := as_json([kind, settings])):  # the defaults are right
+                questions.setdefault(question, []).append(number)
+    return questions
+
+
+def as_json(value: object) -> str | None:
+    """None for a date or another value of YAML alone, which no name or argument is."""
+    try:
+        return json.dumps(value)
+    except TypeError:
+        return None
+
+
+@contextmanager
+def lookup_process() -> Iterator[subprocess.Popen]:
+    """src.lookup, started; it touches no GPU, and ends with the block."""
+    settings = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "src.lookup"],
+        cwd=ROOT,
+        env=os.environ | settings,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ask(process: subprocess.Popen, questions: Sequence[str]) -> list[dict[str, Any]]:
+    """The answers of src.lookup; a warning where it, or this machine, has none."""
+    try:
+        output, errors = process.communicate(f"[{','.join(questions)}]", PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return warned(f"no answer within {PATIENCE_SECONDS:g} seconds")
+    if process.returncode:
+        return warned((errors.strip().splitlines() or [f"ended by {process.returncode}"])[-1])
+    answers = json.loads(output)
+    if reasons := {answer["unknown"]: None for answer in answers if "unknown" in answer}:
+        warned("; ".join(reasons))
+    return answers
+
+
+def warned(reason: str) -> list[dict[str, Any]]:
+    """No answers, and a warning that says so."""
+    logger.warning("not all names could be looked up: {}", " ".join(reason.split()))
+    return []
