@@ -1,0 +1,310 @@
+"""What became of each row of a batch: what its folder holds, and what Slurm's queue says.
+
+done        it ended by itself, well or diverged
+running     Slurm, or a process on this machine, is at it
+queued      Slurm, or submit_multiple.py -s local, will come to it
+failed      it ended otherwise; kind and cause say how
+lost        it was begun and not ended, but nobody is at it
+unstarted   nothing says that it was ever begun
+"""
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from src.names import UserError
+from src.submit.failures import (
+    Attempt,
+    Failure,
+    failure_of_error,
+    failure_of_log,
+    last_attempt,
+    one_line,
+    seconds_of,
+    words_of_slurm,
+)
+from src.submit.folders import Batch, Row
+from src.submit.journal import Call, Journal
+
+if TYPE_CHECKING:
+    from src.submit.slurm import QueuedJob
+
+STATES = ("done", "running", "queued", "failed", "lost", "unstarted")
+
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+SECONDS_OF_SILENCE = 600.0  # after which a run that cannot be asked counts as dead
+
+
+@dataclass(frozen=True)
+class RowStatus:
+    """How far one row is."""
+
+    row: Row
+    state: str
+    kind: str | None = None  # of failures.KINDS, for failed rows
+    cause: str | None = None  # one line for a person
+    node: str | None = None
+    job: str | None = None  # Slurm's '123_4'
+    progress: float = 0.0  # 0…1
+    seconds: float | None = None  # so far, or taken
+    seconds_left: float | None = None  # of a running row, by its own estimate
+    outcome: str | None = None  # of a done row: finished, early_stopped, diverged
+
+
+def row_statuses(batch: Batch, queue: "Mapping[str, QueuedJob] | None") -> list[RowStatus]:
+    """A status for each row, in their order.
+
+    queue: row -> its live job (slurm.queued_rows); None where Slurm cannot be asked.
+
+    Limits: that a process number lives on this machine is taken for the run living, though
+    the number may have come again. Elsewhere, and where Slurm cannot tell, a run lives that
+    has written its status in the last ten minutes: one that evaluates longer seems lost.
+    """
+    look = _Look(batch, queue)
+    return [look.at(row) for row in batch.rows]
+
+
+def read_journal(batch: Batch) -> Journal:
+    """The batch's journal, an empty one where nothing was asked of Slurm."""
+    try:
+        return Journal(batch.submissions)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        path = batch.submissions / "journal.jsonl"
+        raise UserError(f"{path}: cannot be read ({error!r})") from None
+
+
+class _Look:
+    """One look at a batch: what all its rows are judged by."""
+
+    def __init__(self, batch: Batch, queue: "Mapping[str, QueuedJob] | None") -> None:
+        self.batch, self.queue = batch, queue
+        self.host, self.now = platform.node(), time.time()
+        self.local_rows, self.local_since = _rows_of_local_runner(batch, self.host)
+
+    def at(self, row: Row) -> RowStatus:
+        folder = os.fspath(row.folder)
+        done, written = _read_json(f"{folder}/done"), _read_json(f"{folder}/status.json")
+        status = written or {}
+        if done is not None:
+            return self._done(row, done, status)
+        job = (self.queue or {}).get(row.name)
+        if job and job.state in WAITING:
+            return RowStatus(row, "queued", cause=_reason(job.reason), job=job.job)
+        attempt = last_attempt(f"{folder}/job.log")
+        if _is_of_earlier_attempt(status, attempt, job):
+            status = {}
+        state = self._state_if_held(row, status, attempt, job)
+        if state == "running":
+            return self._running(row, status, attempt, job)
+        if state == "queued":
+            return RowStatus(row, "queued", cause="its turn has not come")
+        return self._ended(row, status, attempt, was_begun=written is not None)
+
+    # ---- Who is at it? -------------------------------------------------------------------
+
+    def _state_if_held(
+        self, row: Row, status: dict, attempt: Attempt | None, job: "QueuedJob | None"
+    ) -> str | None:
+        """running or queued where somebody will go on with it, else None."""
+        has_ended = attempt is not None and attempt.code is not None
+        if job:
+            # Of rows that share a job, one can be over while the others run.
+            return None if attempt and has_ended and attempt.job == job.job else "running"
+        if row.name in self.local_rows:
+            if attempt is None or attempt.written < self.local_since:
+                return "queued"
+            return None if has_ended else "running"
+        if not has_ended and self._lives(status, attempt):
+            return "running"
+        return None
+
+    def _lives(self, status: dict, attempt: Attempt | None) -> bool:
+        """Whether a run that nobody speaks for goes on; see the limits in row_statuses."""
+        if status.get("state") != "running":
+            # The first line of a log stands there some seconds before the first status.
+            is_bare = attempt is not None and not status and not attempt.text.strip()
+            is_fresh = attempt is not None and self.now - attempt.written < SECONDS_OF_SILENCE
+            return is_bare and is_fresh and self.queue is None
+        if status.get("host") == self.host:
+            return _is_alive(status.get("pid"))
+        if self.queue is not None and status.get("job"):
+            return False
+        if attempt and words_of_slurm(attempt.text):
+            return False
+        updated = seconds_of(status.get("updated"))
+        return updated is not None and self.now - updated < SECONDS_OF_SILENCE
+
+    # ---- What there is to say of it ------------------------------------------------------
+
+    def _done(self, row: Row, done: dict, status: dict) -> RowStatus:
+        outcome = _text(done.get("outcome"))
+        return RowStatus(
+            row,
+            "done",
+            cause=_text(done.get("reason")),
+            node=_text(status.get("host")),
+            job=_text(status.get("job")),
+            progress=1.0,
+            seconds=_between(status.get("started"), seconds_of(done.get("time"))),
+            outcome=outcome,
+        )
+
+    def _running(
+        self, row: Row, status: dict, attempt: Attempt | None, job: "QueuedJob | None"
+    ) -> RowStatus:
+        left, updated = _number(status.get("seconds_left")), seconds_of(status.get("updated"))
+        if left is not None and updated is not None:
+            left = max(0.0, left - (self.now - updated))
+        is_starting = status.get("state") != "running"  # no status of this attempt yet
+        return RowStatus(
+            row,
+            "running",
+            cause="starting" if is_starting else None,
+            node=(job.node if job else None) or _node(status, attempt),
+            job=(job.job if job else None) or _job(status, attempt),
+            progress=0.0 if is_starting else _progress(status),
+            seconds=None if is_starting else _between(status.get("started"), self.now),
+            seconds_left=None if is_starting else left,
+        )
+
+    def _ended(
+        self, row: Row, status: dict, attempt: Attempt | None, *, was_begun: bool
+    ) -> RowStatus:
+        failure = self._failure(row, status, attempt)
+        if failure:
+            state, cause = "failed", failure.cause
+        elif was_begun or attempt:
+            state, cause = "lost", "was begun and not ended, but nobody is at it"
+        else:
+            state, cause = "unstarted", "never started"
+        return RowStatus(
+            row,
+            state,
+            kind=failure.kind if failure else None,
+            cause=cause,
+            node=_node(status, attempt),
+            job=_job(status, attempt),
+            progress=_progress(status),
+            seconds=_between(status.get("started"), seconds_of(status.get("updated"))),
+        )
+
+    def _failure(self, row: Row, status: dict, attempt: Attempt | None) -> Failure | None:
+        """How it ended. Slurm's word comes first: what it kills may fail in strange ways."""
+        if attempt:
+            words = words_of_slurm(attempt.text) or self._words_to_its_task(row, attempt)
+            if words:
+                return words
+        state = status.get("state")
+        if state == "failed":
+            return failure_of_error(str(status.get("error") or "no reason given"))
+        if state == "interrupted":
+            return Failure("interrupted", "interrupted")
+        if state == "left":
+            return Failure("interrupted", "left early by the program that ran it")
+        return failure_of_log(attempt, has_status=bool(status)) if attempt else None
+
+    def _words_to_its_task(self, row: Row, attempt: Attempt) -> Failure | None:
+        """Of rows that share a job, for those that were killed: their job's log says why."""
+        array, _, task = (attempt.job or "").partition("_")
+        if not task.isdigit() or (attempt.code is not None and attempt.code >= 0):
+            return None
+        for call in self._packed_calls:
+            if call.job in (array, None) and row.name in call.rows_of_task(int(task)):
+                folder = self.batch.submissions / f"{call.number:03d}" / task
+                shared = last_attempt(folder / "job.log")
+                return words_of_slurm(shared.text) if shared else None
+        return None
+
+    @cached_property
+    def _packed_calls(self) -> list[Call]:
+        """The newest first."""
+        calls = read_journal(self.batch).calls.values()
+        return [call for call in reversed(calls) if call.pack > 1]
+
+
+def _rows_of_local_runner(batch: Batch, host: str) -> tuple[set[str], float]:
+    """(rows, since when) of `submit_multiple.py -s local` where it is at this batch now."""
+    path = batch.submissions / "local.json"
+    runner = _read_json(path) or {}
+    if runner.get("host") != host or not _is_alive(runner.get("pid")):
+        return set(), 0.0
+    try:
+        return {name for name in runner["rows"] if isinstance(name, str)}, path.stat().st_mtime
+    except (OSError, KeyError, TypeError):  # gone by now, or garbage
+        return set(), 0.0
+
+
+def _is_of_earlier_attempt(status: dict, attempt: Attempt | None, job: "QueuedJob | None") -> bool:
+    """Whether the row was begun again since, and that attempt has not come to a status."""
+    if job and status.get("job") not in (None, job.job):
+        return True
+    updated = seconds_of(status.get("updated"))
+    if updated is None or attempt is None or attempt.started is None:
+        return False
+    return updated < int(attempt.started)
+
+
+# ---- Facts that may be missing, torn or of a wrong type -----------------------------------
+
+
+def _read_json(path: str | os.PathLike) -> dict[str, Any] | None:
+    """None where there is no such file; {} where it is torn."""
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read())
+    except OSError:
+        return None
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return one_line(value) if isinstance(value, str) else None
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _between(started: object, end: float | None) -> float | None:
+    start = seconds_of(started)
+    return None if start is None or end is None else max(0.0, end - start)
+
+
+def _progress(status: dict) -> float:
+    return min(max(_number(status.get("progress")) or 0.0, 0.0), 1.0)
+
+
+def _node(status: dict, attempt: Attempt | None) -> str | None:
+    return (attempt and attempt.node) or _text(status.get("host"))
+
+
+def _job(status: dict, attempt: Attempt | None) -> str | None:
+    return (attempt and attempt.job) or _text(status.get("job"))
+
+
+def _reason(reason: str) -> str | None:
+    return None if reason in ("", "None") else one_line(reason)
+
+
+def _is_alive(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
