@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from src.submit.journal import Journal
 from src.submit.status import STATES, RowStatus, row_statuses
 
 HERE, ELSEWHERE = platform.node(), "another-host"
+DEAD_PID = 2**22 + 1  # above all that Linux gives out
 TRACEBACK = 'Traceback (most recent call last):\n  File "/x/y.py", line 3, in f\n    g()\n'
 
 
@@ -25,13 +25,6 @@ def ago(seconds: float) -> str:
 
 def began(seconds: float = 100, job: str = "5_0") -> str:
     return f"--- {ago(seconds)} job {job} on node1 ---\n"
-
-
-@pytest.fixture
-def dead_pid() -> int:
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
 
 
 @pytest.fixture
@@ -127,7 +120,7 @@ def test_of_rows_that_share_a_job_one_can_be_over(row):
     ("facts", "queue", "state"),
     [
         ({"host": HERE, "updated": ago(9999)}, {}, "running"),
-        ({"host": HERE, "pid": "dead"}, None, "lost"),
+        ({"host": HERE, "pid": DEAD_PID}, None, "lost"),
         ({"updated": ago(500)}, None, "running"),
         ({"updated": ago(700)}, None, "lost"),
         ({"updated": ago(500)}, {}, "running"),
@@ -136,13 +129,12 @@ def test_of_rows_that_share_a_job_one_can_be_over(row):
         ({"updated": "?"}, None, "lost"),
     ],
 )
-def test_running_needs_somebody_who_runs(row, dead_pid, facts, queue, state):
-    facts = facts | ({"pid": dead_pid} if facts.get("pid") == "dead" else {})
+def test_running_needs_somebody_who_runs(row, facts, queue, state):
     put(row, status=running(**facts), log="a line\n")
     assert status_of(row, queue=queue).state == state
 
 
-def test_rows_of_a_local_runner_wait_run_and_fail(row, tmp_path, dead_pid):
+def test_rows_of_a_local_runner_wait_run_and_fail(row):
     batch = row.folder.parent
     (batch / "submissions").mkdir()
     notice = batch / "submissions" / "local.json"
@@ -158,7 +150,7 @@ def test_rows_of_a_local_runner_wait_run_and_fail(row, tmp_path, dead_pid):
     assert status_of(row, queue=None).state == "failed"
 
     row.log.unlink()
-    for other in ({"pid": dead_pid}, {"host": ELSEWHERE}, {"rows": []}, {"rows": None}):
+    for other in ({"pid": DEAD_PID}, {"host": ELSEWHERE}, {"rows": []}, {"rows": None}):
         notice.write_text(json.dumps(facts | other))
         assert status_of(row, queue=None).state == "unstarted", other
 
@@ -169,6 +161,8 @@ def test_a_log_that_has_only_begun_is_starting_or_lost(row):
     assert status_of(row, queue={}).state == "lost"
     os.utime(row.log, (0, 0))
     assert status_of(row, queue=None).state == "lost"
+    put(row, log=began(1) + "python: command not found\n")
+    assert status_of(row, queue=None).state == "failed"
 
 
 # ---- Causes ------------------------------------------------------------------------------

@@ -1,0 +1,450 @@
+"""How far is it: python report.py [results/BATCH …]
+
+A table for each batch, its best rows so far, and what failed why, with the command that runs
+it again. Reads the folders and asks Slurm once at most, so it works anywhere at any time.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import re
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from src.metrics import direction, metric_columns
+from src.names import UserError, bad_value
+from src.submit.failures import (
+    KINDS,
+    Group,
+    group_rows,
+    headline,
+    retry_command,
+    short_path,
+    shown,
+)
+from src.submit.folders import Batch, Row, open_batch
+from src.submit.journal import Journal
+from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
+from src.submit.status import STATES, RowStatus, read_journal, row_statuses
+
+RESULTS = Path("results")
+MOST_BATCHES = 5  # where none is named
+DEFAULT_METRICS = ("test/.*/accuracy", "test/.*/loss")  # the first that a batch has
+SECONDS_BETWEEN_LOOKS = 10.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 2 for a mistake of the user's."""
+    options = command_line().parse_intermixed_args(arguments)
+    try:
+        check_options(options)
+        if options.watch is None:
+            look(options, Console(highlight=False, markup=False, emoji=False))
+        else:
+            watch(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `report.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a batch that is deleted while we look
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="How far batches of experiments are.")
+    add = parser.add_argument
+    add("batches", nargs="*", metavar="results/BATCH", help="default: the newest few of results/")
+    add("--metric", metavar="REGEX", help="columns of stats.csv to rank rows by")
+    add("--best", type=int, default=3, metavar="N", help="how many of the best rows (3)")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--watch",
+        nargs="?",
+        const=str(SECONDS_BETWEEN_LOOKS),
+        metavar="SECONDS",
+        help="look again every so many seconds (10), until Ctrl-C",
+    )
+    either.add_argument("--json", action="store_true", help="everything, for programs")
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Mistakes on the command line raise UserError."""
+    if options.best < 0:
+        raise bad_value("--best", options.best, "a whole number from 0 up")
+    try:
+        re.compile(options.metric or "")
+    except re.error as error:
+        raise bad_value("--metric", options.metric, f"a regular expression ({error})") from None
+    if options.watch is None:
+        return
+    if os.path.isdir(options.watch):  # `--watch results/x`: no seconds, but a batch
+        options.batches.append(options.watch)
+        options.watch = SECONDS_BETWEEN_LOOKS
+    try:
+        seconds = float(options.watch)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise bad_value("--watch", options.watch, "a number of seconds above 0")
+    options.watch = seconds
+
+
+# ---- Looking -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best value of a row so far."""
+
+    row: RowStatus
+    column: str
+    value: float
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of one batch."""
+
+    batch: Batch
+    journal: Journal
+    is_queue_unknown: bool  # Slurm was asked to run rows, but cannot be asked about them
+    statuses: list[RowStatus]
+    columns: list[str]  # that rows are ranked by
+    best: list[Best]
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(status.state for status in self.statuses)
+
+    @property
+    def num_diverged(self) -> int:
+        return sum(status.outcome == "diverged" for status in self.statuses)
+
+    @property
+    def progress(self) -> float:
+        return sum(s.progress for s in self.statuses) / max(len(self.statuses), 1)
+
+    @property
+    def groups(self) -> list[Group]:
+        """What one would run again. Rows that a silent Slurm may hold are not among it."""
+        groups = group_rows(self.statuses, self.batch.varying)
+        return [g for g in groups if not (self.is_queue_unknown and g.only == "unstarted")]
+
+
+def find_batches(folder: Path) -> list[Path]:
+    """The batches in a folder, the newest first."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        marks = [mark for name in ("rows.jsonl", "job.yaml") if (mark := path / name).is_file()]
+        if marks:
+            found.append((marks[0].stat().st_mtime, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def chosen_batches(named: Sequence[str]) -> tuple[list[Batch], int]:
+    """(those that are named, else the newest; how many older ones there are)."""
+    if named:
+        return [open_batch(path) for path in named], 0
+    paths = find_batches(RESULTS)
+    if not paths:
+        raise UserError(f"{RESULTS}: no batch there; python report.py FOLDER names one")
+    batches = []
+    for path in paths[:MOST_BATCHES]:
+        try:
+            batches.append(open_batch(path))
+        except UserError as error:  # one broken index need not hide the others
+            print(error, file=sys.stderr)
+    return batches, max(0, len(paths) - MOST_BATCHES)
+
+
+def reports(batches: Sequence[Batch], metric: str | None, num_best: int) -> list[Report]:
+    """A report for each batch. Raises UserError where none has the metric."""
+    journals = [read_journal(batch) for batch in batches]
+    jobs = ask_slurm() if any(journal.calls for journal in journals) else None
+    found, seen = [], set()
+    for batch, journal in zip(batches, journals, strict=True):
+        queue = None if jobs is None or not is_ours(batch) else queued_rows(batch, journal, jobs)
+        statuses = row_statuses(batch, queue)
+        texts = {s.row.name: stats_text(s.row) for s in statuses if s.state != "unstarted"}
+        known = sorted({c for text in texts.values() for c in columns_of(header_of(text))})
+        seen |= set(known)
+        columns = columns_to_rank_by(metric, known)
+        best = best_rows(statuses, texts, columns)[:num_best]
+        is_unknown = queue is None and bool(journal.calls)
+        found.append(Report(batch, journal, is_unknown, statuses, columns, best))
+    if metric and seen and not any(report.columns for report in found):
+        metric_columns(metric, sorted(seen), key="--metric")  # raises
+    return found
+
+
+def ask_slurm() -> list[QueuedJob] | None:
+    """Our jobs; None where Slurm is not here or silent."""
+    try:
+        return read_queue()
+    except NoSlurm:
+        return None
+
+
+def is_ours(batch: Batch) -> bool:
+    """squeue tells of our own jobs only: of another's batch it knows nothing."""
+    return batch.path.stat().st_uid == os.getuid()
+
+
+# ---- The best rows -----------------------------------------------------------------------
+
+
+def stats_text(row: Row) -> str:
+    """stats.csv up to its last whole line; '' where there is none."""
+    try:
+        with open(f"{row.folder}/stats.csv", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition("\n")[0]
+    except OSError:
+        return ""
+
+
+def header_of(text: str) -> str:
+    return text.partition("\n")[0]
+
+
+@lru_cache(maxsize=256)
+def columns_of(header: str) -> list[str]:
+    """Most rows of a batch have the same ones."""
+    return next(csv.reader([header]), [])
+
+
+def columns_to_rank_by(metric: str | None, known: Sequence[str]) -> list[str]:
+    """The metric's, or those of the first default that there is; none where nothing fits."""
+    for pattern in [metric] if metric else DEFAULT_METRICS:
+        if any(re.fullmatch(pattern, column) for column in known):
+            return metric_columns(pattern, known, key="--metric")
+    return []
+
+
+def best_rows(
+    statuses: Iterable[RowStatus], texts: Mapping[str, str], columns: Sequence[str]
+) -> list[Best]:
+    """All rows that have a value, the best first; of a row its best epoch counts."""
+    if not columns:
+        return []
+    sign = direction(columns[0])
+    found = []
+    for status in statuses:
+        values = list(values_of(texts.get(status.row.name, ""), columns))
+        if values:
+            value, epoch, column = max(values, key=lambda v: (sign * v[0], -v[1]))
+            found.append(Best(status, column, value, epoch))
+    return sorted(found, key=lambda best: -sign * best.value)
+
+
+def values_of(text: str, columns: Sequence[str]) -> Iterable[tuple[float, int, str]]:
+    """(value, epoch, column) for all finite values of these columns."""
+    header = columns_of(header_of(text))
+    wanted = [(i, name) for i, name in enumerate(header) if name in columns]
+    epoch_at = header.index("epoch") if "epoch" in header else -1
+    for number, line in enumerate(text.splitlines()[1:], 1):
+        cells = line.split(",")  # numbers and times: no quotes
+        for i, name in wanted:
+            try:
+                value = float(cells[i])
+                epoch = int(cells[epoch_at]) if epoch_at >= 0 else number
+            except (ValueError, IndexError):  # empty where the run diverged, or torn
+                continue
+            if math.isfinite(value):
+                yield value, epoch, name
+
+
+# ---- Time left ---------------------------------------------------------------------------
+
+
+def seconds_left(statuses: Sequence[RowStatus]) -> float | None:
+    """Until what runs and waits is done, at the pace so far; None where nobody can tell."""
+    running = [s for s in statuses if s.state == "running"]
+    left = sum(1 - s.progress for s in running) + sum(s.state == "queued" for s in statuses)
+    if not left:
+        return 0.0
+    own = [s.seconds_left for s in running if s.seconds_left is not None]
+    if len(own) == len(running) == left + sum(s.progress for s in running):
+        return max(own)  # nobody waits: the slowest decides
+    pace = seconds_per_row(statuses)
+    if pace is None or not running:
+        return None
+    return max([pace * left / len(running), *own])
+
+
+def seconds_per_row(statuses: Sequence[RowStatus]) -> float | None:
+    """Of those that are done, else as those that run expect."""
+    taken = [s.seconds for s in statuses if s.state == "done" and s.seconds is not None]
+    taken = taken or [
+        s.seconds + s.seconds_left
+        for s in statuses
+        if s.state == "running" and s.seconds is not None and s.seconds_left is not None
+    ]
+    return sum(taken) / len(taken) if taken else None
+
+
+def duration(seconds: float | None) -> str:
+    """'45 s', '12 min', '3.5 h', '4.2 d'; '?' where it is not known."""
+    if seconds is None:
+        return "?"
+    for size, unit, most in ((1, "s", 90), (60, "min", 5400), (3600, "h", 172800)):
+        if seconds < most:
+            digits = 1 if unit == "h" else 0
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds / 86400:.1f} d"
+
+
+# ---- Showing -----------------------------------------------------------------------------
+
+
+def look(options: argparse.Namespace, console: Console) -> None:
+    """One look, shown."""
+    batches, num_older = chosen_batches(options.batches)
+    found = reports(batches, options.metric, options.best)
+    if options.json:
+        print(json.dumps([as_json(report) for report in found], indent=1, default=str))
+        return
+    if options.watch is not None and console.is_terminal:
+        console.clear()
+    for report in found:
+        show(report, console)
+    if num_older:
+        console.print(f"older batches, not shown: {num_older} (python report.py {RESULTS}/BATCH)")
+
+
+def watch(options: argparse.Namespace) -> None:
+    """Look again and again. The console is made anew, as windows change their size."""
+    while True:
+        console = Console(highlight=False, markup=False, emoji=False)
+        look(options, console)
+        console.print(f"{time.strftime('%H:%M:%S')}, every {options.watch:g} s; Ctrl-C ends")
+        time.sleep(options.watch)
+
+
+def show(report: Report, console: Console) -> None:
+    counts = report.counts
+    console.print(short_path(report.batch.path), style="bold", soft_wrap=True)
+    console.print(counts_table(report))
+    if report.num_diverged:
+        console.print(f"  {report.num_diverged} of the {counts['done']} done diverged")
+    if report.is_queue_unknown:
+        console.print("  the queue is unknown: rows that wait in it show as never started")
+    if report.best:
+        print_line(f"best so far by {', '.join(report.columns)}:", console)
+        console.print(best_table(report))
+    show_failures(report, console)
+    console.print()
+
+
+def print_line(text: str, console: Console, *, indent: int = 2) -> None:
+    """Wrapped below its beginning, without the spaces that rich would fill lines with."""
+    margin = " " * indent
+    wrapped = textwrap.fill(
+        text,
+        max(console.width, 40),
+        initial_indent=margin,
+        subsequent_indent=margin + "  ",
+        break_on_hyphens=False,
+    )
+    console.print(wrapped, soft_wrap=True)
+
+
+def counts_table(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    names = ["rows", *STATES[:-1], "never started", "progress", "time left"]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    counts = [str(report.counts[state]) for state in STATES]
+    goes_on = report.counts["running"] + report.counts["queued"]
+    left = duration(seconds_left(report.statuses)) if goes_on else "-"
+    table.add_row(str(len(report.statuses)), *counts, f"{report.progress:.0%}", left)
+    return table
+
+
+def best_table(report: Report) -> Padding:
+    """Value, column, epoch, the row's number, what varies."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("value", "column", "epoch", "row"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("values", overflow="fold")
+    for best in report.best:
+        row, state = best.row.row, best.row.state
+        values = " ".join(f"{key}={shown(row.values.get(key))}" for key in report.batch.varying)
+        number = row.name.partition("_")[0] + ("" if state == "done" else f" ({state})")
+        table.add_row(f"{best.value:.5g}", best.column, f"epoch {best.epoch}", number, values)
+    return Padding(table, (0, 0, 0, 4))
+
+
+def show_failures(report: Report, console: Console) -> None:
+    groups = report.groups
+    for i, group in enumerate(groups):
+        print_line(headline(group), console)
+        if group.only in KINDS and group.cause != KINDS[group.only]:
+            print_line(group.cause, console, indent=4)
+        is_last_of_kind = [g.only for g in groups[i : i + 2]] != [group.only] * 2
+        if is_last_of_kind:
+            command = retry_command(report.batch, report.journal, group.only)
+            console.print(f"    {command}", style="cyan", soft_wrap=True)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything, in plain values."""
+    return {
+        "batch": str(report.batch.path),
+        "counts": {state: report.counts[state] for state in STATES},
+        "diverged": report.num_diverged,
+        "progress": report.progress,
+        "seconds_left": seconds_left(report.statuses),
+        "queue_unknown": report.is_queue_unknown,
+        "rows": [row_as_json(status) for status in report.statuses],
+        "best": [
+            {
+                "row": best.row.row.name,
+                "column": best.column,
+                "value": best.value,
+                "epoch": best.epoch,
+                "state": best.row.state,
+                "values": {k: best.row.row.values.get(k) for k in report.batch.varying},
+            }
+            for best in report.best
+        ],
+        "failures": [
+            {
+                "rows": group.rows,
+                "only": group.only,
+                "cause": group.cause,
+                "shared": group.shared,
+                "node": group.node,
+                "command": retry_command(report.batch, report.journal, group.only),
+            }
+            for group in report.groups
+        ],
+    }
+
+
+def row_as_json(status: RowStatus) -> dict[str, Any]:
+    facts = {key: value for key, value in vars(status).items() if key != "row"}
+    return {"name": status.row.name, **facts}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,395 @@
+"""How far batches are, in the words of report.py."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import report
+from report import Best, best_rows, duration, find_batches, seconds_left, stats_text
+from src.config import Config, save_config
+from src.names import UserError
+from src.submit.folders import Row, open_batch
+from src.submit.journal import Journal
+from src.submit.slurm import NoSlurm, QueuedJob
+from src.submit.status import RowStatus
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_batch(folder: Path, rows: list[dict]) -> Path:
+    """A batch with a row for each of the values."""
+    (folder / "submissions").mkdir(parents=True)
+    entries = [{"folder": f"{i:03d}_{folder.name}", "values": v} for i, v in enumerate(rows)]
+    for entry in entries:
+        (folder / entry["folder"]).mkdir()
+        (folder / entry["folder"] / "spec.yaml").touch()
+    (folder / "rows.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    return folder
+
+
+def finish(row: Row, values: list[float], *, outcome: str = "finished") -> None:
+    """As a run of an hour would leave its folder."""
+    lines = [f"{i},{i + 1},{i * 10},0.1,{v}" for i, v in enumerate(values)]
+    header = ",epoch,step,test/last/loss,test/last/accuracy"
+    (row.folder / "stats.csv").write_text("\n".join([header, *lines]) + "\n")
+    now = datetime.now(UTC)
+    started = (now - timedelta(hours=1)).isoformat(timespec="seconds")
+    (row.folder / "status.json").write_text(json.dumps({"started": started, "host": "n1"}))
+    end = {"outcome": outcome, "time": now.isoformat(timespec="seconds")}
+    (row.folder / "done").write_text(json.dumps(end))
+
+
+def fail(row: Row, error: str) -> None:
+    facts = {"state": "failed", "error": error, "host": "n2", "progress": 0.5}
+    (row.folder / "status.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture
+def batch(tmp_path, monkeypatch) -> Path:
+    """Two rows done, two failed in the same way, one never started; run from tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    values = [{"lr": lr, "bs": bs} for lr, bs in ((0.1, 1), (0.2, 1), (0.1, 8), (0.2, 8), (0.3, 1))]
+    folder = make_batch(Path("results/26-11-22-x"), values)
+    rows = open_batch(folder).rows
+    finish(rows[0], [0.5, 0.9, 0.7])
+    finish(rows[1], [0.8, 0.6], outcome="diverged")
+    fail(rows[2], "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+    fail(rows[3], "OutOfMemoryError: CUDA out of memory. Tried to allocate 30 GiB")
+    return folder
+
+
+def test_a_report_to_read(batch, capsys):
+    assert report.main([]) == 0
+    output = capsys.readouterr().out
+    lines = [line.rstrip() for line in output.splitlines()]
+    assert lines == [
+        "results/26-11-22-x",
+        "rows  done  running  queued  failed  lost  never started  progress  time left",
+        "   5     2        0       0       2     0              1       60%          -",
+        "  1 of the 2 done diverged",
+        "  best so far by test/last/accuracy:",
+        "    0.9  test/last/accuracy  epoch 2  000  lr=0.1 bs=1",
+        "    0.8  test/last/accuracy  epoch 1  001  lr=0.2 bs=1",
+        "  2 rows: out of memory, all with bs=8, all on node n2",
+        "    OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+        "    python submit_multiple.py -r results/26-11-22-x -s local --only oom",
+        "  1 row: never started, 004_26-11-22-x",
+        "    python submit_multiple.py -r results/26-11-22-x -s local --only unstarted",
+        "",
+    ]
+
+
+def test_a_report_for_programs(batch, capsys):
+    assert report.main([str(batch), "--json", "--best", "1"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    counts = {"done": 2, "running": 0, "queued": 0, "failed": 2, "lost": 0, "unstarted": 1}
+    assert found["counts"] == counts
+    assert [row["state"] for row in found["rows"]] == ["done"] * 2 + ["failed"] * 2 + ["unstarted"]
+    assert found["best"] == [
+        {
+            "row": "000_26-11-22-x",
+            "column": "test/last/accuracy",
+            "value": 0.9,
+            "epoch": 2,
+            "state": "done",
+            "values": {"lr": 0.1, "bs": 1},
+        }
+    ]
+    failure = found["failures"][0]
+    assert (failure["only"], failure["shared"], failure["node"]) == ("oom", {"bs": 8}, "n2")
+    assert failure["command"].endswith("--only oom")
+
+
+def test_long_names_and_many_keys_fit_80_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    values = [{f"a_key_{k}": f"{'long ' * 20}{i}{k}" for k in range(9)} for i in range(3)]
+    folder = make_batch(tmp_path / ("x" * 50), values)
+    for row in open_batch(folder).rows[:2]:
+        finish(row, [0.123456789])
+    fail(open_batch(folder).rows[2], "ValueError: " + "words and " * 30)
+    report.main([str(folder)])
+    lines = capsys.readouterr().out.splitlines()
+    wide = [line for line in lines if len(line.rstrip()) > 80]
+    assert [line.split()[:2] for line in wide] == [["python", "submit_multiple.py"]]
+
+
+def test_brackets_of_values_are_no_markup(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = make_batch(tmp_path / "b", [{"x": "[red]"}, {"x": [1, 2]}])
+    for row in open_batch(folder).rows:
+        finish(row, [0.5])
+    report.main([str(folder)])
+    output = capsys.readouterr().out
+    assert "x=[red]" in output
+    assert "x=[1, 2]" in output
+
+
+# ---- Which batches -----------------------------------------------------------------------
+
+
+def test_without_names_the_newest_five(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i in range(7):
+        folder = make_batch(Path(f"results/b{i}"), [{}])
+        os.utime(folder / "rows.jsonl", (1000 - i, 1000 - i))
+    Path("results/a_single_run").mkdir()
+    assert [path.name for path in find_batches(Path("results"))] == [f"b{i}" for i in range(7)]
+    report.main([])
+    output = capsys.readouterr().out
+    shown = [line for line in output.splitlines() if line.startswith("results/")]
+    assert shown == [f"results/b{i}" for i in range(5)]
+    assert "older batches, not shown: 2" in output
+
+
+def test_one_broken_index_does_not_hide_the_others(batch, capsys):
+    (make_batch(Path("results/broken"), [{}]) / "rows.jsonl").write_text("{")
+    assert report.main([]) == 0
+    output = capsys.readouterr()
+    assert "results/26-11-22-x" in output.out
+    assert "broken/rows.jsonl: cannot be read" in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["results"], "no batch"),
+        (["--metric", "x("], "--metric: got 'x('"),
+        (["--metric", "nothing"], "--metric: 'nothing' matches none of: test/last/accuracy"),
+        (["--metric", "test/.*"], "should rise"),
+        (["--best", "-1"], "--best: got -1"),
+        (["--watch", "0"], "--watch: got '0'"),
+        (["--watch", "soon"], "--watch: got 'soon'"),
+    ],
+)
+def test_mistakes_are_one_line(batch, capsys, arguments, words):
+    assert report.main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert words in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_no_batch_at_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert report.main([]) == 2
+    assert capsys.readouterr().err == "results: no batch there; python report.py FOLDER names one\n"
+
+
+# ---- Slurm -------------------------------------------------------------------------------
+
+
+def submitted(folder: Path) -> None:
+    batch = open_batch(folder)
+    journal = Journal(batch.submissions)
+    names = [row.name for row in batch.rows]
+    journal.accepted(journal.begin(names, pack=1, script="cpu.sh", extra=[]), "5")
+
+
+def test_slurm_is_asked_once_for_all_and_only_where_it_has_rows(batch, capsys, monkeypatch):
+    asked = []
+    script = batch.absolute() / "submissions" / "001.sh"
+
+    def read_queue() -> list[QueuedJob]:
+        asked.append(True)
+        return [QueuedJob("5_4", "5", 4, "PENDING", "Priority", "", "", str(script))]
+
+    monkeypatch.setattr(report, "read_queue", read_queue)
+    make_batch(Path("results/other"), [{}])
+    assert report.main([]) == 0
+    assert not asked
+    capsys.readouterr()
+    submitted(batch)
+    submitted(Path("results/other"))
+    assert report.main(["results/other", str(batch), "--json"]) == 0
+    assert len(asked) == 1
+    other, found = json.loads(capsys.readouterr().out)
+    assert (found["counts"]["queued"], found["counts"]["unstarted"]) == (1, 0)
+    assert (other["counts"]["queued"], other["counts"]["unstarted"]) == (0, 1)
+
+
+def test_a_silent_slurm_is_said_and_its_rows_are_not_offered(batch, capsys, monkeypatch):
+    def silent() -> list[QueuedJob]:
+        raise NoSlurm("no answer")
+
+    monkeypatch.setattr(report, "read_queue", silent)
+    submitted(batch)
+    assert report.main([]) == 0
+    output = capsys.readouterr().out
+    assert "the queue is unknown" in output
+    assert "--only oom" in output
+    assert "--only unstarted" not in output
+
+
+def test_of_another_persons_batch_our_queue_says_nothing(batch, capsys, monkeypatch):
+    monkeypatch.setattr(report, "read_queue", lambda: [])
+    monkeypatch.setattr(os, "getuid", lambda: -1)
+    submitted(batch)
+    report.main([])
+    assert "the queue is unknown" in capsys.readouterr().out
+
+
+# ---- The best rows -----------------------------------------------------------------------
+
+
+def ranked(texts: list[str], columns: list[str]) -> list[tuple[str, float, int, str]]:
+    statuses = [RowStatus(Row(Path(str(i)), {}), "done") for i in range(len(texts))]
+    found: list[Best] = best_rows(statuses, dict(zip("0123456", texts, strict=False)), columns)
+    return [(b.row.row.name, b.value, b.epoch, b.column) for b in found]
+
+
+def test_loss_should_fall_and_accuracy_should_rise():
+    texts = [",epoch,a/loss,a/accuracy\n0,1,3,.3\n1,2,1,.1", ",epoch,a/loss,a/accuracy\n0,1,2,.2"]
+    assert ranked(texts, ["a/loss"]) == [("0", 1, 2, "a/loss"), ("1", 2, 1, "a/loss")]
+    assert [r[:3] for r in ranked(texts, ["a/accuracy"])] == [("0", 0.3, 1), ("1", 0.2, 1)]
+
+
+def test_the_best_of_several_columns_and_the_first_of_equal_epochs():
+    text = ",epoch,a/loss,b/loss\n0,1,3,2\n1,2,4,2"
+    assert ranked([text], ["a/loss", "b/loss"]) == [("0", 2, 1, "b/loss")]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n", ",epoch", ",epoch,a/loss\n0,1", ",epoch,a/loss\n0,1,nan\n0,2,inf\n0,3,x"]
+)
+def test_rows_without_a_value_are_not_ranked(text):
+    assert ranked([text, ",epoch,a/loss\n0,1,7"], ["a/loss"]) == [("1", 7, 1, "a/loss")]
+
+
+def test_a_torn_last_line_does_not_count(tmp_path):
+    (tmp_path / "stats.csv").write_text(",epoch,a/accuracy\n0,1,0.5\n1,2,0.95")
+    text = stats_text(Row(tmp_path, {}))
+    assert ranked([text], ["a/accuracy"]) == [("0", 0.5, 1, "a/accuracy")]
+
+
+def test_the_default_metrics_start_with_the_configurations():
+    assert report.DEFAULT_METRICS[0] == Config().best_checkpoint_metric
+    columns = ["epoch", "train/accuracy", "test/last/loss", "val/last/loss"]
+    assert report.columns_to_rank_by(None, columns) == ["test/last/loss"]
+    assert report.columns_to_rank_by(None, [*columns, "test/av/accuracy"]) == ["test/av/accuracy"]
+    assert report.columns_to_rank_by("val/.*", columns) == ["val/last/loss"]
+    with pytest.raises(UserError, match="--metric"):
+        report.columns_to_rank_by("epoch", columns)
+
+
+# ---- Time left ---------------------------------------------------------------------------
+
+
+def rows(*facts: dict) -> list[RowStatus]:
+    return [RowStatus(SimpleNamespace(), **fact) for fact in facts]
+
+
+DONE = {"state": "done", "seconds": 100.0, "progress": 1.0}
+QUEUED = {"state": "queued"}
+
+
+def running(progress: float, seconds: float | None, left: float | None) -> dict:
+    facts = {"state": "running", "progress": progress}
+    return facts | {"seconds": seconds, "seconds_left": left}
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ([DONE], 0),
+        ([DONE, {"state": "failed"}], 0),
+        ([running(0.5, 50, 50), running(0.2, 10, 80)], 80),  # nobody waits: the slowest
+        ([DONE, running(0.5, 50, 50), running(0.5, 50, 50), *[QUEUED] * 3], 100 * 4 / 2),
+        ([running(0.5, 50, 70), QUEUED], 120 * 1.5),  # none is done: as they expect
+        ([DONE, running(0.5, 50, 900), QUEUED], 900),  # not before the slowest
+        ([DONE, running(0.0, None, None), QUEUED], 100 * 2),
+        ([running(0.0, None, None), QUEUED], None),
+        ([DONE, QUEUED], None),  # nothing runs: nobody knows when
+    ],
+)
+def test_time_left(facts, expected):
+    assert seconds_left(rows(*facts)) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "?"),
+        (0, "0 s"),
+        (89, "89 s"),
+        (90, "2 min"),
+        (5399, "90 min"),
+        (5400, "1.5 h"),
+        (172800, "2.0 d"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+# ---- The whole program -------------------------------------------------------------------
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "report.py"), *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+
+
+def test_watching_ends_well_at_ctrl_c(batch):
+    process = start(Path.cwd(), "--watch", "0.2", str(batch))
+    assert process.stdout
+    looks = 0
+    for line in process.stdout:
+        looks += "Ctrl-C ends" in line
+        if looks == 2:
+            process.send_signal(signal.SIGINT)
+            break
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_a_batch_after_watch_is_no_number_of_seconds(batch):
+    process = start(Path.cwd(), "--watch", str(batch))
+    assert process.stdout
+    assert next(process.stdout).strip() == str(batch)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_it_starts_without_torch_and_pandas():
+    script = "import sys, report; sys.exit(bool({'torch', 'pandas', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+def test_real_runs(digits, tmp_path, monkeypatch, capsys):
+    """One that finishes, one that fails in its run, one before it."""
+    monkeypatch.chdir(tmp_path)
+    models = ["linear", "timm/no_such_model", "linear"]
+    folder = make_batch(tmp_path / "results" / "b", [{"model": model} for model in models])
+    for row in open_batch(folder).rows:
+        save_config(digits(output_dir=str(row.folder), model=row.values["model"]), row.spec)
+    open_batch(folder).rows[2].spec.write_text("base_lr: -1\n")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    processes = []
+    for row in open_batch(folder).rows:
+        with open(row.log, "w") as log:
+            print(f"--- {now} local 7 on {platform.node()} ---", file=log, flush=True)
+            command = [sys.executable, str(ROOT / "train.py"), str(row.spec)]
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+    for row, process in zip(open_batch(folder).rows, processes, strict=True):
+        code = process.wait(timeout=120)
+        with open(row.log, "a") as log:
+            print(f"--- ended: exit code {code} ---", file=log)
+    assert report.main(["--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    states = [(row["state"], row["kind"], row["progress"]) for row in found["rows"]]
+    assert states == [("done", None, 1.0), ("failed", "error", 0.0), ("failed", "error", 0.0)]
+    assert "no_such_model" in found["rows"][1]["cause"]
+    assert "base_lr" in found["rows"][2]["cause"]
+    assert found["best"][0]["value"] > 0.5
+    assert found["best"][0]["epoch"] in (1, 2)
+    assert 0 <= found["rows"][0]["seconds"] < 120
