@@ -1,5 +1,6 @@
 """check_rows: what is told about rows that can't run; src.lookup: which names exist."""
 
+import io
 import subprocess
 import sys
 from datetime import date
@@ -72,12 +73,12 @@ def test_the_errors_of_all_rows_come_at_once_those_of_most_rows_first():
 
 
 def test_errors_that_differ_in_the_value_are_one_line():
-    rows = [{"batch_size": -n} for n in (1, 2, 1)] + [{"batc": "a"}, {"batc": "b"}]
+    rows = [{"batch_size": -n} for n in (1, 2, 3, 1)] + [{"batc": "a"}, {"batc": "b"}]
     two, many = check_rows(rows)[::-1], check_rows([{"batch_size": -n} for n in range(1000, 2000)])
     assert two == [
         "2 rows: batc='a', 'b': there is no such key; did you mean 'batch_size'? "
         "All keys stand in src/config.py",
-        "3 rows: batch_size: got -1, -2, expected greater than or equal to 1",
+        "4 rows: batch_size: got -1, -2, -3, expected greater than or equal to 1",
     ]
     assert many == [
         "1,000 rows: batch_size: got -1000, -1001, -1002, …, expected greater than or equal to 1"
@@ -227,6 +228,13 @@ def test_what_this_machine_lacks_is_no_error(monkeypatch, error):
 def test_what_fails_in_another_way_is_no_error(monkeypatch):
     monkeypatch.setitem(lookup.CHECKS, "loss", lambda config: 1 / 0)
     assert lookup.answer("loss", {}) == {"unknown": "loss: ZeroDivisionError: division by zero"}
+
+
+def test_what_a_library_prints_is_no_answer(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO('[["loss", {}]]'))
+    monkeypatch.setitem(lookup.CHECKS, "loss", lambda config: print("welcome"))
+    lookup.main()
+    assert capsys.readouterr().out == "[{}]\n"
 
 
 TYPES_SUFFICE = {"base_lr", "weight_decay", "weight_decay_biases"}
