@@ -1,0 +1,75 @@
+"""submissions/NNN.sh: what sbatch gets for an array, so that any submit script runs as a task.
+
+It begins with the #SBATCH lines of the submit script, then finds the row of its task and
+calls the script with the row's spec.yaml, as `sbatch SCRIPT FOLDER/spec.yaml` would.
+"""
+
+import shlex
+from pathlib import Path
+
+
+def header(script: str) -> tuple[str, list[str]]:
+    """(interpreter, #SBATCH lines): those before the first command, which are all that count."""
+    first, *lines = script.splitlines()
+    directives = []
+    for line in lines:
+        if line.startswith("#SBATCH"):
+            directives.append(line)
+        elif line.strip() and not line.startswith("#"):
+            break
+    return first[2:].strip() or "/bin/bash", directives
+
+
+def array_script(script: Path, folder: Path, python: str, *, pack: int) -> str:
+    """The text of NNN.sh. folder: NNN/, in which K leads to the row, or rows, of task K."""
+    interpreter, directives = header(script.read_text(errors="replace"))
+    body = _PACKED if pack > 1 else _SINGLE
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *directives,
+            "# Written by submit_multiple.py: what a task of the array does.",
+            f"export EXPERIMENT_PYTHON={shlex.quote(python)}",
+            f"folder={shlex.quote(str(folder))}/$SLURM_ARRAY_TASK_ID",
+            f'run() {{ exec {interpreter} {shlex.quote(str(script))} "$1/spec.yaml"; }}',
+            body.replace("PACK", str(pack)),
+        ]
+    )
+
+
+# squeue shows the row's name once it runs; nothing waits for that.
+_SINGLE = """\
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+row=$(readlink -f "$folder")
+echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
+scontrol update jobid="$job" name="${row##*/}" >/dev/null 2>&1 &
+run "$row"
+"""
+_PACKED = """\
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+threads=$((${SLURM_CPUS_ON_NODE:-1} / PACK))
+export OMP_NUM_THREADS=$((threads > 1 ? threads : 1))
+rows=() programs=() failed=0
+# Signals reach this shell alone: pass them on.
+pass_on() { kill -s "$1" "${programs[@]}" 2>/dev/null; }
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+for row in "$folder"/*/; do
+    row=$(readlink -f "$row")
+    (
+        echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
+        run "$row"
+    ) >>"$row/job.log" 2>&1 &
+    programs+=($!) rows+=("$row")
+done
+for i in "${!programs[@]}"; do
+    wait "${programs[i]}"; code=$?
+    while kill -0 "${programs[i]}" 2>/dev/null; do  # a signal has interrupted `wait`
+        wait "${programs[i]}"; code=$?
+    done
+    echo "--- ended: exit code $code ---" >>"${rows[i]}/job.log"
+    echo "exit code $code: ${rows[i]##*/}"
+    ((code == 0)) || failed=1
+done
+exit $failed
+"""

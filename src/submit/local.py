@@ -1,0 +1,212 @@
+"""This machine: the rows of a batch in worker processes, a few at a time."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from src.files import write_atomically
+from src.names import UserError
+from src.submit.folders import Batch, Row
+
+SECONDS_TO_STOP = 30.0  # from Ctrl-C to killing what has not stopped
+SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal to draw a bar on
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of it the rows may use."""
+
+    jobs: int
+    gpus: list[str]  # empty: what the environment shows
+
+    def variables(self, slot: int) -> dict[str, str]:
+        """The environment of a row in this slot: its GPU, its share of the cores."""
+        variables = dict(os.environ)
+        threads = max(1, num_cores() // self.jobs)
+        variables.setdefault("OMP_NUM_THREADS", str(threads))
+        if self.gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        return variables
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_jobs(gpus: Sequence[str]) -> int:
+    """One row a GPU, else one for every two cores."""
+    return len(gpus) or max(1, num_cores() // 2)
+
+
+def runner(batch: Batch) -> dict[str, Any] | None:
+    """Who runs rows of this batch on this machine now: pid, host, rows; None: nobody."""
+    try:
+        facts = json.loads((batch.submissions / "local.json").read_text())
+        if facts["host"] != platform.node():
+            return None
+        os.kill(facts["pid"], 0)
+        return facts
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def run_rows(batch: Batch, rows: Sequence[Row], machine: Machine, *, code: Path) -> int:
+    """Run them all, each logging to its own folder; how many failed. Ctrl-C stops them cleanly."""
+    if other := runner(batch):
+        raise UserError(f"process {other['pid']} runs rows of {batch.path.name} already")
+    notice = batch.submissions / "local.json"
+    facts = {"pid": os.getpid(), "host": platform.node(), "rows": [row.name for row in rows]}
+    write_atomically(notice, json.dumps(facts))
+    try:
+        with _terminations_as_interrupts(), _Line(len(rows)) as line:
+            return _Workers(rows, machine, code).run(line)
+    finally:
+        notice.unlink(missing_ok=True)
+
+
+class _Workers:
+    """A slot a row that runs; the rows that wait."""
+
+    def __init__(self, rows: Sequence[Row], machine: Machine, code: Path) -> None:
+        self.waiting = list(reversed(rows))
+        self.machine, self.code = machine, code
+        self.running: dict[int, tuple[Row, subprocess.Popen]] = {}
+        self.num_done = self.num_failed = 0
+
+    def run(self, line: "_Line") -> int:
+        try:
+            while self.waiting or self.running:
+                free = (s for s in range(self.machine.jobs) if s not in self.running)
+                for slot in free:
+                    if self.waiting:
+                        self._start(slot, self.waiting.pop())
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                self._reap()
+                line.show(self.num_done, self.num_failed, [r for r, _ in self.running.values()])
+        except KeyboardInterrupt:
+            self._stop()
+            raise
+        return self.num_failed
+
+    def _start(self, slot: int, row: Row) -> None:
+        # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
+        with open(row.log, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "train.py", str(row.spec)],
+                cwd=self.code,
+                env=self.machine.variables(slot),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        _note(row, f"local {process.pid} on {platform.node()}", time_too=True)
+        self.running[slot] = row, process
+
+    def _reap(self) -> None:
+        for slot, (row, process) in list(self.running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self.running[slot]
+            how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+            _note(row, f"ended: {how}")
+            if code == 0:
+                self.num_done += 1
+            else:
+                self.num_failed += 1
+
+    def _stop(self) -> None:
+        """Ask each to stop as Ctrl-C would; kill what takes too long, or at a second Ctrl-C."""
+        for _, process in self.running.values():
+            process.send_signal(signal.SIGINT)
+        until = time.monotonic() + SECONDS_TO_STOP
+        try:
+            while self.running and time.monotonic() < until:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                self._reap()
+        except KeyboardInterrupt:
+            pass
+        for _, process in self.running.values():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._reap()
+
+
+def _note(row: Row, what: str, *, time_too: bool = False) -> None:
+    """A line in job.log that marks where an attempt begins or ends."""
+    moment = f"{datetime.now(UTC).isoformat(timespec='seconds')} " if time_too else ""
+    with open(row.log, "a") as log:
+        log.write(f"--- {moment}{what} ---\n")
+
+
+@contextmanager
+def _terminations_as_interrupts() -> Iterator[None]:
+    """A terminal that is closed, or `kill`, stops the rows as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Line:
+    """One line for the batch: a bar on a terminal, else a line of text every minute."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.bar = tqdm(
+            total=num_rows,
+            disable=not sys.stderr.isatty(),
+            bar_format="{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]",
+        )
+        self.started = self.shown = time.monotonic()
+
+    def __enter__(self) -> "_Line":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, num_done: int, num_failed: int, running: Sequence[Row]) -> None:
+        text = f"{num_done}/{self.num_rows} done"
+        text += f", {num_failed} failed" if num_failed else ""
+        if not self.bar.disable:
+            if time.monotonic() - self.shown > 1 or not running:
+                self.bar.n = num_done + num_failed + sum(_progress(row) for row in running)
+                self.bar.set_description_str(f"{text}, {len(running)} running")
+                self.shown = time.monotonic()
+        elif time.monotonic() - self.shown > SECONDS_BETWEEN_LINES:
+            self.shown = time.monotonic()
+            print(f"{text}, {len(running)} running", file=sys.stderr, flush=True)
+
+
+def _progress(row: Row) -> float:
+    """How far a run is, 0 … 1, by its status.json."""
+    try:
+        status = json.loads((row.folder / "status.json").read_text())
+        return float(status["progress"]) if status["state"] == "running" else 0.0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0

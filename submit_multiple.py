@@ -1,0 +1,378 @@
+"""Run a grid of experiments: python submit_multiple.py jobs/x.yaml -s submit_cpu.sh [-- …]
+
+The grid becomes a folder a row (src/submit/folders.py), run by Slurm (src/submit/submission.py)
+or, with `-s local`, by worker processes here (src/submit/local.py).
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from src.names import UserError
+from src.submit import slurm
+from src.submit.check import check_rows
+from src.submit.folders import (
+    Batch,
+    Plan,
+    Row,
+    batch_name,
+    check_writable,
+    delete_batch,
+    open_batch,
+    plan_batch,
+    write_batch,
+)
+from src.submit.grid import Grid, expand
+from src.submit.job_file import Job, read_job
+from src.submit.journal import Journal
+from src.submit.local import Machine, default_jobs, run_rows
+from src.submit.snapshot import changed_since, freeze, frozen_copies, next_copy
+from src.submit.status import RowStatus, row_statuses
+from src.submit.submission import Submission, unfinished_folder
+
+ROOT = Path(__file__).resolve().parent
+LOCAL = "local"
+ALIVE = {"running", "queued"}
+KINDS = ("failed", "lost", "unstarted", "error", "oom", "timeout", "cancelled", "preempted")
+KINDS += ("node", "interrupted", "killed")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 2 for a mistake of the user's, 130 for Ctrl-C,
+    1 where rows that ran here have failed."""
+    given = sys.argv[1:] if arguments is None else arguments
+    split = given.index("--") if "--" in given else len(given)
+    options = command_line().parse_args(given[:split])
+    options.extra = given[split + 1 :]
+    try:
+        check_options(options)
+        return retry(options) if options.retry else submit(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on, -r FOLDER as well", file=sys.stderr)
+        return 130
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Run a grid of experiments on Slurm or on this machine.",
+        epilog="What follows -- goes to sbatch: … -s submit_cpu.sh -- --partition=long",
+    )
+    add = parser.add_argument
+    add("job_file", nargs="?", help="YAML file with the grid, see jobs/")
+    add("-s", "--script", help="the submit script, or `local` for this machine")
+    add("-d", "--dry-run", action="store_true", help="say what would happen, touch nothing")
+    add("-o", "--overwrite", action="store_true", help="delete today's folder of this batch first")
+    add("-r", "--retry", metavar="FOLDER", help="run again what is not done in this batch")
+    add("--only", metavar="KIND", choices=KINDS, help="with -r: " + ", ".join(KINDS))
+    add("-y", "--yes", action="store_true", help="answer every question with yes")
+    add("--live", action="store_true", help="run the code where it lies, not a frozen copy")
+    add("--refreeze", action="store_true", help="freeze the code anew for what runs from now on")
+    here = parser.add_argument_group("this machine")
+    here.add_argument("--jobs", type=positive, metavar="N", help="rows at a time")
+    here.add_argument("--gpus", metavar="0,1", help="GPUs that the rows share, a row each")
+    on_slurm = parser.add_argument_group("Slurm")
+    add = on_slurm.add_argument
+    add("--no-array", action="store_true", help="one `sbatch SCRIPT FOLDER/spec.yaml` a row")
+    add("--max-running", type=positive, metavar="N", help="at most N jobs at a time")
+    add("--pack", type=positive, metavar="N", default=1, help="N rows side by side in one job")
+    add("--after", metavar="JOBID", help="start when this job has ended")
+    add("--patience", type=float, metavar="S", default=300, help="seconds to wait for Slurm (300)")
+    return parser
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1 up")
+    return int(text)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Options that contradict each other."""
+    if bool(options.job_file) == bool(options.retry):
+        raise UserError("give either a job file or -r FOLDER")
+    if options.job_file and not options.script:
+        raise UserError("-s: say with which submit script, such as submit_cpu.sh, or local")
+    if options.only and not options.retry:
+        raise UserError("--only: goes with -r")
+    if options.retry and options.overwrite:
+        raise UserError("-o and -r exclude each other")
+    if options.live and options.refreeze:
+        raise UserError("--live and --refreeze exclude each other")
+    for_slurm = ("no_array", "max_running", "after", "extra")
+    unfit = [name for name in for_slurm if getattr(options, name)] + ["pack"] * (options.pack > 1)
+    if options.script == LOCAL and unfit:
+        raise UserError(f"-s local: --{unfit[0].replace('_', '-')} is for Slurm; here: --jobs N")
+    if options.script not in (LOCAL, None) and (options.jobs or options.gpus):
+        raise UserError("--jobs, --gpus: for -s local; on Slurm there are --max-running and --pack")
+    if options.no_array and (options.pack > 1 or options.max_running):
+        raise UserError("--no-array: --pack and --max-running need an array")
+    if options.after and not slurm.is_job_id(options.after):
+        raise UserError(f"--after: got {options.after!r}, expected a job's number such as 1234")
+
+
+# ---- A job file --------------------------------------------------------------------------
+
+
+def submit(options: argparse.Namespace) -> int:
+    """From a job file to running rows."""
+    job = read_job(options.job_file)
+    grid = expand(job.parameters)
+    print(f"{options.job_file}: {grid.description()}")
+    check_everything(options, job, grid)
+    output_dir = Path(os.path.abspath(job.output_dir))
+    folder = unfinished_folder(output_dir, job.name, grid.rows) or output_dir / batch_name(
+        job.name, date.today()
+    )
+    plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
+    if options.dry_run:
+        return describe(options, plan)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with only_here(folder):
+        if options.overwrite and folder.exists():
+            overwrite(open_batch(folder), options)
+            plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
+        write_batch(plan, ROOT)
+        settle(plan.batch, options)
+        print(f"{shown(folder)}: {what_is_there(plan)}")
+        return start(plan.batch, unsubmitted(plan), options)
+
+
+def check_everything(options: argparse.Namespace, job: Job, grid: Grid) -> None:
+    """Every mistake that can be known now, at once, before anything is written."""
+    errors = []
+    if options.script != LOCAL:
+        errors += errors_of(slurm.check_script, Path(options.script), options.script)
+        errors += errors_of(slurm.check_extra, options.extra)
+    errors += errors_of(check_writable, Path(os.path.abspath(job.output_dir)))
+    errors += check_rows([{**job.common, **row} for row in grid.rows])
+    if errors:
+        raise UserError("\n".join(errors) + "\nnothing was written or submitted")
+
+
+def errors_of(check, *arguments: object) -> list[str]:  # type: ignore[no-untyped-def]
+    try:
+        check(*arguments)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def unsubmitted(plan: Plan) -> list[Row]:
+    """The wanted rows that nobody was asked to run yet."""
+    taken = Journal(plan.batch.submissions).accepted_rows
+    statuses = {s.row.name: s.state for s in row_statuses(plan.batch, None)}
+    return [r for r in plan.wanted if r.name not in taken and statuses[r.name] == "unstarted"]
+
+
+def what_is_there(plan: Plan) -> str:
+    """'108 new rows', '12 new rows beside 108'."""
+    num_old = len(plan.wanted) - plan.num_new
+    parts = [f"{count(plan.num_new)} new"] if plan.num_new else []
+    parts += [f"{count(num_old)} of an earlier call"] if num_old else []
+    if plan.num_others:
+        parts += [f"{count(plan.num_others)} that this job file does not ask for, left alone"]
+    return ", ".join(parts)
+
+
+def describe(options: argparse.Namespace, plan: Plan) -> int:
+    """What would happen."""
+    batch = plan.batch
+    print(f"{shown(batch.path)}: {what_is_there(plan)}")
+    if options.overwrite and batch.path.exists():
+        print(f"would delete {shown(batch.path)} first, after asking")
+        rows = plan.wanted
+    else:
+        rows = unsubmitted(plan)
+    where = "on this machine" if options.script == LOCAL else f"with {options.script}"
+    print(f"would run {count(len(rows))} {where}:")
+    for row in [*rows[:5], *rows[max(5, len(rows) - 1) :]]:
+        print(f"  {row.name}")
+    print("dry run: nothing was written or submitted")
+    return 0
+
+
+def overwrite(batch: Batch, options: argparse.Namespace) -> None:
+    """Delete a batch, after showing it and asking; never while its rows wait or run."""
+    settle(batch, options)
+    statuses = row_statuses(batch, ask_queue(batch))
+    states = Counter(status.state for status in statuses)
+    if alive := sum(states[state] for state in ALIVE):
+        raise UserError(f"-o: {count(alive)} of {shown(batch.path)} are queued or running")
+    held = ", ".join(f"{n} {state}" for state, n in states.items())
+    print(f"-o deletes {shown(batch.path)}: {count(len(batch.rows))} ({held})")
+    confirm("delete it?", options)
+    delete_batch(batch)
+
+
+# ---- A batch that is there ---------------------------------------------------------------
+
+
+def retry(options: argparse.Namespace) -> int:
+    """Run again what is not done, queued or running."""
+    batch = open_batch(options.retry)
+    use_last_script(batch, options)
+    if options.script != LOCAL:
+        slurm.check_script(Path(options.script), options.script)
+        slurm.check_extra(options.extra)
+    with only_here(batch.path):
+        if not options.dry_run:
+            settle(batch, options)
+        statuses = row_statuses(batch, ask_queue(batch))
+        chosen = [s for s in statuses if s.state not in {"done", *ALIVE}]
+        if options.only:
+            chosen = [s for s in chosen if options.only in (s.state, s.kind)]
+        states = Counter(status.state for status in statuses)
+        print(f"{shown(batch.path)}: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+        show_reasons(chosen)
+        if options.dry_run or not chosen:
+            print("nothing to run again" if not chosen else "dry run: nothing was submitted")
+            return 0
+        confirm(f"run {count(len(chosen))} again?", options)
+        return start(batch, [status.row for status in chosen], options)
+
+
+def use_last_script(batch: Batch, options: argparse.Namespace) -> None:
+    """Without -s: as the batch was submitted last."""
+    calls = list(Journal(batch.submissions).calls.values())
+    if options.script is None and calls:
+        options.script = calls[-1].script
+        options.extra = options.extra or calls[-1].extra
+    options.script = options.script or LOCAL
+
+
+def show_reasons(statuses: Sequence[RowStatus]) -> None:
+    """'17 rows failed: out of memory', with the first few names."""
+    groups: dict[str, list[RowStatus]] = {}
+    for status in statuses:
+        reason = f"{status.state}: {status.cause}" if status.cause else status.state
+        groups.setdefault(reason, []).append(status)
+    for reason, group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        print(f"{count(len(group))} {reason}")
+        for status in group[:3]:
+            print(f"  {status.row.name}")
+        if len(group) > 3:
+            print(f"  … and {len(group) - 3} more")
+
+
+def ask_queue(batch: Batch) -> dict[str, slurm.QueuedJob] | None:
+    """Row -> the job that waits or runs for it. Raises UserError where only Slurm would know."""
+    journal = Journal(batch.submissions)
+    if not journal.calls:
+        return None
+    try:
+        return slurm.queued_rows(batch, journal, slurm.read_queue())
+    except slurm.NoSlurm as error:
+        raise UserError(f"Slurm has rows of this batch and cannot be asked: {error}") from None
+
+
+# ---- Both --------------------------------------------------------------------------------
+
+
+def settle(batch: Batch, options: argparse.Namespace) -> None:
+    """What became of a submission that was interrupted."""
+    settling = slurm.Options(Path(), "", [], ROOT, "", patience=options.patience)
+    Submission(batch, settling).settle()
+
+
+def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int:
+    """Run these rows here, or hand them to Slurm."""
+    report = f"python report.py {shown(batch.path)}"
+    if not rows:
+        print(f"nothing left to run: {report} says how far it is, -r runs failed rows again")
+        return 0
+    code = code_to_run(batch, options)
+    if options.script == LOCAL:
+        return start_here(batch, rows, options, code)
+    script = Path(os.path.abspath(options.script))
+    wanted = slurm.Options(
+        script=script,
+        script_as_named=options.script,
+        extra=options.extra,
+        code=code,
+        python=sys.executable,
+        is_array=not options.no_array,
+        pack=options.pack,
+        max_running=options.max_running,
+        after=options.after,
+        patience=options.patience,
+    )
+    with tqdm(total=len(rows), unit="row", disable=not sys.stderr.isatty(), leave=False) as bar:
+        jobs = Submission(batch, wanted, progress=bar.update).submit(rows)
+    numbers = jobs[0] if len(jobs) == 1 else f"{jobs[0]} … {jobs[-1]}"
+    print(f"submitted {count(len(rows))} as {len(jobs)} job{'s' * (len(jobs) > 1)}: {numbers}")
+    print(f"{report}   says how far it is")
+    return 0
+
+
+def start_here(batch: Batch, rows: Sequence[Row], options: argparse.Namespace, code: Path) -> int:
+    gpus = options.gpus.split(",") if options.gpus else []
+    machine = Machine(options.jobs or default_jobs(gpus), gpus)
+    print(f"running {count(len(rows))}, {machine.jobs} at a time; Ctrl-C stops, -r goes on later")
+    num_failed = run_rows(batch, rows, machine, code=code)
+    print(f"{len(rows) - num_failed} of {count(len(rows))} done")
+    print(f"python report.py {shown(batch.path)}   says more")
+    return 1 if num_failed else 0
+
+
+def code_to_run(batch: Batch, options: argparse.Namespace) -> Path:
+    """The repository itself with --live; else the newest frozen copy, made where there is none."""
+    if options.live:
+        return ROOT
+    copies = frozen_copies(batch.path)
+    if not copies or options.refreeze:
+        return freeze(ROOT, next_copy(batch.path))
+    if changed := changed_since(ROOT, copies[-1]):
+        names = ", ".join(changed[:4]) + (" …" if len(changed) > 4 else "")
+        print(f"runs the code of {shown(copies[-1])}; changed here since then: {names}")
+        print("  (--refreeze runs the code as it is now)")
+    return copies[-1]
+
+
+@contextmanager
+def only_here(folder: Path) -> Iterator[None]:
+    """One submission a batch at a time."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another submit_multiple.py is at work on {shown(folder)}") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def confirm(question: str, options: argparse.Namespace) -> None:
+    """Ask; raises UserError without a terminal, KeyboardInterrupt at a no."""
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"{question} There is no terminal to answer on: -y says yes")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("nothing was done")
+
+
+def count(number: int) -> str:
+    return f"{number} row" + "s" * (number != 1)
+
+
+def shown(path: Path) -> str:
+    """The path as short as it goes from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+if __name__ == "__main__":
+    sys.exit(main())
