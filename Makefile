@@ -17,7 +17,7 @@ test: .venv/test lint
 lint: .venv/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy src train.py
+	$(BIN)/mypy src *.py
 
 format: .venv/test
 	$(BIN)/ruff check --fix-only

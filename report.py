@@ -5,7 +5,6 @@ it again. Reads the folders and asks Slurm once at most, so it works anywhere at
 """
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -13,36 +12,17 @@ import re
 import sys
 import textwrap
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from src.metrics import direction, metric_columns
 from src.names import UserError, bad_value
-from src.submit.failures import (
-    KINDS,
-    Group,
-    group_rows,
-    headline,
-    retry_command,
-    short_path,
-    shown,
-)
-from src.submit.folders import Batch, Row, open_batch
-from src.submit.journal import Journal
-from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
-from src.submit.status import STATES, RowStatus, read_journal, row_statuses
+from src.submit.failures import KINDS, headline, retry_command, short_path, shown
+from src.submit.progress import RESULTS, Report, chosen_batches, reports, seconds_left
+from src.submit.status import STATES, RowStatus
 
-RESULTS = Path("results")
-MOST_BATCHES = 5  # where none is named
-DEFAULT_METRICS = ("test/.*/accuracy", "test/.*/loss")  # the first that a batch has
 SECONDS_BETWEEN_LOOKS = 10.0
 
 
@@ -106,200 +86,6 @@ def check_options(options: argparse.Namespace) -> None:
     if not 0 < seconds < math.inf:
         raise bad_value("--watch", options.watch, "a number of seconds above 0")
     options.watch = seconds
-
-
-# ---- Looking -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best value of a row so far."""
-
-    row: RowStatus
-    column: str
-    value: float
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is known of one batch."""
-
-    batch: Batch
-    journal: Journal
-    is_queue_unknown: bool  # Slurm was asked to run rows, but cannot be asked about them
-    statuses: list[RowStatus]
-    columns: list[str]  # that rows are ranked by
-    best: list[Best]
-
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(status.state for status in self.statuses)
-
-    @property
-    def num_diverged(self) -> int:
-        return sum(status.outcome == "diverged" for status in self.statuses)
-
-    @property
-    def progress(self) -> float:
-        return sum(s.progress for s in self.statuses) / max(len(self.statuses), 1)
-
-    @property
-    def groups(self) -> list[Group]:
-        """What one would run again. Rows that a silent Slurm may hold are not among it."""
-        groups = group_rows(self.statuses, self.batch.varying)
-        return [g for g in groups if not (self.is_queue_unknown and g.only == "unstarted")]
-
-
-def find_batches(folder: Path) -> list[Path]:
-    """The batches in a folder, the newest first."""
-    found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        marks = [mark for name in ("rows.jsonl", "job.yaml") if (mark := path / name).is_file()]
-        if marks:
-            found.append((marks[0].stat().st_mtime, path))
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def chosen_batches(named: Sequence[str]) -> tuple[list[Batch], int]:
-    """(those that are named, else the newest; how many older ones there are)."""
-    if named:
-        return [open_batch(path) for path in named], 0
-    paths = find_batches(RESULTS)
-    if not paths:
-        raise UserError(f"{RESULTS}: no batch there; python report.py FOLDER names one")
-    batches = []
-    for path in paths[:MOST_BATCHES]:
-        try:
-            batches.append(open_batch(path))
-        except UserError as error:  # one broken index need not hide the others
-            print(error, file=sys.stderr)
-    return batches, max(0, len(paths) - MOST_BATCHES)
-
-
-def reports(batches: Sequence[Batch], metric: str | None, num_best: int) -> list[Report]:
-    """A report for each batch. Raises UserError where none has the metric."""
-    journals = [read_journal(batch) for batch in batches]
-    jobs = ask_slurm() if any(journal.calls for journal in journals) else None
-    found, seen = [], set()
-    for batch, journal in zip(batches, journals, strict=True):
-        queue = None if jobs is None or not is_ours(batch) else queued_rows(batch, journal, jobs)
-        statuses = row_statuses(batch, queue)
-        texts = {s.row.name: stats_text(s.row) for s in statuses if s.state != "unstarted"}
-        known = sorted({c for text in texts.values() for c in columns_of(header_of(text))})
-        seen |= set(known)
-        columns = columns_to_rank_by(metric, known)
-        best = best_rows(statuses, texts, columns)[:num_best]
-        is_unknown = queue is None and bool(journal.calls)
-        found.append(Report(batch, journal, is_unknown, statuses, columns, best))
-    if metric and seen and not any(report.columns for report in found):
-        metric_columns(metric, sorted(seen), key="--metric")  # raises
-    return found
-
-
-def ask_slurm() -> list[QueuedJob] | None:
-    """Our jobs; None where Slurm is not here or silent."""
-    try:
-        return read_queue()
-    except NoSlurm:
-        return None
-
-
-def is_ours(batch: Batch) -> bool:
-    """squeue tells of our own jobs only: of another's batch it knows nothing."""
-    return batch.path.stat().st_uid == os.getuid()
-
-
-# ---- The best rows -----------------------------------------------------------------------
-
-
-def stats_text(row: Row) -> str:
-    """stats.csv up to its last whole line; '' where there is none."""
-    try:
-        with open(f"{row.folder}/stats.csv", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition("\n")[0]
-    except OSError:
-        return ""
-
-
-def header_of(text: str) -> str:
-    return text.partition("\n")[0]
-
-
-@lru_cache(maxsize=256)
-def columns_of(header: str) -> list[str]:
-    """Most rows of a batch have the same ones."""
-    return next(csv.reader([header]), [])
-
-
-def columns_to_rank_by(metric: str | None, known: Sequence[str]) -> list[str]:
-    """The metric's, or those of the first default that there is; none where nothing fits."""
-    for pattern in [metric] if metric else DEFAULT_METRICS:
-        if any(re.fullmatch(pattern, column) for column in known):
-            return metric_columns(pattern, known, key="--metric")
-    return []
-
-
-def best_rows(
-    statuses: Iterable[RowStatus], texts: Mapping[str, str], columns: Sequence[str]
-) -> list[Best]:
-    """All rows that have a value, the best first; of a row its best epoch counts."""
-    if not columns:
-        return []
-    sign = direction(columns[0])
-    found = []
-    for status in statuses:
-        values = list(values_of(texts.get(status.row.name, ""), columns))
-        if values:
-            value, epoch, column = max(values, key=lambda v: (sign * v[0], -v[1]))
-            found.append(Best(status, column, value, epoch))
-    return sorted(found, key=lambda best: -sign * best.value)
-
-
-def values_of(text: str, columns: Sequence[str]) -> Iterable[tuple[float, int, str]]:
-    """(value, epoch, column) for all finite values of these columns."""
-    header = columns_of(header_of(text))
-    wanted = [(i, name) for i, name in enumerate(header) if name in columns]
-    epoch_at = header.index("epoch") if "epoch" in header else -1
-    for number, line in enumerate(text.splitlines()[1:], 1):
-        cells = line.split(",")  # numbers and times: no quotes
-        for i, name in wanted:
-            try:
-                value = float(cells[i])
-                epoch = int(cells[epoch_at]) if epoch_at >= 0 else number
-            except (ValueError, IndexError):  # empty where the run diverged, or torn
-                continue
-            if math.isfinite(value):
-                yield value, epoch, name
-
-
-# ---- Time left ---------------------------------------------------------------------------
-
-
-def seconds_left(statuses: Sequence[RowStatus]) -> float | None:
-    """Until what runs and waits is done, at the pace so far; None where nobody can tell."""
-    running = [s for s in statuses if s.state == "running"]
-    left = sum(1 - s.progress for s in running) + sum(s.state == "queued" for s in statuses)
-    if not left:
-        return 0.0
-    own = [s.seconds_left for s in running if s.seconds_left is not None]
-    if len(own) == len(running) == left + sum(s.progress for s in running):
-        return max(own)  # nobody waits: the slowest decides
-    pace = seconds_per_row(statuses)
-    if pace is None or not running:
-        return None
-    return max([pace * left / len(running), *own])
-
-
-def seconds_per_row(statuses: Sequence[RowStatus]) -> float | None:
-    """Of those that are done, else as those that run expect."""
-    taken = [s.seconds for s in statuses if s.state == "done" and s.seconds is not None]
-    taken = taken or [
-        s.seconds + s.seconds_left
-        for s in statuses
-        if s.state == "running" and s.seconds is not None and s.seconds_left is not None
-    ]
-    return sum(taken) / len(taken) if taken else None
 
 
 def duration(seconds: float | None) -> str:

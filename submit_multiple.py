@@ -7,7 +7,6 @@ or, with `-s local`, by worker processes here (src/submit/local.py).
 import argparse
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -19,12 +18,14 @@ from tqdm import tqdm
 from src.names import UserError
 from src.submit import slurm
 from src.submit.check import check_rows
+from src.submit.failures import KINDS, group_rows, headline, short_path
 from src.submit.folders import (
     Batch,
     Plan,
     Row,
     batch_name,
     check_writable,
+    count_rows,
     delete_batch,
     open_batch,
     plan_batch,
@@ -35,14 +36,12 @@ from src.submit.job_file import Job, read_job
 from src.submit.journal import Journal
 from src.submit.local import Machine, default_jobs, run_rows
 from src.submit.snapshot import changed_since, freeze, frozen_copies, next_copy
-from src.submit.status import RowStatus, row_statuses
-from src.submit.submission import Submission, unfinished_folder
+from src.submit.status import ask_queue, count_states, row_statuses
+from src.submit.submission import Submission, unfinished_folder, unsubmitted
 
 ROOT = Path(__file__).resolve().parent
 LOCAL = "local"
-ALIVE = {"running", "queued"}
-KINDS = ("failed", "lost", "unstarted", "error", "oom", "timeout", "cancelled", "preempted")
-KINDS += ("node", "interrupted", "killed")
+REPEATED = ("failed", "lost", "unstarted", *KINDS)  # what -r takes up
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +73,7 @@ def command_line() -> argparse.ArgumentParser:
     add("-d", "--dry-run", action="store_true", help="say what would happen, touch nothing")
     add("-o", "--overwrite", action="store_true", help="delete today's folder of this batch first")
     add("-r", "--retry", metavar="FOLDER", help="run again what is not done in this batch")
-    add("--only", metavar="KIND", choices=KINDS, help="with -r: " + ", ".join(KINDS))
+    add("--only", metavar="KIND", choices=REPEATED, help="with -r: " + ", ".join(REPEATED))
     add("-y", "--yes", action="store_true", help="answer every question with yes")
     add("--live", action="store_true", help="run the code where it lies, not a frozen copy")
     add("--refreeze", action="store_true", help="freeze the code anew for what runs from now on")
@@ -144,7 +143,7 @@ def submit(options: argparse.Namespace) -> int:
             plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
         write_batch(plan, ROOT)
         settle(plan.batch, options)
-        print(f"{shown(folder)}: {what_is_there(plan)}")
+        print(f"{short_path(folder)}: {plan.summary}")
         return start(plan.batch, unsubmitted(plan), options)
 
 
@@ -168,34 +167,17 @@ def errors_of(check, *arguments: object) -> list[str]:  # type: ignore[no-untype
     return []
 
 
-def unsubmitted(plan: Plan) -> list[Row]:
-    """The wanted rows that nobody was asked to run yet."""
-    taken = Journal(plan.batch.submissions).accepted_rows
-    statuses = {s.row.name: s.state for s in row_statuses(plan.batch, None)}
-    return [r for r in plan.wanted if r.name not in taken and statuses[r.name] == "unstarted"]
-
-
-def what_is_there(plan: Plan) -> str:
-    """'108 new rows', '12 new rows beside 108'."""
-    num_old = len(plan.wanted) - plan.num_new
-    parts = [f"{count(plan.num_new)} new"] if plan.num_new else []
-    parts += [f"{count(num_old)} of an earlier call"] if num_old else []
-    if plan.num_others:
-        parts += [f"{count(plan.num_others)} that this job file does not ask for, left alone"]
-    return ", ".join(parts)
-
-
 def describe(options: argparse.Namespace, plan: Plan) -> int:
     """What would happen."""
     batch = plan.batch
-    print(f"{shown(batch.path)}: {what_is_there(plan)}")
+    print(f"{short_path(batch.path)}: {plan.summary}")
     if options.overwrite and batch.path.exists():
-        print(f"would delete {shown(batch.path)} first, after asking")
+        print(f"would delete {short_path(batch.path)} first, after asking")
         rows = plan.wanted
     else:
         rows = unsubmitted(plan)
     where = "on this machine" if options.script == LOCAL else f"with {options.script}"
-    print(f"would run {count(len(rows))} {where}:")
+    print(f"would run {count_rows(len(rows))} {where}:")
     for row in [*rows[:5], *rows[max(5, len(rows) - 1) :]]:
         print(f"  {row.name}")
     print("dry run: nothing was written or submitted")
@@ -206,11 +188,9 @@ def overwrite(batch: Batch, options: argparse.Namespace) -> None:
     """Delete a batch, after showing it and asking; never while its rows wait or run."""
     settle(batch, options)
     statuses = row_statuses(batch, ask_queue(batch))
-    states = Counter(status.state for status in statuses)
-    if alive := sum(states[state] for state in ALIVE):
-        raise UserError(f"-o: {count(alive)} of {shown(batch.path)} are queued or running")
-    held = ", ".join(f"{n} {state}" for state, n in states.items())
-    print(f"-o deletes {shown(batch.path)}: {count(len(batch.rows))} ({held})")
+    if alive := sum(status.state in ("queued", "running") for status in statuses):
+        raise UserError(f"-o: {count_rows(alive)} of {short_path(batch.path)} queued or running")
+    print(f"-o deletes {short_path(batch.path)}: {count_states(statuses)}")
     confirm("delete it?", options)
     delete_batch(batch)
 
@@ -229,16 +209,16 @@ def retry(options: argparse.Namespace) -> int:
         if not options.dry_run:
             settle(batch, options)
         statuses = row_statuses(batch, ask_queue(batch))
-        chosen = [s for s in statuses if s.state not in {"done", *ALIVE}]
+        chosen = [s for s in statuses if s.state in REPEATED]
         if options.only:
             chosen = [s for s in chosen if options.only in (s.state, s.kind)]
-        states = Counter(status.state for status in statuses)
-        print(f"{shown(batch.path)}: " + ", ".join(f"{n} {state}" for state, n in states.items()))
-        show_reasons(chosen)
+        print(f"{short_path(batch.path)}: {count_states(statuses)}")
+        for group in group_rows(chosen, batch.varying):
+            print(f"  {headline(group)}" + f": {group.cause}" * (group.cause != group.only))
         if options.dry_run or not chosen:
             print("nothing to run again" if not chosen else "dry run: nothing was submitted")
             return 0
-        confirm(f"run {count(len(chosen))} again?", options)
+        confirm(f"run {count_rows(len(chosen))} again?", options)
         return start(batch, [status.row for status in chosen], options)
 
 
@@ -249,31 +229,6 @@ def use_last_script(batch: Batch, options: argparse.Namespace) -> None:
         options.script = calls[-1].script
         options.extra = options.extra or calls[-1].extra
     options.script = options.script or LOCAL
-
-
-def show_reasons(statuses: Sequence[RowStatus]) -> None:
-    """'17 rows failed: out of memory', with the first few names."""
-    groups: dict[str, list[RowStatus]] = {}
-    for status in statuses:
-        reason = f"{status.state}: {status.cause}" if status.cause else status.state
-        groups.setdefault(reason, []).append(status)
-    for reason, group in sorted(groups.items(), key=lambda item: -len(item[1])):
-        print(f"{count(len(group))} {reason}")
-        for status in group[:3]:
-            print(f"  {status.row.name}")
-        if len(group) > 3:
-            print(f"  … and {len(group) - 3} more")
-
-
-def ask_queue(batch: Batch) -> dict[str, slurm.QueuedJob] | None:
-    """Row -> the job that waits or runs for it. Raises UserError where only Slurm would know."""
-    journal = Journal(batch.submissions)
-    if not journal.calls:
-        return None
-    try:
-        return slurm.queued_rows(batch, journal, slurm.read_queue())
-    except slurm.NoSlurm as error:
-        raise UserError(f"Slurm has rows of this batch and cannot be asked: {error}") from None
 
 
 # ---- Both --------------------------------------------------------------------------------
@@ -287,7 +242,7 @@ def settle(batch: Batch, options: argparse.Namespace) -> None:
 
 def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int:
     """Run these rows here, or hand them to Slurm."""
-    report = f"python report.py {shown(batch.path)}"
+    report = f"python report.py {short_path(batch.path)}"
     if not rows:
         print(f"nothing left to run: {report} says how far it is, -r runs failed rows again")
         return 0
@@ -310,7 +265,7 @@ def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int
     with tqdm(total=len(rows), unit="row", disable=not sys.stderr.isatty(), leave=False) as bar:
         jobs = Submission(batch, wanted, progress=bar.update).submit(rows)
     numbers = jobs[0] if len(jobs) == 1 else f"{jobs[0]} … {jobs[-1]}"
-    print(f"submitted {count(len(rows))} as {len(jobs)} job{'s' * (len(jobs) > 1)}: {numbers}")
+    print(f"submitted {count_rows(len(rows))} as {len(jobs)} job{'s' * (len(jobs) > 1)}: {numbers}")
     print(f"{report}   says how far it is")
     return 0
 
@@ -318,10 +273,12 @@ def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int
 def start_here(batch: Batch, rows: Sequence[Row], options: argparse.Namespace, code: Path) -> int:
     gpus = options.gpus.split(",") if options.gpus else []
     machine = Machine(options.jobs or default_jobs(gpus), gpus)
-    print(f"running {count(len(rows))}, {machine.jobs} at a time; Ctrl-C stops, -r goes on later")
+    print(
+        f"running {count_rows(len(rows))}, {machine.jobs} at a time; Ctrl-C stops, -r goes on later"
+    )
     num_failed = run_rows(batch, rows, machine, code=code)
-    print(f"{len(rows) - num_failed} of {count(len(rows))} done")
-    print(f"python report.py {shown(batch.path)}   says more")
+    print(f"{len(rows) - num_failed} of {count_rows(len(rows))} done")
+    print(f"python report.py {short_path(batch.path)}   says more")
     return 1 if num_failed else 0
 
 
@@ -334,7 +291,7 @@ def code_to_run(batch: Batch, options: argparse.Namespace) -> Path:
         return freeze(ROOT, next_copy(batch.path))
     if changed := changed_since(ROOT, copies[-1]):
         names = ", ".join(changed[:4]) + (" …" if len(changed) > 4 else "")
-        print(f"runs the code of {shown(copies[-1])}; changed here since then: {names}")
+        print(f"runs the code of {short_path(copies[-1])}; changed here since then: {names}")
         print("  (--refreeze runs the code as it is now)")
     return copies[-1]
 
@@ -346,7 +303,7 @@ def only_here(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"another submit_multiple.py is at work on {shown(folder)}") from None
+        raise UserError(f"another submit_multiple.py is at work on {short_path(folder)}") from None
     try:
         yield
     finally:
@@ -362,16 +319,6 @@ def confirm(question: str, options: argparse.Namespace) -> None:
         raise UserError(f"{question} There is no terminal to answer on: -y says yes")
     if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
         raise UserError("nothing was done")
-
-
-def count(number: int) -> str:
-    return f"{number} row" + "s" * (number != 1)
-
-
-def shown(path: Path) -> str:
-    """The path as short as it goes from here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 if __name__ == "__main__":

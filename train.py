@@ -33,9 +33,10 @@ from src.durations import Timeline
 from src.engine.checkpoint import save_weights
 from src.engine.evaluation import Sums, evaluate
 from src.engine.runtime import pick_device, spread_over_gpus
-from src.engine.stopping import Best, has_diverged, metric_columns
+from src.engine.stopping import Best, has_diverged
 from src.generators import generators_kept, seed_everything
 from src.losses import Loss, build_loss
+from src.metrics import metric_columns
 from src.models.build import build_model, model_preprocessing, output_dim
 from src.names import UserError, unknown_name
 from src.optim.averaging import Average, build_averages

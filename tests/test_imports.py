@@ -75,7 +75,23 @@ def test_records_know_nothing_of_the_engine_the_data_and_the_models():
         assert not rooms(imports_of(path)) & {"engine", "data", "models", "optim"}, path
 
 
-@pytest.mark.parametrize("module", ["src.analysis.plots", "src.record.stats", "src.config"])
-def test_analysis_and_configuration_start_without_torch(module):
+def test_submitting_sees_the_configuration_and_what_a_run_leaves():
+    for path in modules("submit"):
+        imported = rooms(imports_of(path)) - GROUND
+        assert imported <= {"submit", "record"}, path
+
+
+def test_only_the_story_and_the_lookup_of_names_meet_all():
+    """What they import is built; nobody builds by importing them."""
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        assert "lookup" not in rooms(imports_of(path)), path
+        if path.name != "build.py" and path.name != "lookup.py":
+            assert not imports_of(path) & BUILDERS, path
+
+
+@pytest.mark.parametrize(
+    "module", ["submit_multiple", "report", "src.analysis.plots", "src.record.stats", "src.config"]
+)
+def test_submitting_and_analysing_start_without_torch(module):
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

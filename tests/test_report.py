@@ -13,11 +13,21 @@ from types import SimpleNamespace
 import pytest
 
 import report
-from report import Best, best_rows, duration, find_batches, seconds_left, stats_text
+from report import duration
 from src.config import Config, save_config
 from src.names import UserError
+from src.submit import progress
 from src.submit.folders import Row, open_batch
 from src.submit.journal import Journal
+from src.submit.progress import (
+    DEFAULT_METRICS,
+    Best,
+    best_rows,
+    columns_to_rank_by,
+    find_batches,
+    seconds_left,
+    stats_text,
+)
 from src.submit.slurm import NoSlurm, QueuedJob
 from src.submit.status import RowStatus
 
@@ -202,7 +212,7 @@ def test_slurm_is_asked_once_for_all_and_only_where_it_has_rows(batch, capsys, m
         asked.append(True)
         return [QueuedJob("5_4", "5", 4, "PENDING", "Priority", "", "", str(script))]
 
-    monkeypatch.setattr(report, "read_queue", read_queue)
+    monkeypatch.setattr(progress, "read_queue", read_queue)
     make_batch(Path("results/other"), [{}])
     assert report.main([]) == 0
     assert not asked
@@ -220,7 +230,7 @@ def test_a_silent_slurm_is_said_and_its_rows_are_not_offered(batch, capsys, monk
     def silent() -> list[QueuedJob]:
         raise NoSlurm("no answer")
 
-    monkeypatch.setattr(report, "read_queue", silent)
+    monkeypatch.setattr(progress, "read_queue", silent)
     submitted(batch)
     assert report.main([]) == 0
     output = capsys.readouterr().out
@@ -230,7 +240,7 @@ def test_a_silent_slurm_is_said_and_its_rows_are_not_offered(batch, capsys, monk
 
 
 def test_of_another_persons_batch_our_queue_says_nothing(batch, capsys, monkeypatch):
-    monkeypatch.setattr(report, "read_queue", lambda: [])
+    monkeypatch.setattr(progress, "read_queue", lambda: [])
     monkeypatch.setattr(os, "getuid", lambda: -1)
     submitted(batch)
     report.main([])
@@ -271,13 +281,13 @@ def test_a_torn_last_line_does_not_count(tmp_path):
 
 
 def test_the_default_metrics_start_with_the_configurations():
-    assert report.DEFAULT_METRICS[0] == Config().best_checkpoint_metric
+    assert DEFAULT_METRICS[0] == Config().best_checkpoint_metric
     columns = ["epoch", "train/accuracy", "test/last/loss", "val/last/loss"]
-    assert report.columns_to_rank_by(None, columns) == ["test/last/loss"]
-    assert report.columns_to_rank_by(None, [*columns, "test/av/accuracy"]) == ["test/av/accuracy"]
-    assert report.columns_to_rank_by("val/.*", columns) == ["val/last/loss"]
+    assert columns_to_rank_by(None, columns) == ["test/last/loss"]
+    assert columns_to_rank_by(None, [*columns, "test/av/accuracy"]) == ["test/av/accuracy"]
+    assert columns_to_rank_by("val/.*", columns) == ["val/last/loss"]
     with pytest.raises(UserError, match="--metric"):
-        report.columns_to_rank_by("epoch", columns)
+        columns_to_rank_by("epoch", columns)
 
 
 # ---- Time left ---------------------------------------------------------------------------

@@ -108,6 +108,10 @@ def _row_of_spec(spec: Path) -> Row:
     return Row(spec.parent, values)
 
 
+def count_rows(number: int) -> str:
+    return f"{number:,} row" + "s" * (number != 1)
+
+
 # ---- Names -------------------------------------------------------------------------------
 
 
@@ -174,6 +178,17 @@ class Plan:
     def num_others(self) -> int:
         """Rows of the folder that the job file does not ask for."""
         return len(self.batch.rows) - len(self.wanted)
+
+    @property
+    def summary(self) -> str:
+        """'108 rows new', '12 rows new, 108 rows of an earlier call'."""
+        num_old = len(self.wanted) - self.num_new
+        parts = [f"{count_rows(self.num_new)} new"] if self.num_new else []
+        parts += [f"{count_rows(num_old)} of an earlier call"] if num_old else []
+        if self.num_others:
+            others = count_rows(self.num_others)
+            parts += [f"{others} that this job file does not ask for, left alone"]
+        return ", ".join(parts)
 
 
 def plan_batch(

@@ -13,10 +13,11 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from src.names import UserError
 from src.submit.failures import (
@@ -31,9 +32,7 @@ from src.submit.failures import (
 )
 from src.submit.folders import Batch, Row
 from src.submit.journal import Call, Journal
-
-if TYPE_CHECKING:
-    from src.submit.slurm import QueuedJob
+from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
 
 STATES = ("done", "running", "queued", "failed", "lost", "unstarted")
 
@@ -57,7 +56,7 @@ class RowStatus:
     outcome: str | None = None  # of a done row: finished, early_stopped, diverged
 
 
-def row_statuses(batch: Batch, queue: "Mapping[str, QueuedJob] | None") -> list[RowStatus]:
+def row_statuses(batch: Batch, queue: Mapping[str, QueuedJob] | None) -> list[RowStatus]:
     """A status for each row, in their order.
 
     queue: row -> its live job (slurm.queued_rows); None where Slurm cannot be asked.
@@ -68,6 +67,26 @@ def row_statuses(batch: Batch, queue: "Mapping[str, QueuedJob] | None") -> list[
     """
     look = _Look(batch, queue)
     return [look.at(row) for row in batch.rows]
+
+
+def ask_queue(batch: Batch) -> dict[str, QueuedJob] | None:
+    """Row -> its live job; None for a batch that Slurm was never asked to run.
+
+    Raises UserError where only Slurm would know, and does not say.
+    """
+    journal = read_journal(batch)
+    if not journal.calls:
+        return None
+    try:
+        return queued_rows(batch, journal, read_queue())
+    except NoSlurm as error:
+        raise UserError(f"Slurm has rows of this batch and cannot be asked: {error}") from None
+
+
+def count_states(statuses: Sequence[RowStatus]) -> str:
+    """'100 done, 8 failed'."""
+    counts = Counter(status.state for status in statuses)
+    return ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
 
 
 def read_journal(batch: Batch) -> Journal:
@@ -82,7 +101,7 @@ def read_journal(batch: Batch) -> Journal:
 class _Look:
     """One look at a batch: what all its rows are judged by."""
 
-    def __init__(self, batch: Batch, queue: "Mapping[str, QueuedJob] | None") -> None:
+    def __init__(self, batch: Batch, queue: Mapping[str, QueuedJob] | None) -> None:
         self.batch, self.queue = batch, queue
         self.host, self.now = platform.node(), time.time()
         self.local_rows, self.local_since = _rows_of_local_runner(batch, self.host)
@@ -109,7 +128,7 @@ class _Look:
     # ---- Who is at it? -------------------------------------------------------------------
 
     def _state_if_held(
-        self, row: Row, status: dict, attempt: Attempt | None, job: "QueuedJob | None"
+        self, row: Row, status: dict, attempt: Attempt | None, job: QueuedJob | None
     ) -> str | None:
         """running or queued where somebody will go on with it, else None."""
         has_ended = attempt is not None and attempt.code is not None
@@ -156,7 +175,7 @@ class _Look:
         )
 
     def _running(
-        self, row: Row, status: dict, attempt: Attempt | None, job: "QueuedJob | None"
+        self, row: Row, status: dict, attempt: Attempt | None, job: QueuedJob | None
     ) -> RowStatus:
         left, updated = _number(status.get("seconds_left")), seconds_of(status.get("updated"))
         if left is not None and updated is not None:
@@ -240,7 +259,7 @@ def _rows_of_local_runner(batch: Batch, host: str) -> tuple[set[str], float]:
         return set(), 0.0
 
 
-def _is_of_earlier_attempt(status: dict, attempt: Attempt | None, job: "QueuedJob | None") -> bool:
+def _is_of_earlier_attempt(status: dict, attempt: Attempt | None, job: QueuedJob | None) -> bool:
     """Whether the row was begun again since, and that attempt has not come to a status."""
     if job and status.get("job") not in (None, job.job):
         return True

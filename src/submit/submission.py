@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from src.names import UserError
 from src.submit.batch_script import array_script
-from src.submit.folders import Batch, Row, earlier_batches, identity, open_batch
+from src.submit.folders import Batch, Plan, Row, earlier_batches, identity, open_batch
 from src.submit.journal import ACCEPTED, Call, Journal
 from src.submit.slurm import (
     FULL,
@@ -22,6 +22,7 @@ from src.submit.slurm import (
     sbatch_arguments,
     script_of,
 )
+from src.submit.status import row_statuses
 
 T = TypeVar("T")
 WAITS = (2, 4, 8, 15, 30, 60)  # seconds; the last one again and again
@@ -224,3 +225,10 @@ def unfinished_folder(output_dir: Path, name: str, grid: Sequence[dict[str, Any]
         if is_partial and {identity(row.values) for row in batch.rows} == wanted:
             return folder
     return None
+
+
+def unsubmitted(plan: Plan) -> list[Row]:
+    """The wanted rows that nobody was asked to run yet."""
+    taken = Journal(plan.batch.submissions).accepted_rows
+    begun = {s.row.name for s in row_statuses(plan.batch, None) if s.state != "unstarted"}
+    return [row for row in plan.wanted if row.name not in taken | begun]

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from src.engine.stopping import Best, has_diverged, metric_columns
+from src.engine.stopping import Best, has_diverged
+from src.metrics import metric_columns
 from src.names import UserError
 
 COLUMNS = ["test/last/loss", "test/last/accuracy", "test/av/loss", "test/av/accuracy"]

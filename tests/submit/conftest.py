@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,9 +82,16 @@ def start_cluster():
 
 
 @pytest.fixture(scope="session")
-def cluster(start_cluster) -> Cluster:
-    """Four nodes of two CPUs; arrays of at most 30 tasks."""
+def shared_cluster(start_cluster) -> Cluster:
     return start_cluster(MAX_ARRAY="30")
+
+
+@pytest.fixture
+def cluster(shared_cluster) -> Iterator[Cluster]:
+    """Four nodes of two CPUs, arrays of at most 30 tasks; empty before and after."""
+    yield shared_cluster
+    shared_cluster.slurm("scancel", "-u", str(os.getuid()))
+    shared_cluster.wait()
 
 
 @dataclass
