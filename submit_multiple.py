@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -205,7 +205,7 @@ def retry(options: argparse.Namespace) -> int:
     if options.script != LOCAL:
         slurm.check_script(Path(options.script), options.script)
         slurm.check_extra(options.extra)
-    with only_here(batch.path):
+    with nullcontext() if options.dry_run else only_here(batch.path):
         if not options.dry_run:
             settle(batch, options)
         statuses = row_statuses(batch, ask_queue(batch))

@@ -104,6 +104,7 @@ class _Workers:
         return self.num_failed
 
     def _start(self, slot: int, row: Row) -> None:
+        _note(row, f"local {os.getpid()} on {platform.node()}", time_too=True)
         # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
         with open(row.log, "ab") as log:
             process = subprocess.Popen(
@@ -115,7 +116,6 @@ class _Workers:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        _note(row, f"local {process.pid} on {platform.node()}", time_too=True)
         self.running[slot] = row, process
 
     def _reap(self) -> None:

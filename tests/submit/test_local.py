@@ -1,0 +1,155 @@
+"""Rows in worker processes on this machine."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from src.submit import local
+from src.submit.folders import Batch, plan_batch, write_batch
+from src.submit.local import Machine, default_jobs, num_cores, run_rows, runner
+
+# A train.py that tells what it was given, and does as its spec says.
+PROGRAM = """\
+import json, os, signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1]).parent
+with open(folder / "span", "a") as file:
+    print(time.time(), file=file, flush=True)
+    print("hello", os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"])
+    try:
+        time.sleep(0.3)
+        text = Path(sys.argv[1]).read_text().split("dataset: ")[1][:5]
+        if "fail" in text: sys.exit("on purpose")
+        if "die" in text: os.kill(os.getpid(), signal.SIGKILL)
+        if "hang" in text: signal.signal(signal.SIGINT, signal.SIG_IGN)
+        while "sleep" in text or "hang" in text: time.sleep(0.1)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        sys.exit(130)
+    print(time.time(), file=file)
+"""
+
+
+@pytest.fixture
+def code(tmp_path) -> Path:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "train.py").write_text(PROGRAM)
+    return tmp_path / "code"
+
+
+def batch_of(tmp_path, *names: str) -> Batch:
+    grid = [{"dataset": f"{name}{i}"} for i, name in enumerate(names)]
+    plan = plan_batch(tmp_path / "batch", grid, job_text="", common={})
+    write_batch(plan, tmp_path)
+    return plan.batch
+
+
+def logs(batch: Batch) -> list[str]:
+    return [row.log.read_text() for row in batch.rows]
+
+
+def spans(batch: Batch) -> list[tuple[float, float]]:
+    return [tuple(map(float, (r.folder / "span").read_text().split())) for r in batch.rows]
+
+
+def test_every_row_runs_once_and_as_many_at_a_time_as_asked(tmp_path, code):
+    batch = batch_of(tmp_path, *"abcdef")
+    assert run_rows(batch, batch.rows, Machine(2, []), code=code) == 0
+    edges = sorted([(a, 1) for a, _ in spans(batch)] + [(b, -1) for _, b in spans(batch)])
+    at_once = [sum(step for _, step in edges[: i + 1]) for i in range(len(edges))]
+    assert max(at_once) == 2
+    assert all("--- ended: exit code 0 ---" in log for log in logs(batch))
+    assert not (batch.submissions / "local.json").exists()
+
+
+def test_rows_share_gpus_and_cores(tmp_path, code, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    batch = batch_of(tmp_path, *"abcd")
+    run_rows(batch, batch.rows, Machine(2, ["3", "5"]), code=code)
+    given = {log.split("hello ")[1].split()[0] for log in logs(batch)}
+    assert given == {"3", "5"}
+    threads = {log.split("hello ")[1].split()[1] for log in logs(batch)}
+    assert threads == {str(max(1, num_cores() // 2))}
+    assert default_jobs(["3", "5"]) == 2
+
+
+def test_a_row_that_fails_does_not_hold_up_the_others(tmp_path, code):
+    batch = batch_of(tmp_path, "ok", "fail", "die", "ok")
+    assert run_rows(batch, batch.rows, Machine(1, []), code=code) == 2
+    ends = [log.rpartition("--- ended: ")[2] for log in logs(batch)]
+    assert ends == [
+        "exit code 0 ---\n",
+        "exit code 1 ---\n",
+        "killed by signal 9 ---\n",
+        "exit code 0 ---\n",
+    ]
+    assert "on purpose" in logs(batch)[1]
+    assert logs(batch)[1].startswith("--- 20")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_rows_and_starts_no_others(tmp_path, code, number):
+    batch = batch_of(tmp_path, "sleep", "sleep", "ok")
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            run_rows(batch, batch.rows, Machine(2, []), code=code)
+        except KeyboardInterrupt:
+            os._exit(42)
+        os._exit(0)
+    wait_for(lambda: (batch.rows[1].folder / "span").exists())
+    assert runner(batch)["pid"] == child
+    time.sleep(0.5)
+    os.kill(child, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    for row in batch.rows[:2]:
+        assert "interrupted\n--- ended: exit code 130 ---" in row.log.read_text()
+    assert not batch.rows[2].log.exists()
+    assert runner(batch) is None
+
+
+def wait_for(holds, seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_row_that_does_not_stop_is_killed(tmp_path, code, monkeypatch):
+    monkeypatch.setattr(local, "SECONDS_TO_STOP", 0.3)
+    batch = batch_of(tmp_path, "hang")
+    child = os.fork()
+    if child == 0:
+        try:
+            run_rows(batch, batch.rows, Machine(1, []), code=code)
+        except KeyboardInterrupt:
+            os._exit(42)
+    wait_for(lambda: (batch.rows[0].folder / "span").exists())
+    time.sleep(0.5)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    assert "--- ended: killed by signal 9 ---" in logs(batch)[0]
+
+
+def test_a_second_runner_of_a_batch_is_refused_while_the_first_lives(tmp_path, code):
+    batch = batch_of(tmp_path, "a")
+    notice = batch.submissions / "local.json"
+    host = os.uname().nodename
+    notice.write_text(json.dumps({"pid": os.getppid(), "host": host, "rows": []}))
+    with pytest.raises(ValueError, match=f"process {os.getppid()}"):
+        run_rows(batch, batch.rows, Machine(1, []), code=code)
+    notice.write_text(json.dumps({"pid": 2**22 + 1, "host": host, "rows": []}))  # never given out
+    assert run_rows(batch, batch.rows, Machine(1, []), code=code) == 0
+
+
+def test_the_interpreter_is_ours(tmp_path, code):
+    (code / "train.py").write_text("import sys; print(sys.executable)\n")
+    batch = batch_of(tmp_path, "a")
+    run_rows(batch, batch.rows, Machine(1, []), code=code)
+    assert sys.executable in logs(batch)[0]

@@ -1,0 +1,248 @@
+"""The command line of submit_multiple.py, where no Slurm is needed."""
+
+import os
+import pty
+import subprocess
+import sys
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+import submit_multiple
+from src.submit import snapshot
+from src.submit.folders import open_batch
+from src.submit.journal import Journal
+
+QUICK = "#!/bin/bash\ntrue\n"
+JOB = "job_details: {name: x}\nparameters: {model: linear, base_lr: [1.0, 2.0], train_length: 0}\n"
+# Instead of train.py, which takes seconds: what comes of it is not asked here.
+PROGRAM = """\
+import sys
+from pathlib import Path
+folder = Path(sys.argv[1]).parent
+with open(folder / "ran", "a") as file:
+    print("code", Path("part.txt").read_text(), file=file)
+if (folder / "fail").exists():
+    sys.exit("ValueError: on purpose")
+(folder / "done").write_text('{"outcome": "finished"}')
+"""
+
+
+@pytest.fixture(autouse=True)
+def fork(tmp_path, monkeypatch) -> Path:
+    """A repository with another train.py; we stand in it."""
+    root = tmp_path / "fork"
+    root.mkdir()
+    for name, text in {
+        "job.yaml": JOB,
+        "quick.sh": QUICK,
+        "train.py": PROGRAM,
+        "part.txt": "1",
+        ".gitignore": "/results\n/data\n",
+    }.items():
+        (root / name).write_text(text)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], cwd=root, check=True)
+    monkeypatch.setattr(submit_multiple, "ROOT", root)
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def names_are_right(monkeypatch):
+    """Looking names up takes a process of seconds; its own tests are in test_check.py."""
+    monkeypatch.setattr(submit_multiple, "check_rows", lambda rows: [])
+
+
+def run(*arguments: str, code: int = 0, capsys) -> str:
+    found = submit_multiple.main(list(arguments))
+    captured = capsys.readouterr()
+    assert found == code, captured
+    return captured.err if code == 2 else captured.out
+
+
+def listing(folder: Path) -> dict[str, float]:
+    return {str(p): p.lstat().st_mtime for p in folder.rglob("*") if ".git/" not in str(p)}
+
+
+def today(name: str = "x") -> Path:
+    return Path("results", f"{date.today():%y-%m-%d}-{name}").absolute()
+
+
+def ran(folder: Path) -> list[int]:
+    files = [row.folder / "ran" for row in open_batch(folder).rows]
+    return [len(f.read_text().splitlines()) if f.exists() else 0 for f in files]
+
+
+# ---- Checks ------------------------------------------------------------------------------
+
+
+def test_all_mistakes_are_shown_at_once_and_nothing_is_written(fork, capsys):
+    (fork / "job.yaml").write_text(
+        "job_details: {output_dir: train.py/x}\n"
+        "parameters: {model: linaer, base_lr: [1, fast, quick], bathc_size: 3, optim_alg: sgdd}\n"
+    )
+    before = listing(fork)
+    message = run("job.yaml", "-s", "none.sh", code=2, capsys=capsys)
+    lines = message.splitlines()
+    assert "-s none.sh: No such file" in lines[0]
+    assert "output_dir" in lines[1]
+    assert "not a folder" in lines[1]
+    text = "\n".join(lines[2:])
+    for part in ("3 rows: bathc_size", "'batch_size'", "'linear'", "'sgd'", "2 rows: base_lr"):
+        assert part in text
+    assert lines[-1] == "nothing was written or submitted"
+    assert listing(fork) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["job.yaml"], "-s: say with which submit script"),
+        (["-s", "local"], "either a job file or -r"),
+        (["job.yaml", "-r", "x", "-s", "local"], "either a job file or -r"),
+        (["job.yaml", "-s", "local", "--only", "failed"], "--only: goes with -r"),
+        (["-r", "x", "-o"], "-o and -r"),
+        (["job.yaml", "-s", "local", "--live", "--refreeze"], "--live and --refreeze"),
+        (["job.yaml", "-s", "local", "--pack", "2"], "--pack is for Slurm"),
+        (["job.yaml", "-s", "local", "--", "-p", "x"], "is for Slurm"),
+        (["job.yaml", "-s", "quick.sh", "--jobs", "2"], "--jobs, --gpus: for -s local"),
+        (["job.yaml", "-s", "quick.sh", "--no-array", "--pack", "2"], "need an array"),
+        (["job.yaml", "-s", "quick.sh", "--after", "soon"], "--after: got 'soon'"),
+        (["job.yaml", "-s", "quick.sh", "--", "--array=1-3"], "sets this one itself"),
+        (["job.yaml", "-s", "quick.sh", "--", "-oout"], "sets this one itself"),
+        (["none.yaml", "-s", "local"], "none.yaml: No such file"),
+        (["-r", "results/none", "-s", "local"], "results/none: no such folder"),
+        (["job.yaml", "-s", "part.txt"], "no script"),
+        (["job.yaml", "-s", "."], "-s .: Is a directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.usefixtures("names_are_right")
+def test_a_wrong_command_line_is_one_line(fork, arguments, words, capsys):
+    before = listing(fork)
+    assert words in run(*arguments, code=2, capsys=capsys)
+    assert listing(fork) == before
+
+
+@pytest.mark.usefixtures("names_are_right")
+@pytest.mark.parametrize("options", [["-s", "local"], ["-s", "quick.sh"], ["-s", "local", "-o"]])
+def test_a_dry_run_says_what_would_happen_and_touches_nothing(fork, options, capsys):
+    before = listing(fork)
+    output = run("job.yaml", *options, "-d", capsys=capsys)
+    assert "would run 2 rows" in output
+    assert "000_" in output
+    assert listing(fork) == before
+    run("job.yaml", "-s", "local", capsys=capsys)
+    (open_batch(today()).rows[0].folder / "done").unlink()
+    before = listing(fork)
+    run("-r", str(today()), "-d", capsys=capsys)
+    run("job.yaml", *options, "-d", capsys=capsys)
+    assert listing(fork) == before
+
+
+# ---- On this machine ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_a_batch_runs_here_and_again_only_what_is_left(capsys):
+    output = run("job.yaml", "-s", "local", capsys=capsys)
+    assert "job.yaml: 2 rows = 2 base_lr" in output
+    assert "2 of 2 rows done" in output
+    assert ran(today()) == [1, 1]
+    assert "nothing left to run" in run("job.yaml", "-s", "local", capsys=capsys)
+    Path("job.yaml").write_text(JOB.replace("2.0]", "2.0, 4.0]"))
+    assert "1 row new, 2 rows of an earlier call" in run("job.yaml", "-s", "local", capsys=capsys)
+    assert ran(today()) == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_what_failed_is_run_again_with_the_mended_code_if_asked(fork, capsys):
+    run("job.yaml", "-s", "local", capsys=capsys)
+    failing = open_batch(today()).rows[1].folder
+    (failing / "done").unlink()
+    (failing / "fail").touch()
+    assert "0 of 1 row done" in run("-r", str(today()), "-s", "local", "-y", code=1, capsys=capsys)
+    (failing / "fail").unlink()
+    (fork / "part.txt").write_text("2")
+    output = run("-r", str(today()), "-s", "local", "-d", capsys=capsys)
+    assert "1 done, 1 failed" in output
+    assert "on purpose" in output
+    output = run("-r", str(today()), "--only", "oom", capsys=capsys)
+    assert "nothing to run again" in output
+    output = run("-r", str(today()), "-y", capsys=capsys)
+    assert "changed here since then: part.txt" in output
+    (failing / "done").unlink()
+    run("-r", str(today()), "-y", "--refreeze", capsys=capsys)
+    assert (failing / "ran").read_text().split() == ["code", "1"] * 3 + ["code", "2"]
+    assert (today() / "code" / "part.txt").read_text() == "1"
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_starting_over_deletes_the_batch_and_nothing_else(capsys):
+    run("job.yaml", "-s", "local", capsys=capsys)
+    (today() / "code" / "data" / "precious").touch()  # by the link: the user's own data
+    other = today("y")
+    other.mkdir()
+    assert "no terminal" in run("job.yaml", "-s", "local", "-o", code=2, capsys=capsys)
+    assert ran(today()) == [1, 1]
+    output = run("job.yaml", "-s", "local", "-o", "-y", capsys=capsys)
+    assert f"-o deletes results/{today().name}: 2 done" in output
+    assert ran(today()) == [1, 1]
+    assert Path("data/precious").exists()
+    assert {p.name for p in Path("results").iterdir()} == {today().name, other.name}
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_one_submission_at_a_time(capsys):
+    Path("results").mkdir()
+    with submit_multiple.only_here(today()):
+        message = run("job.yaml", "-s", "local", code=2, capsys=capsys)
+    assert "another submit_multiple.py is at work" in message
+    run("job.yaml", "-s", "local", capsys=capsys)
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_an_interrupted_submission_of_yesterday_goes_on_there(capsys):
+    run("job.yaml", "-s", "local", capsys=capsys)
+    yesterday = f"{date.today() - timedelta(days=1):%y-%m-%d}-x"
+    folder = today().rename(today().with_name(yesterday))
+    rows = open_batch(folder).rows
+    for row in rows:
+        (row.folder / "done").unlink()
+        row.log.unlink()
+    journal = Journal(folder / "submissions")
+    call = journal.begin([rows[0].name], pack=1, script="quick.sh", extra=[])
+    journal.accepted(call, "1")
+    run("job.yaml", "-s", "local", capsys=capsys)
+    assert ran(folder) == [1, 2]
+    assert not today().exists()
+    call = journal.begin([rows[1].name], pack=1, script="quick.sh", extra=[])
+    journal.accepted(call, "2")  # all of it submitted: the next one is another batch
+    run("job.yaml", "-s", "local", capsys=capsys)
+    assert ran(today()) == [1, 1]
+
+
+@pytest.mark.parametrize(("answer", "is_asked_again"), [("y", False), ("", True), ("no", True)])
+@pytest.mark.usefixtures("names_are_right")
+def test_a_question_takes_yes_for_yes_alone(monkeypatch, answer, is_asked_again, capsys):
+    run("job.yaml", "-s", "local", capsys=capsys)
+    own, theirs = pty.openpty()
+    os.write(own, f"{answer}\n".encode())
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        code = submit_multiple.main(["job.yaml", "-s", "local", "-o"])
+    os.close(own)
+    assert code == (2 if is_asked_again else 0)
+    assert ran(today()) == [1, 1]
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_without_a_repository_the_code_runs_where_it_lies_if_asked(fork, capsys, monkeypatch):
+    monkeypatch.setattr(snapshot, "MOST_BYTES", 3)
+    assert "--live" in run("job.yaml", "-s", "local", code=2, capsys=capsys)
+    run("job.yaml", "-s", "local", "--live", capsys=capsys)
+    assert ran(today()) == [1, 1]
+    assert not (today() / "code").exists()
