@@ -19,7 +19,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from src.names import UserError, bad_value
-from src.submit.failures import KINDS, headline, retry_command, short_path, shown
+from src.submit.failures import headline, retry_command, short_path, shown
 from src.submit.progress import RESULTS, Report, chosen_batches, reports, seconds_left
 from src.submit.status import STATES, RowStatus
 
@@ -184,8 +184,8 @@ def show_failures(report: Report, console: Console) -> None:
     groups = report.groups
     for i, group in enumerate(groups):
         print_line(headline(group), console)
-        if group.only in KINDS and group.cause != KINDS[group.only]:
-            print_line(group.cause, console, indent=4)
+        if group.detail:
+            print_line(group.detail, console, indent=4)
         is_last_of_kind = [g.only for g in groups[i : i + 2]] != [group.only] * 2
         if is_last_of_kind:
             command = retry_command(report.batch, report.journal, group.only)

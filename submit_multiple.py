@@ -214,7 +214,7 @@ def retry(options: argparse.Namespace) -> int:
             chosen = [s for s in chosen if options.only in (s.state, s.kind)]
         print(f"{short_path(batch.path)}: {count_states(statuses)}")
         for group in group_rows(chosen, batch.varying):
-            print(f"  {headline(group)}" + f": {group.cause}" * (group.cause != group.only))
+            print(f"  {headline(group)}" + (f": {group.detail}" if group.detail else ""))
         if options.dry_run or not chosen:
             print("nothing to run again" if not chosen else "dry run: nothing was submitted")
             return 0

@@ -187,6 +187,12 @@ class Group:
     shared: dict[str, Any]  # varying keys that have this one value in all of them
     node: str | None  # where all of them were, though the batch was elsewhere too
 
+    @property
+    def detail(self) -> str | None:
+        """The cause, where the headline does not say as much."""
+        is_said = self.only not in KINDS or self.cause == KINDS[self.only]
+        return None if is_said else self.cause
+
 
 def group_rows(statuses: Sequence["RowStatus"], varying: Sequence[str]) -> list[Group]:
     """The failed, lost and unstarted rows by cause: kinds together, the largest group first."""
