@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from src.names import UserError, bad_value
+from src.names import OneLineParser, UserError, bad_value
 from src.submit.failures import headline, retry_command, short_path, shown
 from src.submit.progress import RESULTS, Report, chosen_batches, reports, seconds_left
 from src.submit.status import STATES, RowStatus
@@ -28,8 +28,8 @@ SECONDS_BETWEEN_LOOKS = 10.0
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 2 for a mistake of the user's."""
-    options = command_line().parse_intermixed_args(arguments)
     try:
+        options = command_line().parse_intermixed_args(arguments)
         check_options(options)
         if options.watch is None:
             look(options, Console(highlight=False, markup=False, emoji=False))
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="How far batches of experiments are.")
+    parser = OneLineParser(description="How far batches of experiments are.")
     add = parser.add_argument
     add("batches", nargs="*", metavar="results/BATCH", help="default: the newest few of results/")
     add("--metric", metavar="REGEX", help="columns of stats.csv to rank rows by")
@@ -150,6 +150,7 @@ def print_line(text: str, console: Console, *, indent: int = 2) -> None:
         initial_indent=margin,
         subsequent_indent=margin + "  ",
         break_on_hyphens=False,
+        break_long_words=False,
     )
     console.print(wrapped, soft_wrap=True)
 

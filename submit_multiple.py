@@ -6,6 +6,8 @@ or, with `-s local`, by worker processes here (src/submit/local.py).
 
 import argparse
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,11 +15,11 @@ from datetime import date
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from loguru import logger
 from tqdm import tqdm
 
-from src.names import UserError
-from src.submit import slurm
-from src.submit.check import check_rows
+from src.names import OneLineParser, UserError, bad_value, pick
+from src.submit.check import check_rows, check_slurm, errors_of
 from src.submit.failures import KINDS, group_rows, headline, short_path
 from src.submit.folders import (
     Batch,
@@ -33,14 +35,14 @@ from src.submit.folders import (
 )
 from src.submit.grid import Grid, expand
 from src.submit.job_file import Job, read_job
-from src.submit.journal import Journal
+from src.submit.journal import LOCAL, Asked, Journal
 from src.submit.local import Machine, default_jobs, run_rows
+from src.submit.slurm import Options, is_job_id
 from src.submit.snapshot import changed_since, freeze, frozen_copies, next_copy
-from src.submit.status import ask_queue, count_states, row_statuses
+from src.submit.status import ask_queue, count_states, read_journal, row_statuses
 from src.submit.submission import Submission, unfinished_folder, unsubmitted
 
 ROOT = Path(__file__).resolve().parent
-LOCAL = "local"
 REPEATED = ("failed", "lost", "unstarted", *KINDS)  # what -r takes up
 
 
@@ -49,21 +51,26 @@ def main(arguments: list[str] | None = None) -> int:
     1 where rows that ran here have failed."""
     given = sys.argv[1:] if arguments is None else arguments
     split = given.index("--") if "--" in given else len(given)
-    options = command_line().parse_args(given[:split])
-    options.extra = given[split + 1 :]
+    logger.remove()
+    logger.add(sys.stderr, format="{message}")  # warnings, for people
     try:
+        options = command_line().parse_args(given[:split])
+        options.extra = given[split + 1 :]
         check_options(options)
         return retry(options) if options.retry else submit(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on, -r FOLDER as well", file=sys.stderr)
+        print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `… -d | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description="Run a grid of experiments on Slurm or on this machine.",
         epilog="What follows -- goes to sbatch: … -s submit_cpu.sh -- --partition=long",
     )
@@ -73,7 +80,7 @@ def command_line() -> argparse.ArgumentParser:
     add("-d", "--dry-run", action="store_true", help="say what would happen, touch nothing")
     add("-o", "--overwrite", action="store_true", help="delete today's folder of this batch first")
     add("-r", "--retry", metavar="FOLDER", help="run again what is not done in this batch")
-    add("--only", metavar="KIND", choices=REPEATED, help="with -r: " + ", ".join(REPEATED))
+    add("--only", metavar="KIND", action="append", help="with -r: " + ", ".join(REPEATED))
     add("-y", "--yes", action="store_true", help="answer every question with yes")
     add("--live", action="store_true", help="run the code where it lies, not a frozen copy")
     add("--refreeze", action="store_true", help="freeze the code anew for what runs from now on")
@@ -104,19 +111,26 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError("-s: say with which submit script, such as submit_cpu.sh, or local")
     if options.only and not options.retry:
         raise UserError("--only: goes with -r")
+    for kind in options.only or ():
+        pick(dict.fromkeys(REPEATED), kind, "--only")
     if options.retry and options.overwrite:
         raise UserError("-o and -r exclude each other")
     if options.live and options.refreeze:
         raise UserError("--live and --refreeze exclude each other")
-    for_slurm = ("no_array", "max_running", "after", "extra")
-    unfit = [name for name in for_slurm if getattr(options, name)] + ["pack"] * (options.pack > 1)
+    for_slurm = ("no_array", "max_running", "after")
+    unfit = [f"--{x.replace('_', '-')}" for x in for_slurm if getattr(options, x)]
+    unfit += ["--pack"] * (options.pack > 1) + ["what follows --"] * bool(options.extra)
     if options.script == LOCAL and unfit:
-        raise UserError(f"-s local: --{unfit[0].replace('_', '-')} is for Slurm; here: --jobs N")
+        raise UserError(f"-s local: {unfit[0]} is for Slurm; here there is --jobs N")
+    if options.gpus and not re.fullmatch(r"[\w-]+(,[\w-]+)*", options.gpus):
+        raise bad_value("--gpus", options.gpus, "numbers with commas between, such as 0,1")
+    if not options.patience >= 0:
+        raise bad_value("--patience", options.patience, "seconds from 0 up")
     if options.script not in (LOCAL, None) and (options.jobs or options.gpus):
         raise UserError("--jobs, --gpus: for -s local; on Slurm there are --max-running and --pack")
     if options.no_array and (options.pack > 1 or options.max_running):
         raise UserError("--no-array: --pack and --max-running need an array")
-    if options.after and not slurm.is_job_id(options.after):
+    if options.after and not is_job_id(options.after):
         raise UserError(f"--after: got {options.after!r}, expected a job's number such as 1234")
 
 
@@ -126,7 +140,10 @@ def check_options(options: argparse.Namespace) -> None:
 def submit(options: argparse.Namespace) -> int:
     """From a job file to running rows."""
     job = read_job(options.job_file)
-    grid = expand(job.parameters)
+    try:
+        grid = expand(job.parameters)
+    except UserError as error:
+        raise UserError(f"{options.job_file}: {error}") from None
     print(f"{options.job_file}: {grid.description()}")
     check_everything(options, job, grid)
     output_dir = Path(os.path.abspath(job.output_dir))
@@ -136,7 +153,10 @@ def submit(options: argparse.Namespace) -> int:
     plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
     if options.dry_run:
         return describe(options, plan)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot make {output_dir}: {error.strerror}") from None
     with only_here(folder):
         if options.overwrite and folder.exists():
             overwrite(open_batch(folder), options)
@@ -149,22 +169,11 @@ def submit(options: argparse.Namespace) -> int:
 
 def check_everything(options: argparse.Namespace, job: Job, grid: Grid) -> None:
     """Every mistake that can be known now, at once, before anything is written."""
-    errors = []
-    if options.script != LOCAL:
-        errors += errors_of(slurm.check_script, Path(options.script), options.script)
-        errors += errors_of(slurm.check_extra, options.extra)
+    errors = check_slurm(options.script, options.extra, options.after)
     errors += errors_of(check_writable, Path(os.path.abspath(job.output_dir)))
     errors += check_rows([{**job.common, **row} for row in grid.rows])
     if errors:
         raise UserError("\n".join(errors) + "\nnothing was written or submitted")
-
-
-def errors_of(check, *arguments: object) -> list[str]:  # type: ignore[no-untyped-def]
-    try:
-        check(*arguments)
-    except UserError as error:
-        return [str(error)]
-    return []
 
 
 def describe(options: argparse.Namespace, plan: Plan) -> int:
@@ -178,8 +187,10 @@ def describe(options: argparse.Namespace, plan: Plan) -> int:
         rows = unsubmitted(plan)
     where = "on this machine" if options.script == LOCAL else f"with {options.script}"
     print(f"would run {count_rows(len(rows))} {where}:")
-    for row in [*rows[:5], *rows[max(5, len(rows) - 1) :]]:
+    for row in rows[:5]:
         print(f"  {row.name}")
+    if len(rows) > 5:
+        print(f"  …\n  {rows[-1].name}")
     print("dry run: nothing was written or submitted")
     return 0
 
@@ -202,16 +213,15 @@ def retry(options: argparse.Namespace) -> int:
     """Run again what is not done, queued or running."""
     batch = open_batch(options.retry)
     use_last_script(batch, options)
-    if options.script != LOCAL:
-        slurm.check_script(Path(options.script), options.script)
-        slurm.check_extra(options.extra)
+    if errors := check_slurm(options.script, options.extra, options.after):
+        raise UserError("\n".join(errors))
     with nullcontext() if options.dry_run else only_here(batch.path):
         if not options.dry_run:
             settle(batch, options)
         statuses = row_statuses(batch, ask_queue(batch))
         chosen = [s for s in statuses if s.state in REPEATED]
         if options.only:
-            chosen = [s for s in chosen if options.only in (s.state, s.kind)]
+            chosen = [s for s in chosen if {s.state, s.kind} & set(options.only)]
         print(f"{short_path(batch.path)}: {count_states(statuses)}")
         for group in group_rows(chosen, batch.varying):
             print(f"  {headline(group)}" + (f": {group.detail}" if group.detail else ""))
@@ -223,12 +233,12 @@ def retry(options: argparse.Namespace) -> int:
 
 
 def use_last_script(batch: Batch, options: argparse.Namespace) -> None:
-    """Without -s: as the batch was submitted last."""
-    calls = list(Journal(batch.submissions).calls.values())
-    if options.script is None and calls:
-        options.script = calls[-1].script
-        options.extra = options.extra or calls[-1].extra
-    options.script = options.script or LOCAL
+    """Without -s: as the rows were asked for last."""
+    if options.script is None:
+        asked = read_journal(batch).asked
+        options.script, options.no_array = asked.script, not asked.is_array
+        options.pack = max(options.pack, asked.pack)
+        options.extra = options.extra or list(asked.extra)
 
 
 # ---- Both --------------------------------------------------------------------------------
@@ -236,21 +246,24 @@ def use_last_script(batch: Batch, options: argparse.Namespace) -> None:
 
 def settle(batch: Batch, options: argparse.Namespace) -> None:
     """What became of a submission that was interrupted."""
-    settling = slurm.Options(Path(), "", [], ROOT, "", patience=options.patience)
+    settling = Options(Path(), "", [], ROOT, "", patience=options.patience)
     Submission(batch, settling).settle()
 
 
 def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int:
     """Run these rows here, or hand them to Slurm."""
-    report = f"python report.py {short_path(batch.path)}"
     if not rows:
-        print(f"nothing left to run: {report} says how far it is, -r runs failed rows again")
+        counts = count_states(row_statuses(batch, ask_queue(batch)))
+        print(f"nothing left to start: {counts}; -r takes up what failed or was cancelled")
+        print(report_command(batch))
         return 0
     code = code_to_run(batch, options)
+    asked = Asked(options.script, tuple(options.extra), options.pack, not options.no_array)
+    Journal(batch.submissions).ask(asked)
     if options.script == LOCAL:
         return start_here(batch, rows, options, code)
     script = Path(os.path.abspath(options.script))
-    wanted = slurm.Options(
+    wanted = Options(
         script=script,
         script_as_named=options.script,
         extra=options.extra,
@@ -266,20 +279,24 @@ def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int
         jobs = Submission(batch, wanted, progress=bar.update).submit(rows)
     numbers = jobs[0] if len(jobs) == 1 else f"{jobs[0]} … {jobs[-1]}"
     print(f"submitted {count_rows(len(rows))} as {len(jobs)} job{'s' * (len(jobs) > 1)}: {numbers}")
-    print(f"{report}   says how far it is")
+    print(report_command(batch))
     return 0
 
 
 def start_here(batch: Batch, rows: Sequence[Row], options: argparse.Namespace, code: Path) -> int:
     gpus = options.gpus.split(",") if options.gpus else []
     machine = Machine(options.jobs or default_jobs(gpus), gpus)
-    print(
-        f"running {count_rows(len(rows))}, {machine.jobs} at a time; Ctrl-C stops, -r goes on later"
-    )
+    print(f"running {count_rows(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
     num_failed = run_rows(batch, rows, machine, code=code)
-    print(f"{len(rows) - num_failed} of {count_rows(len(rows))} done")
-    print(f"python report.py {short_path(batch.path)}   says more")
+    print(f"{count_rows(len(rows))}: {len(rows) - num_failed} done, {num_failed} failed")
+    print(report_command(batch))
     return 1 if num_failed else 0
+
+
+def report_command(batch: Batch) -> str:
+    """How far it is, as a line to paste."""
+    report = ROOT / "report.py"
+    return "how far it is: " + shlex.join(["python", short_path(report), short_path(batch.path)])
 
 
 def code_to_run(batch: Batch, options: argparse.Namespace) -> Path:
@@ -312,12 +329,17 @@ def only_here(folder: Path) -> Iterator[None]:
 
 
 def confirm(question: str, options: argparse.Namespace) -> None:
-    """Ask; raises UserError without a terminal, KeyboardInterrupt at a no."""
+    """Ask. Raises UserError at all but a yes, and without a terminal."""
     if options.yes:
         return
     if not sys.stdin.isatty():
         raise UserError(f"{question} There is no terminal to answer on: -y says yes")
-    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        answer = input(f"{question} [y/N] ")
+    except (KeyboardInterrupt, EOFError):
+        print()
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise UserError("nothing was done")
 
 

@@ -229,6 +229,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     values = read_yaml_file(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected lines of the form `key: value`")
+    if "parameters" in values:
+        raise UserError(f"{path}: is a job file: python submit_multiple.py {path} -s local")
     changes = parse_overrides(overrides)
     if changes.get("dataset", values.get("dataset")) != values.get("dataset"):
         values = {key: value for key, value in values.items() if key not in FOUND_IN_DATA}

@@ -1,8 +1,9 @@
 """Names chosen in YAML: `family/rest`, looked up in a literal table, answered with the closest."""
 
+import argparse
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 MOST_NAMES_SHOWN = 24
@@ -10,6 +11,13 @@ MOST_NAMES_SHOWN = 24
 
 class UserError(ValueError):
     """A mistake of the user: shown as one line without a traceback, exit code 2."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A mistake on the command line is a UserError as any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists all)")
 
 
 def bad_value(key: str, value: object, expected: str) -> UserError:

@@ -281,7 +281,7 @@ def outcome_of(text: str) -> object:
         ("np.linspace()", "missing 2 required positional arguments"),
         ("1 + * 2", "column 5: invalid syntax"),
         ("(1).real", "'(1).real', column 1: no attributes but"),
-        ("range(10 ** 6)", "too large: more than 100000 elements or steps"),
+        ("range(10 ** 6)", "too large: at most some 4,000 rounds or 100,000 elements"),
     ],
 )
 def test_errors_show_the_part_the_column_and_the_reason(text, message):

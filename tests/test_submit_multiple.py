@@ -45,6 +45,9 @@ def fork(tmp_path, monkeypatch) -> Path:
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], cwd=root, check=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").symlink_to("/bin/false")  # where there is no Slurm
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{tmp_path / 'bin'}")
     monkeypatch.setattr(submit_multiple, "ROOT", root)
     monkeypatch.chdir(root)
     return root
@@ -107,7 +110,11 @@ def test_all_mistakes_are_shown_at_once_and_nothing_is_written(fork, capsys):
         (["-r", "x", "-o"], "-o and -r"),
         (["job.yaml", "-s", "local", "--live", "--refreeze"], "--live and --refreeze"),
         (["job.yaml", "-s", "local", "--pack", "2"], "--pack is for Slurm"),
-        (["job.yaml", "-s", "local", "--", "-p", "x"], "is for Slurm"),
+        (["job.yaml", "-s", "local", "--", "-p", "x"], "what follows -- is for Slurm"),
+        (["job.yaml", "-s", "local", "--gpus", "a b"], "--gpus: got 'a b'"),
+        (["job.yaml", "-s", "quick.sh", "--patience", "-1"], "--patience"),
+        (["-r", "x", "--only", "failde"], "'failed'"),
+        (["--pak", "3"], "--pak"),
         (["job.yaml", "-s", "quick.sh", "--jobs", "2"], "--jobs, --gpus: for -s local"),
         (["job.yaml", "-s", "quick.sh", "--no-array", "--pack", "2"], "need an array"),
         (["job.yaml", "-s", "quick.sh", "--after", "soon"], "--after: got 'soon'"),
@@ -150,9 +157,9 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(fork, options, cap
 def test_a_batch_runs_here_and_again_only_what_is_left(capsys):
     output = run("job.yaml", "-s", "local", capsys=capsys)
     assert "job.yaml: 2 rows = 2 base_lr" in output
-    assert "2 of 2 rows done" in output
+    assert "2 rows: 2 done, 0 failed" in output
     assert ran(today()) == [1, 1]
-    assert "nothing left to run" in run("job.yaml", "-s", "local", capsys=capsys)
+    assert "nothing left to start" in run("job.yaml", "-s", "local", capsys=capsys)
     Path("job.yaml").write_text(JOB.replace("2.0]", "2.0, 4.0]"))
     assert "1 row new, 2 rows of an earlier call" in run("job.yaml", "-s", "local", capsys=capsys)
     assert ran(today()) == [1, 1, 1]
@@ -164,7 +171,8 @@ def test_what_failed_is_run_again_with_the_mended_code_if_asked(fork, capsys):
     failing = open_batch(today()).rows[1].folder
     (failing / "done").unlink()
     (failing / "fail").touch()
-    assert "0 of 1 row done" in run("-r", str(today()), "-s", "local", "-y", code=1, capsys=capsys)
+    output = run("-r", str(today()), "-s", "local", "-y", code=1, capsys=capsys)
+    assert "1 row: 0 done, 1 failed" in output
     (failing / "fail").unlink()
     (fork / "part.txt").write_text("2")
     output = run("-r", str(today()), "-s", "local", "-d", capsys=capsys)

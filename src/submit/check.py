@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from src.config import KEYS, make_config
+from src.config import KEYS, Config, make_config
 from src.names import UserError
+from src.submit import slurm
+from src.submit.journal import LOCAL
 
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 20
@@ -39,34 +41,61 @@ QUESTIONS = {
 }
 
 
+def check_slurm(script: str, extra: Sequence[str], after: str | None) -> list[str]:
+    """What Slurm, or its absence, would make of the script and the options of sbatch."""
+    if script == LOCAL:
+        return []
+    errors = errors_of(slurm.check_script, Path(script), script)
+    errors += errors_of(slurm.check_extra, extra)
+    errors += errors_of(slurm.check_installed)
+    return errors + (errors_of(slurm.check_job, after) if after else [])
+
+
+def errors_of(check: Callable[..., None], *arguments: object) -> list[str]:
+    """The lines of the UserError that the check raises; [] if it raises none."""
+    try:
+        check(*arguments)
+    except UserError as error:
+        return str(error).splitlines()
+    return []
+
+
 def check_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines such as "34 rows: base_lr: got …", those of most rows first; none if all is well.
 
     Every row is loaded as a Config, and its names are looked up by the code that will run, in
     a process beside; where that can't be, a warning says why. Rows are counted from 0.
     """
-    problems = Problems()
+    problems, answers = Problems(), []
+    seen: dict[str, int] = {}
     with lookup_process() as process:  # it imports torch while the rows are loaded
         for number, row in enumerate(rows):
-            problems.add(number, row, loading_errors(row))
+            config, errors = load(row)
+            problems.add(number, row, errors)
+            # as text they differ, which the grid has seen to: 32 and '32'
+            if config and (first := seen.setdefault(repr(config), number)) != number:
+                problems.add(number, row, [f"the same experiment as row {first}"])
         questions = distinct_questions(rows)
-        answers = ask(process, list(questions)) if questions else []
+        try:
+            answers = ask(process, list(questions)) if questions else []
+        except UserError as error:
+            return [*problems.lines(), str(error)]
     for numbers, answer in zip(questions.values(), answers, strict=False):
         for number in numbers:
             problems.add(number, rows[number], answer.get("errors", []))
     return problems.lines()
 
 
-def loading_errors(row: Mapping[str, Any]) -> list[str]:
-    """What keeps the row from being a Config; keys that there aren't don't hide the rest."""
+def load(row: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
+    """The row as a Config, or what keeps it from being one; unknown keys don't hide the rest."""
     known = {key: value for key, value in row.items() if key in KEYS}
-    lines = []
+    config, lines = None, []
     for values in (known, row) if len(known) < len(row) else (row,):
         try:
-            make_config(values)
+            config = make_config(values)
         except UserError as error:
             lines += str(error).splitlines()
-    return lines
+    return (None if lines else config), lines
 
 
 class Problems:
@@ -156,7 +185,10 @@ def ask(process: subprocess.Popen, questions: Sequence[str]) -> list[dict[str, A
     except subprocess.TimeoutExpired:
         return warned(f"no answer within {PATIENCE_SECONDS:g} seconds")
     if process.returncode:
-        return warned((errors.strip().splitlines() or [f"ended by {process.returncode}"])[-1])
+        reason = (errors.strip().splitlines() or [f"ended by {process.returncode}"])[-1]
+        if "Error" in reason and "'torch'" not in reason:  # which a login node may lack
+            raise UserError(f"the code cannot be imported, so no row would run: {reason}")
+        return warned(reason)
     answers = json.loads(output)
     if reasons := {answer["unknown"]: None for answer in answers if "unknown" in answer}:
         warned("; ".join(reasons))

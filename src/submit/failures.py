@@ -122,8 +122,10 @@ def failure_of_log(attempt: Attempt, *, has_status: bool) -> Failure | None:
     code = attempt.code
     if code == -9:
         return Failure("killed", "killed by signal 9, perhaps out of memory")
-    if code in (-signal.SIGINT, -signal.SIGTERM):
-        return Failure("interrupted", f"interrupted by signal {-code}")
+    if code == -signal.SIGINT:
+        return Failure("interrupted", "interrupted")
+    if code == -signal.SIGTERM:
+        return Failure("interrupted", "interrupted by signal 15")
     if line := exception_line(attempt.text):
         return failure_of_error(line)
     if code is not None and code < 0:
@@ -190,7 +192,7 @@ class Group:
     @property
     def detail(self) -> str | None:
         """The cause, where the headline does not say as much."""
-        is_said = self.only not in KINDS or self.cause == KINDS[self.only]
+        is_said = self.only == "lost" or self.cause in ("never started", KINDS.get(self.only))
         return None if is_said else self.cause
 
 
@@ -260,14 +262,14 @@ def shown(value: Any) -> str:
 def retry_command(batch: Batch, journal: Journal, only: str) -> str:
     """What a person types to submit these rows again, as the last submission was."""
     command = ["python", "submit_multiple.py", "-r", short_path(batch.path)]
-    last = max(journal.calls.values(), key=lambda call: call.number, default=None)
-    command += ["-s", last.script if last else "local"]
-    if last and not last.is_array:
+    asked = journal.asked
+    command += ["-s", asked.script]
+    if not asked.is_array:
         command += ["--no-array"]
-    if last and last.pack > 1:
-        command += ["--pack", str(last.pack)]
+    if asked.pack > 1:
+        command += ["--pack", str(asked.pack)]
     command += ["--only", only]
-    return shlex.join(command + (["--", *last.extra] if last and last.extra else []))
+    return shlex.join(command + (["--", *asked.extra] if asked.extra else []))
 
 
 def short_path(path: Path) -> str:

@@ -29,8 +29,9 @@ from src.yaml_files import read_yaml_file, write_yaml
 LONGEST_NAME = 120  # bytes of a row's folder; file systems take 255, people less
 LONGEST_BATCH = 60
 PATH_KEYS = ("data_dir", "model_weights")  # relative ones are meant from the repository's root
-# (most characters of a part of a key, most of a value), tried until the name fits
-SHORTER = ((99, 48), (99, 24), (4, 24), (3, 12), (3, 6), (2, 4))
+# (most characters of a part of a key, most of a value), tried until all names of a batch fit
+SHORTER = ((99, 48), (99, 24), (4, 24), (4, 16), (3, 12), (3, 8), (2, 8), (2, 5), (1, 3))
+DIGITS = 4  # of a float; rows.jsonl and spec.yaml hold it whole
 
 
 @dataclass(frozen=True)
@@ -127,16 +128,22 @@ def slug(text: str, most: int) -> str:
     return plain[:most].strip("-.") or "x"
 
 
-def row_name(number: int, width: int, batch: str, values: Mapping[str, Any]) -> str:
-    """'007_26-11-22-x+base_lr=0.1+model=linear': the number, the batch, what varies."""
-    start = f"{number:0{width}d}_{batch}"
-    name = start
+def row_names(first: int, batch: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """'007_26-11-22-x+base_lr=0.1+model=linear': the number, the batch, what varies.
+
+    Keys and values are shortened alike in all rows, so that a pattern finds them.
+    """
+    width = max(3, len(str(first + len(rows) - 1)))
+    starts = [f"{number:0{width}d}_{batch}" for number in range(first, first + len(rows))]
+    names = starts
     for most_key, most_value in SHORTER:
-        parts = [f"{_key(k, most_key)}={_value(v, most_value)}" for k, v in values.items()]
-        name = "+".join([start, *parts])
-        if len(name) <= LONGEST_NAME:
-            return name
-    return name[:LONGEST_NAME].rstrip("+=-._")
+        names = [
+            "+".join([start, *(f"{_key(k, most_key)}={_value(row[k], most_value)}" for k in row)])
+            for start, row in zip(starts, rows, strict=True)
+        ]
+        if max(map(len, names), default=0) <= LONGEST_NAME:
+            break
+    return [name[:LONGEST_NAME].rstrip("+=-._") for name in names]
 
 
 def _key(key: str, most: int) -> str:
@@ -145,13 +152,14 @@ def _key(key: str, most: int) -> str:
 
 def _value(value: Any, most: int) -> str:
     if isinstance(value, float):
-        return repr(value).replace("+", "")[:most]
+        return f"{value:.{DIGITS}g}".replace("+", "")  # cut, it would be another number
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, list | dict):
         value = json.dumps(value, default=str)
-    sign = "-" if isinstance(value, int) and value < 0 else ""
-    return sign + slug(str(value), most)
+    if isinstance(value, int):
+        return str(value)[:LONGEST_BATCH]
+    return slug(str(value), most)
 
 
 def varying_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -199,12 +207,10 @@ def plan_batch(
     known = {identity(row.values): row for row in rows}
     new = [values for values in grid if identity(values) not in known]
     varying = varying_keys([row.values for row in rows] + new)
-    width = max(3, len(str(len(rows) + len(new) - 1)))
-    for number, values in enumerate(new, len(rows)):
-        shown = {key: values[key] for key in varying if key in values}
-        row = Row(folder / row_name(number, width, folder.name, shown), values)
-        known[identity(values)] = row
-        rows.append(row)
+    shown = [{key: values[key] for key in varying if key in values} for values in new]
+    for name, values in zip(row_names(len(rows), folder.name, shown), new, strict=True):
+        known[identity(values)] = Row(folder / name, values)
+        rows.append(known[identity(values)])
     wanted = [known[identity(values)] for values in grid]
     return Plan(Batch(folder, rows), wanted, len(new), job_text, dict(common))
 

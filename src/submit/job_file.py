@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.config import KEYS
 from src.names import UserError, bad_value, unknown_name
 from src.submit.grid import places_of
 from src.yaml_files import read_yaml_file
@@ -28,6 +29,8 @@ class Job:
 def read_job(path: str | Path) -> Job:
     """The job of a YAML file; UserError for one that is not there or says what can't be meant."""
     content = read_yaml_file(path)
+    if isinstance(content, dict) and content.keys() & KEYS.keys():
+        raise UserError(f"{path}: is the configuration of one run: python train.py {path}")
     if not isinstance(content, dict) or content.get("parameters") is None:
         raise UserError(f"{path}: expected `parameters:` with a line `key: values` for each key")
     _refuse_unknown(str(path), content, TOP_KEYS)

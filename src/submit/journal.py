@@ -9,10 +9,13 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from src.files import write_atomically
+
+LOCAL = "local"  # instead of a submit script: this machine
 OPEN, ACCEPTED, REFUSED = "open", "accepted", "refused"
 
 
@@ -29,9 +32,20 @@ class Call:
     is_array: bool = True
     state: str = OPEN
     job: str | None = None  # Slurm's number of it; None where it is not known
+    why: str | None = None  # the words of a refusal
 
     def rows_of_task(self, task: int) -> list[str]:
         return self.rows[task * self.pack : (task + 1) * self.pack]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How rows were asked for last: what -r repeats."""
+
+    script: str = LOCAL
+    extra: tuple[str, ...] = ()
+    pack: int = 1
+    is_array: bool = True
 
 
 class Journal:
@@ -62,7 +76,8 @@ class Journal:
             facts = {k: v for k, v in entry.items() if k not in ("call", "state", "why")}
             self.calls[number] = Call(number, **facts)
         elif number in self.calls:
-            self.calls[number] = replace(self.calls[number], state=state, job=entry.get("job"))
+            found = {"state": state, "job": entry.get("job"), "why": entry.get("why")}
+            self.calls[number] = replace(self.calls[number], **found)
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._take_in(entry)
@@ -88,6 +103,21 @@ class Journal:
 
     def refused(self, call: Call, why: str) -> None:
         self._append({"call": call.number, "state": REFUSED, "why": why})
+
+    def ask(self, asked: Asked) -> None:
+        """Write down how rows are asked for, before the first call."""
+        write_atomically(self.folder / "asked.json", json.dumps(asdict(asked)))
+
+    @property
+    def asked(self) -> Asked:
+        """As it was written down; options that Slurm has refused are not repeated."""
+        try:
+            facts = json.loads((self.folder / "asked.json").read_text())
+            last = self.calls[max(self.calls)] if self.calls else None
+            extra = () if last and last.state == REFUSED else tuple(facts["extra"])
+            return Asked(**{**facts, "extra": extra})
+        except (OSError, ValueError, TypeError, KeyError):
+            return Asked()
 
     @property
     def open_calls(self) -> list[Call]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,6 +162,21 @@ def check_script(script: Path, as_named: str) -> None:
         raise UserError(f"-s {as_named}: no script; its first line must be like #!/bin/bash")
     if b"\r\n" in start:
         raise UserError(f"-s {as_named}: has DOS line breaks, which Slurm refuses (try dos2unix)")
+
+
+def check_installed() -> None:
+    """Raises UserError where there is no Slurm to submit to."""
+    if shutil.which("sbatch") is None:
+        raise UserError("-s: there is no sbatch on this machine; -s local runs the rows here")
+
+
+def check_job(job: str) -> None:
+    """A dependency on a job that Slurm does not know counts as fulfilled: UserError."""
+    try:
+        ask(["squeue", "-h", "-j", job])
+    except NoSlurm as error:
+        if "Invalid job id" in str(error):
+            raise UserError(f"--after: Slurm knows no job {job}") from None
 
 
 def is_job_id(text: str) -> bool:

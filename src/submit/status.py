@@ -201,7 +201,7 @@ class _Look:
         elif was_begun or attempt:
             state, cause = "lost", "was begun and not ended, but nobody is at it"
         else:
-            state, cause = "unstarted", "never started"
+            state, cause = "unstarted", self._refusals.get(row.name, "never started")
         return RowStatus(
             row,
             state,
@@ -227,6 +227,12 @@ class _Look:
         if state == "left":
             return Failure("interrupted", "left early by the program that ran it")
         return failure_of_log(attempt, has_status=bool(status)) if attempt else None
+
+    @cached_property
+    def _refusals(self) -> dict[str, str]:
+        """Row -> what Slurm said when it refused it last."""
+        calls = read_journal(self.batch).calls.values()
+        return {row: f"Slurm refused: {c.why}" for c in calls if c.why for row in c.rows}
 
     def _words_to_its_task(self, row: Row, attempt: Attempt) -> Failure | None:
         """Of rows that share a job, for those that were killed: their job's log says why."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from loguru import logger
+
 from src.names import UserError
 from src.submit.batch_script import array_script
 from src.submit.folders import Batch, Plan, Row, earlier_batches, identity, open_batch
@@ -22,7 +24,7 @@ from src.submit.slurm import (
     sbatch_arguments,
     script_of,
 )
-from src.submit.status import row_statuses
+from src.submit.status import RowStatus, row_statuses
 
 T = TypeVar("T")
 WAITS = (2, 4, 8, 15, 30, 60)  # seconds; the last one again and again
@@ -161,6 +163,8 @@ class Submission:
                 raise UserError(f"Slurm refuses: {words}")
             wait = next(waits, WAITS[-1])
             is_over = time.monotonic() + wait > until
+            if not is_over:
+                logger.warning("{}; asking again in {} s (--patience)", words, wait)
             self.sleep(min(wait, self.options.patience))
             # It may have been taken all the same: an answer that came too late looks like this.
             self._settle(call, self._patiently(read_queue, until), is_last=False)
@@ -228,7 +232,12 @@ def unfinished_folder(output_dir: Path, name: str, grid: Sequence[dict[str, Any]
 
 
 def unsubmitted(plan: Plan) -> list[Row]:
-    """The wanted rows that nobody was asked to run yet."""
+    """The wanted rows that nobody was asked to run yet, or that were interrupted here."""
     taken = Journal(plan.batch.submissions).accepted_rows
-    begun = {s.row.name for s in row_statuses(plan.batch, None) if s.state != "unstarted"}
-    return [row for row in plan.wanted if row.name not in taken | begun]
+    statuses = {s.row.name: s for s in row_statuses(plan.batch, None)}
+    left = [row for row in plan.wanted if row.name not in taken]
+    return [row for row in left if _goes_on(statuses[row.name])]
+
+
+def _goes_on(status: RowStatus) -> bool:
+    return status.state in ("unstarted", "lost") or status.kind == "interrupted"

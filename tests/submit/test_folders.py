@@ -19,7 +19,7 @@ from src.submit.folders import (
     earlier_batches,
     open_batch,
     plan_batch,
-    row_name,
+    row_names,
     slug,
     write_batch,
 )
@@ -52,12 +52,14 @@ def write(folder, grid, text="parameters: {}", **common) -> Batch:
     return wanted.batch
 
 
-@given(st.dictionaries(st.text(min_size=1), values, max_size=6), st.text(), st.integers(0, 9999))
-def test_a_name_means_nothing_to_shells_file_systems_and_slurm(varying, name, number):
-    found = row_name(number, 4, batch_name(name, date(2026, 11, 22)), varying)
-    assert HARMLESS.fullmatch(found)
-    assert len(found.encode()) <= LONGEST_NAME
-    assert found.startswith(f"{number:04d}_26-11-22-")
+@given(st.lists(st.dictionaries(st.text(min_size=1), values, max_size=6), max_size=3), st.text())
+def test_a_name_means_nothing_to_shells_file_systems_and_slurm(rows, name):
+    found = row_names(98, batch_name(name, date(2026, 11, 22)), rows)
+    assert len(found) == len(rows)
+    for number, row in enumerate(found, 98):
+        assert HARMLESS.fullmatch(row)
+        assert len(row.encode()) <= LONGEST_NAME
+        assert row.startswith(f"{number:03d}_26-11-22-")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -78,11 +80,21 @@ def test_names_show_what_varies():
     ]
 
 
-def test_many_long_keys_are_shortened_until_they_fit():
-    varying = {f"weight_decay_biases_{i}": "timm/resnet50.a1_in1k" for i in range(4)}
-    name = row_name(1, 3, "26-11-22-x", varying)
-    parts = "+".join(f"wei_dec_bia_{i}=timm-r" for i in range(4))
-    assert name == f"001_26-11-22-x+{parts}"
+def test_many_long_keys_are_shortened_until_all_rows_fit():
+    rows = [{f"weight_decay_biases_{i}": "timm/resnet50.a1_in1k" for i in range(4)}]
+    rows += [dict.fromkeys(rows[0], "short")]
+    long, short = row_names(1, "26-11-22-x", rows)
+    parts = [f"wei_dec_bia_{i}=" for i in range(4)]
+    assert long == "001_26-11-22-x+" + "+".join(f"{part}timm-res" for part in parts)
+    assert short == "002_26-11-22-x+" + "+".join(f"{part}short" for part in parts)
+
+
+def test_a_number_is_rounded_but_never_cut():
+    rows = [{"weight_decay": x, "a_long_key_that_fills_the_name_" * 3: "v"} for x in (3.35e-5, 0.2)]
+    rows[0]["weight_decay"] = 3.3506230658509796e-05
+    names = row_names(0, "26-11-22-x", rows)
+    assert "=3.351e-05+" in names[0]
+    assert "=0.2+" in names[1]
 
 
 def test_a_spec_holds_the_row_and_its_folder(tmp_path):

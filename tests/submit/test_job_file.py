@@ -72,3 +72,9 @@ def test_mistakes_are_told(job, text, words):
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml: No such file"):
         read_job(tmp_path / "nowhere.yaml")
+
+
+def test_a_configuration_is_told_from_a_job_file(tmp_path):
+    (tmp_path / "cfg.yaml").write_text("base_lr: 1.0\n")
+    with pytest.raises(UserError, match=r"python train\.py"):
+        read_job(tmp_path / "cfg.yaml")

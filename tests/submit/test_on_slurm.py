@@ -251,7 +251,7 @@ def test_a_grid_over_the_limit_of_arrays_goes_in_chunks(cluster, repository):
     output = repository.submit("job.yaml", "-s", "quick.sh", env=cluster.env)
     assert "submitted 65 rows as 3 jobs" in output
     again = repository.submit("job.yaml", "-s", "quick.sh", env=cluster.env)
-    assert "nothing left to run" in again
+    assert "nothing left to start" in again
     cluster.wait()
     assert repository.count("ran") == [1] * 65
 
@@ -327,7 +327,7 @@ def test_a_submission_killed_after_sbatch_is_not_repeated(cluster, repository):
     lines = (repository.batch / "submissions/journal.jsonl").read_text().splitlines()
     (repository.batch / "submissions/journal.jsonl").write_text(lines[0] + "\n")
     output = repository.submit("job.yaml", "-s", "quick.sh", env=cluster.env)
-    assert "nothing left to run" in output
+    assert "nothing left to start" in output
     job = journal(repository).calls[1].job
     assert job == json.loads(lines[1])["job"]
     cluster.slurm("scontrol", "release", job)

@@ -11,7 +11,7 @@ import pytest
 
 from src.submit.failures import LONGEST_CAUSE, group_rows, headline, normalised, retry_command
 from src.submit.folders import Batch, Row
-from src.submit.journal import Journal
+from src.submit.journal import Asked, Journal
 from src.submit.status import STATES, RowStatus, row_statuses
 
 HERE, ELSEWHERE = platform.node(), "another-host"
@@ -372,13 +372,14 @@ def test_the_command_that_submits_again(tmp_path, monkeypatch):
     journal = Journal(folder)
     start = "python submit_multiple.py -r 'results/a b'"
     assert retry_command(batch, journal, "lost") == f"{start} -s local --only lost"
-    journal.begin(["r"], pack=1, script="old.sh", extra=[])
-    journal.begin(["r"], pack=1, script="cpu.sh", extra=["--partition=x", "--comment=a b"])
+    journal.ask(Asked("cpu.sh", ("--partition=x", "--comment=a b")))
     command = f"{start} -s cpu.sh --only oom -- --partition=x '--comment=a b'"
     assert retry_command(batch, journal, "oom") == command
-    journal.begin(["r"], pack=3, script="cpu.sh", extra=[])
+    journal.refused(journal.begin(["r"], pack=1, script="cpu.sh", extra=[]), "no such partition")
+    assert retry_command(batch, journal, "oom") == f"{start} -s cpu.sh --only oom"
+    journal.ask(Asked("cpu.sh", pack=3))
     assert retry_command(batch, journal, "oom") == f"{start} -s cpu.sh --pack 3 --only oom"
-    journal.begin(["r"], pack=1, script="cpu.sh", extra=[], is_array=False)
+    journal.ask(Asked("cpu.sh", is_array=False))
     assert retry_command(batch, journal, "oom") == f"{start} -s cpu.sh --no-array --only oom"
     monkeypatch.chdir(folder)
     assert f"-r '{batch.path}'" in retry_command(batch, journal, "oom")
