@@ -142,9 +142,7 @@ class Walk:
     def spend(self, work: float) -> None:
         """Takes work from the budget, before it is done; too much (or NaN) raises."""
         if not work <= self.work_left:
-            raise ValueError(
-                f"too large: at most some 4,000 rounds or {MOST_WORK:,} elements"
-            )
+            raise ValueError(f"too large: at most some 4,000 rounds or {MOST_WORK:,} elements")
         self.work_left -= max(0, int(work))
 
     def read(self, *nodes: ast.expr) -> list[Any]:
