@@ -9,12 +9,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from datetime import date
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from loguru import logger
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from src.submit.folders import (
     check_writable,
     count_rows,
     delete_batch,
+    only_here,
     open_batch,
     plan_batch,
     write_batch,
@@ -51,8 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     1 where rows that ran here have failed."""
     given = sys.argv[1:] if arguments is None else arguments
     split = given.index("--") if "--" in given else len(given)
-    logger.remove()
-    logger.add(sys.stderr, format="{message}")  # warnings, for people
+    with suppress(ValueError):
+        logger.remove(0)  # loguru's own, which prints everything
+    warnings = logger.add(lambda line: print(line, end="", file=sys.stderr), format="{message}")
     try:
         options = command_line().parse_args(given[:split])
         options.extra = given[split + 1 :]
@@ -67,6 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `… -d | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a disk that is full, a folder that is not ours
+        print(f"{error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
+        return 2
+    finally:
+        logger.remove(warnings)
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -147,9 +153,9 @@ def submit(options: argparse.Namespace) -> int:
     print(f"{options.job_file}: {grid.description()}")
     check_everything(options, job, grid)
     output_dir = Path(os.path.abspath(job.output_dir))
-    folder = unfinished_folder(output_dir, job.name, grid.rows) or output_dir / batch_name(
-        job.name, date.today()
-    )
+    folder = output_dir / batch_name(job.name, date.today())
+    if not options.overwrite:
+        folder = unfinished_folder(output_dir, job.name, grid.rows) or folder
     plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
     if options.dry_run:
         return describe(options, plan)
@@ -169,11 +175,17 @@ def submit(options: argparse.Namespace) -> int:
 
 def check_everything(options: argparse.Namespace, job: Job, grid: Grid) -> None:
     """Every mistake that can be known now, at once, before anything is written."""
-    errors = check_slurm(options.script, options.extra, options.after)
+    errors = slurm_errors(options)
     errors += errors_of(check_writable, Path(os.path.abspath(job.output_dir)))
     errors += check_rows([{**job.common, **row} for row in grid.rows])
     if errors:
         raise UserError("\n".join(errors) + "\nnothing was written or submitted")
+
+
+def slurm_errors(options: argparse.Namespace) -> list[str]:
+    return check_slurm(
+        options.script, options.extra, after=options.after, is_array=not options.no_array
+    )
 
 
 def describe(options: argparse.Namespace, plan: Plan) -> int:
@@ -212,8 +224,10 @@ def overwrite(batch: Batch, options: argparse.Namespace) -> None:
 def retry(options: argparse.Namespace) -> int:
     """Run again what is not done, queued or running."""
     batch = open_batch(options.retry)
+    if not batch.is_ours:
+        raise UserError(f"-r: {options.retry} belongs to another user")
     use_last_script(batch, options)
-    if errors := check_slurm(options.script, options.extra, options.after):
+    if errors := slurm_errors(options):
         raise UserError("\n".join(errors))
     with nullcontext() if options.dry_run else only_here(batch.path):
         if not options.dry_run:
@@ -311,21 +325,6 @@ def code_to_run(batch: Batch, options: argparse.Namespace) -> Path:
         print(f"runs the code of {short_path(copies[-1])}; changed here since then: {names}")
         print("  (--refreeze runs the code as it is now)")
     return copies[-1]
-
-
-@contextmanager
-def only_here(folder: Path) -> Iterator[None]:
-    """One submission a batch at a time."""
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another submit_multiple.py is at work on {short_path(folder)}") from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def confirm(question: str, options: argparse.Namespace) -> None:

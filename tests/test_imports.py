@@ -16,6 +16,7 @@ GROUND = {
     "durations",
     "files",
     "metrics",
+    "processes",
     "yaml_files",
 }
 BUILDERS = {"data.build", "models.build", "optim.build"}

@@ -28,7 +28,7 @@ from src.submit.progress import (
     seconds_left,
     stats_text,
 )
-from src.submit.slurm import NoSlurm, QueuedJob
+from src.submit.slurm import NoSlurm, QueuedJob, script_of
 from src.submit.status import RowStatus
 
 ROOT = Path(__file__).parents[1]
@@ -197,27 +197,29 @@ def test_no_batch_at_all(tmp_path, monkeypatch, capsys):
 # ---- Slurm -------------------------------------------------------------------------------
 
 
-def submitted(folder: Path) -> None:
+def submitted(folder: Path) -> str:
+    """Slurm has taken the batch; the script that it was given."""
     batch = open_batch(folder)
     journal = Journal(batch.submissions)
     names = [row.name for row in batch.rows]
-    journal.accepted(journal.begin(names, pack=1, script="cpu.sh", extra=[]), "5")
+    call = journal.begin(names, pack=1, script="cpu.sh", extra=[])
+    journal.accepted(call, "5")
+    return str(script_of(call, journal))
 
 
 def test_slurm_is_asked_once_for_all_and_only_where_it_has_rows(batch, capsys, monkeypatch):
     asked = []
-    script = batch.absolute() / "submissions" / "001.sh"
 
     def read_queue() -> list[QueuedJob]:
         asked.append(True)
-        return [QueuedJob("5_4", "5", 4, "PENDING", "Priority", "", "", str(script))]
+        return [QueuedJob("5_4", "5", 4, "PENDING", "Priority", "", "", script)]
 
     monkeypatch.setattr(progress, "read_queue", read_queue)
     make_batch(Path("results/other"), [{}])
     assert report.main([]) == 0
     assert not asked
     capsys.readouterr()
-    submitted(batch)
+    script = submitted(batch)
     submitted(Path("results/other"))
     assert report.main(["results/other", str(batch), "--json"]) == 0
     assert len(asked) == 1

@@ -37,6 +37,7 @@ def fork(tmp_path, monkeypatch) -> Path:
     for name, text in {
         "job.yaml": JOB,
         "quick.sh": QUICK,
+        "array.sh": "#!/bin/bash\n#SBATCH --array=0-2\n",
         "train.py": PROGRAM,
         "part.txt": "1",
         ".gitignore": "/results\n/data\n",
@@ -120,6 +121,8 @@ def test_all_mistakes_are_shown_at_once_and_nothing_is_written(fork, capsys):
         (["job.yaml", "-s", "quick.sh", "--after", "soon"], "--after: got 'soon'"),
         (["job.yaml", "-s", "quick.sh", "--", "--array=1-3"], "sets this one itself"),
         (["job.yaml", "-s", "quick.sh", "--", "-oout"], "sets this one itself"),
+        (["job.yaml", "-s", "quick.sh", "--", "--test-only"], "sets this one itself"),
+        (["job.yaml", "-s", "array.sh", "--no-array"], "'#SBATCH --array=0-2' would run"),
         (["none.yaml", "-s", "local"], "none.yaml: No such file"),
         (["-r", "results/none", "-s", "local"], "results/none: no such folder"),
         (["job.yaml", "-s", "part.txt"], "no script"),
@@ -227,8 +230,7 @@ def test_an_interrupted_submission_of_yesterday_goes_on_there(capsys):
     run("job.yaml", "-s", "local", capsys=capsys)
     assert ran(folder) == [1, 2]
     assert not today().exists()
-    call = journal.begin([rows[1].name], pack=1, script="quick.sh", extra=[])
-    journal.accepted(call, "2")  # all of it submitted: the next one is another batch
+    # All of it is done or submitted: the next one is another batch.
     run("job.yaml", "-s", "local", capsys=capsys)
     assert ran(today()) == [1, 1]
 

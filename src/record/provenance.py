@@ -41,7 +41,7 @@ def write_provenance(folder: Path) -> None:
 
 def code_state(root: Path) -> tuple[dict[str, Any], str]:
     """(commit and what else identifies the code of a repository, the diff to that commit)."""
-    diff = _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+    diff = _git(root, "diff", "HEAD", "--relative", "--no-color", "--no-ext-diff") or ""
     is_kept = len(diff) <= LONGEST_DIFF
     untracked = _git(root, "ls-files", "--others", "--exclude-standard") or ""
     facts = {

@@ -4,8 +4,12 @@ It begins with the #SBATCH lines of the submit script, then finds the row of its
 calls the script with the row's spec.yaml, as `sbatch SCRIPT FOLDER/spec.yaml` would.
 """
 
+import re
 import shlex
 from pathlib import Path
+
+# The tasks are ours to number; waiting for them would hold up the submission.
+OURS = re.compile(r"#SBATCH +(--array|-a|--wait\b|-W)")
 
 
 def header(script: str) -> tuple[str, list[str]]:
@@ -14,7 +18,8 @@ def header(script: str) -> tuple[str, list[str]]:
     directives = []
     for line in lines:
         if line.startswith("#SBATCH"):
-            directives.append(line)
+            if not OURS.match(line):
+                directives.append(line)
         elif line.strip() and not line.startswith("#"):
             break
     return first[2:].strip() or "/bin/bash", directives
@@ -62,14 +67,17 @@ for row in "$folder"/*/; do
     ) >>"$row/job.log" 2>&1 &
     programs+=($!) rows+=("$row")
 done
-for i in "${!programs[@]}"; do
-    wait "${programs[i]}"; code=$?
-    while kill -0 "${programs[i]}" 2>/dev/null; do  # a signal has interrupted `wait`
+while ((${#programs[@]})); do
+    sleep 1 &
+    wait $!  # which a signal interrupts
+    for i in "${!programs[@]}"; do
+        kill -0 "${programs[i]}" 2>/dev/null && continue
         wait "${programs[i]}"; code=$?
+        echo "--- ended: exit code $code ---" >>"${rows[i]}/job.log"
+        echo "exit code $code: ${rows[i]##*/}"
+        ((code == 0)) || failed=1
+        unset "programs[i]"
     done
-    echo "--- ended: exit code $code ---" >>"${rows[i]}/job.log"
-    echo "exit code $code: ${rows[i]##*/}"
-    ((code == 0)) || failed=1
 done
 exit $failed
 """

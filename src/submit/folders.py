@@ -15,12 +15,15 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from src.files import write_atomically
 from src.names import UserError
@@ -69,6 +72,10 @@ class Batch:
     @property
     def submissions(self) -> Path:
         return self.path / "submissions"
+
+    @property
+    def is_ours(self) -> bool:
+        return self.path.stat().st_uid == os.getuid()
 
     @property
     def index(self) -> Path:
@@ -284,6 +291,8 @@ def check_writable(folder: Path) -> None:
 
 def delete_batch(batch: Batch) -> None:
     """Remove the folder with all that is in it; what its links lead to stays."""
+    if batch.path.is_symlink():
+        raise UserError(f"-o: {batch.path} is a link; delete what it leads to yourself")
     doomed = batch.path.with_name(f".{batch.path.name}.deleted.{os.getpid()}")
     os.rename(batch.path, doomed)  # half a batch is never seen
     shutil.rmtree(doomed)
@@ -294,3 +303,18 @@ def earlier_batches(output_dir: Path, name: str) -> list[Path]:
     pattern = re.compile(rf"\d\d-\d\d-\d\d-{re.escape(slug(name, LONGEST_BATCH - 9))}")
     found = sorted(output_dir.iterdir(), reverse=True) if output_dir.is_dir() else []
     return [path for path in found if pattern.fullmatch(path.name) and path.is_dir()]
+
+
+@contextmanager
+def only_here(folder: Path) -> Iterator[None]:
+    """One submission a batch at a time."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another submit_multiple.py is at work on {folder.name}") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

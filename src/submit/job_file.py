@@ -1,5 +1,6 @@
 """A job file: what a batch is called, where it goes, and the grid of its runs."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_job(path: str | Path) -> Job:
     _refuse_set_elsewhere(content["parameters"], common)
     return Job(
         name=_text("name", given.get("name", Path(path).stem)),
-        output_dir=_text("output_dir", given.get("output_dir", "results")),
+        output_dir=os.path.expanduser(_text("output_dir", given.get("output_dir", "results"))),
         common=common,
         parameters=content["parameters"],
         text=Path(path).read_bytes().decode(),  # with its own line ends

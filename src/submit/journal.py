@@ -7,6 +7,7 @@ task K of its array runs the rows from K * pack on.
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,12 @@ class Call:
     state: str = OPEN
     job: str | None = None  # Slurm's number of it; None where it is not known
     why: str | None = None  # the words of a refusal
+    token: str = ""  # makes the script's name unlike that of any deleted batch
+
+    @property
+    def label(self) -> str:
+        """'003-9f2c': NNN.sh, NNN.script and NNN/ of this call."""
+        return f"{self.number:03d}" + (f"-{self.token}" if self.token else "")
 
     def rows_of_task(self, task: int) -> list[str]:
         return self.rows[task * self.pack : (task + 1) * self.pack]
@@ -94,7 +101,8 @@ class Journal:
         """Write down that sbatch is about to be called for these rows."""
         number = max(self.calls, default=0) + 1
         self._append(
-            {"call": number, "state": OPEN, "rows": list(rows), "time": time.time(), **facts}
+            {"call": number, "state": OPEN, "rows": list(rows), "time": time.time()}
+            | {"token": secrets.token_hex(2), **facts}
         )
         return self.calls[number]
 

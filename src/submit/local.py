@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from src.files import write_atomically
 from src.names import UserError
+from src.processes import began
 from src.submit.folders import Batch, Row
 
 SECONDS_TO_STOP = 30.0  # from Ctrl-C to killing what has not stopped
@@ -57,10 +58,9 @@ def runner(batch: Batch) -> dict[str, Any] | None:
     """Who runs rows of this batch on this machine now: pid, host, rows; None: nobody."""
     try:
         facts = json.loads((batch.submissions / "local.json").read_text())
-        if facts["host"] != platform.node():
-            return None
-        os.kill(facts["pid"], 0)
-        return facts
+        is_here = facts["host"] == platform.node()
+        lives = is_here and facts["began"] is not None and began(facts["pid"]) == facts["began"]
+        return facts if lives else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -70,7 +70,8 @@ def run_rows(batch: Batch, rows: Sequence[Row], machine: Machine, *, code: Path)
     if other := runner(batch):
         raise UserError(f"process {other['pid']} runs rows of {batch.path.name} already")
     notice = batch.submissions / "local.json"
-    facts = {"pid": os.getpid(), "host": platform.node(), "rows": [row.name for row in rows]}
+    pid, names = os.getpid(), [row.name for row in rows]
+    facts = {"pid": pid, "began": began(pid), "host": platform.node(), "rows": names}
     write_atomically(notice, json.dumps(facts))
     try:
         with _terminations_as_interrupts(), _Line(len(rows)) as line:
@@ -98,7 +99,7 @@ class _Workers:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 self._reap()
                 line.show(self.num_done, self.num_failed, [r for r, _ in self.running.values()])
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, a full disk: nothing runs on without us
             self._stop()
             raise
         return self.num_failed

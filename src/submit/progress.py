@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import re
 import sys
 from collections import Counter
@@ -96,7 +95,7 @@ def reports(batches: Sequence[Batch], metric: str | None, num_best: int) -> list
     jobs = ask_slurm() if any(journal.calls for journal in journals) else None
     found, seen = [], set()
     for batch, journal in zip(batches, journals, strict=True):
-        queue = None if jobs is None or not is_ours(batch) else queued_rows(batch, journal, jobs)
+        queue = None if jobs is None or not batch.is_ours else queued_rows(batch, journal, jobs)
         statuses = row_statuses(batch, queue)
         texts = {s.row.name: stats_text(s.row) for s in statuses if s.state != "unstarted"}
         known = sorted({c for text in texts.values() for c in columns_of(header_of(text))})
@@ -116,11 +115,6 @@ def ask_slurm() -> list[QueuedJob] | None:
         return read_queue()
     except NoSlurm:
         return None
-
-
-def is_ours(batch: Batch) -> bool:
-    """squeue tells of our own jobs only: of another's batch it knows nothing."""
-    return batch.path.stat().st_uid == os.getuid()
 
 
 # ---- The best rows -----------------------------------------------------------------------

@@ -17,8 +17,9 @@ ENDED |= {"OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}  # any other state may still 
 # Variables that a surrounding job would hand down to the jobs that it submits.
 OF_A_JOB = ("SLURM_", "PMI_", "PMIX_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE")
 KEPT = {"SLURM_CONF"}
-WITHOUT_US = ("array", "chdir", "error", "job-name", "output", "parsable", "wait", "wrap")
-SHORT_WITHOUT_US = "aDeJoW"
+SET_BY_US = {"array", "chdir", "error", "job-name", "output", "parsable", "wait", "wrap"}
+SET_BY_US |= {"test-only", "version", "help", "usage"}  # these submit nothing
+SET_BY_US_SHORT = "aDeJoWVh"
 SECONDS_TO_ANSWER = 100.0  # sbatch itself gives up on a silent controller much sooner
 SEPARATOR = "\x1f"
 
@@ -118,16 +119,26 @@ def _queued(
 def queued_rows(batch: Batch, journal: Journal, jobs: Sequence[QueuedJob]) -> dict[str, QueuedJob]:
     """Row -> the job that waits or runs for it, by its script: job numbers may come again."""
     calls = {str(script_of(call, journal)): call for call in journal.calls.values()}
-    rows = {str(row.spec): row.name for row in batch.rows}
+    names = {row.name for row in batch.rows}
     found = {}
     for job in jobs:
         if job.state in ENDED:
             continue
         if (call := calls.get(job.command)) and job.task is not None:
             found.update(dict.fromkeys(call.rows_of_task(job.task), job))
-        elif name := rows.get(job.command.partition(" ")[2]):
+        elif (name := Path(job.command).parent.name) in names and calls_spec(job, batch, name):
             found[name] = job
     return found
+
+
+def calls_spec(job: QueuedJob, batch: Batch, row: str) -> bool:
+    """Whether the job is `SCRIPT …/spec.yaml` of this row; squeue quotes nothing."""
+    return job.command.endswith(f" {spec_for_slurm(batch, row)}")
+
+
+def spec_for_slurm(batch: Batch, row: str) -> Path:
+    """spec.yaml by its one real path, as jobs are known by it, whichever link led here."""
+    return Path(os.path.realpath(batch.path), row, "spec.yaml")
 
 
 def read_limits() -> tuple[int, int]:
@@ -152,7 +163,7 @@ def one_line(text: str) -> str:
 # ---- What Slurm is asked -----------------------------------------------------------------
 
 
-def check_script(script: Path, as_named: str) -> None:
+def check_script(script: Path, as_named: str, *, is_array: bool = True) -> None:
     """What Slurm would refuse, said before anything is written. Raises UserError."""
     try:
         start = script.read_bytes()
@@ -162,6 +173,9 @@ def check_script(script: Path, as_named: str) -> None:
         raise UserError(f"-s {as_named}: no script; its first line must be like #!/bin/bash")
     if b"\r\n" in start:
         raise UserError(f"-s {as_named}: has DOS line breaks, which Slurm refuses (try dos2unix)")
+    if not is_array and (line := re.search(rb"^#SBATCH +(--array|-a).*", start, re.MULTILINE)):
+        words = line[0].decode(errors="replace")
+        raise UserError(f"-s {as_named}: with --no-array, {words!r} would run each row again")
 
 
 def check_installed() -> None:
@@ -188,18 +202,17 @@ def check_extra(extra: Sequence[str]) -> None:
     """Options after `--` that contradict what we set ourselves raise UserError."""
     for option in extra:
         name = option.partition("=")[0]
-        is_ours = name[:2] == "--" and len(name) > 3 and _starts_ours(name[2:])
-        if is_ours or (name[:1] == "-" and name[1:2] in SHORT_WITHOUT_US and name[1:2] != "-"):
+        if name.startswith("--"):
+            is_ours = len(name) > 3 and any(ours.startswith(name[2:]) for ours in SET_BY_US)
+        else:
+            is_ours = name.startswith("-") and name[1:2] in SET_BY_US_SHORT
+        if is_ours:
             raise UserError(f"-- {option}: submit_multiple.py sets this one itself")
-
-
-def _starts_ours(name: str) -> bool:
-    return any(ours.startswith(name) for ours in WITHOUT_US)
 
 
 def script_of(call: Call, journal: Journal) -> Path:
     """What sbatch gets for an array."""
-    return journal.folder / f"{call.number:03d}.sh"
+    return Path(os.path.realpath(journal.folder), f"{call.label}.sh")
 
 
 def sbatch_arguments(

@@ -27,7 +27,9 @@ def freeze(root: Path, into: Path) -> Path:
 
     Raises UserError where git does not know the repository, or it holds data.
     """
-    files = [path for path in _listed(root, "-c", "-o") if os.path.lexists(root / path)]
+    files = _code_files(root)
+    if Path("train.py") not in files:
+        raise UserError(f"{root}: git lists no train.py to freeze; --live runs the code as it lies")
     _refuse_data(root, files)
     copy = into.with_name(f".{into.name}.{os.getpid()}")
     try:
@@ -53,7 +55,8 @@ def frozen_copies(batch: Path) -> list[Path]:
 
 def next_copy(batch: Path) -> Path:
     """Where the next one belongs; earlier ones stay, as jobs may run from them."""
-    number = len(frozen_copies(batch)) + 1
+    copies = frozen_copies(batch)
+    number = int(copies[-1].suffix[1:] or 1) + 1 if copies else 1
     return batch / ("code" if number == 1 else f"code.{number}")
 
 
@@ -61,10 +64,18 @@ def changed_since(root: Path, frozen: Path) -> list[str]:
     """The files that are no longer as they were frozen; [] where that is not known."""
     try:
         hashes = json.loads((frozen / FROZEN).read_text())["files"]
-        now = {str(path): _hash(root / path) for path in _listed(root, "-c", "-o")}
+        now = {str(path): _hash(root / path) for path in _code_files(root)}
     except (OSError, ValueError, KeyError, UserError):
         return []
     return sorted(p for p in hashes.keys() | now.keys() if hashes.get(p, "") != now.get(p, ""))
+
+
+def _code_files(root: Path) -> list[Path]:
+    """What git tracks or would, but for what runs read and write: data, results, any batch."""
+    files = [path for path in _listed(root, "-c", "-o") if os.path.lexists(root / path)]
+    left_out = {Path(name) for name in ALWAYS_LINKED}
+    left_out |= {path.parent for path in files if path.name == "rows.jsonl"}
+    return [path for path in files if not left_out & {path, *path.parents}]
 
 
 def _listed(root: Path, *kinds: str) -> list[Path]:
@@ -81,7 +92,8 @@ def _listed(root: Path, *kinds: str) -> list[Path]:
             f"the code cannot be frozen ({reason}); `git init && git add .` makes a repository,"
             " --live runs the code where it lies"
         ) from None
-    paths = [Path(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name]
+    names = dict.fromkeys(done.stdout.split(b"\0"))  # a merge lists a file three times
+    paths = [Path(os.fsdecode(name)) for name in names if name]
     if "--directory" in kinds:
         return paths
     inner = [path for path in paths if (root / path / ".git").exists()]
@@ -132,6 +144,7 @@ def _link_ignored(root: Path, copy: Path) -> None:
             (copy / name).symlink_to(root / name)
     for path in _listed(root, "-o", "-i", "--directory"):
         is_cache = any(part.match(pattern) for part in map(Path, path.parts) for pattern in CACHES)
-        if not is_cache and not os.path.lexists(copy / path):
+        is_linked = path.parts[0] in ALWAYS_LINKED
+        if not is_cache and not is_linked and not os.path.lexists(copy / path):
             (copy / path).parent.mkdir(parents=True, exist_ok=True)
             (copy / path).symlink_to(root / path)

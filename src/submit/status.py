@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any
 
 from src.names import UserError
+from src.processes import began
 from src.submit.failures import (
     Attempt,
     Failure,
@@ -32,6 +33,7 @@ from src.submit.failures import (
 )
 from src.submit.folders import Batch, Row
 from src.submit.journal import Call, Journal
+from src.submit.local import runner
 from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
 
 STATES = ("done", "running", "queued", "failed", "lost", "unstarted")
@@ -77,6 +79,8 @@ def ask_queue(batch: Batch) -> dict[str, QueuedJob] | None:
     journal = read_journal(batch)
     if not journal.calls:
         return None
+    if not batch.is_ours:  # squeue tells of our own jobs only
+        raise UserError(f"{batch.path}: belongs to another user, whose jobs Slurm does not show us")
     try:
         return queued_rows(batch, journal, read_queue())
     except NoSlurm as error:
@@ -104,7 +108,7 @@ class _Look:
     def __init__(self, batch: Batch, queue: Mapping[str, QueuedJob] | None) -> None:
         self.batch, self.queue = batch, queue
         self.host, self.now = platform.node(), time.time()
-        self.local_rows, self.local_since = _rows_of_local_runner(batch, self.host)
+        self.local_rows, self.local_since = _rows_of_local_runner(batch)
 
     def at(self, row: Row) -> RowStatus:
         folder = os.fspath(row.folder)
@@ -151,7 +155,7 @@ class _Look:
             is_fresh = attempt is not None and self.now - attempt.written < SECONDS_OF_SILENCE
             return is_bare and is_fresh and self.queue is None
         if status.get("host") == self.host:
-            return _is_alive(status.get("pid"))
+            return began(status.get("pid")) is not None
         if self.queue is not None and status.get("job"):
             return False
         if attempt and words_of_slurm(attempt.text):
@@ -241,7 +245,7 @@ class _Look:
             return None
         for call in self._packed_calls:
             if call.job in (array, None) and row.name in call.rows_of_task(int(task)):
-                folder = self.batch.submissions / f"{call.number:03d}" / task
+                folder = self.batch.submissions / call.label / task
                 shared = last_attempt(folder / "job.log")
                 return words_of_slurm(shared.text) if shared else None
         return None
@@ -253,14 +257,12 @@ class _Look:
         return [call for call in reversed(calls) if call.pack > 1]
 
 
-def _rows_of_local_runner(batch: Batch, host: str) -> tuple[set[str], float]:
+def _rows_of_local_runner(batch: Batch) -> tuple[set[str], float]:
     """(rows, since when) of `submit_multiple.py -s local` where it is at this batch now."""
-    path = batch.submissions / "local.json"
-    runner = _read_json(path) or {}
-    if runner.get("host") != host or not _is_alive(runner.get("pid")):
-        return set(), 0.0
     try:
-        return {name for name in runner["rows"] if isinstance(name, str)}, path.stat().st_mtime
+        facts = runner(batch) or {"rows": []}
+        since = (batch.submissions / "local.json").stat().st_mtime if facts["rows"] else 0.0
+        return {name for name in facts["rows"] if isinstance(name, str)}, since
     except (OSError, KeyError, TypeError):  # gone by now, or garbage
         return set(), 0.0
 
@@ -321,15 +323,3 @@ def _job(status: dict, attempt: Attempt | None) -> str | None:
 
 def _reason(reason: str) -> str | None:
     return None if reason in ("", "None") else one_line(reason)
-
-
-def _is_alive(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except PermissionError:  # somebody else's
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True

@@ -12,17 +12,20 @@ from src.submit.batch_script import array_script
 from src.submit.folders import Batch, Plan, Row, earlier_batches, identity, open_batch
 from src.submit.journal import ACCEPTED, Call, Journal
 from src.submit.slurm import (
+    ENDED,
     FULL,
     NO_ANSWER,
     NoSlurm,
     Options,
     QueuedJob,
+    calls_spec,
     one_line,
     read_limits,
     read_queue,
     run_sbatch,
     sbatch_arguments,
     script_of,
+    spec_for_slurm,
 )
 from src.submit.status import RowStatus, row_statuses
 
@@ -116,7 +119,8 @@ class Submission:
         arguments = sbatch_arguments(
             self.options, name=row.name, log=log, dependency=self.options.after
         )
-        return [*arguments, str(self.options.script), str(row.spec)]
+        spec = spec_for_slurm(self.batch, row.name)
+        return [*arguments, str(self.options.script), str(spec)]
 
     def _array(self, call: Call, rows: Sequence[Row]) -> list[str]:
         """Writes NNN.sh, NNN.script and NNN/; the command that submits them."""
@@ -131,10 +135,14 @@ class Submission:
             options,
             name=f"{names[0]}-{names[1]}_{self.batch.path.name}",
             log=f"{_literal(folder)}/%a/job.log",
-            # A throttle is an array's own, so one array waits for the other.
-            dependency=self.jobs[-1] if throttle and self.jobs else options.after,
+            dependency=":".join(filter(None, [options.after, self._last_array()])),
         )
         return [*arguments, f"--array=0-{num_tasks - 1}{throttle}", str(script)]
+
+    def _last_array(self) -> str | None:
+        """A throttle is an array's own, so one array waits for the one before it."""
+        calls = [c for c in self.journal.calls.values() if c.is_array and c.state == ACCEPTED]
+        return calls[-1].job if self.options.max_running and calls else None
 
     def _link(self, folder: Path, rows: Sequence[Row]) -> int:
         """NNN/K -> the row of task K, or a folder of links to its rows; how many tasks."""
@@ -155,9 +163,10 @@ class Submission:
         until, waits = time.monotonic() + self.options.patience, iter(WAITS)
         while True:
             code, output, errors = run_sbatch(command, self.options)
-            if code == 0:
-                return output.strip().partition(";")[0]
-            words = one_line(errors) or f"sbatch: exit code {code}"
+            job = output.strip().partition(";")[0]
+            if code == 0 and job.isdigit():
+                return job
+            words = one_line(errors or output) or f"sbatch: exit code {code}"
             if not (NO_ANSWER.search(errors) or FULL.search(errors)):
                 self.journal.refused(call, words)
                 raise UserError(f"Slurm refuses: {words}")
@@ -177,22 +186,28 @@ class Submission:
 
     def _settle(self, call: Call, jobs: Sequence[QueuedJob], *, is_last: bool = True) -> None:
         """Whether Slurm has this call, by squeue, or by what its rows have printed since."""
-        names = set(call.rows)
-        specs = {str(row.spec): row for row in self.batch.rows if row.name in names}
-        script = str(script_of(call, self.journal))
-        known = {call.job for call in self.journal.calls.values()}
-        for job in jobs:
-            is_ours = job.command == script or job.command.partition(" ")[2] in specs
-            if is_ours and job.array not in known:
-                self.journal.accepted(call, job.array)
-                self.jobs.append(job.array)
-                return
+        if job := self._found(call, jobs):
+            self.journal.accepted(call, job.array)
+            self.jobs.append(job.array)
+            return
         # The call is the journal's last line; both clocks are the file server's.
         called = self.journal.path.stat().st_mtime
-        if any(_written_since(row.log, called) for row in specs.values()):
+        logs = [self.batch.path / row / "job.log" for row in call.rows]
+        if any(_written_since(log, called) for log in logs):
             self.journal.accepted(call, None)
         elif is_last:
             self.journal.refused(call, "never arrived")
+
+    def _found(self, call: Call, jobs: Sequence[QueuedJob]) -> QueuedJob | None:
+        """An array's script is its alone; of single rows an ended job may be an earlier one."""
+        script = str(script_of(call, self.journal))
+        for job in jobs:
+            if call.is_array and job.command == script:
+                return job
+            is_live = not call.is_array and job.state not in ENDED
+            if is_live and calls_spec(job, self.batch, call.rows[0]):
+                return job
+        return None
 
     def _patiently(self, question: Callable[[], T], until: float | None = None) -> T:
         """The answer, asking again while Slurm is silent."""
@@ -225,9 +240,10 @@ def unfinished_folder(output_dir: Path, name: str, grid: Sequence[dict[str, Any]
     wanted = {identity(values) for values in grid}
     for folder in earlier_batches(output_dir, name)[:MOST_LOOKED_AT]:
         batch, journal = open_batch(folder), Journal(folder / "submissions")
-        is_partial = bool(journal.calls) and len(journal.accepted_rows) < len(batch.rows)
-        if is_partial and {identity(row.values) for row in batch.rows} == wanted:
-            return folder
+        if journal.calls and {identity(row.values) for row in batch.rows} == wanted:
+            untouched = {s.row.name for s in row_statuses(batch, None) if s.state == "unstarted"}
+            if untouched - journal.accepted_rows:
+                return folder
     return None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from src.processes import began
 from src.submit import local
 from src.submit.folders import Batch, plan_batch, write_batch
 from src.submit.local import Machine, default_jobs, num_cores, run_rows, runner
@@ -140,11 +141,11 @@ def test_a_row_that_does_not_stop_is_killed(tmp_path, code, monkeypatch):
 def test_a_second_runner_of_a_batch_is_refused_while_the_first_lives(tmp_path, code):
     batch = batch_of(tmp_path, "a")
     notice = batch.submissions / "local.json"
-    host = os.uname().nodename
-    notice.write_text(json.dumps({"pid": os.getppid(), "host": host, "rows": []}))
+    facts = {"pid": os.getppid(), "began": began(os.getppid()), "host": os.uname().nodename}
+    notice.write_text(json.dumps(facts | {"rows": []}))
     with pytest.raises(ValueError, match=f"process {os.getppid()}"):
         run_rows(batch, batch.rows, Machine(1, []), code=code)
-    notice.write_text(json.dumps({"pid": 2**22 + 1, "host": host, "rows": []}))  # never given out
+    notice.write_text(json.dumps(facts | {"began": "7", "rows": []}))  # the number came again
     assert run_rows(batch, batch.rows, Machine(1, []), code=code) == 0
 
 

@@ -127,6 +127,33 @@ def test_packed_rows_have_an_outcome_each(cluster, repository):
     assert cluster.jobs(form="%A %T").count(f"{number} FAILED") == 1
 
 
+def test_packed_rows_share_cores_and_hear_of_the_end(cluster, repository):
+    """One is over at once, which is said at once; the others are told that the job ends."""
+    text = 'echo threads $OMP_NUM_THREADS; [ -e "$(dirname "$1")/quick" ] && exit 3\n'
+    text += "trap 'echo told; exit 4' TERM; sleep 120 & wait $!\n"
+    repository.write("quick.sh", f"#!/bin/bash\n#SBATCH -c 2\n{text}")
+    repository.job(learning_rates(2))
+    arguments = ("job.yaml", "-s", "quick.sh", "--pack", "2", "--", "--hold")
+    repository.submit(*arguments, env=cluster.env)
+    (repository.rows()[1] / "quick").touch()
+    job = journal(repository).calls[1].job
+    cluster.slurm("scontrol", "release", job)
+    eventually(lambda: (repository.rows()[1] / "job.log").exists())
+    eventually(lambda: "ended: exit code 3" in logs(repository)[1])
+    assert all("threads 1" in log for log in logs(repository))
+    cluster.slurm("scancel", "--signal=TERM", "--batch", job)
+    cluster.wait()
+    assert "told\n--- ended: exit code 4 ---" in logs(repository)[0]
+
+
+def test_a_job_runs_the_interpreter_that_submitted(cluster, repository):
+    repository.job(learning_rates(1))
+    repository.write("quick.sh", "#!/bin/bash\necho python $EXPERIMENT_PYTHON\n")
+    repository.submit("job.yaml", "-s", "quick.sh", "--", "--export=NONE", env=cluster.env)
+    cluster.wait()
+    assert f"python {sys.executable}" in logs(repository)[0]
+
+
 def test_waiting_rows_run_the_code_that_was_submitted(cluster, repository):
     """A fork's own train.py, called from a script as researchers have theirs."""
     repository.path = repository.path.rename(repository.path.with_name("fork"))  # no quotes below
@@ -190,6 +217,52 @@ def test_rows_are_recognised_in_the_queue_and_slurms_last_words_are_theirs(clust
     assert "3 rows: cancelled" in output
 
 
+@pytest.mark.parametrize("option", ["--no-array", "--pack=2", "--live"])
+def test_waiting_rows_are_known_as_such_by_whatever_path_they_are_named(
+    cluster, repository, option
+):
+    """A row that is taken for one that nobody has would run twice."""
+    (repository.path / "big").mkdir()
+    (repository.path / "results").symlink_to("big")
+    repository.job(learning_rates(3))
+    repository.submit("job.yaml", "-s", "quick.sh", option, "--", "--hold", env=cluster.env)
+    real = (repository.path / "big").resolve() / repository.batch.name
+    for name in (repository.batch, real, f"results/../big/{real.name}"):
+        output = repository.submit("-r", str(name), "-y", env=cluster.env)
+        assert "3 queued" in output
+        assert "nothing to run again" in output
+    output = repository.submit("job.yaml", "-s", "quick.sh", "-o", "-y", env=cluster.env, code=2)
+    assert "3 rows of" in output
+    # As a kill after the last sbatch leaves it: nothing is submitted again.
+    path = repository.batch / "submissions/journal.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    before = len(cluster.jobs("PD"))
+    repository.submit("-r", str(real), "-y", env=cluster.env)
+    assert journal(repository).open_calls == []
+    assert len(cluster.jobs("PD")) == before
+
+
+def test_an_ended_batch_of_the_same_name_is_not_taken_for_the_new_one(
+    cluster, repository, tmp_path
+):
+    """Its jobs are still known to Slurm for minutes after it was deleted."""
+    repository.job(learning_rates(3))
+    repository.submit("job.yaml", "-s", "quick.sh", env=cluster.env)
+    cluster.wait()
+    (tmp_path / "bin").mkdir()
+    words = "sbatch: error: Unable to contact slurm controller"
+    (tmp_path / "bin/sbatch").write_text(f"#!/bin/bash\necho {words} >&2; exit 1\n")
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    env = cluster.env | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    arguments = ("job.yaml", "-s", "quick.sh", "--patience", "1")
+    output = repository.submit(*arguments, "-o", "-y", env=env, code=2)
+    assert "Slurm does not answer" in output
+    repository.submit(*arguments, env=cluster.env)
+    cluster.wait()
+    assert repository.count("ran") == [1] * 3
+
+
 def test_throttle_and_dependency(cluster, repository):
     repository.job(learning_rates(40))
     first = cluster.slurm("sbatch", "--parsable", "--hold", "--wrap", "true").strip()
@@ -200,7 +273,7 @@ def test_throttle_and_dependency(cluster, repository):
     shown = {job: cluster.slurm("scontrol", "show", "job", job) for job in (one, two)}
     assert "ArrayTaskThrottle=2" in shown[one]
     assert f"Dependency=afterany:{first}(" in shown[one]
-    assert f"Dependency=afterany:{one}_*(" in shown[two]  # else four would run
+    assert f"afterany:{one}_*(" in shown[two]  # else four would run
     cluster.slurm("scancel", first, one, two)
     cluster.wait()
 
@@ -209,7 +282,7 @@ def test_what_a_surrounding_job_set_is_not_handed_down(cluster, repository):
     repository.job(learning_rates(1))
     repository.write("quick.sh", "#!/bin/bash\nenv\n")
     inside = {"SLURM_JOB_ID": "99", "SLURM_NTASKS": "7", "SLURM_MEM_PER_CPU": "5"}
-    inside |= {"CUDA_VISIBLE_DEVICES": "9", "SLURM_HINT": "nomultithread", "MINE": "kept"}
+    inside |= {"ROCR_VISIBLE_DEVICES": "9", "SLURM_HINT": "nomultithread", "MINE": "kept"}
     repository.submit("job.yaml", "-s", "quick.sh", env=cluster.env | inside)
     cluster.wait()
     found = dict(line.split("=", 1) for line in logs(repository)[0].splitlines() if "=" in line)

@@ -131,6 +131,35 @@ def test_a_failure_leaves_no_half_of_a_copy(repository, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["repository"]
 
 
+def test_what_runs_write_is_no_code(repository, tmp_path):
+    """Though git does not ignore it: data with a tracked file in it, batches elsewhere."""
+    (repository / ".gitignore").write_text("")
+    for name in ("data/.gitkeep", "here/26-11-23-x/rows.jsonl", "here/26-11-23-x/000/spec.yaml"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("x")
+    git(repository, "add", "data")
+    code = freeze(repository, tmp_path / "code")
+    assert os.readlink(code / "data") == str(repository / "data")
+    assert not (code / "here").exists()
+
+
+def test_a_merge_that_is_not_settled_is_copied_as_it_lies(repository, tmp_path):
+    git(repository, "checkout", "-q", "-f", "-b", "other")
+    (repository / "train.py").write_text("print('other')\n")
+    git(repository, "commit", "-qam", "other")
+    git(repository, "checkout", "-q", "-")
+    (repository / "train.py").write_text("print('ours')\n")
+    git(repository, "commit", "-qam", "ours")
+    with pytest.raises(subprocess.CalledProcessError):
+        git(repository, "merge", "other")
+    assert "<<<<<<<" in (freeze(repository, tmp_path / "code") / "train.py").read_text()
+
+
+def test_a_copy_that_was_deleted_is_not_written_over(tmp_path):
+    (tmp_path / "code.2").mkdir()
+    assert next_copy(tmp_path).name == "code.3"
+
+
 def test_copies_are_counted(tmp_path):
     assert next_copy(tmp_path).name == "code"
     for number in range(1, 12):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from src.processes import began as began_at
 from src.submit.failures import LONGEST_CAUSE, group_rows, headline, normalised, retry_command
 from src.submit.folders import Batch, Row
 from src.submit.journal import Asked, Journal
@@ -141,7 +142,7 @@ def test_rows_of_a_local_runner_wait_run_and_fail(row):
     batch = row.folder.parent
     (batch / "submissions").mkdir()
     notice = batch / "submissions" / "local.json"
-    facts = {"pid": os.getpid(), "host": HERE, "rows": [row.name]}
+    facts = {"pid": os.getpid(), "began": began_at(os.getpid()), "host": HERE, "rows": [row.name]}
 
     put(row, log=began(9000) + "ValueError: x\n--- ended: exit code 1 ---\n")
     os.utime(row.log, (0, 0))
@@ -271,8 +272,8 @@ def pack(row: Row) -> None:
     names = [f"other{i}" for i in range(7)] + [row.name]
     call = journal.begin(names, pack=2, script="s.sh", extra=[])
     journal.accepted(call, "5")
-    (folder / "001" / "3").mkdir(parents=True)
-    (folder / "001" / "3" / "job.log").write_text(ENDS[0][0] + "\n")
+    (folder / call.label / "3").mkdir(parents=True)
+    (folder / call.label / "3" / "job.log").write_text(ENDS[0][0] + "\n")
 
 
 @pytest.mark.parametrize(
