@@ -1,7 +1,7 @@
 """What a person sees while a run goes: lines in training.log, a bar on a terminal."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -25,12 +25,21 @@ class Log:
     Tracebacks come without the values of variables, which may hold secrets.
     """
 
-    def __init__(self, path: Path | None, *, to_terminal: bool) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        to_terminal: bool,
+        may_write: Callable[[], bool] | None = None,
+    ) -> None:
+        """may_write: asked before each line of the file."""
         self.is_paused = False
+        self.may_write = may_write or (lambda: True)
         with suppress(ValueError):
             logger.remove(0)  # loguru's own, which prints everything
         common: dict[str, Any] = {"diagnose": False, "filter": self._is_ours}
-        self.sinks = [] if path is None else [logger.add(path, format=LINE, **common)]
+        to_file = common | {"filter": self._is_for_file}
+        self.sinks = [] if path is None else [logger.add(path, format=LINE, **to_file)]
         if to_terminal:
             self.sinks.append(logger.add(_print_above_bar, format=LINE_ON_TERMINAL, **common))
         else:
@@ -41,6 +50,9 @@ class Log:
         for sink in self.sinks:
             with suppress(ValueError):  # the program around us has removed it
                 logger.remove(sink)
+
+    def _is_for_file(self, record: "Record") -> bool:
+        return not self.is_paused and self.may_write()
 
     def _is_ours(self, record: "Record") -> bool:
         return not self.is_paused

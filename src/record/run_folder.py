@@ -25,12 +25,12 @@ from types import TracebackType
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from loguru import logger
 
 from src.config import FOUND_IN_DATA, KEYS, Config, make_config, save_config
 from src.files import write_atomically
 from src.names import UserError
+from src.record.claim import Claim, LostClaim
 from src.record.console import Log
 from src.record.provenance import slurm_job, write_provenance
 from src.yaml_files import read_yaml_file
@@ -57,13 +57,15 @@ class RunFolder:
         self.log_to_terminal = log_to_terminal
         self.state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "error": None}
         self.next_status = 0.0
-        self.lock: FileLock | None = None
+        self.claim: Claim | None = None
 
     def __enter__(self) -> "RunFolder":
         if self.path:
             self._take()
         self.log = Log(
-            self.path / "training.log" if self.path else None, to_terminal=self.log_to_terminal
+            self.path / "training.log" if self.path else None,
+            to_terminal=self.log_to_terminal,
+            may_write=self.claim.holds if self.claim else None,
         )
         try:
             self.state |= {"host": platform.node(), "job": slurm_job(), "started": _now()}
@@ -76,24 +78,16 @@ class RunFolder:
         return self
 
     def _take(self) -> None:
-        """Make the folder ours, or refuse. (No lock is to be trusted on all network disks.)"""
+        """Make the folder ours, or refuse."""
         assert self.path
         _make_folder(self.path)
-        self.lock = FileLock(self.path / ".lock")
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"output_dir: another process runs in {self.path}") from None
+        self.claim = Claim(self.path)
+        self.claim.take()
         if (self.path / "done").exists():
-            self._release()
+            self.claim.release()
             raise UserError(
                 f"output_dir: {self.path} holds a finished run; choose another or delete it"
             )
-
-    def _release(self) -> None:
-        if self.lock and self.path:
-            (self.path / ".lock").unlink(missing_ok=True)
-            self.lock.release()
 
     def __exit__(
         self,
@@ -102,11 +96,15 @@ class RunFolder:
         traceback: TracebackType | None,
     ) -> None:
         """Say how it ended: in the status, and a traceback in the log if it died."""
-        if kind is not None:
-            self._note_end(error)
-        self._write_status()
-        self.log.close()
-        self._release()
+        try:
+            if not isinstance(error, LostClaim):  # another process writes there now
+                if kind is not None:
+                    self._note_end(error)
+                self._write_status()
+        finally:
+            self.log.close()
+            if self.claim:
+                self.claim.release()
 
     def _note_end(self, error: BaseException | None) -> None:
         if isinstance(error, GeneratorExit):
@@ -145,12 +143,13 @@ class RunFolder:
         save_config(in_force, self.path / "config.yaml")
 
     def save_stats(self, frame: pd.DataFrame) -> None:
-        if self.path:
-            write_atomically(self.path / "stats.csv", frame.to_csv())
+        if path := self._ours():
+            write_atomically(path / "stats.csv", frame.to_csv())
 
     def checkpoint(self, name: str) -> Path | None:
         """Where the weights of that name belong; None where nothing is written."""
-        return self.path / "checkpoints" / f"{name}.pt" if self.path else None
+        path = self._ours()
+        return path / "checkpoints" / f"{name}.pt" if path else None
 
     def update_status(self, **facts: Any) -> None:
         """New facts for status.json, written every few seconds at most."""
@@ -163,15 +162,21 @@ class RunFolder:
         level = "INFO" if outcome == "finished" else "WARNING"  # those reach the terminal
         logger.log(level, "{}: {}", outcome, reason)
         self.state |= {"state": "done", "outcome": outcome, "reason": reason, **facts}
-        if self.path:
+        if path := self._ours():
             end = {"outcome": outcome, "reason": reason, "time": _now(), **facts}
-            write_atomically(self.path / "done", json.dumps(end, indent=1) + "\n")
+            write_atomically(path / "done", json.dumps(end, indent=1) + "\n")
+
+    def _ours(self) -> Path | None:
+        """The folder to write to. Raises LostClaim where it is no longer ours."""
+        if self.claim:
+            self.claim.ensure()
+        return self.path
 
     def _write_status(self) -> None:
-        if self.path:
+        if path := self._ours():
             self.next_status = monotonic() + SECONDS_BETWEEN_STATUS
             text = json.dumps(self.state | {"updated": _now()}, indent=1)
-            write_atomically(self.path / "status.json", text, durable=False)
+            write_atomically(path / "status.json", text, durable=False)
 
 
 def is_finished(config: Config) -> bool:
