@@ -30,7 +30,7 @@ from loguru import logger
 from src.config import FOUND_IN_DATA, KEYS, Config, make_config, save_config
 from src.files import write_atomically
 from src.names import UserError
-from src.record.claim import Claim, LostClaim
+from src.record.claim import Claim
 from src.record.console import Log
 from src.record.provenance import slurm_job, write_provenance
 from src.yaml_files import read_yaml_file
@@ -97,10 +97,9 @@ class RunFolder:
     ) -> None:
         """Say how it ended: in the status, and a traceback in the log if it died."""
         try:
-            if not isinstance(error, LostClaim):  # another process writes there now
-                if kind is not None:
-                    self._note_end(error)
-                self._write_status()
+            if kind is not None:
+                self._note_end(error)
+            self._write_status()
         finally:
             self.log.close()
             if self.claim:

@@ -46,7 +46,11 @@ def holder(folder: Path) -> subprocess.Popen:
 
 def put(folder: Path, beat: int = 0, **changes: object) -> None:
     """A claim of another machine."""
-    identity = Claim(folder).identity | {"machine": "elsewhere", "host": "node7"} | changes
+    identity = (
+        Claim(folder).identity
+        | {"token": "theirs", "machine": "elsewhere", "host": "node7"}
+        | changes
+    )
     (folder / "claim").write_text(f"{beat:<20}\n{json.dumps(identity)}\n")
 
 
