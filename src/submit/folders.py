@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from src.files import write_atomically
 from src.names import UserError
+from src.submit.grid import identity
 from src.yaml_files import read_yaml_file, write_yaml
 
 LONGEST_NAME = 120  # bytes of a row's folder; file systems take 255, people less
@@ -220,16 +221,6 @@ def plan_batch(
         rows.append(known[identity(values)])
     wanted = [known[identity(values)] for values in grid]
     return Plan(Batch(folder, rows), wanted, len(new), job_text, dict(common))
-
-
-def identity(values: Mapping[str, Any]) -> str:
-    """Equal for rows that ask for the same: null is what a missing key is, 1.0 is 1."""
-    given = {k: _plain(v) for k, v in sorted(values.items()) if v is not None}
-    return json.dumps(given, sort_keys=True, default=str)
-
-
-def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def write_batch(plan: Plan, root: Path) -> None:

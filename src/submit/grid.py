@@ -113,7 +113,7 @@ def _varying(entry: Values | Union) -> tuple[str, ...]:
     different: dict[str, set] = {key: set() for key in entry.places}
     for part in entry.parts:
         for key, values in different.items():
-            values.add(_identity(part.get(key)))
+            values.add(_same(part.get(key)))
     return tuple(key for key, values in different.items() if len(values) > 1) or tuple(different)
 
 
@@ -285,8 +285,7 @@ def _refuse_equal(rows: list[Row], factors: list[Factor]) -> None:
     """UserError where two runs would be the same: a null sets as much as no key does."""
     seen: dict[frozenset, list[int]] = {}
     for number, row in enumerate(rows):
-        identity = frozenset((k, _identity(v)) for k, v in row.items() if v is not None)
-        seen.setdefault(identity, []).append(number)
+        seen.setdefault(identity(row), []).append(number)
     if len(seen) == len(rows):
         return
     keys = {key for factor in factors for key in factor.keys}
@@ -306,10 +305,15 @@ def _equal_rows(numbers: list[int], row: Row, keys: set[str]) -> str:
     return f"{', '.join(shown[:-1])} and {shown[-1]} with {values or 'no key set'}"
 
 
-def _identity(value: Any) -> Any:
+def identity(row: Mapping[str, Any]) -> frozenset[Any]:
+    """Equal for rows that ask for the same: null is what a missing key is."""
+    return frozenset((key, _same(value)) for key, value in row.items() if value is not None)
+
+
+def _same(value: Any) -> Any:
     """Hashable, equal for equal values: 1 is 1.0, but True is no number."""
-    if isinstance(value, list):
-        return ("list", *map(_identity, value))
+    if isinstance(value, list | tuple):
+        return ("list", *map(_same, value))
     if isinstance(value, Mapping):
-        return ("mapping", frozenset((key, _identity(item)) for key, item in value.items()))
+        return ("mapping", frozenset((key, _same(item)) for key, item in value.items()))
     return ("boolean", value) if isinstance(value, bool) else value
