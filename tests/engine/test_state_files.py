@@ -1,0 +1,133 @@
+"""State files: whatever happens to them, what is read is what was written, or the one before."""
+
+import random
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.engine.state_files import BrokenState, StateFiles, read_state, write_state
+
+ROOT = Path(__file__).parents[2]
+
+
+def content(step: int) -> dict:
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "step": step,
+        "model": {"weight": torch.randn(20, 10, generator=generator)},
+        "rows": [{"epoch": 1, "train/loss": float("nan"), "time": "2026"}],
+        "rng": torch.get_rng_state(),
+        "nothing": None,
+    }
+
+
+def assert_same(found: dict | None, step: int) -> None:
+    assert found is not None
+    assert found["step"] == step
+    assert torch.equal(found["model"]["weight"], content(step)["model"]["weight"])
+
+
+@pytest.fixture
+def files(tmp_path) -> StateFiles:
+    files = StateFiles(tmp_path / "state")
+    for step in (10, 20, 30):
+        files.save(step, content(step))
+    return files
+
+
+def test_the_two_newest_are_kept_and_the_newest_is_read(files):
+    assert [path.name for path in files.paths()] == ["000000030.state", "000000020.state"]
+    assert_same(files.newest(), 30)
+    assert StateFiles(files.folder / "none").newest() is None
+
+
+def test_broken_bytes_are_never_believed(files):
+    """200 truncations and bit flips of the newest: the one before it is read, each time."""
+    newest = files.paths()[0]
+    whole, draw = newest.read_bytes(), random.Random(0)
+    for _ in range(100):
+        newest.write_bytes(whole[: draw.randrange(len(whole))])
+        assert_same(files.newest(), 20)
+        position, bit = draw.randrange(len(whole)), draw.randrange(8)
+        flipped = bytes([whole[position] ^ (1 << bit)])
+        newest.write_bytes(whole[:position] + flipped + whole[position + 1 :])
+        assert_same(files.newest(), 20)
+    newest.write_bytes(whole)
+    assert_same(files.newest(), 30)
+
+
+def test_what_is_wrong_with_a_file_is_said(tmp_path, files):
+    path = files.paths()[0]
+    whole = path.read_bytes()
+    for data, words in {
+        b"": "is no state file",
+        whole[:16] + b"\2" + whole[17:]: "has version 2, this code reads 1",
+        whole[:-1]: "has a wrong checksum",
+    }.items():
+        path.write_bytes(data)
+        with pytest.raises(BrokenState, match=words):
+            read_state(path)
+    with pytest.raises(BrokenState, match="No such file"):
+        read_state(tmp_path / "none")
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    write_state(tmp_path / "x.state", {"x": Harmful()})
+    with pytest.raises(BrokenState, match="cannot be read"):
+        read_state(tmp_path / "x.state")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_disk_that_is_full_costs_no_state(files):
+    """A limit on the size of files, which the system reports as it does a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            files.save(40, content(40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert sorted(path.name for path in files.folder.iterdir()) == [
+        "000000020.state",
+        "000000030.state",
+    ]
+    assert_same(files.newest(), 30)
+
+
+def test_a_kill_while_it_is_written_costs_no_state(files):
+    program = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from src.engine.state_files import StateFiles\n"
+        "files = StateFiles(Path(sys.argv[1]))\n"
+        "content = {'step': 50, 'x': torch.zeros(4_000_000)}\n"
+        "print('go', flush=True)\n"
+        "while True: files.save(50, content)\n"
+    )
+    for wait in (0.0, 0.01, 0.03):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, files.folder], cwd=ROOT, stdout=subprocess.PIPE
+        )
+        assert process.stdout.readline() == b"go\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(wait)
+        process.kill()
+        process.wait()
+        found = files.newest()
+        assert found is not None
+        assert found["step"] in (30, 50)
+    files.save(60, content(60))
+    names = {path.name for path in files.folder.iterdir()}
+    assert names <= {"000000060.state", "000000050.state", "000000030.state"}
+    assert len(names) == 2
