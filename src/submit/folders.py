@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from src.files import write_atomically
 from src.names import UserError
-from src.submit.grid import identity
+from src.submit.identity import identity
 from src.yaml_files import read_yaml_file, write_yaml
 
 LONGEST_NAME = 120  # bytes of a row's folder; file systems take 255, people less

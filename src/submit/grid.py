@@ -11,6 +11,7 @@ import numpy as np
 
 from src.expressions import ExpressionError, evaluate, is_expression
 from src.names import UserError, bad_value, unknown_name
+from src.submit.identity import identity, same
 
 MOST_ROWS = 1_000_000
 MOST_SHOWN = 3  # sets of equal rows, and rows of a set
@@ -113,7 +114,7 @@ def _varying(entry: Values | Union) -> tuple[str, ...]:
     different: dict[str, set] = {key: set() for key in entry.places}
     for part in entry.parts:
         for key, values in different.items():
-            values.add(_same(part.get(key)))
+            values.add(same(part.get(key)))
     return tuple(key for key, values in different.items() if len(values) > 1) or tuple(different)
 
 
@@ -303,17 +304,3 @@ def _equal_rows(numbers: list[int], row: Row, keys: set[str]) -> str:
     shown = [str(number) for number in numbers[:MOST_SHOWN]] + [f"{more:,} more"] * (more > 0)
     values = ", ".join(f"{key}={row[key]!r}" for key in row if key in keys)
     return f"{', '.join(shown[:-1])} and {shown[-1]} with {values or 'no key set'}"
-
-
-def identity(row: Mapping[str, Any]) -> frozenset[Any]:
-    """Equal for rows that ask for the same: null is what a missing key is."""
-    return frozenset((key, _same(value)) for key, value in row.items() if value is not None)
-
-
-def _same(value: Any) -> Any:
-    """Hashable, equal for equal values: 1 is 1.0, but True is no number."""
-    if isinstance(value, list | tuple):
-        return ("list", *map(_same, value))
-    if isinstance(value, Mapping):
-        return ("mapping", frozenset((key, _same(item)) for key, item in value.items()))
-    return ("boolean", value) if isinstance(value, bool) else value

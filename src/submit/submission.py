@@ -10,7 +10,7 @@ from loguru import logger
 from src.names import UserError
 from src.submit.batch_script import array_script
 from src.submit.folders import Batch, Plan, Row, earlier_batches, open_batch
-from src.submit.grid import identity
+from src.submit.identity import identity
 from src.submit.journal import ACCEPTED, Call, Journal
 from src.submit.slurm import (
     ENDED,
