@@ -151,7 +151,7 @@ def row_names(first: int, batch: str, rows: Sequence[Mapping[str, Any]]) -> list
         ]
         if max(map(len, names), default=0) <= LONGEST_NAME:
             break
-    return [name[:LONGEST_NAME].rstrip("+=-._") for name in names]
+    return [n if len(n) <= LONGEST_NAME else n[:LONGEST_NAME].rstrip("+=-._") for n in names]
 
 
 def _key(key: str, most: int) -> str:

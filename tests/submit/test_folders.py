@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from src.names import UserError
@@ -53,6 +53,8 @@ def write(folder, grid, text="parameters: {}", **common) -> Batch:
 
 
 @given(st.lists(st.dictionaries(st.text(min_size=1), values, max_size=6), max_size=3), st.text())
+@settings(max_examples=300)
+@example([{}], "_")
 def test_a_name_means_nothing_to_shells_file_systems_and_slurm(rows, name):
     found = row_names(98, batch_name(name, date(2026, 11, 22)), rows)
     assert len(found) == len(rows)
