@@ -6,13 +6,15 @@ our own clock; on the same machine by whether its process exists. Not filelock: 
 a network disk reach the other nodes on some clusters and not on others.
 """
 
+import fcntl
 import json
 import os
 import platform
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +44,16 @@ class Claim:
         self.thread = threading.Thread(target=self._beat, name="claim", daemon=True)
 
     def take(self) -> None:
-        while not self._create():
-            if (other := self._read()) is None:
-                continue  # released this very moment
-            if self._lives(other):
-                raise UserError(
-                    f"output_dir: another process runs in {self.path.parent}"
-                    f" (process {other.get('pid')} on {other.get('host')})"
-                )
-            self._push_aside(other)
+        with _one_at_a_time(self.path.parent):
+            while not self._create():
+                if (other := self._read()) is None:
+                    continue  # released this very moment
+                if self._lives(other):
+                    raise UserError(
+                        f"output_dir: another process runs in {self.path.parent}"
+                        f" (process {other.get('pid')} on {other.get('host')})"
+                    )
+                self._push_aside(other)
         self.verified = time.time()
         self.thread.start()
 
@@ -155,6 +158,19 @@ class Claim:
                 return
             except OSError as error:  # a full disk: others may take over, and we notice
                 logger.warning("{}: {}", self.path, error.strerror)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Challengers of one machine judge one after the other. Where a network disk does not carry
+    this lock, three at the same moment could leave two, of which one soon notices."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def _this_process() -> dict[str, Any]:
