@@ -8,6 +8,7 @@ status.json      state, progress and time left, rewritten while the run goes
 provenance.json  commit, packages, command, machine; uncommitted.diff beside it
 curves.png       the learning curves
 checkpoints/     weights, where they were asked for
+claim            who runs here now (src/record/claim.py)
 done             what ended the run, and why; there only if it ended by itself
 """
 
