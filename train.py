@@ -6,10 +6,11 @@ epochs: `for stats, model in experiment_generator(config): …`.
 
 import argparse
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
 import pandas as pd
@@ -28,22 +29,33 @@ from src.data.loaders import (
     on_device,
     training_batches,
 )
-from src.data.splits import ArraySplit, Data, DatasetSplit
+from src.data.splits import ArraySplit, DatasetSplit
 from src.durations import Timeline
-from src.engine.checkpoint import save_weights
+from src.engine.checkpoint import prune, save_weights
 from src.engine.evaluation import Sums, evaluate
 from src.engine.runtime import pick_device, spread_over_gpus
+from src.engine.saving import Saver
+from src.engine.signals import Signals, StopRequested
+from src.engine.state import State
+from src.engine.state_files import StateFiles
 from src.engine.stopping import Best, has_diverged
 from src.generators import generators_kept, seed_everything
 from src.losses import Loss, build_loss
 from src.metrics import metric_columns
 from src.models.build import build_model, model_preprocessing, output_dim
-from src.names import UserError, unknown_name
-from src.optim.averaging import Average, build_averages
+from src.names import UserError
+from src.optim.averaging import Average, build_averages, evaluated_models
 from src.optim.build import build_optimizer
 from src.optim.schedules import build_schedule
-from src.record.console import Progress
-from src.record.run_folder import RunFolder, is_finished
+from src.record.console import Progress, log_setup
+from src.record.run_folder import RunFolder
+from src.record.same_run import (
+    check_same_data,
+    check_same_epochs,
+    continued,
+    is_finished,
+    is_longer,
+)
 from src.record.stats import Stats, read_stats, summary
 
 
@@ -94,20 +106,27 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
     config does not exist or keys contradict the data.
     """
     with (
-        RunFolder(config.output_dir, log_to_terminal=config.log_to_stdout) as folder,
+        RunFolder(
+            config.output_dir, log_to_terminal=config.log_to_stdout, is_longer=is_longer(config)
+        ) as folder,
+        Signals() as signals,
         Progress() as progress,
         ExitStack() as resources,
     ):
-        # What is null is drawn or found here, once, and written to config.yaml: running
-        # that file is running this experiment again.
-        asked, config = config, draw_missing(config)
+        # An earlier attempt is continued. Else what is null is drawn or found here, once, and
+        # written to config.yaml: running that file is running this experiment again.
+        files = StateFiles(folder.path and folder.path / "state", folder.ensure_ours)
+        saved = files.newest()
+        asked = config
+        config = continued(config, saved["config"]) if saved else draw_missing(config)
         device = pick_device(config.device)
         data = build_data(config, model_preprocessing(config))
-        warn_of_other_data(config, data)
+        found = {name: len(split) for name, split in data.splits.items()}
+        check_same_data(config, found, is_continued=bool(saved))
         config = replace(
             config,
             host_name=platform.node(),
-            data_n_examples={name: len(split) for name, split in data.splits.items()},
+            data_n_examples=found,
             data_n_classes=data.n_classes,
             model_input_shape=list(data.input_shape),
             model_output_dim=output_dim(config, data.n_classes),
@@ -160,62 +179,89 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             columns = metric_columns(config.best_checkpoint_metric, stats.columns)
             best = Best(columns, config.early_stopping_patience)
 
-        folder.start(asked, config)
-        log_setup(config, model, device)
+        # All that must survive a kill.
         seed_everything(config.seed_training)
+        sums = Sums(loss, device)
+        parts = {"model": model, "optimizer": learner.optimizer, "stats": stats, "sums": sums}
+        parts |= learner.averages | ({"best": best} if best else {})
+        state = State(parts, {"asked": asdict(asked), "in_force": asdict(config)})
+        if saved:
+            state.load_state_dict(saved)
+            check_same_epochs(timeline, num_steps, stats.rows)
+            if state.outcome == "finished" and state.step < num_steps:
+                state.outcome = None  # train_length has grown
+            logger.info("goes on after step {} of {}", state.step, num_steps)
+
+        state.run.start()
+        progress.start(num_steps, step=state.step, samples=timeline.samples_after(state.step))
+        folder.start(
+            asked,
+            config,
+            is_continued=bool(saved),
+            facts=lambda: state.facts() | progress.status(state.step),
+        )
+        log_setup(config, sum(p.numel() for p in model.parameters()), device)
         batches = training_batches(
             train_split,
             loading,
             seed=config.seed_training,
             steps_per_pass=timeline.steps_per_pass,
+            first_step=state.step,
         )
         resources.callback(batches.close)  # ends worker processes
-        progress.start(num_steps)
-        outcome, reason, steps_done = "finished", f"all {num_steps} steps done", 0
+        signals.wait_for_steps()
+        saver = Saver(files, state, minutes=config.checkpoint_minutes)
+        resources.enter_context(saver)
+        if state.outcome:  # it was killed after the last step
+            yield stats.frame(), model
 
         for epoch, steps in timeline.epochs(num_steps):
+            if state.outcome or epoch <= state.epoch:
+                continue
+
             # Train. Sums stay on the device and are read when a line is due, as reading
             # waits for it; then a loss out of bounds shows as well.
             model.train()
             progress.resume()
-            sums = Sums(learner.loss, device)
-            epoch_started, data_time = perf_counter(), 0.0
-            learning_rate = 0.0
-            for step in steps:
+            state.training.start()
+            for step in steps[max(0, state.step - steps.start) :]:
                 waiting_from = perf_counter()
                 inputs, targets = next(batches)
-                data_time += perf_counter() - waiting_from
+                state.data_time += perf_counter() - waiting_from
 
                 learning_rate = config.base_lr * schedule(step)
                 for group in learner.optimizer.param_groups:
                     group["lr"] = learning_rate
                 update(learner, inputs, targets, sums)
-                steps_done = step + 1
+                state.step = step + 1
 
-                if steps_done % config.log_interval == 0 or steps_done == steps.stop:
+                if state.step % config.log_interval == 0 or state.step == steps.stop:
                     recent = sums.recent()
-                    progress.line(steps_done, epoch, timeline.samples_after(steps_done), recent)
-                    folder.update_status(epoch=epoch, **progress.status(steps_done))
+                    progress.line(state.step, epoch, timeline.samples_after(state.step), recent)
+                    folder.update_status()
                     if has_diverged(recent["loss"], config.max_allowed_loss):
-                        outcome, reason = "diverged", f"loss {recent['loss']} at step {steps_done}"
+                        state.end("diverged", f"loss {recent['loss']} at step {state.step}")
                         break
+                saver.by_the_clock()
+                signals.check()
+            state.training.stop()
 
             # Evaluate every split with every model. A diverged one has nothing to show.
             results = {
                 "train": sums.averages()
                 | {
-                    "time": perf_counter() - epoch_started,
-                    "data_time": data_time,
-                    "seen_examples": timeline.samples_after(steps_done),
-                    "learning_rate": learning_rate,
+                    "time": state.training.seconds,
+                    "data_time": state.data_time,
+                    "seen_examples": timeline.samples_after(state.step),
+                    "learning_rate": config.base_lr * schedule(state.step - 1) if steps else 0.0,
                 }
             }
-            if outcome != "diverged":
+            if state.outcome != "diverged":
                 for split_name, split in other_splits.items():
                     for model_name, evaluated in models.items():
                         results[f"{split_name}/{model_name}"] = evaluate(
                             evaluated,
-                            evaluation_batches(split, loading_eval),
+                            signals.watched(evaluation_batches(split, loading_eval)),
                             learner.loss,
                             device=device,
                             name=f"{split_name}/{model_name}",
@@ -223,66 +269,38 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                         )
 
             # Save: the row, then weights where they are asked for.
-            row = stats.add(epoch, steps_done, results)
+            row = stats.add(epoch, state.step, results)
             folder.save_stats(stats.frame())
-            is_best = best is not None and outcome != "diverged" and best.update(epoch, row)
+            is_best = best is not None and state.outcome != "diverged" and best.update(epoch, row)
             if is_best and config.save_best_checkpoint:
                 save_weights(folder.checkpoint("best"), epoch, model, learner.averages)
             if config.save_freq and epoch % config.save_freq == 0:
-                save_weights(
-                    folder.checkpoint(f"epoch_{epoch:04d}"), epoch, model, learner.averages
-                )
+                checkpoint = folder.checkpoint(f"epoch_{epoch:04d}")
+                save_weights(checkpoint, epoch, model, learner.averages)
+                prune(checkpoint, keep=config.keep_checkpoints)
+
+            # Stop: all is done, or there is no new best for too long.
+            if best and best.reason_to_stop and not state.outcome:
+                state.end("early_stopped", best.reason_to_stop)
+            if state.step == num_steps and not state.outcome:
+                state.end("finished", f"all {num_steps} steps done")
+            state.end_epoch(epoch)
+            sums.reset()
 
             # The caller's turn: what it draws or logs does not touch this run.
-            with generators_kept(), folder.paused():
+            with generators_kept(), folder.paused(), signals.released():
                 yield stats.frame(), model
+            if not state.outcome:
+                saver.at_epoch_end()
 
-            # Stop: the loss is out of bounds, or there is no new best for too long.
-            if best and best.reason_to_stop:
-                outcome, reason = "early_stopped", best.reason_to_stop
-            if outcome != "finished":
-                break
-
+        saver.at_end()
         if config.save_plot and folder.path:
             try:
                 save_learning_curves(stats.frame(), folder.path / "curves.png")
             except Exception as error:  # a picture is no reason to lose a finished run
                 logger.warning("no learning curves: {}: {}", type(error).__name__, error)
-        folder.finish(outcome, reason, **progress.status(steps_done))
-
-
-def evaluated_models(
-    models: dict[str, nn.Module], wanted: list[str] | None
-) -> dict[str, nn.Module]:
-    """Those of last, av, … that evaluate_models names."""
-    for name in wanted or []:
-        if name not in models:
-            raise unknown_name("evaluate_models", name, models)
-    return {name: models[name] for name in (models if wanted is None else wanted)}
-
-
-def warn_of_other_data(config: Config, data: Data) -> None:
-    """A config.yaml that runs again should meet the data that it met before."""
-    found = {name: len(split) for name, split in data.splits.items()}
-    if config.data_n_examples not in (None, found):
-        logger.warning("data_n_examples: was {}, now {}", config.data_n_examples, found)
-
-
-def log_setup(config: Config, model: nn.Module, device: torch.device) -> None:
-    """The first lines of the log: what was found and chosen."""
-    num_parameters = sum(p.numel() for p in model.parameters())
-    examples = ", ".join(f"{name} {n:,}" for name, n in config.data_n_examples.items())
-    logger.info("data {}: {} examples", config.dataset, examples)
-    logger.info(
-        "model {}: {:,} parameters, {} -> {}, on {}",
-        config.model,
-        num_parameters,
-        config.model_input_shape,
-        config.model_output_dim,
-        device,
-    )
-    if config.wandb:
-        logger.warning("wandb: true has no effect in this version; stats.csv holds every value")
+        folder.finish(state.outcome, state.reason)
+        files.prune(1 if config.keep_state else 0)
 
 
 def run_experiment(config: Config) -> pd.DataFrame:
@@ -293,7 +311,8 @@ def run_experiment(config: Config) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 2 for a mistake of the user's, 130 for Ctrl-C."""
+    """The command line; returns the exit code: 0, or 2 for a mistake of the user's, 130 for
+    Ctrl-C, 75 (EX_TEMPFAIL) for Slurm's signals: start it again and it goes on."""
     parser = argparse.ArgumentParser(description="Train one model.")
     parser.add_argument("config", help="YAML file with keys of src/config.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="base_lr=0.1 …")
@@ -311,6 +330,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except StopRequested as stop:
+        is_ctrl_c = stop.signal == signal.SIGINT
+        how = "interrupted" if is_ctrl_c else f"stopped by {stop.signal.name}"
+        print(how + "; the same command goes on" * bool(config.output_dir), file=sys.stderr)
+        return 130 if is_ctrl_c else 75
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -50,6 +50,12 @@ class Bookkeeping:
     save_best_checkpoint: bool = False
     # regular expression that matches whole columns of stats.csv; decides best and early stopping
     best_checkpoint_metric: str = "test/.*/accuracy"
+    # of those checkpoints, the newest so many stay; null: all
+    keep_checkpoints: AtLeast1 | None = None
+    # minutes between two saves of the state that a killed run goes on from (src/engine/state.py)
+    checkpoint_minutes: Positive = 10
+    # keep that state when the run has ended, so that a longer train_length can go on from it
+    keep_state: bool = True
     # draw curves.png, the learning curves, when the run ends
     save_plot: bool = True
     # the run's folder; null: nothing is written

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,3 +33,32 @@ def generators_kept() -> Iterator[None]:
         random.setstate(python_state)
         if gpu_states:
             torch.cuda.set_rng_state_all(gpu_states)
+
+
+class Generators:
+    """All of them as a part of a run's state: tensors and numbers, as files without pickle hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        _, keys, *numpy_rest = np.random.get_state(legacy=True)
+        version, words, next_gauss = random.getstate()
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": gpus,
+            "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+            "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), *numpy_rest],
+            "python": [version, torch.tensor(words), next_gauss],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """On another number of GPUs than before, those that there are get their states back."""
+        torch.set_rng_state(state["torch"])
+        if torch.cuda.is_available():
+            for number, gpu in enumerate(state["cuda"][: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(gpu, number)
+        if state["mps"] is not None and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(state["mps"])
+        keys, *numpy_rest = state["numpy"]
+        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *numpy_rest))
+        version, words, next_gauss = state["python"]
+        random.setstate((version, tuple(words.tolist()), next_gauss))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,11 +297,13 @@ def test_without_a_folder_nothing_is_written(digits, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_new_run_in_an_unfinished_folder_starts_clean(digits, tmp_path):
-    next(experiment_generator(digits(train_length=50)))
+def test_a_new_run_in_a_folder_without_a_state_starts_clean(digits, tmp_path):
+    next(experiment_generator(digits(train_length=50, save_freq=1)))
+    shutil.rmtree(tmp_path / "run" / "state")
     run_experiment(digits(batch_size=50))
     assert len(pd.read_csv(tmp_path / "run" / "stats.csv")) == 2
     assert yaml.safe_load((tmp_path / "run" / "spec.yaml").read_text())["batch_size"] == 50
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 # ---- The command line --------------------------------------------------------------------
@@ -392,7 +395,7 @@ def test_ctrl_c_stops_with_130_and_a_status(cfg, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "interrupted\n")
+    assert (process.returncode, err) == (130, "interrupted; the same command goes on\n")
     assert json.loads(status.read_text())["state"] == "interrupted"
 
 

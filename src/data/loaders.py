@@ -4,6 +4,7 @@ Arrays live on the device and a batch is one gather; all else is read by worker
 processes. Either way the batches are a function of the seed and the step.
 """
 
+import signal
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
@@ -145,6 +146,7 @@ def _loaded(
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         num_workers=loading.num_workers,
         pin_memory=on_gpu,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # else the loader draws from the model's own
     )
     for inputs, targets in loader:
@@ -152,6 +154,12 @@ def _loaded(
             inputs.to(loading.device, non_blocking=on_gpu),
             targets.to(loading.device, non_blocking=on_gpu),
         )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Slurm and Ctrl-C signal the whole group; the run needs its batches until it stops itself."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

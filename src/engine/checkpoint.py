@@ -1,4 +1,7 @@
-"""Files of weights in the run folder: torch.save of tensors and numbers, read without pickle."""
+"""Files of weights for people: torch.save of tensors and numbers, read without pickle.
+
+What a run goes on from is another matter: src/engine/state.py.
+"""
 
 import io
 from pathlib import Path
@@ -8,6 +11,7 @@ import torch
 from torch import nn
 
 from src.files import write_atomically
+from src.names import UserError
 from src.optim.averaging import Average
 
 
@@ -16,13 +20,25 @@ def save_weights(
 ) -> None:
     """Write {'epoch', 'last': state dict, 'av': state dict, …} whole or not at all.
 
-    path=None, a run without a folder, writes nothing.
+    path=None, a run without a folder, writes nothing. Raises UserError where the disk refuses.
     """
     if path is None:
         return
-    path.parent.mkdir(exist_ok=True)
     content: dict[str, Any] = {"epoch": epoch, "last": model.state_dict()}
     content |= {name: average.model.state_dict() for name, average in averages.items()}
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:  # going on would lose what was asked for
+        raise UserError(f"cannot write {path}: {error.strerror}; start again to go on") from None
+
+
+def prune(path: Path | None, *, keep: int | None) -> None:
+    """Of the epoch_NNNN.pt beside path, only the newest `keep` stay; None: all."""
+    if path is None or keep is None:
+        return
+    files = sorted(path.parent.glob("epoch_*.pt"), key=lambda p: int(p.stem.split("_")[1]))
+    for old in files[:-keep]:
+        old.unlink(missing_ok=True)

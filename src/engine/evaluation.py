@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from time import perf_counter
+from typing import Any
 
 import torch
 from loguru import logger
 from torch import Tensor, nn
 
+from src.generators import generators_kept
 from src.losses import Loss
 
 
@@ -14,14 +16,25 @@ class Sums:
     """Totals over examples that stay on the device until they are read."""
 
     def __init__(self, loss: Loss, device: torch.device) -> None:
-        self.loss = loss
+        self.loss, self.device = loss, device
+        self.reset()
+
+    def reset(self) -> None:
         # float32 sums of half a million losses are off in the fourth digit; MPS has no float64
-        precision = torch.float32 if device.type == "mps" else torch.float64
-        self.total = torch.zeros((), dtype=precision, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        precision = torch.float32 if self.device.type == "mps" else torch.float64
+        self.total = torch.zeros((), dtype=precision, device=self.device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.weight: float | Tensor = 0
         self.examples = 0
         self.at_last_reading = [0.0, 0.0, 0, 0]
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("total", "correct", "weight", "examples", "at_last_reading")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
 
     def add(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Count a batch: its summed loss (detached), outputs (n, C), targets (n,)."""
@@ -54,6 +67,7 @@ class Sums:
 
 
 @torch.no_grad()
+@generators_kept()
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],

@@ -8,11 +8,14 @@ weights_only=True, so nothing in it is ever executed.
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from loguru import logger
+
+from src.names import UserError
 
 MARK = b"experiment state"  # 16 bytes
 VERSION = 1
@@ -21,11 +24,20 @@ KEPT = 2  # the newest files; the one before the last serves where the last is b
 
 
 class BrokenState(Exception):  # noqa: N818 - the next file may serve
-    """A file that cannot be believed, and why."""
+    """A file that cannot be believed, and why. is_torn: it holds nothing that anyone could use."""
+
+    def __init__(self, why: str, *, is_torn: bool = True) -> None:
+        super().__init__(why)
+        self.is_torn = is_torn
 
 
-def write_state(path: Path, content: dict[str, Any]) -> None:
-    """Write beside the file, flush to disk, rename. Raises OSError; then the file is as it was."""
+def write_state(
+    path: Path, content: dict[str, Any], *, ensure: Callable[[], object] = lambda: None
+) -> None:
+    """Write beside the file, flush to disk, rename. Raises OSError; then the file is as it was.
+
+    ensure: called before the rename; what it raises prevents it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
@@ -36,6 +48,7 @@ def write_state(path: Path, content: dict[str, Any]) -> None:
             file.write(_header(hashing.digest.digest()))
             file.flush()
             os.fsync(file.fileno())
+        ensure()
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -49,19 +62,21 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BrokenState(f"cannot be read ({error.strerror})") from None
+        raise BrokenState(f"cannot be read ({error.strerror})", is_torn=False) from None
     header, content = data[:HEADER], memoryview(data)[HEADER:]
     if not header.startswith(MARK):
         raise BrokenState("is no state file")
     version = int.from_bytes(header[16:24], "little")
     if version != VERSION:
-        raise BrokenState(f"has version {version}, this code reads {VERSION}")
+        why = f"has version {version}, this code reads {VERSION}"
+        raise BrokenState(why, is_torn=False)
     if header != _header(hashlib.sha256(content).digest()):
         raise BrokenState("has a wrong checksum")
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whole, but of another torch
-        raise BrokenState(f"cannot be read by this torch ({type(error).__name__})") from None
+        why = f"cannot be read by this torch ({type(error).__name__})"
+        raise BrokenState(why, is_torn=False) from None
 
 
 def _header(digest: bytes) -> bytes:
@@ -83,29 +98,51 @@ class _Hashing:
 
 
 class StateFiles:
-    """The state files of a run: NNN.state after NNN steps, the newest few of them."""
+    """The state files of a run: NNN.state after NNN steps, the newest few of them.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder=None, a run without a folder, has none and writes none.
+    """
+
+    def __init__(self, folder: Path | None, ensure: Callable[[], object] = lambda: None) -> None:
+        """ensure: called before anything is changed; raises where the folder is not ours."""
+        self.folder, self.ensure = folder, ensure
 
     def save(self, step: int, content: dict[str, Any]) -> None:
         """Raises OSError; what was there before is still there then."""
+        if self.folder is None:
+            return
+        self.ensure()
         self.folder.mkdir(exist_ok=True)
         for torn in self.folder.glob(".*.state.*"):  # of a run that was killed while it wrote
             torn.unlink(missing_ok=True)
-        write_state(self.folder / f"{step:09d}.state", content)
-        for old in self.paths()[KEPT:]:
+        write_state(self.folder / f"{step:09d}.state", content, ensure=self.ensure)
+        self.prune(KEPT)
+
+    def prune(self, keep: int) -> None:
+        for old in self.paths()[keep:]:
             old.unlink(missing_ok=True)
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest that can be believed; those that cannot are reported. None: there is none."""
+        """The newest that can be believed; None: there is none.
+
+        Those that cannot are reported and renamed. Raises UserError where the only ones that
+        are left may be good for other code.
+        """
+        broken: dict[Path, BrokenState] = {}
+        content = None
         for path in self.paths():
             try:
-                return read_state(path)
+                content = read_state(path)
+                break
             except BrokenState as error:
                 logger.warning("{} {}: the one before it is used", path, error)
-        return None
+                broken[path] = error
+        for path, why in broken.items():
+            if content is None and not why.is_torn:
+                raise UserError(f"{path} {why}; delete {path.parent} to start anew")
+            path.rename(path.with_suffix(".broken"))
+        return content
 
     def paths(self) -> list[Path]:
         """The newest first."""
-        return sorted(self.folder.glob("[0-9]*.state"), reverse=True)
+        return sorted(self.folder.glob("[0-9]*.state"), reverse=True) if self.folder else []

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from src.metrics import direction
 
@@ -25,6 +26,13 @@ class Best:
             return True
         self.epochs_without += 1
         return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "epoch": self.epoch, "epochs_without": self.epochs_without}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value, self.epoch = state["value"], state["epoch"]
+        self.epochs_without = state["epochs_without"]
 
     @property
     def reason_to_stop(self) -> str | None:

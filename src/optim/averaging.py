@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.names import UserError, closest
+from src.names import UserError, closest, unknown_name
 
 FORMS = "ema, ema_G with 0 ≤ G < 1, poly, poly_K with K ≥ 0"
 
@@ -84,6 +84,16 @@ def build_averages(averaging: str | list[str] | None, model: nn.Module) -> dict[
         f"av{number}" if number > 1 else "av": Average(model, _coefficient(name))
         for number, name in enumerate(names, start=1)
     }
+
+
+def evaluated_models(
+    models: dict[str, nn.Module], wanted: list[str] | None
+) -> dict[str, nn.Module]:
+    """Those of last, av, … that evaluate_models names."""
+    for name in wanted or []:
+        if name not in models:
+            raise unknown_name("evaluate_models", name, models)
+    return {name: models[name] for name in (models if wanted is None else wanted)}
 
 
 def _coefficient(name: str) -> Callable[[int], float]:

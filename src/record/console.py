@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 from tqdm import tqdm
 
+from src.config import Config
+
 if TYPE_CHECKING:
     from loguru import Record
 
@@ -39,7 +41,7 @@ class Log:
             logger.remove(0)  # loguru's own, which prints everything
         common: dict[str, Any] = {"diagnose": False, "filter": self._is_ours}
         to_file = common | {"filter": self._is_for_file}
-        self.sinks = [] if path is None else [logger.add(path, format=LINE, **to_file)]
+        self.sinks = [] if path is None else [logger.add(_LogFile(path), format=LINE, **to_file)]
         if to_terminal:
             self.sinks.append(logger.add(_print_above_bar, format=LINE_ON_TERMINAL, **common))
         else:
@@ -62,12 +64,48 @@ class Log:
         return not self.is_paused and record["level"].name == "WARNING"
 
 
+class _LogFile:
+    """A file that a full disk makes incomplete; loguru's own would end the run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by stop
+        self.is_complete = True
+
+    def write(self, line: str) -> None:
+        try:
+            self.file.write(line.encode())
+        except OSError as error:
+            if self.is_complete:
+                _warn_above_bar(f"{self.path}: {error.strerror}: lines are missing\n")
+            self.is_complete = False
+
+    def stop(self) -> None:
+        self.file.close()
+
+
 def _print_above_bar(line: str) -> None:
     tqdm.write(line, end="")
 
 
 def _warn_above_bar(line: str) -> None:
     tqdm.write(line, end="", file=sys.stderr)
+
+
+def log_setup(config: Config, num_parameters: int, device: object) -> None:
+    """The first lines of a log: what was found and chosen."""
+    examples = ", ".join(f"{name} {n:,}" for name, n in (config.data_n_examples or {}).items())
+    logger.info("data {}: {} examples", config.dataset, examples)
+    logger.info(
+        "model {}: {:,} parameters, {} -> {}, on {}",
+        config.model,
+        num_parameters,
+        config.model_input_shape,
+        config.model_output_dim,
+        device,
+    )
+    if config.wandb:
+        logger.warning("wandb: true has no effect in this version; stats.csv holds every value")
 
 
 class Progress:
@@ -83,11 +121,12 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def start(self, num_steps: int) -> None:
-        """The first step comes now, of num_steps."""
+    def start(self, num_steps: int, *, step: int = 0, samples: int = 0) -> None:
+        """The next step comes now, of num_steps; earlier attempts did `step` of them."""
         self.num_steps = self.bar.total = num_steps
         self.started = self.last_time = perf_counter()
-        self.last_samples = 0
+        self.first_step = self.bar.n = step
+        self.last_samples = samples
 
     def resume(self) -> None:
         """Training goes on after something else: that time is no part of the pace."""
@@ -116,8 +155,9 @@ class Progress:
             self.bar.update(step - self.bar.n)
 
     def seconds_left(self, step: int) -> float:
-        """From the mean pace so far, evaluations included."""
-        return (perf_counter() - self.started) / max(step, 1) * (self.num_steps - step)
+        """From the mean pace of this attempt so far, evaluations included."""
+        seconds_per_step = (perf_counter() - self.started) / max(step - self.first_step, 1)
+        return seconds_per_step * (self.num_steps - step)
 
     def status(self, step: int) -> dict[str, float]:
         """What status.json says of the progress."""

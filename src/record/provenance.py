@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ FROZEN = "frozen.json"  # in a copy of the code that a batch runs from
 LONGEST_DIFF = 5_000_000  # bytes; a larger one holds data, not code
 
 
-def write_provenance(folder: Path) -> None:
-    """provenance.json, and uncommitted.diff where the code differs from its commit."""
+def write_provenance(folder: Path) -> list[str]:
+    """provenance.json, and uncommitted.diff where the code differs from its commit.
+
+    Returns what differs from the attempt before that might change the result: ['torch: was …'].
+    """
     code, diff = frozen_code(ROOT) or code_state(ROOT)
     write_atomically(folder / DIFF, diff)
     facts = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **code,
         "command": sys.argv,
         "directory": os.getcwd(),
@@ -35,8 +40,33 @@ def write_provenance(folder: Path) -> None:
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         },
         "packages": dict(sorted((d.name, d.version) for d in distributions() if d.name)),
+        "earlier_attempts": [],
     }
+    if before := _earlier(folder):
+        packages = before.get("packages", {}).items() - facts["packages"].items()
+        attempt = {k: v for k, v in before.items() if k not in ("packages", "earlier_attempts")}
+        attempt |= {"other_packages": dict(sorted(packages))}
+        facts["earlier_attempts"] = [*before.get("earlier_attempts", []), attempt]
     write_atomically(folder / "provenance.json", json.dumps(facts, indent=1))
+    return _differences(facts, before) if before else []
+
+
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    try:
+        facts = json.loads((folder / "provenance.json").read_text())
+        return facts if isinstance(facts, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _differences(facts: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """What may change a number: the code, the packages that compute, the processor."""
+    pairs = {"commit": (before.get("commit"), facts["commit"])}
+    earlier = before.get("machine", {}).get("processor")
+    pairs["processor"] = (earlier, facts["machine"]["processor"])
+    for name in ("torch", "torchvision", "timm", "numpy"):
+        pairs[name] = (before.get("packages", {}).get(name), facts["packages"].get(name))
+    return [f"{name}: was {was}, is {now}" for name, (was, now) in pairs.items() if was != now]
 
 
 def code_state(root: Path) -> tuple[dict[str, Any], str]:

@@ -7,6 +7,7 @@ stats.csv        one row an epoch
 status.json      state, progress and time left, rewritten while the run goes
 provenance.json  commit, packages, command, machine; uncommitted.diff beside it
 curves.png       the learning curves
+state/           what the run goes on from (src/engine/state_files.py)
 checkpoints/     weights, where they were asked for
 claim            who runs here now (src/record/claim.py)
 done             what ended the run, and why; there only if it ended by itself
@@ -16,8 +17,9 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +30,7 @@ from typing import Any
 import pandas as pd
 from loguru import logger
 
-from src.config import FOUND_IN_DATA, KEYS, Config, make_config, save_config
+from src.config import Config, make_config, save_config
 from src.files import write_atomically
 from src.names import UserError
 from src.record.claim import Claim
@@ -37,27 +39,26 @@ from src.record.provenance import slurm_job, write_provenance
 from src.yaml_files import read_yaml_file
 
 SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more than they
-
-# Keys that say how to run, not what: they may differ from those of a finished run. At most
-# they change rounding, or how soon a divergence is seen.
-WITHOUT_EFFECT = {"log_interval", "log_interval_eval", "log_to_stdout", "output_dir", "save_plot"}
-WITHOUT_EFFECT |= {"device", "host_name", "multi_gpu", "num_workers", "data_dir", "data_download"}
-WITHOUT_EFFECT |= {"wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"}
-FOUND = FOUND_IN_DATA | {"batch_size_accum"}
+CARRIED = ("step", "num_steps", "progress", "epoch", "seconds_before")  # from attempt to attempt
 
 
 class RunFolder:
     """A context: opened when a run starts, closed however it ends. path=None writes nothing.
 
     Raises UserError where the folder cannot be written, another process runs in it, or it
-    holds a finished run.
+    holds a finished run (which may be made longer: is_longer).
     """
 
-    def __init__(self, path: str | None, *, log_to_terminal: bool = False) -> None:
+    def __init__(
+        self, path: str | None, *, log_to_terminal: bool = False, is_longer: bool = False
+    ) -> None:
         self.path = None if path is None else Path(path)
-        self.log_to_terminal = log_to_terminal
+        self.log_to_terminal, self.is_longer = log_to_terminal, is_longer
         self.state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "error": None}
+        self.facts: Callable[[], dict[str, Any]] = dict
         self.next_status = 0.0
+        self.stats_text: str | None = None  # that could not be written yet
+        self.differences: list[str] = []
         self.claim: Claim | None = None
 
     def __enter__(self) -> "RunFolder":
@@ -70,9 +71,7 @@ class RunFolder:
         )
         try:
             self.state |= {"host": platform.node(), "job": slurm_job(), "started": _now()}
-            self._write_status()
-            if self.path:
-                write_provenance(self.path)
+            self._begin_attempt()
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
@@ -83,12 +82,29 @@ class RunFolder:
         assert self.path
         _make_folder(self.path)
         self.claim = Claim(self.path)
-        self.claim.take()
-        if (self.path / "done").exists():
+        try:
+            self.claim.take()
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        if (self.path / "done").exists() and not self.is_longer:
             self.claim.release()
             raise UserError(
                 f"output_dir: {self.path} holds a finished run; choose another or delete it"
             )
+
+    def _begin_attempt(self) -> None:
+        if not self.path:
+            return
+        earlier = _read_status(self.path)
+        self.state |= {key: earlier[key] for key in CARRIED if key in earlier}
+        self.state["attempt"] = earlier.get("attempt", 0) + 1
+        where = f" of job {self.state['job']}" if self.state["job"] else ""
+        logger.info("attempt {} on {}{}", self.state["attempt"], self.state["host"], where)
+        try:
+            self._write_status()
+            self.differences = write_provenance(self.path)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
 
     def __exit__(
         self,
@@ -100,7 +116,7 @@ class RunFolder:
         try:
             if kind is not None:
                 self._note_end(error)
-            self._write_status()
+            self.update_status(is_urgent=True)
         finally:
             self.log.close()
             if self.claim:
@@ -111,8 +127,11 @@ class RunFolder:
             self.state["state"] = "left"
             logger.info("left early by the program that ran it")
         elif isinstance(error, KeyboardInterrupt):
-            self.state["state"] = "interrupted"
-            logger.info("interrupted")
+            number = getattr(error, "signal", signal.SIGINT)
+            is_ctrl_c = number == signal.SIGINT
+            self.state["state"] = "interrupted" if is_ctrl_c else "stopped"
+            self.state["signal"] = signal.Signals(number).name
+            logger.info("interrupted" if is_ctrl_c else f"stopped by {self.state['signal']}")
         else:
             self.state |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
             is_plain = isinstance(error, UserError)
@@ -127,103 +146,123 @@ class RunFolder:
         finally:
             self.log.is_paused = False
 
-    def start(self, asked: Config, in_force: Config) -> None:
-        """Everything is set up: replace what an unfinished run left by our configuration.
+    def ensure_ours(self) -> None:
+        """Raises LostClaim where the folder is no longer ours."""
+        if self.claim:
+            self.claim.ensure()
 
-        spec.yaml stays as a submission has written it.
+    def start(
+        self,
+        asked: Config,
+        in_force: Config,
+        *,
+        is_continued: bool,
+        facts: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Everything is set up: our configuration, and the end of what an attempt left that this
+        one does not continue. spec.yaml stays as a submission has written it.
+
+        facts: what status.json says of the progress, asked whenever it is written.
         """
+        self.facts = facts
         if not self.path:
             return
-        for stale in ("stats.csv", "curves.png"):
-            (self.path / stale).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        if (self.path / "done").exists() and not is_continued:
+            raise UserError(f"output_dir: {self.path} holds a finished run and no state/ of it")
+        (self.path / "done").unlink(missing_ok=True)
+        if is_continued:
+            for difference in self.differences:
+                logger.warning("goes on with other means: {}", difference)
+        else:
+            for stale in ("stats.csv", "curves.png"):
+                (self.path / stale).unlink(missing_ok=True)
+            for stale in ("checkpoints", "state"):
+                shutil.rmtree(self.path / stale, ignore_errors=True)
         spec = self.path / "spec.yaml"
-        if not spec.exists() or make_config(read_yaml_file(spec)) != asked:
-            save_config(asked, spec)
-        save_config(in_force, self.path / "config.yaml")
+        try:
+            if not spec.exists() or make_config(read_yaml_file(spec)) != asked:
+                save_config(asked, spec)
+            save_config(in_force, self.path / "config.yaml")
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
 
     def save_stats(self, frame: pd.DataFrame) -> None:
+        """A disk that is full is reported; the file of before stays, and the run goes on."""
         if path := self._ours():
-            write_atomically(path / "stats.csv", frame.to_csv())
+            self.stats_text = frame.to_csv()
+            try:
+                self._write_stats(path)
+            except OSError as error:
+                logger.warning("{}, and trying again", _cannot_write(path / "stats.csv", error))
+
+    def _write_stats(self, path: Path) -> None:
+        if self.stats_text is not None:
+            write_atomically(path / "stats.csv", self.stats_text)
+            self.stats_text = None
 
     def checkpoint(self, name: str) -> Path | None:
         """Where the weights of that name belong; None where nothing is written."""
         path = self._ours()
         return path / "checkpoints" / f"{name}.pt" if path else None
 
-    def update_status(self, **facts: Any) -> None:
-        """New facts for status.json, written every few seconds at most."""
-        self.state |= facts
-        if monotonic() >= self.next_status:
-            self._write_status()
+    def update_status(self, *, is_urgent: bool = False) -> None:
+        """Rewrite status.json, every few seconds at most. A full disk must not end a run here."""
+        if is_urgent or monotonic() >= self.next_status:
+            try:
+                self._write_status()
+            except OSError as error:
+                self.next_status = monotonic() + SECONDS_BETWEEN_STATUS
+                logger.debug("status.json: {}", error.strerror)
 
-    def finish(self, outcome: str, reason: str, **facts: Any) -> None:
-        """The run ended by itself: outcome is finished, early_stopped or diverged."""
+    def finish(self, outcome: str, reason: str) -> None:
+        """The run ended by itself: outcome is finished, early_stopped or diverged.
+
+        Raises UserError, and leaves no `done`, where the disk refuses what belongs to it.
+        """
         level = "INFO" if outcome == "finished" else "WARNING"  # those reach the terminal
         logger.log(level, "{}: {}", outcome, reason)
-        self.state |= {"state": "done", "outcome": outcome, "reason": reason, **facts}
         if path := self._ours():
-            end = {"outcome": outcome, "reason": reason, "time": _now(), **facts}
-            write_atomically(path / "done", json.dumps(end, indent=1) + "\n")
+            end = {"outcome": outcome, "reason": reason, "time": _now(), **self.facts()}
+            try:
+                self._write_stats(path)
+                write_atomically(path / "done", json.dumps(end, indent=1) + "\n")
+            except OSError as error:
+                raise _cannot_write(path, error) from None
+        self.state |= {"state": "done", "outcome": outcome, "reason": reason}
 
     def _ours(self) -> Path | None:
         """The folder to write to. Raises LostClaim where it is no longer ours."""
-        if self.claim:
-            self.claim.ensure()
+        self.ensure_ours()
         return self.path
 
     def _write_status(self) -> None:
         if path := self._ours():
             self.next_status = monotonic() + SECONDS_BETWEEN_STATUS
+            self.state |= self.facts()
             text = json.dumps(self.state | {"updated": _now()}, indent=1)
             write_atomically(path / "status.json", text, durable=False)
 
 
-def is_finished(config: Config) -> bool:
-    """Whether config.output_dir holds the finished run of this very config.
-
-    Raises UserError where it holds the finished run of another one.
-    """
-    folder = Path(config.output_dir) if config.output_dir else None
-    if not folder or not ((folder / "done").exists() and (folder / "stats.csv").exists()):
-        return False
-    if differing := differing_keys(config, folder):
-        raise UserError(
-            f"output_dir: {folder} holds a finished run that differs in {', '.join(differing)}; "
-            "choose another output_dir, or delete that folder"
-        )
-    return True
-
-
-def differing_keys(config: Config, folder: Path) -> list[str]:
-    """The keys in which this run would not be the one of the folder, as asked or as in force."""
-    differing: list[list[str]] = []
-    for name in ("spec.yaml", "config.yaml"):
-        if (folder / name).exists():
-            try:
-                earlier = make_config(read_yaml_file(folder / name))
-            except UserError as error:
-                raise UserError(f"{folder / name}: {error}") from None
-            differing.append([key for key in KEYS if _differs(key, config, earlier)])
-    return min(differing, key=len, default=[])
-
-
-def _differs(key: str, config: Config, earlier: Config) -> bool:
-    if key in WITHOUT_EFFECT:
-        return False
-    value, before = getattr(config, key), getattr(earlier, key)
-    if key in FOUND and None in (value, before):  # one was asked, one in force
-        return False
-    return value != before
+def _read_status(folder: Path) -> dict[str, Any]:
+    """That of an earlier attempt; {} where there is none, or a torn one."""
+    try:
+        status = json.loads((folder / "status.json").read_text())
+        return {"attempt": 0, **status} if isinstance(status.get("attempt", 0), int) else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"output_dir: cannot write to {path}: {error.strerror}") from None
+        raise _cannot_write(path, error) from None
     if not os.access(path, os.W_OK):
         raise UserError(f"output_dir: cannot write to {path}: permission denied")
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"output_dir: cannot write to {path}: {error.strerror}")
 
 
 def _now() -> str:

@@ -33,6 +33,12 @@ class Stats:
         self.rows.append(row)
         return row
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = state["rows"]
+
     def frame(self) -> pd.DataFrame:
         """All rows, with the same columns in the same order however few were filled."""
         return pd.DataFrame(self.rows, columns=self.columns)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from src.engine.state_files import StateFiles
 from src.names import UserError
 from src.record import claim as module
 from src.record.claim import Claim, LostClaim
@@ -185,12 +186,15 @@ def test_a_run_that_lost_its_folder_writes_nothing_more(tmp_path):
             lambda: folder.save_stats(pd.DataFrame({"epoch": [1, 2]})),
             lambda: folder.finish("finished", "all done"),
             lambda: folder.checkpoint("best"),
-            lambda: folder.update_status(epoch=2),
+            folder.update_status,
+            lambda: StateFiles(tmp_path / "state", folder.ensure_ours).save(1, {"step": 1}),
         ):
             folder.next_status = 0.0
             with pytest.raises(LostClaim):
                 write()
+        was_refused = True
         folder.save_stats(pd.DataFrame())
+    assert was_refused
     assert content() == before
     assert "ours" in before["training.log"]
 

@@ -1,0 +1,115 @@
+"""When the state of a run is saved: by the clock, at ends of epochs, on a signal, at the end."""
+
+import threading
+from math import inf
+from time import perf_counter
+from typing import Any
+
+from loguru import logger
+
+from src.engine.signals import StopRequested
+from src.engine.state import State, snapshot
+from src.engine.state_files import BrokenState, StateFiles, read_state
+from src.names import UserError
+
+# At an epoch's end a state is saved only if saving has cost at most this share of the time.
+SHARE = 1 / 50
+SECONDS_TO_RETRY = 60.0  # after a save that failed
+
+
+class Saver:
+    """Saves a state in a thread, so that training goes on meanwhile. A context around training.
+
+    A save that fails (a full disk) is reported; the files of before stay, the run goes on.
+    """
+
+    def __init__(self, files: StateFiles, state: State, *, minutes: float) -> None:
+        self.files, self.state = files, state
+        self.seconds_between = 60 * minutes
+        self.thread: threading.Thread | None = None
+        self.error: Exception | None = None
+        self.cost = 0.0 if files.folder else inf  # seconds of the last save, the thread's included
+        self.is_proven = False  # that what is written can be read
+        self.last = perf_counter()
+        self.due = self.last + self.seconds_between if files.folder else inf
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, StopRequested | GeneratorExit):  # the state is whole then
+            self._report(self.now())
+        elif self.thread:
+            self.thread.join()
+
+    def by_the_clock(self) -> None:
+        """Called after every step: save every so many minutes."""
+        if perf_counter() >= self.due:
+            self._start()
+
+    def at_epoch_end(self) -> None:
+        """Save, unless the last save is so young that this would slow the run down."""
+        if (perf_counter() - self.last) * SHARE >= self.cost:
+            self._start()
+
+    def at_end(self) -> None:
+        """The state of a run that is over. Raises UserError where the disk refuses."""
+        error = self.now()
+        if isinstance(error, OSError):
+            raise UserError(f"the last state could not be saved ({error}); start again to finish")
+        self._report(error)
+
+    def now(self) -> Exception | None:
+        """Save and wait until it is on disk; what prevented it."""
+        self._finish_thread()
+        self._write(self.state.step, snapshot(self.state.state_dict()))
+        error, self.error = self.error, None
+        return error
+
+    def _start(self) -> None:
+        if self.thread and self.thread.is_alive():
+            return  # the disk is slower than the clock
+        self._finish_thread()
+        started = perf_counter()
+        content = snapshot(self.state.state_dict())
+        self.cost = perf_counter() - started
+        self.last, self.due = started, started + self.seconds_between
+        arguments = (self.state.step, content)
+        self.thread = threading.Thread(target=self._write, args=arguments, name="saving")
+        self.thread.start()
+
+    def _write(self, step: int, content: dict[str, Any]) -> None:
+        started = perf_counter()
+        try:
+            self.files.save(step, content)
+            self._prove()
+        except Exception as error:  # reported by the main thread, whose log it is
+            self.error = error
+            self.cost = max(self.cost, SECONDS_TO_RETRY * SHARE)
+        self.cost += perf_counter() - started
+
+    def _prove(self) -> None:
+        """The first file is read again: an optimizer may hold what no file without pickle can."""
+        if not self.is_proven and (paths := self.files.paths()):
+            read_state(paths[0])
+        self.is_proven = True
+
+    def _finish_thread(self) -> None:
+        if self.thread:
+            self.thread.join()
+            self.thread = None
+        error, self.error = self.error, None
+        self._report(error)
+
+    def _report(self, error: Exception | None) -> None:
+        if isinstance(error, UserError):  # the folder is not ours any more
+            raise error
+        if isinstance(error, BrokenState):
+            logger.warning("the state of this run {}: it cannot be continued", error)
+        elif error:
+            kept = self.files.paths()
+            logger.warning(
+                "the state could not be saved ({}); {}",
+                error,
+                f"{kept[0]} is kept" if kept else "there is none yet",
+            )

@@ -1,0 +1,134 @@
+"""Whether a configuration asks for the run that a folder holds, for more of it, or for another."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from src.config import FOUND_IN_DATA, KEYS, Config, make_config
+from src.durations import Timeline
+from src.names import UserError
+from src.yaml_files import read_yaml_file
+
+# Keys that say how to run, not what: they may differ from those of an earlier attempt. At most
+# they change rounding, or how soon a divergence is seen.
+WITHOUT_EFFECT = {"log_interval", "log_interval_eval", "log_to_stdout", "output_dir", "save_plot"}
+WITHOUT_EFFECT |= {"device", "host_name", "multi_gpu", "num_workers", "data_dir", "data_download"}
+WITHOUT_EFFECT |= {"wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"}
+WITHOUT_EFFECT |= {"checkpoint_minutes", "keep_state", "keep_checkpoints"}
+FOUND = FOUND_IN_DATA | {"batch_size_accum"}
+# Schedules whose learning rate at a step does not depend on the length of the run
+ENDLESS = ("constant", "poly")
+
+
+def is_finished(config: Config) -> bool:
+    """Whether config.output_dir holds the finished run of this very config.
+
+    Not where it asks for a longer one. Raises UserError where it holds another run.
+    """
+    if not (folder := _finished_folder(config)):
+        return False
+    differing = differing_keys(config, _configs_of(folder))
+    if differing and not _is_longer(config, _configs_of(folder)):
+        raise UserError(
+            f"output_dir: {folder} holds a finished run that differs in {', '.join(differing)}; "
+            "choose another output_dir, or delete that folder"
+        )
+    return not (differing and _reached_its_length(folder))
+
+
+def is_longer(config: Config) -> bool:
+    """Whether it asks to go on with a finished run."""
+    folder = _finished_folder(config)
+    if folder is None or not _reached_its_length(folder):
+        return False
+    return _is_longer(config, _configs_of(folder))
+
+
+def continued(config: Config, saved: Mapping[str, Any]) -> Config:
+    """The configuration in force from now on, with what earlier attempts have drawn and found.
+
+    saved: those asked for and in force, as plain values. Raises UserError where config asks
+    for another run.
+    """
+    earlier = [make_config(saved["in_force"]), make_config(saved["asked"])]
+    differing = differing_keys(config, earlier)
+    if differing and not _is_longer(config, earlier):
+        raise UserError(
+            f"output_dir: {config.output_dir} holds an unfinished run that differs in "
+            f"{', '.join(differing)}; choose another output_dir, or delete that folder"
+        )
+    free = {key: getattr(config, key) for key in [*WITHOUT_EFFECT, "train_length"]}
+    return replace(earlier[0], **free)
+
+
+def check_same_data(config: Config, found: dict[str, int], *, is_continued: bool) -> None:
+    """A config.yaml that runs again should meet the data that it met before; a state must.
+
+    found: split -> number of examples. Raises UserError.
+    """
+    if config.data_n_examples not in (None, found):
+        words = f"data_n_examples: was {config.data_n_examples}, now {found}"
+        if is_continued:
+            raise UserError(f"{words}; the run cannot go on with other data")
+        logger.warning(words)
+
+
+def check_same_epochs(timeline: Timeline, num_steps: int, rows: Sequence[Mapping]) -> None:
+    """A run that is made longer must have ended with a whole epoch. Raises UserError."""
+    last = rows[-1] if rows else {"epoch": 0, "step": 0}
+    if last["step"] < num_steps and last["step"] != timeline.epoch_end(last["epoch"]):
+        raise UserError(
+            f"train_length: the run ended at step {last['step']}, in the middle of epoch "
+            f"{last['epoch']}, which a longer run would not have; choose another output_dir"
+        )
+
+
+def differing_keys(config: Config, earlier: Sequence[Config]) -> list[str]:
+    """The keys in which config differs from the nearest of those: as asked, or as in force."""
+    differing = [[key for key in KEYS if _differs(key, config, one)] for one in earlier]
+    return min(differing, key=len, default=[])
+
+
+def _differs(key: str, config: Config, earlier: Config) -> bool:
+    if key in WITHOUT_EFFECT:
+        return False
+    value, before = getattr(config, key), getattr(earlier, key)
+    if key in FOUND and None in (value, before):  # one was asked, one in force
+        return False
+    return value != before
+
+
+def _is_longer(config: Config, earlier: Sequence[Config]) -> bool:
+    is_endless = config.lr_schedule.partition("_")[0] in ENDLESS
+    is_more = all(config.train_length > one.train_length for one in earlier)
+    return is_endless and is_more and differing_keys(config, earlier) == ["train_length"]
+
+
+def _finished_folder(config: Config) -> Path | None:
+    if not config.output_dir:
+        return None
+    folder = Path(config.output_dir)
+    return folder if all((folder / name).exists() for name in ("done", "stats.csv")) else None
+
+
+def _reached_its_length(folder: Path) -> bool:
+    """Not stopped early, and not diverged: those a longer run would not change."""
+    try:
+        return json.loads((folder / "done").read_text())["outcome"] == "finished"
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _configs_of(folder: Path) -> list[Config]:
+    configs = []
+    for name in ("spec.yaml", "config.yaml"):
+        if (folder / name).exists():
+            try:
+                configs.append(make_config(read_yaml_file(folder / name)))
+            except UserError as error:
+                raise UserError(f"{folder / name}: {error}") from None
+    return configs

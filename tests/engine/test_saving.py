@@ -1,0 +1,138 @@
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from loguru import logger
+
+from src.engine import saving
+from src.engine.saving import Saver
+from src.engine.state import State
+from src.engine.state_files import StateFiles, read_state
+from src.names import UserError
+
+
+class Part:
+    """A weight that training changes in place."""
+
+    def __init__(self) -> None:
+        self.weight = torch.zeros(1000)
+
+    def state_dict(self) -> dict:
+        return {"weight": self.weight}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.weight = state_dict["weight"]
+
+
+@pytest.fixture
+def state() -> State:
+    return State({"part": Part()}, {"asked": {}, "in_force": {}})
+
+
+def saver_of(state: State, folder: Path | None, **keys) -> Saver:
+    return Saver(StateFiles(folder), state, **{"minutes": 10} | keys)
+
+
+def saved(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in folder.glob("*.state"))
+
+
+@pytest.fixture
+def warnings():
+    lines = []
+    sink = logger.add(lines.append, level="WARNING", format="{message}")
+    yield lines
+    logger.remove(sink)
+
+
+def test_the_clock_decides_between_ends_of_epochs(state, tmp_path):
+    with saver_of(state, tmp_path, minutes=0.1 / 60) as saver:
+        until = time.perf_counter() + 0.35
+        while time.perf_counter() < until:
+            state.step += 1
+            saver.by_the_clock()
+    newest, before = sorted(saved(tmp_path), reverse=True)
+    assert 0 < before < newest < state.step
+    with saver_of(state, tmp_path / "never") as saver:
+        saver.by_the_clock()
+    assert saved(tmp_path / "never") == []
+
+
+def test_ends_of_epochs_save_as_often_as_it_is_cheap(state, tmp_path, monkeypatch):
+    write, times = saving.StateFiles.save, []
+
+    def slow(files, step, content):
+        times.append(time.perf_counter())
+        time.sleep(0.05)
+        write(files, step, content)
+
+    monkeypatch.setattr(saving.StateFiles, "save", slow)
+    monkeypatch.setattr(saving, "SHARE", 1 / 4)
+    with saver_of(state, tmp_path) as saver:
+        started = time.perf_counter()
+        while time.perf_counter() - started < 1.0:
+            time.sleep(0.01)
+            state.step += 1
+            saver.at_epoch_end()
+    assert 2 <= len(times) <= 5  # 0.05 s each, at most a quarter of the time
+
+
+def test_training_goes_on_while_a_state_is_written(state, tmp_path, monkeypatch):
+    """And what it changes meanwhile is not in the file."""
+    write = saving.StateFiles.save
+
+    def slow(files, step, content):
+        time.sleep(0.2)
+        write(files, step, content)
+
+    monkeypatch.setattr(saving.StateFiles, "save", slow)
+    with saver_of(state, tmp_path) as saver:
+        started = time.perf_counter()
+        saver.at_epoch_end()
+        assert time.perf_counter() - started < 0.15
+        state.parts["part"].weight += 1
+        state.step = 7
+    (path,) = tmp_path.glob("*.state")
+    content = read_state(path)
+    assert content["step"] == 0
+    assert content["parts"]["part"]["weight"].sum() == 0
+
+
+def test_what_no_file_can_hold_is_said_at_once(state, tmp_path, warnings):
+    state.parts["part"].weight = {"path": Path("x")}
+    with saver_of(state, tmp_path) as saver:
+        saver.now()
+        saver.at_epoch_end()
+        saver.at_end()
+    assert "it cannot be continued" in warnings[0]
+
+
+def test_a_run_without_a_folder_saves_nothing(state, monkeypatch):
+    monkeypatch.setattr(saving, "snapshot", lambda *_: pytest.fail("a copy for nothing"))
+    with saver_of(state, None, minutes=1e-9) as saver:
+        saver.by_the_clock()
+        saver.at_epoch_end()
+
+
+def test_the_parts_of_other_code_are_named(state):
+    content = state.state_dict()
+    other = State({"part": Part(), "average": Part()}, {})
+    with pytest.raises(UserError, match="differs in average"):
+        other.load_state_dict(content)
+
+
+def test_seconds_add_up_over_attempts(state):
+    state.training.start()
+    time.sleep(0.02)
+    content = state.state_dict()
+    again = State({"part": Part()}, {})
+    again.load_state_dict(content)
+    before = again.training.seconds
+    assert before >= 0.02
+    again.training.start()
+    time.sleep(0.02)
+    again.training.stop()
+    assert again.training.seconds >= before + 0.02
+    again.end_epoch(3)
+    assert (again.training.seconds, again.epoch) == (0.0, 3)

@@ -1,0 +1,89 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from src.engine.signals import Signals, StopRequested
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_and_acted_upon_when_asked(number):
+    with Signals() as signals:
+        signals.wait_for_steps()
+        send(number)
+        with pytest.raises(StopRequested) as stopped:
+            signals.check()
+    assert stopped.value.signal == number
+    assert isinstance(stopped.value, KeyboardInterrupt)  # for programs that know no better
+
+
+def test_before_there_is_anything_to_save_it_ends_the_run_at_once():
+    with Signals(), pytest.raises(StopRequested):
+        send(signal.SIGTERM)
+
+
+def test_a_signal_that_comes_twice_does_not_disturb_the_saving():
+    """Some clusters send TERM to a child once themselves and once through its parent."""
+    with Signals() as signals:
+        signals.wait_for_steps()
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        send(signal.SIGUSR1)
+        with pytest.raises(StopRequested, match="SIGTERM"):
+            signals.check()
+
+
+def test_a_second_ctrl_c_ends_it_at_once():
+    with Signals() as signals:
+        signals.wait_for_steps()
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            send(signal.SIGINT)
+    assert not isinstance(stopped.value, StopRequested)
+
+
+def test_the_callers_handlers_are_in_force_in_its_turn_and_afterwards():
+    noted = []
+    before = signal.signal(signal.SIGTERM, lambda *_: noted.append("caller"))
+    try:
+        with Signals() as signals:
+            signals.wait_for_steps()
+            with signals.released():
+                send(signal.SIGTERM)
+            assert signals.received is None
+            send(signal.SIGTERM)
+            assert signals.received == signal.SIGTERM
+        send(signal.SIGTERM)
+        assert noted == ["caller", "caller"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_in_another_thread_nothing_is_changed():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def run() -> None:
+        with Signals() as signals:
+            signals.check()
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_a_check_comes_before_each_item():
+    with Signals() as signals:
+        signals.wait_for_steps()
+        items = signals.watched(range(3))
+        assert next(items) == 0
+        send(signal.SIGUSR1)
+        with pytest.raises(StopRequested):
+            next(items)

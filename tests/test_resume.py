@@ -1,0 +1,356 @@
+"""A run that was stopped anywhere ends as the run that never was."""
+
+import json
+import os
+import re
+import resource
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+import train
+from src.config import make_config
+from src.engine import saving
+from src.engine.signals import StopRequested
+from src.engine.state_files import StateFiles
+from src.names import UserError
+from train import experiment_generator, main, run_experiment
+
+TIMES = ("time", "timestamp", "data_time", "training_seconds", "run_seconds")
+
+
+def lasting(value):
+    """A state without times, and with tensors as bytes."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if str(k).split("/")[-1] not in TIMES}
+        return {key: lasting(item) for key, item in kept.items()}
+    if isinstance(value, list | tuple):
+        return [lasting(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    return repr(value)  # NaN is NaN, -0.0 is not 0.0
+
+
+def end_of(config) -> dict:
+    """The last state of a run, and its stats, without times."""
+    state = StateFiles(Path(config.output_dir) / "state").newest()
+    state.pop("config")
+    stats = pd.read_csv(Path(config.output_dir) / "stats.csv", index_col=0)
+    kept = stats[[c for c in stats if c.split("/")[-1] not in TIMES]]
+    return {"state": lasting(state), "stats": kept.to_csv()}
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """interrupt(12, …): a signal comes during these steps, or calls of a function in train.py."""
+
+    def at(*calls: int, during: str = "update", number: int = signal.SIGTERM) -> None:
+        count, whole = 0, getattr(train, during)
+
+        def signalled(*arguments, **keys):
+            nonlocal count
+            count += 1
+            if count in calls:
+                os.kill(os.getpid(), number)
+            return whole(*arguments, **keys)
+
+        monkeypatch.setattr(train, during, signalled)
+
+    return at
+
+
+def run_through(config) -> int:
+    """Start it again until it is done; how many attempts it took."""
+    for attempt in range(1, 100):
+        try:
+            run_experiment(config)
+            return attempt
+        except StopRequested:
+            assert not (Path(config.output_dir) / "done").exists()
+    raise AssertionError("it never ends")
+
+
+KINDS = {
+    "everything": {
+        "model": "tiny/wrn_10_1_0.3",  # batch norm and dropout
+        "averaging": ["ema_0.9", "poly_8"],
+        "grad_accum_steps": 2,
+        "lr_schedule": "cosine",
+        "warmup_steps": 3,
+        "clip_norm": 1.0,
+        "log_interval": 3,
+        "data_splits_map": {"train": "train[:500]", "test": "test[:100]"},
+    },
+    "momentum": {"optim_alg": "sgd", "base_lr": 0.1, "samples_per_epoch": 500},
+    "best": {"early_stopping_patience": 1, "steps_per_epoch": 5, "train_length": 8},
+    "class weights": {"loss_class_weights": [0.1, 1, 2, 3, 4, 5, 0.5, 0.5, 0.5, 7]},
+}
+
+
+@pytest.mark.parametrize("keys", KINDS.values(), ids=KINDS)
+def test_stopped_after_several_steps_it_ends_the_same(digits, tmp_path, interrupt, keys):
+    config = digits(output_dir=str(tmp_path / "straight"), **keys)
+    run_experiment(config)
+    interrupt(2, 3, 9, 17, 22)
+    stopped = digits(**keys)
+    run_through(stopped)
+    assert end_of(stopped) == end_of(config)
+
+
+def test_stopped_after_any_step_it_ends_the_same(digits, tmp_path, interrupt):
+    keys = {"steps_per_epoch": 7, "train_length": 30, "train_length_unit": "step"}
+    keys |= {"log_interval": 3}
+    config = digits(output_dir=str(tmp_path / "straight"), **keys)
+    run_experiment(config)
+    interrupt(*range(1, 31))
+    stopped = digits(**keys)
+    assert run_through(stopped) == 31
+    assert end_of(stopped) == end_of(config)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["attempt"], status["step"], status["state"]) == (31, 30, "done")
+    log = (tmp_path / "run" / "training.log").read_text()
+    assert log.count("| attempt ") == 31
+    assert "goes on after step 17 of 30" in log
+    line = re.compile(r"step \d+/30 .* loss [\d.]+ \| accuracy [\d.]+")
+    assert line.findall(log) == line.findall((tmp_path / "straight" / "training.log").read_text())
+
+
+@pytest.mark.parametrize("during", ["evaluate", "save_weights", "save_learning_curves"])
+def test_stopped_beside_the_steps_it_ends_the_same(digits, tmp_path, interrupt, during):
+    keys = {"averaging": "ema", "save_best_checkpoint": True, "save_plot": True}
+    config = digits(output_dir=str(tmp_path / "straight"), **keys)
+    run_experiment(config)
+    interrupt(1, 2, 3, during=during)
+    stopped = digits(**keys)
+    run_through(stopped)
+    assert end_of(stopped) == end_of(config)
+    best = [Path(c.output_dir) / "checkpoints" / "best.pt" for c in (config, stopped)]
+    weights = [torch.load(path, weights_only=True) for path in best]
+    assert lasting(weights[0]) == lasting(weights[1])
+
+
+def test_killed_after_the_last_state_it_only_finishes(digits, tmp_path, monkeypatch):
+    config = digits()
+    with monkeypatch.context() as killed:
+        killed.setattr(train.RunFolder, "finish", lambda *_: os._exit(9))
+        if (child := os.fork()) == 0:
+            run_experiment(config)
+        os.waitpid(child, 0)
+    before = (tmp_path / "run" / "stats.csv").read_bytes()
+    assert not (tmp_path / "run" / "done").exists()
+    assert len(run_experiment(config)) == 2
+    assert json.loads((tmp_path / "run" / "done").read_text())["step"] == 30
+    assert (tmp_path / "run" / "stats.csv").read_bytes() == before
+
+
+def test_a_program_that_leaves_goes_on_where_it_left(digits, tmp_path):
+    whole = digits(output_dir=str(tmp_path / "straight"), train_length=3)
+    run_experiment(whole)
+    config = digits(train_length=3)
+    assert len(next(experiment_generator(config))[0]) == 1
+    lengths = [len(stats) for stats, _ in experiment_generator(config)]
+    assert lengths == [2, 3]
+    assert end_of(config) == end_of(whole)
+
+
+# ---- Another configuration ---------------------------------------------------------------
+
+
+def test_an_unfinished_run_refuses_another_configuration(digits, interrupt):
+    interrupt(4)
+    with pytest.raises(StopRequested):
+        run_experiment(digits())
+    with pytest.raises(UserError, match="unfinished run that differs in base_lr, weight_decay;"):
+        run_experiment(digits(base_lr=0.5, weight_decay=0.1))
+    with pytest.raises(UserError, match="differs in train_length"):
+        run_experiment(digits(train_length=1))
+    run_experiment(digits(log_interval=3, checkpoint_minutes=1, num_workers=2))
+
+
+def test_what_was_drawn_is_not_drawn_again(digits, tmp_path, interrupt):
+    drawn = {"seed_model": None, "seed_training": None}
+    drawn |= {"base_lr": "10 ** np.random.uniform(-3, -2)"}
+    interrupt(20)
+    assert run_through(digits(**drawn)) == 2
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    config |= {"output_dir": str(tmp_path / "again")}
+    again = make_config(config)
+    run_experiment(again)
+    assert end_of(again) == end_of(digits(**drawn))
+
+
+def test_a_finished_run_can_be_made_longer(digits, tmp_path):
+    whole = digits(output_dir=str(tmp_path / "straight"), train_length=4, lr_schedule="poly")
+    run_experiment(whole)
+    run_experiment(digits(train_length=2, lr_schedule="poly"))
+    longer = digits(train_length=4, lr_schedule="poly")
+    assert len(run_experiment(longer)) == 4
+    assert end_of(longer) == end_of(whole)
+    with pytest.raises(UserError, match="holds a finished run"):
+        run_experiment(longer)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine"}, "differs in train_length"),
+        ({"train_length": 1.5}, {}, "ended at step 23, in the middle of epoch 2"),
+        ({"keep_state": False}, {}, "holds a finished run and no state/ of it"),
+    ],
+)
+def test_a_finished_run_is_not_made_longer_where_it_would_be_another(
+    cfg_main, first, then, words, capsys, tmp_path
+):
+    assert cfg_main(**first) == 0
+    before = (tmp_path / "run" / "stats.csv").read_bytes()
+    assert cfg_main(**then, train_length=4) == 2
+    assert words in capsys.readouterr().err
+    assert (tmp_path / "run" / "done").exists()
+    assert (tmp_path / "run" / "stats.csv").read_bytes() == before
+
+
+@pytest.fixture
+def cfg_main(tmp_path):
+    """Runs `python train.py cfg.yaml` with these keys."""
+
+    def run(**keys) -> int:
+        small = {"dataset": "sklearn/digits", "model": "linear", "base_lr": 0.1, "train_length": 1}
+        small |= {"output_dir": str(tmp_path / "run"), "save_plot": False, "seed_model": 1}
+        (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(small | keys))
+        return main([str(tmp_path / "cfg.yaml")])
+
+    return run
+
+
+def test_an_early_stop_is_final(cfg_main, capsys, tmp_path):
+    keys = {"early_stopping_patience": 1, "base_lr": 100.0}
+    assert cfg_main(**keys, train_length=50) == 0
+    assert json.loads((tmp_path / "run" / "done").read_text())["outcome"] == "early_stopped"
+    assert cfg_main(**keys, train_length=60) == 0
+    assert "this run is finished" in capsys.readouterr().out
+
+
+def test_other_data_are_refused(digits, interrupt, monkeypatch):
+    interrupt(4)
+    with pytest.raises(StopRequested):
+        run_experiment(digits())
+    build = train.build_data
+
+    def smaller(config, preprocessing):
+        data = build(config, preprocessing)
+        whole = data.splits["test"]
+        data.splits["test"] = type(whole)(whole.inputs[:10], whole.targets[:10])
+        return data
+
+    monkeypatch.setattr(train, "build_data", smaller)
+    with pytest.raises(UserError, match="cannot go on with other data"):
+        run_experiment(digits())
+
+
+def test_a_state_of_other_code_is_refused_and_kept(digits, interrupt, monkeypatch, tmp_path):
+    interrupt(4)
+    with pytest.raises(StopRequested):
+        run_experiment(digits())
+    (file,) = (tmp_path / "run" / "state").iterdir()
+    before = file.read_bytes()
+    build = train.build_model
+    monkeypatch.setattr(train, "build_model", lambda *a: torch.nn.Sequential(build(*a)))
+    with pytest.raises(UserError, match="does not fit this code: model: "):
+        run_experiment(digits())
+    assert file.read_bytes() == before
+
+
+# ---- Disks -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_files():
+    """small_files(n): no file may grow beyond n bytes, as on a full disk; None: any may."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit(most: int | None) -> None:
+        size = before[0] if most is None else most
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    limit(None)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_fills_up_is_reported_and_costs_nothing(
+    digits, tmp_path, small_files, monkeypatch
+):
+    monkeypatch.setattr(saving, "SECONDS_TO_RETRY", 0.0)
+    monkeypatch.setattr(saving, "SHARE", 1e9)
+    config = digits(output_dir=str(tmp_path / "straight"), train_length=6)
+    run_experiment(config)
+
+    full = digits(train_length=6)
+    generator = experiment_generator(full)
+    for _ in range(3):
+        next(generator)
+    small_files(1000)
+    with pytest.raises(UserError, match=r"could not be saved .*start again to finish"):
+        list(generator)
+    folder = tmp_path / "run"
+    small_files(None)
+    assert not (folder / "done").exists()
+    assert {path.name for path in (folder / "state").iterdir()} == {
+        "000000030.state",
+        "000000015.state",
+    }
+    run_experiment(full)
+    assert end_of(full) == end_of(config)
+    log = (folder / "training.log").read_text()
+    assert "goes on after step 30 of 90" in log
+
+
+def test_stats_that_cannot_be_written_are_written_later_or_there_is_no_done(
+    digits, tmp_path, small_files, capsys
+):
+    generator = experiment_generator(digits(train_length=4))
+    next(generator)
+    before = (tmp_path / "run" / "stats.csv").read_text()
+    small_files(10)
+    next(generator)
+    assert (tmp_path / "run" / "stats.csv").read_text() == before
+    small_files(None)
+    assert len([*generator]) == 2
+    assert len(pd.read_csv(tmp_path / "run" / "stats.csv")) == 4
+    words = capsys.readouterr().err
+    assert "stats.csv: File too large, and trying again" in words
+    assert "training.log: File too large: lines are missing" in words
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_until_it_can(
+    digits, tmp_path, small_files
+):
+    keys = {"train_length": 4, "save_freq": 1}
+    generator = experiment_generator(digits(**keys))
+    next(generator)
+    next(generator)
+    small_files(1000)
+    with pytest.raises(UserError, match=r"cannot write .*epoch_0003\.pt"):
+        next(generator)
+    small_files(None)
+    run_experiment(digits(**keys))
+    found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert found == [f"epoch_{epoch:04d}.pt" for epoch in (1, 2, 3, 4)]
+
+
+def test_only_the_newest_checkpoints_are_kept(digits, tmp_path):
+    run_experiment(digits(train_length=5, save_freq=1, keep_checkpoints=2))
+    found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert found == ["epoch_0004.pt", "epoch_0005.pt"]
+
+
+def test_the_state_of_a_finished_run_is_one_file_or_none(digits, tmp_path):
+    run_experiment(digits())
+    assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["000000030.state"]
+    run_experiment(digits(output_dir=str(tmp_path / "other"), keep_state=False))
+    assert list((tmp_path / "other" / "state").iterdir()) == []
