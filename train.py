@@ -106,10 +106,10 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
     config does not exist or keys contradict the data.
     """
     with (
+        Signals() as signals,
         RunFolder(
             config.output_dir, log_to_terminal=config.log_to_stdout, is_longer=is_longer(config)
         ) as folder,
-        Signals() as signals,
         Progress() as progress,
         ExitStack() as resources,
     ):
@@ -213,7 +213,8 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         saver = Saver(files, state, minutes=config.checkpoint_minutes)
         resources.enter_context(saver)
         if state.outcome:  # it was killed after the last step
-            yield stats.frame(), model
+            with folder.paused(), signals.released():
+                yield stats.frame(), model
 
         for epoch, steps in timeline.epochs(num_steps):
             if state.outcome or epoch <= state.epoch:

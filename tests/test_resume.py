@@ -133,6 +133,35 @@ def test_stopped_beside_the_steps_it_ends_the_same(digits, tmp_path, interrupt, 
     assert lasting(weights[0]) == lasting(weights[1])
 
 
+class Noisy(torch.nn.Module):
+    """A model that draws in evaluations as well; signals come during some of them."""
+
+    signals: tuple[int, ...] = ()
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        Noisy.count += not self.training
+        if not self.training and Noisy.count in self.signals:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        outputs = self.model(x)
+        return outputs + 0.1 * torch.randn_like(outputs)
+
+
+def test_stopped_within_an_evaluation_it_draws_the_same(digits, tmp_path, monkeypatch):
+    build = train.build_model
+    monkeypatch.setattr(train, "build_model", lambda *a: Noisy(build(*a)))
+    ends = []
+    for name, signals in {"straight": (), "stopped": (2, 7)}.items():
+        Noisy.count, Noisy.signals = 0, signals
+        config = digits(output_dir=str(tmp_path / name))
+        assert run_through(config) == 1 + len(signals)
+        ends.append(end_of(config))
+    assert ends[0] == ends[1]
+
+
 def test_killed_after_the_last_state_it_only_finishes(digits, tmp_path, monkeypatch):
     config = digits()
     with monkeypatch.context() as killed:

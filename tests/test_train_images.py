@@ -2,14 +2,17 @@
 
 import gzip
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from src.config import load_config, make_config
+from src.config import load_config, make_config, save_config
 from train import experiment_generator, run_experiment
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -64,6 +67,31 @@ def test_stats_and_weights_do_not_depend_on_the_number_of_workers(fashion_mnist,
         weights.append(torch.cat([t.double().flatten() for t in model.state_dict().values()]))
     assert len(set(texts)) == 1
     assert all(torch.equal(w, weights[0]) for w in weights)
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_costs_nothing(fashion_mnist, tmp_path):
+    """A terminal signals the whole group; twice in a row the run goes on, with its workers."""
+    keys = {"data_splits_map": {"train": "train[:4000]"}, "num_workers": 2, "save_plot": False}
+    keys |= {"batch_size": 20, "train_length": 1, "output_dir": str(tmp_path / "run")}
+    save_config(fashion(fashion_mnist, **keys), tmp_path / "cfg.yaml")
+    log = tmp_path / "run" / "training.log"
+    for attempt in (1, 2):
+        process = subprocess.Popen(
+            [sys.executable, "train.py", str(tmp_path / "cfg.yaml")],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while not (log.exists() and f"attempt {attempt}" in log.read_text()):
+            time.sleep(0.01)
+        while " | step " not in log.read_text().rpartition("| attempt ")[2]:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (130, "interrupted; the same command goes on\n")
+    states = sorted(int(path.stem) for path in (tmp_path / "run" / "state").iterdir())
+    assert 10 <= states[0] < states[1] < 200
 
 
 def test_pretrained_weights_fine_tune(efficientnet, tmp_path):
