@@ -4,6 +4,8 @@ import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
 
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,18 @@ def efficientnet(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("weights") / "efficientnet_lite0.pth"
     torch.save(dict(zip(names, file.values(), strict=True)), path)
     return str(path)
+
+
+@pytest.fixture
+def small_files():
+    """small_files(n): no file may grow beyond n bytes, as on a full disk; None: any may."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit(most: int | None) -> None:
+        size = before[0] if most is None else most
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    limit(None)
+    signal.signal(signal.SIGXFSZ, handler)

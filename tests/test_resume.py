@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import signal
 from pathlib import Path
 
@@ -159,6 +158,8 @@ def test_stopped_within_an_evaluation_it_draws_the_same(digits, tmp_path, monkey
         config = digits(output_dir=str(tmp_path / name))
         assert run_through(config) == 1 + len(signals)
         ends.append(end_of(config))
+        # 4 batches an epoch; those before a stop are evaluated again, those after it wait
+        assert Noisy.count == 8 + {"straight": 0, "stopped": 2 + 1}[name]
     assert ends[0] == ends[1]
 
 
@@ -212,11 +213,15 @@ def test_what_was_drawn_is_not_drawn_again(digits, tmp_path, interrupt):
     assert end_of(again) == end_of(digits(**drawn))
 
 
-def test_a_finished_run_can_be_made_longer(digits, tmp_path):
+def test_a_finished_run_can_be_made_longer(digits, tmp_path, interrupt):
     whole = digits(output_dir=str(tmp_path / "straight"), train_length=4, lr_schedule="poly")
     run_experiment(whole)
     run_experiment(digits(train_length=2, lr_schedule="poly"))
     longer = digits(train_length=4, lr_schedule="poly")
+    interrupt(4)
+    with pytest.raises(StopRequested):
+        run_experiment(longer)
+    assert not (tmp_path / "run" / "done").exists()
     assert len(run_experiment(longer)) == 4
     assert end_of(longer) == end_of(whole)
     with pytest.raises(UserError, match="holds a finished run"):
@@ -294,21 +299,6 @@ def test_a_state_of_other_code_is_refused_and_kept(digits, interrupt, monkeypatc
 
 
 # ---- Disks -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_files():
-    """small_files(n): no file may grow beyond n bytes, as on a full disk; None: any may."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    def limit(most: int | None) -> None:
-        size = before[0] if most is None else most
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-    yield limit
-    limit(None)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_disk_that_fills_up_is_reported_and_costs_nothing(

@@ -49,10 +49,8 @@ class Claim:
                 if (other := self._read()) is None:
                     continue  # released this very moment
                 if self._lives(other):
-                    raise UserError(
-                        f"output_dir: another process runs in {self.path.parent}"
-                        f" (process {other.get('pid')} on {other.get('host')})"
-                    )
+                    folder = self.path.parent
+                    raise UserError(f"output_dir: another process runs in {folder} ({_who(other)})")
                 self._push_aside(other)
         self.verified = time.time()
         self.thread.start()
@@ -158,6 +156,22 @@ class Claim:
                 return
             except OSError as error:  # a full disk: others may take over, and we notice
                 logger.warning("{}: {}", self.path, error.strerror)
+
+
+def live_owner(folder: Path) -> str | None:
+    """'process 12 on node3' that runs in a folder now; None: nobody does.
+
+    Takes up to SECONDS_TO_LAPSE where the last one was on another machine.
+    """
+    claim = Claim(folder)
+    other = claim._read()
+    if other is None or not claim._lives(other):
+        return None
+    return _who(other)
+
+
+def _who(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid')} on {owner.get('host')}"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from src.engine.state_files import BrokenState, StateFiles, read_state, write_state
+from src.names import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +60,29 @@ def test_broken_bytes_are_never_believed(files):
         assert_same(files.newest(), 20)
     newest.write_bytes(whole)
     assert_same(files.newest(), 30)
+
+
+def test_torn_files_are_put_aside_and_newer_ones_take_their_place(files):
+    torn = files.paths()[0]
+    torn.write_bytes(torn.read_bytes()[:-1])
+    assert_same(files.newest(), 20)
+    for step in (22, 25):
+        files.save(step, content(step))
+    assert [path.stem for path in files.paths()] == ["000000025", "000000022"]
+    assert torn.with_suffix(".broken").exists()
+    for path in files.paths():
+        path.write_bytes(b"")
+    assert files.newest() is None
+
+
+def test_what_other_code_has_written_is_not_lost(files):
+    """Nothing older serves: better to stop than to start anew and remove it."""
+    for path in files.paths():
+        path.write_bytes(path.read_bytes()[:16] + b"\2" + path.read_bytes()[17:])
+    before = {path: path.read_bytes() for path in files.folder.iterdir()}
+    with pytest.raises(UserError, match=r"has version 2, this code reads 1; delete .* anew"):
+        files.newest()
+    assert {path: path.read_bytes() for path in files.folder.iterdir()} == before
 
 
 def test_what_is_wrong_with_a_file_is_said(tmp_path, files):

@@ -15,7 +15,7 @@ import pytest
 from src.engine.state_files import StateFiles
 from src.names import UserError
 from src.record import claim as module
-from src.record.claim import Claim, LostClaim
+from src.record.claim import Claim, LostClaim, live_owner
 from src.record.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,16 @@ def test_a_live_process_is_respected_and_named(tmp_path):
         Claim(tmp_path).take()
     process.kill()
     process.wait()
+
+
+def test_the_live_owner_is_named_and_the_dead_one_is_not(tmp_path):
+    assert live_owner(tmp_path) is None
+    process = holder(tmp_path)
+    assert live_owner(tmp_path).startswith(f"process {process.pid} on ")
+    process.kill()
+    process.wait()
+    assert live_owner(tmp_path) is None
+    assert (tmp_path / "claim").exists()  # looking changes nothing
 
 
 def test_the_claim_of_a_killed_process_lapses_at_once_here(tmp_path):

@@ -79,6 +79,23 @@ def test_status_is_written_at_once_and_then_every_few_seconds(tmp_path):
     assert json.loads((tmp_path / "done").read_text())["outcome"] == "finished"
 
 
+def test_a_run_is_not_done_before_its_stats_are_on_disk(tmp_path, small_files):
+    frame = pd.DataFrame({"epoch": [1, 2]})
+    with pytest.raises(UserError, match="cannot write to"), RunFolder(str(tmp_path)) as folder:  # noqa: PT012
+        small_files(5)
+        folder.save_stats(frame)
+        folder.finish("finished", "all done")
+    small_files(None)
+    assert not (tmp_path / "done").exists()
+    with RunFolder(str(tmp_path)) as folder:
+        small_files(5)
+        folder.save_stats(frame)
+        small_files(None)
+        folder.finish("finished", "all done")
+    assert (tmp_path / "stats.csv").read_text() == frame.to_csv()
+    assert (tmp_path / "done").exists()
+
+
 def test_keys_without_effect_may_differ_from_the_finished_run(tmp_path):
     def asked(**keys):
         return make_config({"output_dir": str(tmp_path), **keys})
