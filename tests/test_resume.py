@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -311,8 +312,12 @@ def test_a_disk_that_fills_up_is_reported_and_costs_nothing(
 
     full = digits(train_length=6)
     generator = experiment_generator(full)
-    for _ in range(3):
+    next(generator)
+    for step in (15, 30):
         next(generator)
+        state = tmp_path / "run" / "state" / f"{step:09d}.state"
+        while not state.exists():  # a thread writes it
+            time.sleep(0.01)
     small_files(1000)
     with pytest.raises(UserError, match=r"could not be saved .*start again to finish"):
         list(generator)

@@ -17,6 +17,7 @@ from src.data.order import batches_from, example_seeds
 from src.data.splits import ArraySplit, DatasetSplit, Split
 from src.generators import generators_kept, seed_everything
 
+SECONDS_TO_OUTLIVE = 20  # that worker processes live on after SIGTERM
 Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
 
 
@@ -52,8 +53,11 @@ def training_batches(
     return _loaded(_TrainingExamples(split, seed), order, loading)
 
 
-def evaluation_batches(split: Split, loading: Loading) -> Iterable[Batch]:
-    """Every example once, in the order of the split, the last batch as short as it is."""
+def evaluation_batches(split: Split, loading: Loading) -> Generator[Batch, None, None]:
+    """Every example once, in the order of the split, the last batch as short as it is.
+
+    Closing it ends its worker processes.
+    """
     starts = range(0, len(split), loading.batch_size)
     if isinstance(split, ArraySplit):
         return (take_range(split, i, i + loading.batch_size) for i in starts)
@@ -146,7 +150,7 @@ def _loaded(
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         num_workers=loading.num_workers,
         pin_memory=on_gpu,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # else the loader draws from the model's own
     )
     for inputs, targets in loader:
@@ -156,10 +160,14 @@ def _loaded(
         )
 
 
-def _ignore_signals(worker: int) -> None:
-    """Slurm and Ctrl-C signal the whole group; the run needs its batches until it stops itself."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _outlive_signals(worker: int) -> None:
+    """Slurm and Ctrl-C signal the whole group; the run needs its batches until it stops itself.
+
+    TERM is also how a program that crashed ends its workers: it may wait a little for that.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_OUTLIVE))
 
 
 def _as_it_is(batch: Batch) -> Batch:

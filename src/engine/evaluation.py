@@ -1,6 +1,7 @@
 """Sums of loss and correct predictions, and one pass over a split."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from time import perf_counter
 from typing import Any
 
@@ -70,7 +71,7 @@ class Sums:
 @generators_kept()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Generator[tuple[Tensor, Tensor], None, None],
     loss: Loss,
     *,
     device: torch.device,
@@ -79,20 +80,22 @@ def evaluate(
 ) -> dict[str, float]:
     """One pass in eval mode: loss, accuracy (classes only), time and data_time in seconds.
 
-    Averages weigh by example, so a short last batch counts as what it is.
+    Averages weigh by example, so a short last batch counts as what it is. However it ends,
+    batches is closed.
     """
     started = waited_from = perf_counter()
     data_time = 0.0
     sums = Sums(loss, device)
     was_training = model.training
     model.eval()
-    for number, (inputs, targets) in enumerate(batches, 1):
-        data_time += perf_counter() - waited_from
-        outputs = model(inputs)
-        sums.add(loss(outputs, targets), outputs, targets)
-        if log_interval and number % log_interval == 0:
-            logger.info("{} | batch {} | {}", name, number, in_words(sums.averages()))
-        waited_from = perf_counter()
+    with closing(batches):
+        for number, (inputs, targets) in enumerate(batches, 1):
+            data_time += perf_counter() - waited_from
+            outputs = model(inputs)
+            sums.add(loss(outputs, targets), outputs, targets)
+            if log_interval and number % log_interval == 0:
+                logger.info("{} | batch {} | {}", name, number, in_words(sums.averages()))
+            waited_from = perf_counter()
     model.train(was_training)
     result = sums.averages()
     result |= {"time": perf_counter() - started, "data_time": data_time}

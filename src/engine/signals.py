@@ -6,8 +6,8 @@ in the handler itself: logging and torch may be in the middle of something there
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -64,11 +64,12 @@ class Signals:
         if self.received is not None:
             raise StopRequested(self.received)
 
-    def watched(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, with a check before each."""
-        for item in items:
-            self.check()
-            yield item
+    def watched(self, items: Generator[T, None, None]) -> Generator[T, None, None]:
+        """The items, with a check before each; closed together with them."""
+        with closing(items):
+            for item in items:
+                self.check()
+                yield item
 
     @contextmanager
     def released(self) -> Iterator[None]:

@@ -79,11 +79,21 @@ def test_in_another_thread_nothing_is_changed():
     assert seen == [before]
 
 
-def test_a_check_comes_before_each_item():
+def test_a_check_comes_before_each_item_and_closes_what_gives_them():
+    closed = []
+
+    def numbers():
+        try:
+            yield from range(3)
+        finally:
+            closed.append(True)
+
     with Signals() as signals:
         signals.wait_for_steps()
-        items = signals.watched(range(3))
+        items = signals.watched(numbers())
         assert next(items) == 0
         send(signal.SIGUSR1)
-        with pytest.raises(StopRequested):
+        with pytest.raises(StopRequested) as stopped:
             next(items)
+    assert stopped
+    assert closed
