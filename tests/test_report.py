@@ -317,6 +317,7 @@ def running(progress: float, seconds: float | None, left: float | None) -> dict:
         ([DONE, running(0.5, 50, 50), running(0.5, 50, 50), *[QUEUED] * 3], 100 * 4 / 2),
         ([running(0.5, 50, 70), QUEUED], 120 * 1.5),  # none is done: as they expect
         ([DONE, running(0.5, 50, 900), QUEUED], 900),  # not before the slowest
+        ([DONE, running(0.5, 50, 50), QUEUED | {"progress": 0.75}], 100 * 0.75),  # goes on
         ([DONE, running(0.0, None, None), QUEUED], 100 * 2),
         ([running(0.0, None, None), QUEUED], None),
         ([DONE, QUEUED], None),  # nothing runs: nobody knows when

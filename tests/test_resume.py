@@ -119,6 +119,12 @@ def test_stopped_after_any_step_it_ends_the_same(digits, tmp_path, interrupt):
     assert line.findall(log) == line.findall((tmp_path / "straight" / "training.log").read_text())
 
 
+def test_a_warning_during_the_set_up_costs_a_step_not_the_attempt(digits, tmp_path, interrupt):
+    interrupt(1, 2, 3, during="build_data", number=signal.SIGUSR1)
+    assert run_through(digits()) == 4
+    assert "goes on after step 3 of 30" in (tmp_path / "run" / "training.log").read_text()
+
+
 @pytest.mark.parametrize("during", ["evaluate", "save_weights", "save_learning_curves"])
 def test_stopped_beside_the_steps_it_ends_the_same(digits, tmp_path, interrupt, during):
     keys = {"averaging": "ema", "save_best_checkpoint": True, "save_plot": True}

@@ -27,8 +27,9 @@ class StopRequested(KeyboardInterrupt):
 class Signals:
     """A context in which the signals are ours. In other threads than the main one it does nothing.
 
-    Until wait_for_steps() a signal ends the run at once, as there is nothing to save; from then
-    on check() does. A second Ctrl-C ends it at once in any case.
+    Until wait_for_steps() TERM and Ctrl-C end the run at once, as there is nothing to save; from
+    then on check() does. USR1, a warning, always waits for a step: without one there would be no
+    progress between two time limits. A second Ctrl-C ends the run at once in any case.
     """
 
     def __init__(self) -> None:
@@ -51,9 +52,9 @@ class Signals:
         self.num_interrupts += number == signal.SIGINT
         if self.num_interrupts > 1:
             raise KeyboardInterrupt
-        if self.received is None:
+        if self.received in (None, signal.SIGUSR1):
             self.received = number
-            if not self.is_waiting:
+            if not self.is_waiting and number != signal.SIGUSR1:
                 raise StopRequested(number)
 
     def wait_for_steps(self) -> None:

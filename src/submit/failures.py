@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -54,8 +54,11 @@ WORDS = (
     (r"DUE TO TIME LIMIT", Failure("timeout", "time limit")),
     (r"DUE TO PREEMPTION", Failure("preempted", "preempted")),
     (r"DUE TO NODE FAIL", Failure("node", "node failure")),
-    (r"CANCELLED AT", Failure("cancelled", "cancelled")),
+    # What says JOB REQUEUE goes on by itself, and explains no end.
+    (r"CANCELLED AT (?!.*DUE TO JOB REQUEUE)", Failure("cancelled", "cancelled")),
 )
+STOPPED = 75  # the exit code of a run that has saved its state, to go on later
+NOT_CONTINUED = re.compile(r"^not continued after .*?(time limit|restart).*", re.MULTILINE)
 OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|MemoryError|[Cc]an't allocate memory|Cannot allocate memory"
     r"|std::bad_alloc|CUBLAS_STATUS_ALLOC_FAILED"
@@ -111,6 +114,24 @@ def words_of_slurm(text: str) -> Failure | None:
     return next((failure for pattern, failure in WORDS if re.search(pattern, words)), None)
 
 
+def words_of_attempt(text: str) -> Failure | None:
+    """Why no further attempt was asked for (src/submit/attempt.py)."""
+    *_, match = [None, *NOT_CONTINUED.finditer(text)]
+    if match is None:
+        return None
+    return Failure("timeout" if match[1] == "time limit" else "preempted", one_line(match[0]))
+
+
+def failure_of_stop(status: Mapping[str, Any]) -> Failure:
+    """Of a run that has saved its state and gone, and for which no job waits."""
+    step = status.get("step")
+    where = f" at step {step}" if isinstance(step, int) else ""
+    cause = f"stopped with a checkpoint{where} and not continued"
+    if status.get("job") is None:  # on a machine without Slurm somebody has stopped it
+        return Failure("interrupted", cause)
+    return Failure("preempted" if status.get("signal") == "SIGTERM" else "timeout", cause)
+
+
 def failure_of_error(error: str) -> Failure:
     """Of an exception's line: 'ValueError: …'."""
     cause = one_line(error.removeprefix("UserError: "))
@@ -126,6 +147,8 @@ def failure_of_log(attempt: Attempt, *, has_status: bool) -> Failure | None:
         return Failure("interrupted", "interrupted")
     if code == -signal.SIGTERM:
         return Failure("interrupted", "interrupted by signal 15")
+    if code == STOPPED:
+        return failure_of_stop({"job": attempt.job})
     if line := exception_line(attempt.text):
         return failure_of_error(line)
     if code is not None and code < 0:

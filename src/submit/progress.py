@@ -186,11 +186,12 @@ def values_of(text: str, columns: Sequence[str]) -> Iterable[tuple[float, int, s
 def seconds_left(statuses: Sequence[RowStatus]) -> float | None:
     """Until what runs and waits is done, at the pace so far; None where nobody can tell."""
     running = [s for s in statuses if s.state == "running"]
-    left = sum(1 - s.progress for s in running) + sum(s.state == "queued" for s in statuses)
+    queued = [s for s in statuses if s.state == "queued"]
+    left = sum(1 - s.progress for s in running + queued)
     if not left:
         return 0.0
     own = [s.seconds_left for s in running if s.seconds_left is not None]
-    if len(own) == len(running) == left + sum(s.progress for s in running):
+    if not queued and len(own) == len(running):
         return max(own)  # nobody waits: the slowest decides
     pace = seconds_per_row(statuses)
     if pace is None or not running:

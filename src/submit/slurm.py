@@ -1,5 +1,6 @@
 """Slurm: the one module that knows its commands and its error texts."""
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ SET_BY_US |= {"test-only", "version", "help", "usage"}  # these submit nothing
 SET_BY_US_SHORT = "aDeJoWVh"
 SECONDS_TO_ANSWER = 100.0  # sbatch itself gives up on a silent controller much sooner
 SEPARATOR = "\x1f"
+SUBMISSION = "EXPERIMENT_SUBMISSION"  # a variable: how a job was asked for, as JSON
 
 # Every refusal has exit code 1: only the text tells. What is not here stops at once.
 NO_ANSWER = re.compile(
@@ -33,6 +35,7 @@ FULL = re.compile(
     r"temporarily unable to accept job|Resource temporarily unavailable"
     r"|(Assoc|QOS)\w*SubmitJob|Job array task limit"
 )
+REQUEUE_FORBIDDEN = re.compile(r"Requested operation is presently disabled")
 
 
 class NoSlurm(Exception):  # noqa: N818 - not always an error
@@ -126,19 +129,28 @@ def queued_rows(batch: Batch, journal: Journal, jobs: Sequence[QueuedJob]) -> di
             continue
         if (call := calls.get(job.command)) and job.task is not None:
             found.update(dict.fromkeys(call.rows_of_task(job.task), job))
-        elif (name := Path(job.command).parent.name) in names and calls_spec(job, batch, name):
+        elif (name := Path(job.command).parent.name) in names and runs_spec(
+            job, spec_for_slurm(batch, name)
+        ):
             found[name] = job
     return found
 
 
-def calls_spec(job: QueuedJob, batch: Batch, row: str) -> bool:
-    """Whether the job is `SCRIPT …/spec.yaml` of this row; squeue quotes nothing."""
-    return job.command.endswith(f" {spec_for_slurm(batch, row)}")
+def runs_spec(job: QueuedJob, spec: Path) -> bool:
+    """Whether the job is `SCRIPT …/spec.yaml` for this very file; squeue quotes nothing."""
+    return job.command.endswith(f" {spec}")
 
 
 def spec_for_slurm(batch: Batch, row: str) -> Path:
     """spec.yaml by its one real path, as jobs are known by it, whichever link led here."""
     return Path(os.path.realpath(batch.path), row, "spec.yaml")
+
+
+def state_and_reason(job: str) -> tuple[str, str]:
+    """('RUNNING', 'None'), ('COMPLETING', 'TimeLimit'), …; empty where it is over."""
+    text = ask(["squeue", "-h", "-j", job, "-o", f"%T{SEPARATOR}%r"])
+    state, _, reason = text.strip().partition(SEPARATOR)
+    return state, reason
 
 
 def read_limits() -> tuple[int, int]:
@@ -216,15 +228,31 @@ def script_of(call: Call, journal: Journal) -> Path:
 
 
 def sbatch_arguments(
-    options: Options, *, name: str, log: str, dependency: str | None = None
+    code: Path, extra: Sequence[str], *, name: str, log: str, dependency: str | None = None
 ) -> list[str]:
     """sbatch and its options; the script and its argument follow. % in a log is a pattern."""
-    arguments = ["sbatch", "--parsable", f"--job-name={name}", f"--chdir={options.code}"]
+    arguments = ["sbatch", "--parsable", f"--job-name={name}", f"--chdir={code}"]
     # Both, as the script may send its errors to a place that is not there: no log at all then.
     arguments += [f"--output={log}", f"--error={log}", "--open-mode=append"]
     if dependency:
         arguments += [f"--dependency=afterany:{dependency}"]
-    return arguments + options.extra
+    return [*arguments, *extra]
+
+
+def variables(options: Options, script: Path) -> dict[str, str]:
+    """What a job is told of its submission: a follow-up runs the same script."""
+    submission = {"script": str(script), "options": options.extra}
+    return {"EXPERIMENT_PYTHON": options.python, SUBMISSION: json.dumps(submission)}
+
+
+def literal(path: Path) -> str:
+    """A path that Slurm expands nothing in."""
+    return str(path).replace("%", "%%")
+
+
+def requeue(job: str) -> None:
+    """Have Slurm start it again from the beginning; a task of an array by its '123_4'."""
+    ask(["scontrol", "requeue", job])
 
 
 def run_sbatch(command: Sequence[str], options: Options) -> tuple[int, str, str]:
@@ -233,7 +261,7 @@ def run_sbatch(command: Sequence[str], options: Options) -> tuple[int, str, str]
         process = subprocess.Popen(
             command,
             cwd=options.code,
-            env={**environment(), "EXPERIMENT_PYTHON": options.python},
+            env=environment() | variables(options, options.script),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

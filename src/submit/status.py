@@ -22,13 +22,16 @@ from typing import Any
 from src.names import UserError
 from src.processes import began
 from src.submit.failures import (
+    STOPPED,
     Attempt,
     Failure,
     failure_of_error,
     failure_of_log,
+    failure_of_stop,
     last_attempt,
     one_line,
     seconds_of,
+    words_of_attempt,
     words_of_slurm,
 )
 from src.submit.folders import Batch, Row
@@ -118,15 +121,17 @@ class _Look:
             return self._done(row, done, status)
         job = (self.queue or {}).get(row.name)
         if job and job.state in WAITING:
-            return RowStatus(row, "queued", cause=_reason(job.reason), job=job.job)
+            return _queued(row, status, _reason(job.reason), job)
         attempt = last_attempt(f"{folder}/job.log")
+        begun = status  # by this attempt or by one before
         if _is_of_earlier_attempt(status, attempt, job):
             status = {}
         state = self._state_if_held(row, status, attempt, job)
         if state == "running":
-            return self._running(row, status, attempt, job)
+            return self._running(row, status, attempt, job, begun=begun)
         if state == "queued":
-            return RowStatus(row, "queued", cause="its turn has not come")
+            cause = "goes on when its job does" if job else "its turn has not come"
+            return _queued(row, begun, cause, job)
         return self._ended(row, status, attempt, was_begun=written is not None)
 
     # ---- Who is at it? -------------------------------------------------------------------
@@ -137,8 +142,10 @@ class _Look:
         """running or queued where somebody will go on with it, else None."""
         has_ended = attempt is not None and attempt.code is not None
         if job:
-            # Of rows that share a job, one can be over while the others run.
-            return None if attempt and has_ended and attempt.job == job.job else "running"
+            # Of rows that share a job, one can be over, or stopped, while the others run.
+            if attempt is None or not has_ended or attempt.job != job.job:
+                return "running"
+            return "queued" if attempt.code == STOPPED else None
         if row.name in self.local_rows:
             if attempt is None or attempt.written < self.local_since:
                 return "queued"
@@ -174,12 +181,18 @@ class _Look:
             node=_text(status.get("host")),
             job=_text(status.get("job")),
             progress=1.0,
-            seconds=_between(status.get("started"), seconds_of(done.get("time"))),
+            seconds=_seconds(status, seconds_of(done.get("time"))),
             outcome=outcome,
         )
 
     def _running(
-        self, row: Row, status: dict, attempt: Attempt | None, job: QueuedJob | None
+        self,
+        row: Row,
+        status: dict,
+        attempt: Attempt | None,
+        job: QueuedJob | None,
+        *,
+        begun: dict,
     ) -> RowStatus:
         left, updated = _number(status.get("seconds_left")), seconds_of(status.get("updated"))
         if left is not None and updated is not None:
@@ -191,8 +204,8 @@ class _Look:
             cause="starting" if is_starting else None,
             node=(job.node if job else None) or _node(status, attempt),
             job=(job.job if job else None) or _job(status, attempt),
-            progress=0.0 if is_starting else _progress(status),
-            seconds=None if is_starting else _between(status.get("started"), self.now),
+            progress=_progress(begun),
+            seconds=None if is_starting else _seconds(status, self.now),
             seconds_left=None if is_starting else left,
         )
 
@@ -214,16 +227,18 @@ class _Look:
             node=_node(status, attempt),
             job=_job(status, attempt),
             progress=_progress(status),
-            seconds=_between(status.get("started"), seconds_of(status.get("updated"))),
+            seconds=_seconds(status, seconds_of(status.get("updated"))),
         )
 
     def _failure(self, row: Row, status: dict, attempt: Attempt | None) -> Failure | None:
         """How it ended. Slurm's word comes first: what it kills may fail in strange ways."""
         if attempt:
-            words = words_of_slurm(attempt.text) or self._words_to_its_task(row, attempt)
-            if words:
+            words = words_of_attempt(attempt.text) or words_of_slurm(attempt.text)
+            if words := words or self._words_to_its_task(row, attempt):
                 return words
         state = status.get("state")
+        if state == "stopped":
+            return failure_of_stop(status)
         if state == "failed":
             return failure_of_error(str(status.get("error") or "no reason given"))
         if state == "interrupted":
@@ -241,7 +256,7 @@ class _Look:
     def _words_to_its_task(self, row: Row, attempt: Attempt) -> Failure | None:
         """Of rows that share a job, for those that were killed: their job's log says why."""
         array, _, task = (attempt.job or "").partition("_")
-        if not task.isdigit() or (attempt.code is not None and attempt.code >= 0):
+        if not task.isdigit() or not (attempt.code in (None, STOPPED) or attempt.code < 0):
             return None
         for call in self._packed_calls:
             if call.job in (array, None) and row.name in call.rows_of_task(int(task)):
@@ -255,6 +270,12 @@ class _Look:
         """The newest first."""
         calls = read_journal(self.batch).calls.values()
         return [call for call in reversed(calls) if call.pack > 1]
+
+
+def _queued(row: Row, begun: dict, cause: str | None, job: QueuedJob | None) -> RowStatus:
+    """What it has reached is not lost while it waits to go on."""
+    number = job.job if job else None
+    return RowStatus(row, "queued", cause=cause, job=number, progress=_progress(begun))
 
 
 def _rows_of_local_runner(batch: Batch) -> tuple[set[str], float]:
@@ -304,9 +325,12 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _between(started: object, end: float | None) -> float | None:
-    start = seconds_of(started)
-    return None if start is None or end is None else max(0.0, end - start)
+def _seconds(status: dict, end: float | None) -> float | None:
+    """Of this attempt up to its end, and of those before it."""
+    start = seconds_of(status.get("started"))
+    if start is None or end is None:
+        return None
+    return max(0.0, end - start) + (_number(status.get("seconds_before")) or 0.0)
 
 
 def _progress(status: dict) -> float:

@@ -19,14 +19,16 @@ from src.submit.slurm import (
     NoSlurm,
     Options,
     QueuedJob,
-    calls_spec,
+    literal,
     one_line,
     read_limits,
     read_queue,
     run_sbatch,
+    runs_spec,
     sbatch_arguments,
     script_of,
     spec_for_slurm,
+    variables,
 )
 from src.submit.status import RowStatus, row_statuses
 
@@ -116,12 +118,13 @@ class Submission:
             self.jobs.append(job)
 
     def _single(self, row: Row) -> list[str]:
-        log = _literal(row.log)
+        log = literal(row.log)
+        options = self.options
         arguments = sbatch_arguments(
-            self.options, name=row.name, log=log, dependency=self.options.after
+            options.code, options.extra, name=row.name, log=log, dependency=options.after
         )
         spec = spec_for_slurm(self.batch, row.name)
-        return [*arguments, str(self.options.script), str(spec)]
+        return [*arguments, str(options.script), str(spec)]
 
     def _array(self, call: Call, rows: Sequence[Row]) -> list[str]:
         """Writes NNN.sh, NNN.script and NNN/; the command that submits them."""
@@ -129,13 +132,15 @@ class Submission:
         folder, copy = script.with_suffix(""), script.with_suffix(".script")
         copy.write_bytes(options.script.read_bytes())  # sbatch takes a copy as well
         num_tasks = self._link(folder, rows)
-        script.write_text(array_script(copy, folder, options.python, pack=options.pack))
+        told = variables(options, copy)
+        script.write_text(array_script(copy, folder, told, pack=options.pack))
         names = [row.name.partition("_")[0] for row in (rows[0], rows[-1])]
         throttle = f"%{options.max_running}" if options.max_running else ""
         arguments = sbatch_arguments(
-            options,
+            options.code,
+            options.extra,
             name=f"{names[0]}-{names[1]}_{self.batch.path.name}",
-            log=f"{_literal(folder)}/%a/job.log",
+            log=f"{literal(folder)}/%a/job.log",
             dependency=":".join(filter(None, [options.after, self._last_array()])),
         )
         return [*arguments, f"--array=0-{num_tasks - 1}{throttle}", str(script)]
@@ -206,7 +211,7 @@ class Submission:
             if call.is_array and job.command == script:
                 return job
             is_live = not call.is_array and job.state not in ENDED
-            if is_live and calls_spec(job, self.batch, call.rows[0]):
+            if is_live and runs_spec(job, spec_for_slurm(self.batch, call.rows[0])):
                 return job
         return None
 
@@ -223,10 +228,6 @@ class Submission:
                     words = f"Slurm does not answer ({error}); {LATER}"
                     raise UserError(words) from None
                 self.sleep(wait)
-
-
-def _literal(path: Path) -> str:
-    return str(path).replace("%", "%%")
 
 
 def _written_since(path: Path, moment: float) -> bool:

@@ -27,6 +27,14 @@ def test_before_there_is_anything_to_save_it_ends_the_run_at_once():
         send(signal.SIGTERM)
 
 
+def test_a_warning_that_comes_early_leaves_time_for_a_step():
+    with Signals() as signals:
+        send(signal.SIGUSR1)
+        assert signals.received == signal.SIGUSR1
+        with pytest.raises(StopRequested, match="SIGTERM"):
+            send(signal.SIGTERM)
+
+
 def test_a_signal_that_comes_twice_does_not_disturb_the_saving():
     """Some clusters send TERM to a child once themselves and once through its parent."""
     with Signals() as signals:

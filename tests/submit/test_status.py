@@ -103,11 +103,16 @@ def test_a_running_row_says_how_far_it_is(row):
     assert status.seconds_left == pytest.approx(240, abs=2)
 
 
-def test_what_an_earlier_job_wrote_is_not_the_progress_of_this_one(row):
+def test_what_an_earlier_job_reached_is_shown_but_not_its_time_left(row):
     put(row, status=running(job="4_0", seconds_left=300))
     status = status_of(row, job("RUNNING"))
     assert (status.state, status.cause) == ("running", "starting")
-    assert (status.progress, status.seconds, status.seconds_left) == (0.0, None, None)
+    assert (status.progress, status.seconds, status.seconds_left) == (0.25, None, None)
+
+
+def test_seconds_of_all_attempts_are_counted(row):
+    put(row, status=running(seconds_before=1000))
+    assert status_of(row, job("RUNNING")).seconds == pytest.approx(1100, abs=2)
 
 
 def test_of_rows_that_share_a_job_one_can_be_over(row):
@@ -290,6 +295,76 @@ def test_slurms_words_to_rows_that_share_a_job_stand_in_the_jobs_log(row, end, n
     pack(row)
     put(row, log=began(job=number) + end)
     assert status_of(row).kind == kind
+
+
+# ---- Stopped, to go on -------------------------------------------------------------------
+
+
+def stopped(**facts) -> dict:
+    return running(state="stopped", signal="SIGUSR1", step=40, job="5_0", updated=ago(50)) | facts
+
+
+@pytest.mark.parametrize(
+    ("in_slurm", "number", "state"),
+    [("PENDING", "5_0", "queued"), ("RUNNING", "5_0", "running"), ("PENDING", "9", "queued")],
+)
+def test_a_stopped_row_waits_with_its_progress(row, in_slurm, number, state):
+    """Requeued, begun again, or with a follow-up in the queue."""
+    log = began(100) + (began(10) if in_slurm == "RUNNING" else "")
+    put(row, status=stopped(), log=log)
+    status = status_of(row, job(in_slurm, number))
+    assert (status.state, status.progress) == (state, 0.25)
+    assert status.cause == {"queued": "Priority", "running": "starting"}[state]
+
+
+def test_a_row_that_slurm_begins_again_keeps_its_progress_until_it_knows_better(row):
+    put(row, status=running(job="5_0", updated=ago(50)), log=began(100) + began(10))
+    assert status_of(row, job("RUNNING")).progress == 0.25
+    put(row, status=running(job="4_0", updated=ago(50)), log=began(100) + began(10))
+    assert status_of(row, job("RUNNING")).progress == 0.25
+
+
+def test_a_stopped_row_goes_on_with_those_that_share_its_job(row):
+    put(row, status=stopped(), log=began(100) + "--- ended: exit code 75 ---\n")
+    status = status_of(row, job("RUNNING"))
+    assert (status.state, status.progress) == ("queued", 0.25)
+    put(row, log=began(100) + "--- ended: exit code 69 ---\n")
+    assert status_of(row, job("RUNNING")).state == "failed"
+
+
+REQUEUED = f"{SLURM}*** JOB 5 ON n CANCELLED AT 2026-11-23T01:20:33 DUE TO JOB REQUEUE ***\n"
+NO_STEP = "not continued after 2 time limits without a step between: raise --time"
+TOO_OFTEN = "not continued after 9 restarts by Slurm: raise --max-preemptions (8)"
+
+
+@pytest.mark.parametrize(
+    ("facts", "end", "kind", "cause"),
+    [
+        ({}, "", "timeout", "stopped with a checkpoint at step 40 and not continued"),
+        ({"signal": "SIGTERM"}, "", "preempted", "stopped with a checkpoint at step 40"),
+        ({"job": None}, "", "interrupted", "stopped with a checkpoint at step 40"),
+        ({"step": None}, "", "timeout", "stopped with a checkpoint and not continued"),
+        ({}, "--- ended: exit code 75 ---\n", "timeout", "stopped with a checkpoint at step 40"),
+        ({}, REQUEUED, "timeout", "stopped with a checkpoint at step 40"),
+        ({"signal": "SIGTERM"}, ENDS[1][0] + "\n", "cancelled", "cancelled"),
+        ({"signal": "SIGTERM"}, ENDS[0][0] + "\n", "timeout", "time limit"),
+        ({}, f"{NO_STEP}\n", "timeout", NO_STEP),
+        ({}, f"{NO_STEP}\n{ENDS[0][0]}\n", "timeout", NO_STEP),
+        ({"updated": ago(200)}, f"{TOO_OFTEN}\n", "preempted", TOO_OFTEN),
+        (None, "--- ended: exit code 75 ---\n", "timeout", "stopped with a checkpoint"),
+    ],
+)
+def test_a_stopped_row_that_nothing_waits_for_has_failed(row, facts, end, kind, cause):
+    put(row, status=None if facts is None else stopped(**facts), log=began(100) + end)
+    status = status_of(row)
+    assert (status.state, status.kind) == ("failed", kind)
+    assert (status.cause or "").startswith(cause)
+
+
+def test_of_rows_that_share_a_job_stopped_ones_learn_from_its_log_why(row):
+    pack(row)
+    put(row, status=stopped(), log=began(job="5_3") + "--- ended: exit code 75 ---\n")
+    assert status_of(row).cause == "time limit"
 
 
 # ---- Whatever lies there -----------------------------------------------------------------

@@ -1,0 +1,201 @@
+"""One attempt at a run, and the request for the next one: what a submit script ends in.
+
+    exec python -m src.submit.attempt [--max-timeouts N] [--max-preemptions N] train.py SPEC
+
+Starts train.py, passes signals on to it, and leaves with its exit code. Where train.py was
+stopped because the time limit is near, Slurm is asked for another attempt
+(src/submit/continuation.py): SIGUSR1 says so, by --signal=B:USR1@120, and SIGTERM where
+Slurm names the time limit as its reason. After any other SIGTERM Slurm has decided: it
+restarts a preempted job by itself, and a cancelled one must not come back.
+
+Exit codes of our own: 75 stopped with a saved state; 69 no attempt follows, and why.
+"""
+
+import os
+import signal
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from src.names import OneLineParser, UserError
+from src.record.claim import live_owner
+from src.record.provenance import slurm_job
+from src.submit.continuation import is_time_limit, next_attempt
+from src.submit.tally import Tally, read_step, read_tally, write_tally
+from src.yaml_files import read_yaml_file
+
+STOPPED, NOT_CONTINUED = 75, 69  # EX_TEMPFAIL, EX_UNAVAILABLE
+STOPPING = {signal.SIGUSR1, signal.SIGTERM}
+SECONDS_BETWEEN_LOOKS = 5  # at a folder in which somebody else runs
+PASSED_ON = STOPPING | {signal.SIGINT, signal.SIGHUP}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    hold_signals()
+    try:
+        options = command_line().parse_args(arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    command = [options.program, options.spec, *options.overrides]
+    job = slurm_job()
+    if job is None:
+        return exit_code(run(command)[0])
+    attempt = Attempt(job, run_folder(options.spec), options)
+    if reason := attempt.begin():
+        return attempt.give_up(reason)
+    if number := attempt.wait_for_folder():
+        return attempt.end(-number, {number})
+    return attempt.end(*run(command))
+
+
+def command_line() -> OneLineParser:
+    parser = OneLineParser(description="Run train.py in a job of Slurm, as often as it takes.")
+    add = parser.add_argument
+    add("--max-timeouts", type=count, default=100, metavar="N", help="time limits to go on after")
+    add("--max-preemptions", type=count, default=1000, metavar="N", help="restarts by Slurm")
+    add("program", help="train.py")
+    add("spec", help="its YAML file")
+    add("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def count(text: str) -> int:
+    if not text.isdigit():
+        raise ArgumentTypeError(f"got {text!r}, expected a whole number from 0 up")
+    return int(text)
+
+
+def run_folder(spec: str) -> Path:
+    """Where the run writes; a file that cannot be read is for train.py to complain of."""
+    with suppress(UserError, OSError):
+        if isinstance(folder := (read_yaml_file(Path(spec)) or {}).get("output_dir"), str):
+            return Path(folder)
+    return Path(spec).parent
+
+
+# ---- The program, and the signals that it gets -------------------------------------------
+
+
+def hold_signals() -> None:
+    """From here on signals wait until run() takes them, and none is lost.
+
+    The submit script ignores SIGUSR1 until now: it would have killed the job. Of what is
+    ignored, as SIGCHLD is by default, POSIX says not whether it can be waited for.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON | {signal.SIGCHLD})
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+
+
+def run(command: Sequence[str]) -> tuple[int, set[int]]:
+    """Run a Python program; (its exit code or minus the signal that killed it, signals heard)."""
+    # A process group of its own: Ctrl-C and `scancel --full` reach us alone, not it twice.
+    child = os.posix_spawn(
+        sys.executable,
+        [sys.executable, *command],
+        os.environ,
+        setpgroup=0,
+        setsigmask=(),
+        setsigdef=PASSED_ON | {signal.SIGCHLD},
+    )
+    heard: set[int] = set()
+    while True:
+        number = signal.sigwait(PASSED_ON | {signal.SIGCHLD})
+        if number != signal.SIGCHLD:
+            heard.add(number)
+            os.kill(child, number)
+            continue
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status), heard
+
+
+def exit_code(code: int) -> int:
+    """As shells give it: 128 + the signal."""
+    return code if code >= 0 else 128 - code
+
+
+# ---- What comes after it -----------------------------------------------------------------
+
+
+class Attempt:
+    """An attempt in a job of Slurm."""
+
+    def __init__(self, job: str, folder: Path, options: Namespace) -> None:
+        """job: '123_4'"""
+        self.job, self.folder, self.options = job, folder, options
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        self.tally = (read_tally(folder) or Tally(job)).begin(job, restarts)
+
+    def begin(self) -> str | None:
+        """Say so, and count what was before; why this attempt must not be, if so."""
+        if "SLURM_ARRAY_TASK_ID" not in os.environ:  # else the array's script has said it
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            node = os.environ.get("SLURMD_NODENAME", "")
+            print(f"--- {now} job {self.job} on {node} ---", flush=True)
+        with suppress(OSError):  # train.py will say what is wrong with the folder
+            write_tally(self.folder, self.tally)
+        number, most = self.tally.preemptions, self.options.max_preemptions
+        if number <= most:
+            return None
+        return f"{number} restarts by Slurm: raise --max-preemptions ({most}) in the submit script"
+
+    def wait_for_folder(self) -> int | None:
+        """While the run goes on elsewhere: a node that Slurm has lost may still be at it.
+
+        The signal that ended the waiting, if one did.
+        """
+        said = None
+        while owner := live_owner(self.folder):
+            if owner != said:
+                print(f"waits for {owner}, where this run goes on", flush=True)
+                said = owner
+            if heard := signal.sigtimedwait(PASSED_ON, SECONDS_BETWEEN_LOOKS):
+                return heard.si_signo
+        return None
+
+    def end(self, code: int, heard: set[int]) -> int:
+        """Ask for another attempt where one is due; the exit code."""
+        was_stopped = code == STOPPED or -code in STOPPING
+        if not (was_stopped and heard & STOPPING):
+            return exit_code(code)
+        if signal.SIGTERM in heard and not is_time_limit(self.job):
+            return exit_code(code)
+        if reason := self._count_time_limit():
+            return self.give_up(reason)
+        if "EXPERIMENT_SHARES_JOB" in os.environ:
+            return STOPPED  # the job asks once, when all its rows have ended
+        if reason := next_attempt(self.job, [self.options.spec], [self.folder]):
+            return self.give_up(reason)
+        print(f"stopped at step {self.tally.step}; Slurm was asked for another attempt")
+        return STOPPED
+
+    def _count_time_limit(self) -> str | None:
+        """Before another attempt is asked for, as Slurm ends us then; why none may follow."""
+        before, step, most = self.tally.step, read_step(self.folder), self.options.max_timeouts
+        self.tally = self.tally.at_time_limit(step)
+        try:
+            write_tally(self.folder, self.tally)
+        except OSError as error:
+            return f"a time limit: {self.folder}: {error.strerror}"
+        if before is not None and step <= before:
+            return "2 time limits without a step between: raise --time, for start-up and a step"
+        if self.tally.time_limits > most:
+            number = self.tally.time_limits
+            return f"{number} time limits: raise --max-timeouts ({most}) in the submit script"
+        return None
+
+    def give_up(self, reason: str) -> int:
+        """Say why no attempt follows; report.py shows this line."""
+        step = read_step(self.folder)
+        print(f"not continued after {reason}; -r goes on from step {step}", file=sys.stderr)
+        return NOT_CONTINUED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
