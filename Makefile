@@ -1,18 +1,22 @@
 # make demo     a first run: sets up .venv, trains on bundled data, draws the curves
 # make test     installs the rest, checks style and types, runs the tests
+# make test-all the same, and the tests that take minutes each
 # make bench    speed and memory beside a bare PyTorch loop and other trainers
 # make format   puts the code into shape
 
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := demo
-.PHONY: demo test lint format bench
+.PHONY: demo test test-all lint format bench
 
 demo: .venv/core
 	$(BIN)/python train.py test_cfg_digits_linear.yaml
 
 test: .venv/test lint
 	$(BIN)/python -m pytest
+
+test-all: .venv/test lint
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: .venv/test
 	$(BIN)/ruff check
@@ -25,6 +29,7 @@ format: .venv/test
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/survival.py
 
 # One stamp an installed set; pyproject.toml is the list.
 .venv/core: pyproject.toml | .venv/bin/uv
