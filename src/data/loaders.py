@@ -5,7 +5,8 @@ processes. Either way the batches are a function of the seed and the step.
 """
 
 import signal
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from src.data.splits import ArraySplit, DatasetSplit, Split
 from src.generators import generators_kept, seed_everything
 
 SECONDS_TO_OUTLIVE = 20  # that worker processes live on after SIGTERM
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
 
 
@@ -153,11 +155,23 @@ def _loaded(
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # else the loader draws from the model's own
     )
-    for inputs, targets in loader:
+    with _signals_blocked():
+        batches = iter(loader)  # starts the workers
+    for inputs, targets in batches:
         yield (
             inputs.to(loading.device, non_blocking=on_gpu),
             targets.to(loading.device, non_blocking=on_gpu),
         )
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """They come afterwards. A worker that is starting would die of SIGTERM, by torch's handler."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _outlive_signals(worker: int) -> None:
@@ -168,6 +182,7 @@ def _outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_OUTLIVE))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def _as_it_is(batch: Batch) -> Batch:
