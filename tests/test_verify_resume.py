@@ -1,0 +1,270 @@
+"""The certificate: given where resuming is right, refused where any part of it is broken."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import verify_resume
+from src.engine import kills
+from src.engine.kills import Failed, Kill, KilledRun, Pace, TooShort, plan
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+from test_data_libsvm import seed_cache, table
+from test_data_timm import idx
+
+ROOT = Path(__file__).parents[1]
+
+# Batch norm and dropout, micro-batches, averages, an optimizer with a memory
+NETWORK = {
+    "model": "tiny/wrn_10_1_0.3",
+    "grad_accum_steps": 2,
+    "averaging": ["ema_0.9", "poly_8"],
+    "optim_alg": "adam",
+    "base_lr": 0.003,
+    "lr_schedule": "cosine",
+}
+DENSE = NETWORK | {
+    "dataset": "sklearn/digits",
+    "clip_norm": 1.0,
+    "train_length": 12,
+    "save_best_checkpoint": True,
+    "save_freq": 4,
+}
+
+
+def sparse(data_dir: Path) -> dict:
+    seed_cache(data_dir, "a1a", table(3000, 123, fill=0.1), np.where(np.arange(3000) % 3, 1, -1))
+    return {
+        "dataset": "libsvm/a1a",
+        "data_dir": str(data_dir),
+        "data_download": False,
+        "data_splits_map": {"train": "train[:2500]", "test": "train[2500:]"},
+        "model": "linear",
+        "batch_size": 20,
+        "grad_accum_steps": 2,
+        "averaging": ["ema_0.99", "poly_8"],
+        "lr_schedule": "cosine",
+        "train_length": 20,
+    }
+
+
+def images(data_dir: Path) -> dict:
+    raw, draw = data_dir / "FashionMNIST" / "raw", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    for part, n in {"train": 300, "t10k": 60}.items():
+        pixels = draw.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx((np.arange(n) % 10).astype(np.uint8)))
+    keys = {"dataset": "timm/torch/fashion_mnist", "data_dir": str(data_dir)}
+    keys |= {"data_download": False, "num_workers": 2, "batch_size": 20, "train_length": 8}
+    return NETWORK | keys
+
+
+# What a fork adds to image_transforms to augment
+AUGMENTED = (
+    "src/data/transforms.py",
+    "    return transform, transform\n",
+    "    from torchvision.transforms import RandomCrop, RandomHorizontalFlip\n"
+    "    augmented = [RandomCrop((height, width), padding=2), RandomHorizontalFlip()]\n"
+    "    return Compose([*augmented, *transform.transforms]), transform\n",
+)
+
+
+def fork(folder: Path, *edits: tuple[str, str, str]) -> Path:
+    """A copy of the code in which each (file, text, other text) was replaced."""
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for script in ("train.py", "verify_resume.py"):
+        shutil.copy(ROOT / script, folder)
+    for file, text, other in edits:
+        before = (folder / file).read_text()
+        assert before.count(text) == 1, f"{file} reads otherwise now: {text}"
+        (folder / file).write_text(before.replace(text, other))
+    return folder
+
+
+def certificate(code: Path, keys: dict, tmp_path: Path, *options: str) -> tuple[int, str]:
+    """The exit code, and what was printed."""
+    config, temporary = tmp_path / "cfg.yaml", tmp_path / "temporary"
+    config.write_text(yaml.safe_dump(keys))
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, code / "verify_resume.py", config, *options],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    return done.returncode, done.stdout
+
+
+# ---- Whole certificates ------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["dense", "sparse", "images"])
+def test_twenty_kills_leave_no_trace(tmp_path, family):
+    keys = {"dense": lambda _: DENSE, "sparse": sparse, "images": images}[family](tmp_path)
+    code = fork(tmp_path / "fork", AUGMENTED) if family == "images" else ROOT
+    returncode, text = certificate(code, keys, tmp_path)
+    assert returncode == 0, text
+    assert text.startswith("20 kills (7 KILL, 7 TERM, 6 USR1; ")
+    parts = "weights, optimizer, sums, av, av2, " + ("best, " if family == "dense" else "")
+    rows = f"{keys['train_length']} rows of stats"
+    assert text.endswith(f": {parts}random generators and {rows} are equal, byte for byte\n")
+    assert "in the writing of a state" in text
+    assert not list((tmp_path / "temporary").glob("verify_resume.*"))
+
+
+FAULTS = {
+    "optimizer": (
+        'parts = {"model": model, "optimizer": learner.optimizer, "stats"',
+        'parts = {"model": model, "stats"',
+    ),
+    "first_batch": ("first_step=state.step,", "first_step=0,"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_left_out_of_the_state_is_found(tmp_path, fault):
+    code = fork(tmp_path / "fork", ("train.py", *FAULTS[fault]))
+    keys = DENSE | {"model": "linear", "train_length": 40}
+    returncode, text = certificate(code, keys, tmp_path, "--kills=3", "--seed=0")
+    assert returncode == 1
+    assert "straight and killed run differ (--seed 0):\n  weights " in text
+    folder = Path(text.splitlines()[-1].removeprefix("both runs are kept in "))
+    assert {"straight", "killed"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_run_too_short_is_no_certificate(tmp_path):
+    keys = DENSE | {"model": "linear", "train_length": 2}
+    returncode, text = certificate(ROOT, keys, tmp_path)
+    assert (returncode, text) == (
+        1,
+        "a run of 30 steps: too short for 20 kills; take a longer train_length, or fewer --kills\n",
+    )
+    assert not list((tmp_path / "temporary").glob("verify_resume.*"))
+
+
+def test_ctrl_c_ends_the_run_and_removes_its_folder(tmp_path):
+    config, temporary = tmp_path / "cfg.yaml", tmp_path / "temporary"
+    config.write_text(yaml.safe_dump(DENSE | {"train_length": 10_000}))
+    temporary.mkdir()
+    env = os.environ | {"TMPDIR": str(temporary)}
+    command = [sys.executable, ROOT / "verify_resume.py", config]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        while not (logs := list(temporary.glob("*/straight/training.log"))):
+            time.sleep(0.02)
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == "interrupted\n"
+    assert process.returncode == 130
+    assert not logs[0].exists()
+    assert not list(temporary.iterdir())
+
+
+# ---- Its parts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_kills", [1, 2, 3, 7, 20, 50])
+def test_a_plan_has_each_signal_and_moment(num_kills):
+    planned = plan(num_kills, range(100, 5100, 100), random.Random(0))
+    signals = Counter(kill.signal for kill in planned)
+    assert sum(signals.values()) == num_kills
+    assert max(signals.values()) - min(signals[number] for number in kills.SIGNALS) <= 1
+    assert [kill.step for kill in planned] == sorted(kill.step for kill in planned)
+    assert planned[-1].step < 0.8 * 5000
+    moments = Counter(kill.moment for kill in planned)
+    assert {moments[m] for m in kills.MOMENTS if m != kills.TRAINING} == {num_kills // 5}
+    of_writing = {kill.signal for kill in planned if kill.moment == kills.WRITING}
+    assert of_writing <= {signal.SIGKILL}
+
+
+def test_few_epochs_are_not_all_spent_on_waiting_for_their_ends():
+    moments = Counter(kill.moment for kill in plan(20, [100, 200, 300], random.Random(0)))
+    assert moments[kills.EVALUATION] == 1
+    with pytest.raises(TooShort, match="a run of 119 steps: too short for 20 kills"):
+        plan(20, [119], random.Random(0))
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """killed(script, signal): a run of that script instead of train.py, killed once."""
+
+    def attempt(script: str, number: signal.Signals) -> KilledRun:
+        fake = tmp_path / "fake.py"
+        fake.write_text(script)
+        (tmp_path / "killed").mkdir()
+        monkeypatch.setattr(kills, "TRAIN", fake)
+        pace = Pace(startup=0.0, training=1.0, evaluation=0.0, epoch_ends=[10, 20])
+        moment = kills.TRAINING if "state" in script else kills.STARTUP
+        run = KilledRun(tmp_path, pace, [Kill(number, moment, 0.0)], random.Random(0))
+        run.attempt(0)
+        return run
+
+    return attempt
+
+
+STATE = """
+import pathlib, signal, sys, time
+state = pathlib.Path(sys.argv[3].partition("=")[2].strip('"')) / "state"
+"""
+SAVES = "state.mkdir(); (state / '000000001.state').touch(); time.sleep(60)"
+
+
+def test_a_kill_that_did_what_it_should(killed):
+    run = killed("import time; time.sleep(60)", signal.SIGTERM)
+    assert run.in_words() == "1 kills (1 TERM; 1 in start-up)"
+
+
+def test_an_attempt_that_dies_by_itself_shows_its_end(killed):
+    script = STATE + "print('about to fail'); raise ValueError('the cause')"
+    with pytest.raises(Failed, match=r"attempt 1, SIGUSR1: exit code 1:\n(?s:.)*the cause"):
+        killed(script, signal.SIGUSR1)
+
+
+def test_a_wrong_exit_code_after_a_signal(killed):
+    handler = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3)); "
+    with pytest.raises(Failed, match="attempt 1, SIGTERM: exit code 3"):
+        killed(STATE + handler + SAVES, signal.SIGTERM)
+
+
+def test_a_run_that_ignores_its_signal(killed, monkeypatch):
+    monkeypatch.setattr(kills, "SECONDS_TO_END", 0.2)
+    ignored = "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    with pytest.raises(Failed, match="SIGTERM: it goes on after 0 s"):
+        killed(STATE + ignored + SAVES, signal.SIGTERM)
+
+
+def test_a_run_that_is_over_before_its_kill(killed):
+    with pytest.raises(TooShort, match="the run ended after 0 kills: too short for 1 kills"):
+        killed(STATE, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--kills", "0"], "--kills: got 0, expected a whole number from 1 up"),
+        (["modle=linear"], "modle='linear': there is no such key; did you mean 'model'? All keys"),
+        (["--output", "{full}"], "--output: {full} is not empty"),
+        (["--times", "3"], "unrecognized arguments: --times"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, arguments, line):
+    (tmp_path / "cfg.yaml").write_text("model: linear\n")
+    given = [text.format(full=tmp_path) for text in arguments]
+    assert verify_resume.main([str(tmp_path / "cfg.yaml"), *given]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(line.format(full=tmp_path))
+    assert shown.count("\n") == 1
