@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,13 +15,14 @@ import torch
 import yaml
 
 import train
-from src.config import make_config
+from src.config import make_config, save_config
 from src.engine import saving
 from src.engine.signals import StopRequested
 from src.engine.state_files import StateFiles
 from src.names import UserError
 from train import experiment_generator, main, run_experiment
 
+ROOT = Path(__file__).parents[1]
 TIMES = ("time", "timestamp", "data_time", "training_seconds", "run_seconds")
 
 
@@ -170,13 +173,18 @@ def test_stopped_within_an_evaluation_it_draws_the_same(digits, tmp_path, monkey
     assert ends[0] == ends[1]
 
 
-def test_killed_after_the_last_state_it_only_finishes(digits, tmp_path, monkeypatch):
+KILLED_BEFORE_DONE = """
+import os, sys, train
+train.RunFolder.finish = lambda *_: os._exit(9)
+train.main([sys.argv[1]])
+"""
+
+
+def test_killed_after_the_last_state_it_only_finishes(digits, tmp_path):
     config = digits()
-    with monkeypatch.context() as killed:
-        killed.setattr(train.RunFolder, "finish", lambda *_: os._exit(9))
-        if (child := os.fork()) == 0:
-            run_experiment(config)
-        os.waitpid(child, 0)
+    save_config(config, tmp_path / "cfg.yaml")
+    command = [sys.executable, "-c", KILLED_BEFORE_DONE, tmp_path / "cfg.yaml"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 9
     before = (tmp_path / "run" / "stats.csv").read_bytes()
     assert not (tmp_path / "run" / "done").exists()
     assert len(run_experiment(config)) == 2
