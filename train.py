@@ -116,13 +116,13 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         # An earlier attempt is continued. Else what is null is drawn or found here, once, and
         # written to config.yaml: running that file is running this experiment again.
         files = StateFiles(folder.path and folder.path / "state", folder.ensure_ours)
-        saved = files.newest()
-        asked = config
+        saved, asked = files.newest(), config
+        is_continued = bool(saved)
         config = continued(config, saved["config"]) if saved else draw_missing(config)
         device = pick_device(config.device)
         data = build_data(config, model_preprocessing(config))
         found = {name: len(split) for name, split in data.splits.items()}
-        check_same_data(config, found, is_continued=bool(saved))
+        check_same_data(config, found, is_continued=is_continued)
         config = replace(
             config,
             host_name=platform.node(),
@@ -144,7 +144,9 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             label_smoothing=config.label_smoothing,
             class_weights=None if weights is None else torch.tensor(weights, device=device),
         )
-        model = build_model(config, data.input_shape, data.n_classes).to(device)
+        no_weights = {"model_weights": None, "model_pretrained": False}  # the state has them
+        initial = replace(config, **no_weights) if saved else config
+        model = build_model(initial, data.input_shape, data.n_classes).to(device)
         can_spread = config.multi_gpu and isinstance(train_split, DatasetSplit)
         learner = Learner(
             model=model,
@@ -191,16 +193,17 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             if state.outcome == "finished" and state.step < num_steps:
                 state.outcome = None  # train_length has grown
             logger.info("goes on after step {} of {}", state.step, num_steps)
-
+            saved = None  # its tensors have been copied
         state.run.start()
         progress.start(num_steps, step=state.step, samples=timeline.samples_after(state.step))
         folder.start(
             asked,
             config,
-            is_continued=bool(saved),
+            is_continued=is_continued,
             facts=lambda: state.facts() | progress.status(state.step),
         )
         log_setup(config, sum(p.numel() for p in model.parameters()), device)
+        saver = resources.enter_context(Saver(files, state, minutes=config.checkpoint_minutes))
         batches = training_batches(
             train_split,
             loading,
@@ -210,8 +213,6 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         )
         resources.callback(batches.close)  # ends worker processes
         signals.wait_for_steps()
-        saver = Saver(files, state, minutes=config.checkpoint_minutes)
-        resources.enter_context(saver)
         if state.outcome:  # it was killed after the last step
             with folder.paused(), signals.released():
                 yield stats.frame(), model
@@ -271,7 +272,8 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
 
             # Save: the row, then weights where they are asked for.
             row = stats.add(epoch, state.step, results)
-            folder.save_stats(stats.frame())
+            frame = stats.frame()
+            folder.save_stats(frame)
             is_best = best is not None and state.outcome != "diverged" and best.update(epoch, row)
             if is_best and config.save_best_checkpoint:
                 save_weights(folder.checkpoint("best"), epoch, model, learner.averages)
@@ -290,7 +292,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
 
             # The caller's turn: what it draws or logs does not touch this run.
             with generators_kept(), folder.paused(), signals.released():
-                yield stats.frame(), model
+                yield frame, model
             if not state.outcome:
                 saver.at_epoch_end()
 

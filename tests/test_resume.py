@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from src.engine import saving
 from src.engine.signals import StopRequested
 from src.engine.state_files import StateFiles
 from src.names import UserError
+from src.record import claim
 from train import experiment_generator, main, run_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -216,6 +218,45 @@ def test_an_unfinished_run_refuses_another_configuration(digits, interrupt):
     run_experiment(digits(log_interval=3, checkpoint_minutes=1, num_workers=2))
 
 
+@pytest.mark.parametrize("name", ["spec.yaml", "config.yaml"])
+def test_editing_the_folders_own_files_makes_it_no_other_run(digits, tmp_path, capsys, name):
+    run_experiment(digits(lr_schedule="cosine"))
+    path = tmp_path / "run" / name
+    for key, value in {"train_length": 4, "base_lr": 0.5}.items():
+        values = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump(values | {key: value}))
+        assert main([str(path)]) == 2
+        assert f"holds a finished run that differs in {key}" in capsys.readouterr().err
+        path.write_text(yaml.safe_dump(values))
+    assert main([str(path)]) == 0
+
+
+def test_a_state_of_code_with_other_keys_says_where_the_key_stands(digits, tmp_path, interrupt):
+    interrupt(4)
+    with pytest.raises(StopRequested):
+        run_experiment(digits())
+    files = StateFiles(tmp_path / "run" / "state")
+    state = files.newest()
+    state["config"]["asked"]["my_idea"] = 1
+    files.save(state["step"], state)
+    with pytest.raises(UserError, match="the saved run is of other code: my_idea"):
+        run_experiment(digits())
+
+
+def test_weights_to_start_from_are_not_needed_to_go_on(digits, tmp_path, interrupt):
+    run_experiment(digits(output_dir=str(tmp_path / "first"), save_freq=2))
+    weights = tmp_path / "first" / "checkpoints" / "epoch_0002.pt"
+    straight = digits(output_dir=str(tmp_path / "straight"), model_weights=str(weights))
+    run_experiment(straight)
+    interrupt(4)
+    stopped = digits(model_weights=str(weights))
+    with pytest.raises(StopRequested):
+        run_experiment(stopped)
+    weights.unlink()
+    run_experiment(stopped)
+    assert end_of(stopped) == end_of(straight)
+
+
 def test_what_was_drawn_is_not_drawn_again(digits, tmp_path, interrupt):
     drawn = {"seed_model": None, "seed_training": None}
     drawn |= {"base_lr": "10 ** np.random.uniform(-3, -2)"}
@@ -273,6 +314,26 @@ def cfg_main(tmp_path):
         return main([str(tmp_path / "cfg.yaml")])
 
     return run
+
+
+def test_what_a_kill_has_left_half_written_is_removed(digits, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    torn = [".stats.csv.123", ".status.json.7", "checkpoints/.best.pt.99"]
+    for name in torn:
+        (tmp_path / "run" / name).write_text("half")
+    (tmp_path / "run" / ".mine").write_text("kept")
+    run_experiment(digits(save_best_checkpoint=True))
+    left = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob(".*")}
+    assert left == {".mine"}
+
+
+def test_a_folder_that_is_removed_in_mid_run_is_said_to_be(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "SECONDS_BETWEEN_BEATS", 0.0)
+    generator = experiment_generator(digits(train_length=4))
+    next(generator)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match="run was removed"):
+        list(generator)
 
 
 def test_an_early_stop_is_final(cfg_main, capsys, tmp_path):
@@ -333,7 +394,7 @@ def test_a_disk_that_fills_up_is_reported_and_costs_nothing(
         while not state.exists():  # a thread writes it
             time.sleep(0.01)
     small_files(1000)
-    with pytest.raises(UserError, match=r"could not be saved .*start again to finish"):
+    with pytest.raises(UserError, match=r"could not be saved .*start again when there is room"):
         list(generator)
     folder = tmp_path / "run"
     small_files(None)
@@ -361,7 +422,7 @@ def test_stats_that_cannot_be_written_are_written_later_or_there_is_no_done(
     assert len([*generator]) == 2
     assert len(pd.read_csv(tmp_path / "run" / "stats.csv")) == 4
     words = capsys.readouterr().err
-    assert "stats.csv: File too large, and trying again" in words
+    assert words.count("stats.csv: File too large; trying again every epoch") == 1
     assert "training.log: File too large: lines are missing" in words
 
 

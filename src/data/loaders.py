@@ -18,7 +18,7 @@ from src.data.order import batches_from, example_seeds
 from src.data.splits import ArraySplit, DatasetSplit, Split
 from src.generators import generators_kept, seed_everything
 
-SECONDS_TO_OUTLIVE = 20  # that worker processes live on after SIGTERM
+SECONDS_TO_OUTLIVE = 120  # that worker processes live on after SIGTERM: a step, and more
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
 

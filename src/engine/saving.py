@@ -1,5 +1,6 @@
 """When the state of a run is saved: by the clock, at ends of epochs, on a signal, at the end."""
 
+import sys
 import threading
 from math import inf
 from time import perf_counter
@@ -37,8 +38,10 @@ class Saver:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, StopRequested | GeneratorExit):  # the state is whole then
-            self._report(self.now())
+        if isinstance(error, StopRequested):
+            self._at_stop()
+        elif isinstance(error, GeneratorExit) and not sys.is_finalizing():
+            self._report(self.now())  # the state is whole then
         elif self.thread:
             self.thread.join()
 
@@ -52,17 +55,25 @@ class Saver:
         if (perf_counter() - self.last) * SHARE >= self.cost:
             self._start()
 
+    def _at_stop(self) -> None:
+        """Raises UserError where there is nothing to go on from."""
+        error = self.now()
+        if error and self.files.folder and not self.files.paths():
+            raise UserError(f"stopped, and no state could be saved: {error}")
+        self._report(error)
+
     def at_end(self) -> None:
         """The state of a run that is over. Raises UserError where the disk refuses."""
         error = self.now()
         if isinstance(error, OSError):
-            raise UserError(f"the last state could not be saved ({error}); start again to finish")
+            why = f"the last state could not be saved ({error.strerror or error})"
+            raise UserError(f"{why}; start again when there is room")
         self._report(error)
 
     def now(self) -> Exception | None:
         """Save and wait until it is on disk; what prevented it."""
         self._finish_thread()
-        self._write(self.state.step, snapshot(self.state.state_dict()))
+        self._write(self.state.step, [snapshot(self.state.state_dict())])
         error, self.error = self.error, None
         return error
 
@@ -71,17 +82,17 @@ class Saver:
             return  # the disk is slower than the clock
         self._finish_thread()
         started = perf_counter()
-        content = snapshot(self.state.state_dict())
+        arguments = (self.state.step, [snapshot(self.state.state_dict())])
         self.cost = perf_counter() - started
         self.last, self.due = started, started + self.seconds_between
-        arguments = (self.state.step, content)
         self.thread = threading.Thread(target=self._write, args=arguments, name="saving")
         self.thread.start()
 
-    def _write(self, step: int, content: dict[str, Any]) -> None:
+    def _write(self, step: int, content: list[dict[str, Any]]) -> None:
+        """content: one snapshot, taken out of the list so that its memory is free when written."""
         started = perf_counter()
         try:
-            self.files.save(step, content)
+            self.files.save(step, content.pop())
             self._prove()
         except Exception as error:  # reported by the main thread, whose log it is
             self.error = error
@@ -91,7 +102,11 @@ class Saver:
     def _prove(self) -> None:
         """The first file is read again: an optimizer may hold what no file without pickle can."""
         if not self.is_proven and (paths := self.files.paths()):
-            read_state(paths[0])
+            try:
+                read_state(paths[0], device="meta")
+            except BrokenState:
+                paths[0].unlink()  # it would be in the way of starting anew
+                raise
         self.is_proven = True
 
     def _finish_thread(self) -> None:
@@ -105,11 +120,11 @@ class Saver:
         if isinstance(error, UserError):  # the folder is not ours any more
             raise error
         if isinstance(error, BrokenState):
-            logger.warning("the state of this run {}: it cannot be continued", error)
+            logger.warning("the state of this run {}: the run cannot be continued", error)
         elif error:
             kept = self.files.paths()
             logger.warning(
                 "the state could not be saved ({}); {}",
-                error,
+                getattr(error, "strerror", None) or error,
                 f"{kept[0]} is kept" if kept else "there is none yet",
             )

@@ -5,6 +5,7 @@ in the handler itself: logging and torch may be in the middle of something there
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -35,20 +36,35 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.num_interrupts = 0
-        self.is_waiting = False
+        self.is_waiting = self.is_over = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in NUMBERS}
+        self._take(*NUMBERS)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.before = {}
+        self.is_over = True
+        if not sys.is_finalizing():
+            self._give_back(*NUMBERS)
+
+    def _take(self, *numbers: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                self.before[number] = signal.signal(number, self._note)
+
+    def _give_back(self, *numbers: int) -> None:
+        """Where the handler is another's by now, ours stays below it, and hands on."""
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                if number in self.before and signal.getsignal(number) == self._note:
+                    signal.signal(number, self.before[number])
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.is_over:
+            signal.signal(number, self.before[number])
+            signal.raise_signal(number)
+            return
         self.num_interrupts += number == signal.SIGINT
         if self.num_interrupts > 1:
             raise KeyboardInterrupt
@@ -74,9 +90,9 @@ class Signals:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """While the caller has the turn, signals are the caller's."""
-        self.__exit__()
+        """While the caller has the turn, Ctrl-C is the caller's."""
+        self._give_back(signal.SIGINT)
         try:
             yield
         finally:
-            self.__enter__()
+            self._take(signal.SIGINT)

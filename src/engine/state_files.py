@@ -6,8 +6,8 @@ weights_only=True, so nothing in it is ever executed.
 """
 
 import hashlib
-import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,31 +52,44 @@ def write_state(
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # torch's own of a write that failed
-            raise OSError(f"cannot write {path}: {error}") from error
+        if isinstance(error, RuntimeError) and hashing.error:  # torch's own words are no help
+            raise hashing.error from None
         raise
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """What was written. Raises BrokenState where the file is not what write_state left."""
+def read_state(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """What was written, tensors on the device ("meta": without their values).
+
+    Raises BrokenState where the file is not what write_state left.
+    """
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            _check(file)
+            file.seek(HEADER)
+            return torch.load(file, map_location=device, weights_only=True)
+    except BrokenState:
+        raise
     except OSError as error:
         raise BrokenState(f"cannot be read ({error.strerror})", is_torn=False) from None
-    header, content = data[:HEADER], memoryview(data)[HEADER:]
+    except Exception as error:  # whole, but of another torch, or holding what it refuses
+        *_, what = [type(error).__name__, *re.findall(r"Unsupported [\w: .]*\w", str(error))]
+        raise BrokenState(f"cannot be read by this torch ({what})", is_torn=False) from None
+
+
+def _check(file: BinaryIO) -> None:
+    """The mark, the version and the checksum; in pieces, as a state may be as large as memory."""
+    header = file.read(HEADER)
     if not header.startswith(MARK):
         raise BrokenState("is no state file")
     version = int.from_bytes(header[16:24], "little")
     if version != VERSION:
         why = f"has version {version}, this code reads {VERSION}"
         raise BrokenState(why, is_torn=False)
-    if header != _header(hashlib.sha256(content).digest()):
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    if header != _header(digest.digest()):
         raise BrokenState("has a wrong checksum")
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whole, but of another torch
-        why = f"cannot be read by this torch ({type(error).__name__})"
-        raise BrokenState(why, is_torn=False) from None
 
 
 def _header(digest: bytes) -> bytes:
@@ -88,10 +101,15 @@ class _Hashing:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -135,12 +153,14 @@ class StateFiles:
                 content = read_state(path)
                 break
             except BrokenState as error:
-                logger.warning("{} {}: the one before it is used", path, error)
+                logger.warning("{} {}: it is put aside", path, error)
                 broken[path] = error
         for path, why in broken.items():
             if content is None and not why.is_torn:
                 raise UserError(f"{path} {why}; delete {path.parent} to start anew")
             path.rename(path.with_suffix(".broken"))
+        if broken:
+            logger.warning("the one before it is used" if content else "no state is left")
         return content
 
     def paths(self) -> list[Path]:

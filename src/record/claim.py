@@ -63,8 +63,10 @@ class Claim:
         if other is None:  # a challenger may have pushed it aside by mistake: it puts it back
             time.sleep(1)
             other = self._read()
-        if not other or other.get("token") != self.identity["token"]:
-            host = (other or {}).get("host", "nobody")
+        if not other:
+            raise LostClaim(f"{self.path.parent} was removed, or the claim in it")
+        if other.get("token") != self.identity["token"]:
+            host = other.get("host")
             raise LostClaim(f"{self.path.parent} was taken over by a process on {host}")
         self.verified = time.time()
 

@@ -16,11 +16,13 @@ done             what ended the run, and why; there only if it ended by itself
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -57,6 +59,7 @@ class RunFolder:
         self.state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "error": None}
         self.facts: Callable[[], dict[str, Any]] = dict
         self.next_status = 0.0
+        self.configs: dict[str, Any] = {}  # asked for and in force, as plain values
         self.stats_text: str | None = None  # that could not be written yet
         self.differences: list[str] = []
         self.claim: Claim | None = None
@@ -91,6 +94,10 @@ class RunFolder:
             raise UserError(
                 f"output_dir: {self.path} holds a finished run; choose another or delete it"
             )
+        for folder in (self.path, self.path / "checkpoints"):
+            for torn in folder.glob(".*"):  # of a run that was killed while it wrote
+                if re.fullmatch(r"\.(?!claim).+\.\d+", torn.name):
+                    torn.unlink(missing_ok=True)
 
     def _begin_attempt(self) -> None:
         if not self.path:
@@ -165,6 +172,7 @@ class RunFolder:
         facts: what status.json says of the progress, asked whenever it is written.
         """
         self.facts = facts
+        self.configs = {"asked": asdict(asked), "in_force": asdict(in_force)}
         if not self.path:
             return
         if (self.path / "done").exists() and not is_continued:
@@ -176,8 +184,7 @@ class RunFolder:
         else:
             for stale in ("stats.csv", "curves.png"):
                 (self.path / stale).unlink(missing_ok=True)
-            for stale in ("checkpoints", "state"):
-                shutil.rmtree(self.path / stale, ignore_errors=True)
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         spec = self.path / "spec.yaml"
         try:
             if not spec.exists() or make_config(read_yaml_file(spec)) != asked:
@@ -189,11 +196,14 @@ class RunFolder:
     def save_stats(self, frame: pd.DataFrame) -> None:
         """A disk that is full is reported; the file of before stays, and the run goes on."""
         if path := self._ours():
+            is_first = self.stats_text is None
             self.stats_text = frame.to_csv()
             try:
                 self._write_stats(path)
             except OSError as error:
-                logger.warning("{}, and trying again", _cannot_write(path / "stats.csv", error))
+                if is_first:
+                    words = _cannot_write(path / "stats.csv", error)
+                    logger.warning("{}; trying again every epoch", words)
 
     def _write_stats(self, path: Path) -> None:
         if self.stats_text is not None:
@@ -223,6 +233,7 @@ class RunFolder:
         logger.log(level, "{}: {}", outcome, reason)
         if path := self._ours():
             end = {"outcome": outcome, "reason": reason, "time": _now(), **self.facts()}
+            end |= self.configs
             try:
                 self._write_stats(path)
                 write_atomically(path / "done", json.dumps(end, indent=1) + "\n")

@@ -33,10 +33,7 @@ def is_finished(config: Config) -> bool:
         return False
     differing = differing_keys(config, _configs_of(folder))
     if differing and not _is_longer(config, _configs_of(folder)):
-        raise UserError(
-            f"output_dir: {folder} holds a finished run that differs in {', '.join(differing)}; "
-            "choose another output_dir, or delete that folder"
-        )
+        raise _other_run(folder, "finished", differing)
     return not (differing and _reached_its_length(folder))
 
 
@@ -54,15 +51,22 @@ def continued(config: Config, saved: Mapping[str, Any]) -> Config:
     saved: those asked for and in force, as plain values. Raises UserError where config asks
     for another run.
     """
-    earlier = [make_config(saved["in_force"]), make_config(saved["asked"])]
+    earlier = _configs_of_state(saved)
     differing = differing_keys(config, earlier)
     if differing and not _is_longer(config, earlier):
-        raise UserError(
-            f"output_dir: {config.output_dir} holds an unfinished run that differs in "
-            f"{', '.join(differing)}; choose another output_dir, or delete that folder"
-        )
+        raise _other_run(config.output_dir, "unfinished", differing)
     free = {key: getattr(config, key) for key in [*WITHOUT_EFFECT, "train_length"]}
     return replace(earlier[0], **free)
+
+
+def _other_run(folder: str | Path | None, kind: str, differing: Sequence[str]) -> UserError:
+    article = "an" if kind == "unfinished" else "a"
+    hint = f" (only a longer one may, with {' or '.join(ENDLESS)})"
+    return UserError(
+        f"output_dir: {folder} holds {article} {kind} run that differs in {', '.join(differing)}"
+        + hint * (list(differing) == ["train_length"])
+        + "; choose another output_dir, or delete that folder"
+    )
 
 
 def check_same_data(config: Config, found: dict[str, int], *, is_continued: bool) -> None:
@@ -117,13 +121,30 @@ def _finished_folder(config: Config) -> Path | None:
 
 def _reached_its_length(folder: Path) -> bool:
     """Not stopped early, and not diverged: those a longer run would not change."""
+    return _done(folder).get("outcome") == "finished"
+
+
+def _done(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "done").read_text())["outcome"] == "finished"
-    except (ValueError, TypeError, KeyError):
-        return False
+        content = json.loads((folder / "done").read_text())
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):  # older experiments leave it empty
+        return {}
+
+
+def _configs_of_state(saved: Mapping[str, Any]) -> list[Config]:
+    """[in force, asked] of a saved run."""
+    try:
+        return [make_config(saved["in_force"]), make_config(saved["asked"])]
+    except UserError as error:
+        raise UserError(f"the saved run is of other code: {error}") from None
 
 
 def _configs_of(folder: Path) -> list[Config]:
+    """As `done` holds them: people edit the files beside it, which older runs have alone."""
+    done = _done(folder)
+    if {"asked", "in_force"} <= done.keys():
+        return _configs_of_state(done)
     configs = []
     for name in ("spec.yaml", "config.yaml"):
         if (folder / name).exists():

@@ -1,3 +1,4 @@
+import signal
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from loguru import logger
 
 from src.engine import saving
 from src.engine.saving import Saver
+from src.engine.signals import StopRequested
 from src.engine.state import State
 from src.engine.state_files import StateFiles, read_state
 from src.names import UserError
@@ -102,10 +104,33 @@ def test_training_goes_on_while_a_state_is_written(state, tmp_path, monkeypatch)
 def test_what_no_file_can_hold_is_said_at_once(state, tmp_path, warnings):
     state.parts["part"].weight = {"path": Path("x")}
     with saver_of(state, tmp_path) as saver:
-        saver.now()
         saver.at_epoch_end()
         saver.at_end()
-    assert "it cannot be continued" in warnings[0]
+    assert "Unsupported global: GLOBAL pathlib" in warnings[0]
+    assert "the run cannot be continued" in warnings[0]
+    assert saved(tmp_path) == []  # it would be in the way of starting anew
+
+
+@pytest.mark.parametrize("content", [Path("x"), lambda: None])
+def test_stopped_without_any_state_it_does_not_promise_to_go_on(state, tmp_path, content):
+    state.parts["part"].weight = content
+    words = "no state could be saved"
+    with pytest.raises(UserError, match=words), saver_of(state, tmp_path):
+        raise StopRequested(signal.SIGTERM)
+    with pytest.raises(StopRequested), saver_of(state, None):
+        raise StopRequested(signal.SIGTERM)
+
+
+def test_a_full_disk_is_called_by_its_name(state, tmp_path, small_files, warnings):
+    with saver_of(state, tmp_path) as saver:
+        small_files(100)
+        with pytest.raises(UserError, match=r"\(File too large\); start again when there is room"):
+            saver.at_end()
+        saver.at_epoch_end()
+    with saver_of(state, tmp_path) as saver:
+        saver._report(saver.now())
+    small_files(None)
+    assert "could not be saved (File too large); there is none yet" in warnings[-1]
 
 
 def test_a_run_without_a_folder_saves_nothing(state, monkeypatch):

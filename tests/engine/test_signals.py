@@ -55,21 +55,44 @@ def test_a_second_ctrl_c_ends_it_at_once():
     assert not isinstance(stopped.value, StopRequested)
 
 
-def test_the_callers_handlers_are_in_force_in_its_turn_and_afterwards():
-    noted = []
-    before = signal.signal(signal.SIGTERM, lambda *_: noted.append("caller"))
-    try:
-        with Signals() as signals:
-            signals.wait_for_steps()
-            with signals.released():
-                send(signal.SIGTERM)
-            assert signals.received is None
+@pytest.fixture
+def noted():
+    """What the caller's own handlers have heard."""
+    heard, before = [], {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, lambda *what: heard.append(what[0]))
+    yield heard
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_in_the_callers_turn_ctrl_c_is_the_callers_and_warnings_are_not_lost(noted):
+    with Signals() as signals:
+        signals.wait_for_steps()
+        with signals.released():
+            send(signal.SIGINT)
+            assert noted == [signal.SIGINT]
             send(signal.SIGTERM)
-            assert signals.received == signal.SIGTERM
-        send(signal.SIGTERM)
-        assert noted == ["caller", "caller"]
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        with pytest.raises(StopRequested, match="SIGTERM"):
+            signals.check()
+        send(signal.SIGINT)
+    assert noted == [signal.SIGINT]
+    send(signal.SIGTERM)
+    assert noted == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_runs_that_take_turns_and_end_in_any_order_leave_the_callers_handlers(noted):
+    first, second = Signals(), Signals()
+    for signals in (first, second):
+        signals.__enter__()
+        signals.wait_for_steps()
+    first.__exit__()
+    send(signal.SIGTERM)
+    assert second.received == signal.SIGTERM
+    second.__exit__()
+    send(signal.SIGTERM)
+    send(signal.SIGTERM)
+    assert noted == [signal.SIGTERM] * 2
 
 
 def test_in_another_thread_nothing_is_changed():
