@@ -1,5 +1,8 @@
 import random
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,3 +124,34 @@ def test_loading_leaves_the_generators_of_the_training_process_alone(num_workers
     seen = torch.cat([t for _, t in evaluation_batches(split, Loading(10, CPU, num_workers))])
     assert seen.tolist() == list(range(23))
     assert states() == before
+
+
+SIGNALLED_WORKERS = """
+import os, signal, torch
+from src.data.loaders import Loading, training_batches
+from src.data.splits import DatasetSplit
+
+class Numbers:
+    def __len__(self): return 40
+    def __getitem__(self, i): return torch.full((1, 2, 2), float(i)), i
+
+def same(x): return x
+
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
+split = DatasetSplit(Numbers(), same, same)
+loading = Loading(4, torch.device("cpu"), num_workers=2)
+batches = training_batches(split, loading, seed=0, steps_per_pass=10)
+print(sum(len(next(batches)[1]) for _ in range(10)))
+batches.close()
+"""
+
+
+def test_a_signal_that_comes_while_workers_start_does_not_kill_them():
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED_WORKERS],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.returncode) == ("40\n", 0), done.stderr
