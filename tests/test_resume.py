@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -202,6 +203,30 @@ def test_a_program_that_leaves_goes_on_where_it_left(digits, tmp_path):
     lengths = [len(stats) for stats, _ in experiment_generator(config)]
     assert lengths == [2, 3]
     assert end_of(config) == end_of(whole)
+
+
+def test_broken_states_never_change_the_result(digits, tmp_path, interrupt):
+    """The newest of two is cut off or has a bit flipped, or both have."""
+    straight = digits(output_dir=str(tmp_path / "straight"), averaging="ema")
+    run_experiment(straight)
+    interrupt(7, 20)
+    for _ in range(2):
+        with pytest.raises(StopRequested):
+            run_experiment(digits(averaging="ema"))
+    draw = random.Random(0)
+    for number in range(24):
+        copy = tmp_path / f"copy-{number}"
+        shutil.copytree(tmp_path / "run", copy)
+        paths = sorted((copy / "state").iterdir(), reverse=True)
+        assert len(paths) == 2
+        for path in paths[: 1 + (number % 4 == 3)]:
+            whole = bytearray(path.read_bytes())
+            position = draw.randrange(len(whole))
+            whole[position] ^= 1 << draw.randrange(8)
+            path.write_bytes(whole if number % 2 else whole[:position])
+        config = digits(output_dir=str(copy), averaging="ema")
+        run_experiment(config)
+        assert end_of(config) == end_of(straight)
 
 
 # ---- Another configuration ---------------------------------------------------------------
