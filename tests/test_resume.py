@@ -232,14 +232,17 @@ def test_broken_states_never_change_the_result(digits, tmp_path, interrupt):
 # ---- Another configuration ---------------------------------------------------------------
 
 
-def test_an_unfinished_run_refuses_another_configuration(digits, interrupt):
+def test_an_unfinished_run_refuses_another_configuration(digits, tmp_path, interrupt):
     interrupt(4)
     with pytest.raises(StopRequested):
         run_experiment(digits())
+    files = [p for p in (tmp_path / "run").rglob("*.*") if p.suffix != ".log"]
+    before = {path: path.read_bytes() for path in files}
     with pytest.raises(UserError, match="unfinished run that differs in base_lr, weight_decay;"):
         run_experiment(digits(base_lr=0.5, weight_decay=0.1))
     with pytest.raises(UserError, match="differs in train_length"):
         run_experiment(digits(train_length=1))
+    assert {p: p.read_bytes() for p in files} == before
     run_experiment(digits(log_interval=3, checkpoint_minutes=1, num_workers=2))
 
 

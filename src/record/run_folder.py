@@ -38,6 +38,7 @@ from src.names import UserError
 from src.record.claim import Claim
 from src.record.console import Log
 from src.record.provenance import slurm_job, write_provenance
+from src.record.same_run import OtherRun
 from src.yaml_files import read_yaml_file
 
 SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more than they
@@ -61,7 +62,7 @@ class RunFolder:
         self.next_status = 0.0
         self.configs: dict[str, Any] = {}  # asked for and in force, as plain values
         self.stats_text: str | None = None  # that could not be written yet
-        self.differences: list[str] = []
+        self.earlier_status = ""  # status.json as the attempt before has left it
         self.claim: Claim | None = None
 
     def __enter__(self) -> "RunFolder":
@@ -102,14 +103,13 @@ class RunFolder:
     def _begin_attempt(self) -> None:
         if not self.path:
             return
-        earlier = _read_status(self.path)
+        self.earlier_status, earlier = _read_status(self.path)
         self.state |= {key: earlier[key] for key in CARRIED if key in earlier}
         self.state["attempt"] = earlier.get("attempt", 0) + 1
         where = f" of job {self.state['job']}" if self.state["job"] else ""
         logger.info("attempt {} on {}{}", self.state["attempt"], self.state["host"], where)
         try:
             self._write_status()
-            self.differences = write_provenance(self.path)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
 
@@ -123,7 +123,10 @@ class RunFolder:
         try:
             if kind is not None:
                 self._note_end(error)
-            self.update_status(is_urgent=True)
+            if self.path and isinstance(error, OtherRun) and self.earlier_status:
+                write_atomically(self.path / "status.json", self.earlier_status, durable=False)
+            else:
+                self.update_status(is_urgent=True)
         finally:
             self.log.close()
             if self.claim:
@@ -176,12 +179,9 @@ class RunFolder:
         if not self.path:
             return
         if (self.path / "done").exists() and not is_continued:
-            raise UserError(f"output_dir: {self.path} holds a finished run and no state/ of it")
+            raise OtherRun(f"output_dir: {self.path} holds a finished run and no state/ of it")
         (self.path / "done").unlink(missing_ok=True)
-        if is_continued:
-            for difference in self.differences:
-                logger.warning("goes on with other means: {}", difference)
-        else:
+        if not is_continued:
             for stale in ("stats.csv", "curves.png"):
                 (self.path / stale).unlink(missing_ok=True)
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
@@ -190,8 +190,11 @@ class RunFolder:
             if not spec.exists() or make_config(read_yaml_file(spec)) != asked:
                 save_config(asked, spec)
             save_config(in_force, self.path / "config.yaml")
+            differences = write_provenance(self.path)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
+        for difference in differences if is_continued else ():
+            logger.warning("goes on with other means: {}", difference)
 
     def save_stats(self, frame: pd.DataFrame) -> None:
         """A disk that is full is reported; the file of before stays, and the run goes on."""
@@ -254,13 +257,14 @@ class RunFolder:
             write_atomically(path / "status.json", text, durable=False)
 
 
-def _read_status(folder: Path) -> dict[str, Any]:
-    """That of an earlier attempt; {} where there is none, or a torn one."""
+def _read_status(folder: Path) -> tuple[str, dict[str, Any]]:
+    """(text, content) of an earlier attempt's; ('', {}) where there is none, or a torn one."""
     try:
-        status = json.loads((folder / "status.json").read_text())
-        return {"attempt": 0, **status} if isinstance(status.get("attempt", 0), int) else {}
+        text = (folder / "status.json").read_text()
+        status = json.loads(text)
+        return (text, status) if isinstance(status.get("attempt", 0), int) else ("", {})
     except (OSError, ValueError, AttributeError):
-        return {}
+        return "", {}
 
 
 def _make_folder(path: Path) -> None:

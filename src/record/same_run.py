@@ -24,6 +24,10 @@ FOUND = FOUND_IN_DATA | {"batch_size_accum"}
 ENDLESS = ("constant", "poly")
 
 
+class OtherRun(UserError):  # noqa: N818 - says what is the matter
+    """The folder's run is not the one asked for; nothing in the folder is to change."""
+
+
 def is_finished(config: Config) -> bool:
     """Whether config.output_dir holds the finished run of this very config.
 
@@ -59,10 +63,10 @@ def continued(config: Config, saved: Mapping[str, Any]) -> Config:
     return replace(earlier[0], **free)
 
 
-def _other_run(folder: str | Path | None, kind: str, differing: Sequence[str]) -> UserError:
+def _other_run(folder: str | Path | None, kind: str, differing: Sequence[str]) -> OtherRun:
     article = "an" if kind == "unfinished" else "a"
     hint = f" (only a longer one may, with {' or '.join(ENDLESS)})"
-    return UserError(
+    return OtherRun(
         f"output_dir: {folder} holds {article} {kind} run that differs in {', '.join(differing)}"
         + hint * (list(differing) == ["train_length"])
         + "; choose another output_dir, or delete that folder"
@@ -77,7 +81,7 @@ def check_same_data(config: Config, found: dict[str, int], *, is_continued: bool
     if config.data_n_examples not in (None, found):
         words = f"data_n_examples: was {config.data_n_examples}, now {found}"
         if is_continued:
-            raise UserError(f"{words}; the run cannot go on with other data")
+            raise OtherRun(f"{words}; the run cannot go on with other data")
         logger.warning(words)
 
 
@@ -85,7 +89,7 @@ def check_same_epochs(timeline: Timeline, num_steps: int, rows: Sequence[Mapping
     """A run that is made longer must have ended with a whole epoch. Raises UserError."""
     last = rows[-1] if rows else {"epoch": 0, "step": 0}
     if last["step"] < num_steps and last["step"] != timeline.epoch_end(last["epoch"]):
-        raise UserError(
+        raise OtherRun(
             f"train_length: the run ended at step {last['step']}, in the middle of epoch "
             f"{last['epoch']}, which a longer run would not have; choose another output_dir"
         )
@@ -137,7 +141,7 @@ def _configs_of_state(saved: Mapping[str, Any]) -> list[Config]:
     try:
         return [make_config(saved["in_force"]), make_config(saved["asked"])]
     except UserError as error:
-        raise UserError(f"the saved run is of other code: {error}") from None
+        raise OtherRun(f"the saved run is of other code: {error}") from None
 
 
 def _configs_of(folder: Path) -> list[Config]:
