@@ -91,7 +91,15 @@ def test_only_the_story_and_the_lookup_of_names_meet_all():
 
 
 @pytest.mark.parametrize(
-    "module", ["submit_multiple", "report", "src.analysis.plots", "src.record.stats", "src.config"]
+    "module",
+    [
+        "submit_multiple",
+        "report",
+        "src.analysis.plots",
+        "src.analysis.experiments",
+        "src.record.stats",
+        "src.config",
+    ],
 )
 def test_submitting_and_analysing_start_without_torch(module):
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -24,7 +24,9 @@ class Curve:
         """'20 points to 0.9666' in a printed table."""
         if not len(self.values):
             return "0 points"
-        return f"{len(self.values)} points to {self.values[-1]:.4g}"
+        last = self.values[-1]
+        shown = f"{last:.4g}" if isinstance(last, float) else str(last)
+        return f"{len(self.values)} points to {shown}"
 
 
 @register_extension_dtype

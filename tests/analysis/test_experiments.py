@@ -1,0 +1,183 @@
+"""Run folders, ours and older ones, in one dataframe."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.analysis.curves import last
+from src.analysis.experiments import Unreadable, read_experiments, read_flat_yaml
+from src.names import UserError
+from src.yaml_files import read_yaml, write_yaml
+from train import run_experiment
+
+# As config_keys.md has them, written before epoch and step were columns
+OLDER_STATS = """\
+,train/loss,train/accuracy,train/time,train/data_time,train/seen_examples,train/learning_rate,\
+test/last/loss,test/last/accuracy,test/last/time,test/last/data_time
+0,0.7,0.5,1.5,0.1,100,1.0,0.6,0.6,0.5,0.05
+1,0.5,0.7,1.5,0.1,200,0.5,,0.8,0.5,0.05
+"""
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results"
+
+
+def older(results: Path, batch: str, name: str, stats: str = OLDER_STATS, **config) -> Path:
+    folder = results / batch / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": "linear", **config}))
+    (folder / "stats.csv").write_text(stats)
+    (folder / "done").write_text("")
+    return folder
+
+
+def test_runs_of_ours_are_read_with_every_key_and_curve(digits, results):
+    batch = results / "26-11-22-x"
+    stats = {}
+    for rate in (0.01, 0.001):
+        config = digits(base_lr=rate, averaging="ema", output_dir=str(batch / f"lr={rate}"))
+        stats[f"lr={rate}"] = run_experiment(config)
+    frame = read_experiments(["26-11-22-x"], index_field="train/seen_examples")
+    assert frame.index.tolist() == ["lr=0.001", "lr=0.01"]
+    for name, expected in stats.items():
+        row = frame.loc[name]
+        for column in expected.columns.drop("timestamp"):
+            curve = row[column]
+            np.testing.assert_array_equal(curve.to_numpy(), expected[column].to_numpy())
+            assert curve.index.tolist() == [1438, 2876]
+            assert (curve.name, curve.index.name) == (column, "train/seen_examples")
+    assert frame["base_lr"].tolist() == [0.001, 0.01]
+    assert frame["data_n_examples"].tolist() == [{"test": 359, "train": 1438}] * 2
+    assert frame["state"].tolist() == ["done"] * 2
+    assert frame["outcome"].tolist() == ["finished"] * 2
+    assert frame["batch"].tolist() == ["26-11-22-x"] * 2
+    assert (frame["seconds"] > 0).all()
+    best = frame.query("base_lr < 0.005").pipe(lambda df: last(df["test/av/accuracy"]))
+    assert best.tolist() == [stats["lr=0.001"]["test/av/accuracy"].iloc[-1]]
+
+
+def test_older_results_are_read_with_the_defaults_of_their_time(results):
+    older(results, "25-01-01-old", "000_x", base_lr=0.5, my_own_key="kept")
+    frame = read_experiments("25-01-01-old")
+    (row,) = (frame.loc[name] for name in frame.index)
+    assert row["test/last/accuracy"].to_dict() == {1: 0.6, 2: 0.8}
+    assert np.isnan(row["test/last/loss"].iloc[-1])
+    assert row["train/learning_rate"].tolist() == [1.0, 0.5]
+    assert (row["base_lr"], row["batch_size"], row["loss"]) == (0.5, 100, "log")
+    assert (row["my_own_key"], row["state"]) == ("kept", "done")
+    assert row["seconds"] == 4.0
+    for field, expected in {
+        "train/seen_examples": [100, 200],
+        "time": [2.0, 4.0],
+        "epoch": [1, 2],
+    }.items():
+        curve = read_experiments("25-01-01-old", index_field=field)["train/loss"].iloc[0]
+        assert curve.index.tolist() == expected
+    with pytest.raises(UserError, match=r"index_field: no run has 'step'; there are train/loss,"):
+        read_experiments("25-01-01-old", index_field="step")
+
+
+def test_batches_are_named_in_many_ways(results):
+    for batch in ("26-11-21-x", "26-11-22-x", "26-11-22-y"):
+        older(results, batch, f"000_{batch}")
+    x = ["000_26-11-21-x", "000_26-11-22-x"]
+    assert read_experiments(["26-11-21-x"]).index.tolist() == x[:1]
+    assert read_experiments([results / "26-11-21-x"]).index.tolist() == x[:1]
+    assert read_experiments(["results/26-11-21-x/000_26-11-21-x"]).index.tolist() == x[:1]
+    assert read_experiments(["x"]).index.tolist() == x
+    assert read_experiments(["jobs/x.yaml"]).index.tolist() == x
+    assert len(read_experiments(["26-11-*", "x"])) == 3
+    with pytest.raises(UserError, match="did you mean '26-11-22-y'"):
+        read_experiments(["26-11-22-yy"])
+    (results / "26-11-22-empty").mkdir()
+    with pytest.raises(UserError, match="no runs there"):
+        read_experiments(["26-11-22-empty"])
+
+
+def test_what_is_broken_is_said_and_left_out(results, capsys):
+    older(results, "x", "good")
+    broken = older(results, "x", "yaml")
+    (broken / "config.yaml").write_text("model: [linear\nloss: log\n")
+    older(results, "x", "numbers", OLDER_STATS.replace("0.7,0.5,1.5", "zero,0.5,1.5"))
+    older(results, "x", "lengths", OLDER_STATS + "2,0.1\n")
+    older(results, "x", "torn", OLDER_STATS + "2,0.1,0.")
+    frame = read_experiments(["x"])
+    assert frame.index.tolist() == ["good", "torn"]
+    assert len(frame.loc["torn", "train/loss"]) == 2
+    reasons = {Path(path).name: reason for path, reason in frame.attrs["skipped"]}
+    assert reasons["lengths"] == "stats.csv: lines of different lengths"
+    assert reasons["numbers"].startswith("stats.csv: train/loss: could not convert")
+    assert reasons["yaml"].startswith("config.yaml, line 2: not YAML")
+    assert capsys.readouterr().err.count("skipped results/x/") == 3
+
+
+def test_runs_that_are_not_done_are_there_unless_only_done(results):
+    older(results, "x", "done")
+    running = older(results, "x", "running")
+    (running / "done").unlink()
+    (running / "status.json").write_text(json.dumps({"state": "running", "host": "node3"}))
+    waiting = results / "x" / "waiting"
+    waiting.mkdir()
+    (waiting / "spec.yaml").write_text("model: tiny/lenet\n")
+    frame = read_experiments(["x"])
+    assert frame["state"].to_dict() == {
+        "done": "done",
+        "running": "running",
+        "waiting": "unstarted",
+    }
+    assert frame.loc["running", "node"] == "node3"
+    assert frame.loc["waiting", "train/loss"] is None
+    assert frame["model"].tolist() == ["linear", "linear", "tiny/lenet"]
+    assert read_experiments(["x"], only_done=True).index.tolist() == ["done"]
+
+
+def test_a_column_that_some_runs_lack_is_empty_there(results):
+    older(results, "x", "a")
+    shorter = "\n".join(line.rsplit(",", 4)[0] for line in OLDER_STATS.splitlines()) + "\n"
+    older(results, "x", "b", shorter)
+    frame = read_experiments(["x"])
+    assert frame["test/last/loss"].isna().tolist() == [False, True]
+    assert pd.isna(last(frame["test/last/loss"])["b"])
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")) | st.just("\n")),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text("ab# -", max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.text("abc_", min_size=1), values, max_size=5))
+def test_reading_by_blocks_is_reading_the_whole(content):
+    text = write_yaml(content)
+    assert repr(read_flat_yaml(text, "x") if content else {}) == repr(read_yaml(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["{a: 1,\nb: 2}", "---\na: 1\nb: 2\n", "# note\na: 1 # one\n\nb: 2", "a: 1\nb: &x 2\n"]
+)
+def test_other_spellings_of_yaml_are_read_too(text):
+    assert read_flat_yaml(text, "x") == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "only text", "a: [1\n"])
+def test_what_is_no_mapping_is_unreadable(text):
+    with pytest.raises(Unreadable):
+        read_flat_yaml(text, "x")
