@@ -102,8 +102,9 @@ def update(learner: Learner, inputs: Tensor, targets: Tensor, sums: Sums) -> Non
 def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Module]]:
     """Train, and yield (stats so far, model) after every evaluation.
 
-    Leaving early (break, close) closes the files. Raises UserError where a name in the
-    config does not exist or keys contradict the data.
+    A run that was stopped goes on in its folder: only the epochs to come are yielded. Leaving
+    early (break, close) closes the files. Raises UserError where a name in the config does not
+    exist or keys contradict the data.
     """
     with (
         Signals() as signals,
