@@ -104,8 +104,9 @@ class Saver:
         if not self.is_proven and (paths := self.files.paths()):
             try:
                 read_state(paths[0], device="meta")
-            except BrokenState:
-                paths[0].unlink()  # it would be in the way of starting anew
+            except BrokenState as error:
+                if not isinstance(error.__context__, OSError):  # the disk's mistake, not the file's
+                    paths[0].unlink()  # it would be in the way of starting anew
                 raise
         self.is_proven = True
 

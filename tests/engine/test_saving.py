@@ -10,7 +10,7 @@ from src.engine import saving
 from src.engine.saving import Saver
 from src.engine.signals import StopRequested
 from src.engine.state import State
-from src.engine.state_files import StateFiles, read_state
+from src.engine.state_files import BrokenState, StateFiles, read_state
 from src.names import UserError
 
 
@@ -109,6 +109,19 @@ def test_what_no_file_can_hold_is_said_at_once(state, tmp_path, warnings):
     assert "Unsupported global: GLOBAL pathlib" in warnings[0]
     assert "the run cannot be continued" in warnings[0]
     assert saved(tmp_path) == []  # it would be in the way of starting anew
+
+
+def test_a_file_that_the_disk_does_not_read_now_is_kept(state, tmp_path, monkeypatch):
+    def read(path, device):
+        try:
+            (path / "a file is no folder").read_bytes()
+        except OSError as error:
+            raise BrokenState(f"cannot be read ({error.strerror})", is_torn=False) from None
+
+    monkeypatch.setattr(saving, "read_state", read)
+    with saver_of(state, tmp_path) as saver:
+        assert isinstance(saver.now(), BrokenState)
+    assert saved(tmp_path) == [0]
 
 
 @pytest.mark.parametrize("content", [Path("x"), lambda: None])
