@@ -4,7 +4,9 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ parameters:
     - {optim_alg: adam, base_lr: [0.001, 0.003, 0.01]}
 """
 STEP = "    learner.optimizer.step()\n"
+YOUNG = 50  # steps of 120: with as many before it, a row outlives what happens to it
 PAUSE = 'os.environ.get("PAUSE", 0)'  # seconds, so that few cores are enough for four nodes
 
 
@@ -40,10 +43,11 @@ class Misfortune:
         self.cluster, self.repository = cluster, repository
 
     def training(self) -> list[tuple[str, str]]:
-        """(job, node) of the rows that train, those with the fewest steps first."""
+        """(job, node) of the rows that have begun to train, those with the fewest steps first."""
         jobs = [line.split() for line in self.cluster.jobs("R", "%i %N %j") if "_" in line]
-        steps = {(job, node): self.steps_of(job) for job, node, *_ in jobs}
-        return sorted(filter(steps.get, steps), key=lambda pair: steps[pair])
+        steps = {(job, node): self.steps_of(job) or 0 for job, node, *_ in jobs}
+        young = [pair for pair in steps if 0 < steps[pair] <= YOUNG]
+        return sorted(young, key=lambda pair: steps[pair])
 
     def steps_of(self, job: str) -> int | None:
         """The step that this job has reached in its present attempt."""
@@ -64,7 +68,10 @@ class Misfortune:
 
     def warning(self) -> Path:
         job, _ = self.victim()
-        self.cluster.slurm("scancel", "--signal=USR1", "--batch", job)
+        command = ["scancel", "--signal=USR1", "--batch", job]
+        # Where the row is quicker to ask for its next attempt, scancel tries for minutes.
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, env=self.cluster.env, check=True, timeout=5)
         return self.row(job)
 
     def requeue(self) -> Path:
@@ -84,10 +91,14 @@ class Misfortune:
         self.cluster.call("ctld-up")
 
     def loss_of_node(self) -> tuple[Path, str]:
-        """slurmd dies; what runs there goes on, though Slurm soon begins it again elsewhere."""
+        """slurmd dies; what runs there goes on, though Slurm begins it again elsewhere.
+
+        Slurm is told, as it may find out only when the row has ended.
+        """
         job, node = self.victim()
         pid = Path(self.cluster.folder, "run", f"{node}.pid").read_text()
         os.kill(int(re.sub(r"\D", "", pid)), signal.SIGKILL)
+        self.cluster.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=dead")
         return self.row(job), node
 
 
