@@ -97,6 +97,7 @@ def test_only_the_story_and_the_lookup_of_names_meet_all():
         "report",
         "src.analysis.plots",
         "src.analysis.experiments",
+        "src.analysis.settings",
         "src.record.stats",
         "src.config",
     ],

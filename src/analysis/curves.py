@@ -1,32 +1,22 @@
 """A column of curves in a dataframe: each cell is a pandas Series, made when it is looked at.
 
 10,000 runs with ten curves each would be 100,000 Series of a kilobyte and some microseconds
-each; here a cell is two views of the arrays that were read.
+each; here all curves of a column lie one after the other, and a cell is where its own begins.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from pandas.api.extensions import ExtensionArray, ExtensionDtype, register_extension_dtype
 
+from src.metrics import DIRECTIONS, direction, measure
+from src.names import UserError, bad_value, unknown_name
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Curve:
-    """What a cell holds."""
-
-    values: np.ndarray  # (n,) floats
-    index: np.ndarray  # (n,) of the field asked for
-
-    def __str__(self) -> str:
-        """'20 points to 0.9666' in a printed table."""
-        if not len(self.values):
-            return "0 points"
-        last = self.values[-1]
-        shown = f"{last:.4g}" if isinstance(last, float) else str(last)
-        return f"{len(self.values)} points to {shown}"
+COSTS = {"seconds", "time", "data_time", "seen_examples", "step", "epoch"}
+Curve = tuple[np.ndarray, np.ndarray]  # (n,) values, (n,) of the index
 
 
 @register_extension_dtype
@@ -46,17 +36,30 @@ class CurveDtype(ExtensionDtype):
 
 
 class CurveArray(ExtensionArray):
-    """cells: (rows,) objects, each a Curve or None. name, index_name: of the Series they become."""
+    """Curves that lie in two flat arrays, which are never written to."""
 
-    def __init__(self, cells: np.ndarray, name: str = "", index_name: str = "") -> None:
-        self.cells, self.name, self.index_name = cells, name, index_name
+    def __init__(
+        self, values: np.ndarray, index: np.ndarray, cells: np.ndarray, names: tuple[str, str]
+    ) -> None:
+        """cells: (rows, 2), where each curve begins and ends; -1 where there is none.
+
+        names: of the Series that cells become, and of their index.
+        """
+        self.values, self.index, self.cells, self.names = values, index, cells, names
 
     @classmethod
     def of(cls, curves: Sequence[Curve | None], name: str, index_name: str) -> "CurveArray":
-        cells = np.empty(len(curves), dtype=object)
-        for row, curve in enumerate(curves):  # numpy would take equal lengths for a table
-            cells[row] = curve
-        return cls(cells, name, index_name)
+        found = [(np.zeros(0), np.zeros(0)) if curve is None else curve for curve in curves]
+        ends = np.cumsum([len(values) for values, _ in found], dtype=np.int64)
+        cells = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)[: len(found)]
+        cells[np.array([curve is None for curve in curves], dtype=bool)] = -1
+        values, index = (_joined([curve[part] for curve in found]) for part in (0, 1))
+        return cls(values, index, cells, (name, index_name))
+
+    def curves(self) -> Iterator[Curve | None]:
+        """Of each row, as views."""
+        for begin, end in self.cells.tolist():
+            yield None if begin < 0 else (self.values[begin:end], self.index[begin:end])
 
     # ---- What pandas asks for ------------------------------------------------------------
 
@@ -66,35 +69,37 @@ class CurveArray(ExtensionArray):
 
     @property
     def nbytes(self) -> int:
-        curves = [c for c in self.cells if c is not None]
-        return self.cells.nbytes + sum(c.values.nbytes + c.index.nbytes for c in curves)
+        return self.values.nbytes + self.index.nbytes + self.cells.nbytes
 
     def __len__(self) -> int:
         return len(self.cells)
 
     def __getitem__(self, key: Any) -> Any:
         if pd.api.types.is_integer(key):
-            return self._series(self.cells[key])
+            return next(iter(self._like(self.cells[key][None])._series()))
         return self._like(self.cells[pd.api.indexers.check_array_indexer(self, key)])
 
+    def __iter__(self) -> Iterator[pd.Series | None]:
+        return self._series()
+
     def __eq__(self, other: object) -> Any:
-        if isinstance(other, CurveArray):
-            pairs = zip(self.cells, other.cells, strict=True)
-            return np.array([a is not None and a is b for a, b in pairs], dtype=bool)
-        return np.zeros(len(self), dtype=bool)
+        if not isinstance(other, CurveArray):
+            return np.zeros(len(self), dtype=bool)
+        pairs = zip(self.curves(), other.curves(), strict=True)
+        return np.array([a is not None and b is not None and _equal(a, b) for a, b in pairs])
 
     def isna(self) -> np.ndarray:
-        return np.array([cell is None for cell in self.cells], dtype=bool)
+        return self.cells[:, 0] < 0
 
     def take(
         self, indices: Any, *, allow_fill: bool = False, fill_value: Any = None
     ) -> "CurveArray":
         if not allow_fill:
-            return self._like(np.take(self.cells, indices))
+            return self._like(np.take(self.cells, indices, axis=0))
         wanted = np.asarray(indices, dtype=np.intp)
         if len(wanted) and wanted.min() < -1:
             raise ValueError("take: with allow_fill, indices begin at -1")
-        cells = np.full(len(wanted), None, dtype=object)
+        cells = np.full((len(wanted), 2), -1)
         cells[wanted >= 0] = self.cells[wanted[wanted >= 0]]
         return self._like(cells)
 
@@ -103,28 +108,25 @@ class CurveArray(ExtensionArray):
 
     def astype(self, dtype: Any, copy: bool = True) -> Any:
         if pd.api.types.is_object_dtype(dtype):
-            return self._objects()
+            return self.to_numpy()
         return super().astype(dtype, copy=copy)
 
     def to_numpy(self, dtype: Any = None, copy: bool = False, na_value: Any = None) -> np.ndarray:
-        return self._objects()
+        return _objects(self._series(), len(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """For printing: a Series in a cell of a table would be printed whole."""
-        return self.cells.copy()
+        return _objects(("" if c is None else _told(c[0]) for c in self.curves()), len(self))
 
     @classmethod
     def _from_sequence(
         cls, scalars: Iterable[Any], *, dtype: Any = None, copy: bool = False
     ) -> "CurveArray":
         """Of Series, as pandas collects them."""
-        series = list(scalars)
-        known = [s for s in series if isinstance(s, pd.Series)]
-        names = (str(known[0].name), str(known[0].index.name)) if known else ("", "")
-        curves = [
-            Curve(s.to_numpy(), s.index.to_numpy()) if isinstance(s, pd.Series) else None
-            for s in series
-        ]
+        series = [s if isinstance(s, pd.Series) else None for s in scalars]
+        first = next((s for s in series if s is not None), None)
+        names = ("", "") if first is None else (str(first.name), str(first.index.name))
+        curves = [None if s is None else (s.to_numpy(), s.index.to_numpy()) for s in series]
         return cls.of(curves, *names)
 
     def _cast_pointwise_result(self, values: Any) -> Any:
@@ -136,26 +138,56 @@ class CurveArray(ExtensionArray):
 
     @classmethod
     def _concat_same_type(cls, to_concat: Sequence["CurveArray"]) -> "CurveArray":
-        named = next((array for array in to_concat if array.name), to_concat[0])
-        return named._like(np.concatenate([array.cells for array in to_concat]))
+        named = next((array for array in to_concat if array.names[0]), to_concat[0])
+        if all(a.values is named.values and a.index is named.index for a in to_concat):
+            return named._like(np.concatenate([a.cells for a in to_concat]))
+        moved, begin = [], 0
+        for array in to_concat:
+            moved.append(np.where(array.cells < 0, -1, array.cells + begin))
+            begin += len(array.values)
+        values = np.concatenate([array.values for array in to_concat])
+        index = np.concatenate([array.index for array in to_concat])
+        return cls(values, index, np.concatenate(moved), named.names)
 
     # --------------------------------------------------------------------------------------
 
     def _like(self, cells: np.ndarray) -> "CurveArray":
-        return CurveArray(cells, self.name, self.index_name)
+        return CurveArray(self.values, self.index, cells, self.names)
 
-    def _series(self, curve: Curve | None) -> pd.Series | None:
-        if curve is None:
-            return None
-        index = pd.Index(curve.index, name=self.index_name)
-        return pd.Series(curve.values, index=index, name=self.name)
+    def _series(self) -> Iterator[pd.Series | None]:
+        name, index_name = self.names
+        for curve in self.curves():
+            if curve is None:
+                yield None
+            else:
+                index = pd.Index(curve[1], name=index_name)
+                yield pd.Series(curve[0], index=index, name=name)
 
-    def _objects(self) -> np.ndarray:
-        """(rows,) objects: Series and None."""
-        found = np.empty(len(self), dtype=object)
-        for row, curve in enumerate(self.cells):
-            found[row] = self._series(curve)
-        return found
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """One after the other; empty ones do not decide about the type."""
+    return np.concatenate([a for a in arrays if len(a)] or [np.zeros(0)])
+
+
+def _equal(a: Curve, b: Curve) -> bool:
+    return np.array_equal(a[1], b[1]) and pd.Series(a[0]).equals(pd.Series(b[0]))
+
+
+def _objects(items: Iterable[Any], num: int) -> np.ndarray:
+    """(num,) objects; numpy would take Series of one length for a table."""
+    found = np.empty(num, dtype=object)
+    for row, item in enumerate(items):
+        found[row] = item
+    return found
+
+
+def _told(values: np.ndarray) -> str:
+    """'20 points to 0.9666'"""
+    if not len(values):
+        return "0 points"
+    last = values[-1]
+    shown = f"{last:.4g}" if isinstance(last, float) else str(last)
+    return f"{len(values)} point{'s' * (len(values) > 1)} to {shown}"
 
 
 # ---- Numbers drawn from curves -----------------------------------------------------------
@@ -163,32 +195,115 @@ class CurveArray(ExtensionArray):
 
 def last(curves: pd.Series, k: int = 1) -> pd.Series:
     """Of each curve the mean of its last k values; NaN where there is none."""
-    return _numbers(curves, lambda c: float(np.mean(c.values[-k:])) if len(c.values) else np.nan)
+    return _numbers(
+        curves, lambda values, _: float(np.mean(values[-k:])) if len(values) else np.nan
+    )
 
 
 def at(curves: pd.Series, where: float) -> pd.Series:
     """The value at that point of the index, or at the last one before it; NaN before the first."""
 
-    def value(curve: Curve) -> float:
-        position = int(np.searchsorted(curve.index, where, side="right")) - 1
-        return float(curve.values[position]) if position >= 0 else np.nan
+    def value(values: np.ndarray, index: np.ndarray) -> float:
+        position = int(np.searchsorted(index, where, side="right")) - 1
+        return float(values[position]) if position >= 0 else np.nan
 
     return _numbers(curves, value)
 
 
-def best(curves: pd.Series, *, is_higher_better: bool) -> pd.Series:
+def best(curves: pd.Series) -> pd.Series:
     """The best finite value of each curve; NaN where there is none."""
+    sign = direction_of(str(curves.name))
 
-    def value(curve: Curve) -> float:
-        finite = curve.values[np.isfinite(curve.values)]
-        if not len(finite):
-            return np.nan
-        return float(finite.max() if is_higher_better else finite.min())
+    def value(values: np.ndarray, _: np.ndarray) -> float:
+        finite = sign * values[np.isfinite(values)]
+        return float(sign * finite.max()) if len(finite) else np.nan
 
     return _numbers(curves, value)
 
 
-def _numbers(curves: pd.Series, number: Callable[[Curve], float]) -> pd.Series:
-    cells = curves.array.cells  # type: ignore[attr-defined]
-    numbers = [np.nan if cell is None else number(cell) for cell in cells]
-    return pd.Series(numbers, index=curves.index, name=curves.name, dtype=float)
+def at_best(curves: pd.Series, of: pd.Series) -> pd.Series:
+    """The value of each curve where the curve of the other column is best, first of all.
+
+    The test accuracy of the epoch with the best validation accuracy, say.
+    """
+    sign = direction_of(str(of.name))
+    found = []
+    for curve, judge in zip(_cells(curves), _cells(of), strict=True):
+        scores = np.zeros(0) if curve is None or judge is None else sign * judge[0]
+        usable = np.where(np.isfinite(scores), scores, -np.inf)
+        is_there = curve is not None and len(usable) and usable.max() > -np.inf
+        found.append(cast(Curve, curve)[0][usable.argmax()] if is_there else np.nan)
+    return pd.Series(found, index=curves.index, name=curves.name, dtype=float)
+
+
+def numbers(df: pd.DataFrame, column: str, when: str | float = "last") -> pd.Series:
+    """A number a run: of a column of curves as `when` says, of another column what stands there.
+
+    when: 'last', 'last 5' (the mean of the last five values), 'best', or a point of the index.
+    Raises UserError where there is no such column, or it holds no numbers.
+    """
+    if column not in df:
+        raise unknown_name("column", column, df.columns)
+    if df[column].dtype != "curve":
+        if df[column].map(lambda x: isinstance(x, str | list | dict)).any():
+            raise UserError(f"column: {column} holds no numbers")
+        return df[column].astype(float)
+    if isinstance(when, int | float):
+        return at(df[column], when)
+    words = when.split()
+    if words == ["best"]:
+        return best(df[column])
+    if words[:1] == ["last"] and len(words) < 3 and (words[1:] or ["1"])[0].isdigit():
+        return last(df[column], max(1, int((words[1:] or ["1"])[0])))
+    raise bad_value("when", when, "'last', 'last 5', 'best', or a point of the curves' index")
+
+
+def direction_of(column: str) -> int:
+    """1 where more is better, -1 where less is. Raises UserError where nobody can tell."""
+    if measure(column) in COSTS:
+        return -1
+    if measure(column) not in DIRECTIONS:
+        names = ", ".join(DIRECTIONS)
+        raise UserError(f"{column}: which way is better is known of {names} (src/metrics.py)")
+    return direction(column)
+
+
+def main_metrics(df: pd.DataFrame) -> tuple[str, str]:
+    """(the column to choose by, the column to report): accuracies, else losses, of `last`.
+
+    The choice is made on a split that is neither train nor test where there is one. Raises
+    UserError where no other split than train was evaluated.
+    """
+    columns = [str(name) for name in df.columns if df[name].dtype == "curve"]
+    for wanted in ("accuracy", "loss"):
+        found = [c for c in columns if re.fullmatch(rf"(?!train/).+/last/{wanted}", c)]
+        if found:
+            report = next((c for c in found if c.startswith("test/")), found[0])
+            return next((c for c in found if c != report), report), report
+    raise UserError(f"metric: none of test/last/accuracy, test/last/loss in {', '.join(columns)}")
+
+
+def _cells(curves: pd.Series) -> Iterator[Curve | None]:
+    return cast(CurveArray, curves.array).curves()
+
+
+def _numbers(curves: pd.Series, number: Callable[[np.ndarray, np.ndarray], float]) -> pd.Series:
+    found = [np.nan if curve is None else number(*curve) for curve in _cells(curves)]
+    return pd.Series(found, index=curves.index, name=curves.name, dtype=float)
+
+
+def aligned(curves: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """((n,) index, (curves, n) values) of several curves; NaN before and after a curve's own.
+
+    The index holds all points of all curves; between its own points a curve is straight. Curves
+    that are missing or without points are left out.
+    """
+    there = [curve for curve in _cells(curves) if curve is not None and len(curve[0])]
+    if not there:
+        return np.zeros(0), np.zeros((0, 0))
+    first = there[0][1]
+    if all(np.array_equal(index, first) for _, index in there):
+        return first, np.stack([values for values, _ in there])
+    union = np.unique(np.concatenate([index for _, index in there]))
+    values = [np.interp(union, x, y, left=np.nan, right=np.nan) for y, x in there]
+    return union, np.stack(values)

@@ -1,16 +1,10 @@
-"""Many runs in one dataframe, a row a run: big_df = read_experiments([…]).
+"""Many runs in one dataframe, a row a run: big_df = read_experiments([…])."""
 
-Reads what a run folder holds: config.yaml (else spec.yaml), stats.csv, status.json, done; also
-those of older experiments, which lack some of it.
-"""
-
-import csv
-import json
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,32 +13,24 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from src.analysis.curves import Curve, CurveArray
+from src.analysis.cache import read_cache, write_cache
+from src.analysis.curves import CurveArray
+from src.analysis.run_files import Run, Signature, Unreadable, is_run, read_run, signature
+from src.analysis.runs import Column, Runs, as_columns, joined
 from src.names import UserError, closest
-from src.yaml_files import read_yaml, read_yaml_file
+from src.yaml_files import read_yaml_file
 
 RESULTS = Path("results")
 LEDGER = Path(__file__).parents[1] / "defaults.yaml"
-FILES = ("config.yaml", "spec.yaml", "stats.csv", "status.json", "done")
+ORDER = ("batch", "state", "outcome", "node", "seconds")  # these columns first
 THREADS = 8  # that wait for the disk
+CHUNK = 128  # runs that a thread takes at once
+WORTH_KEEPING = 100  # runs that were read: a cache for fewer saves nobody time
 DAY = "[0-9][0-9]-[0-9][0-9]-[0-9][0-9]-"
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one run folder holds."""
-
-    name: str
-    facts: dict[str, Any]  # configuration, state, outcome, batch, node, seconds
-    columns: dict[str, np.ndarray]  # of the stats
-
-
-class Unreadable(Exception):  # noqa: N818 - other runs can be read
-    """A run folder that is broken, and how."""
-
-
 def read_experiments(
-    batches: Sequence[str | Path],
+    batches: str | Path | Sequence[str | Path],
     *,
     index_field: str = "epoch",
     only_done: bool = False,
@@ -59,22 +45,16 @@ def read_experiments(
 
     Raises UserError where a batch does not exist, or no run has the field.
     """
-    folders = find_runs(batches, Path(results))
-    runs: list[Run] = []
-    skipped: list[tuple[str, str]] = []
-    bar = tqdm(total=len(folders), unit="run", leave=False, disable=not sys.stderr.isatty())
-    with bar, ThreadPoolExecutor(THREADS) as pool:
-        for folder, texts in zip(folders, pool.map(_texts, folders, chunksize=32), strict=True):
-            try:
-                runs.append(_run(folder, texts))
-            except Unreadable as error:
-                skipped.append((str(folder), str(error)))
-            bar.update()
-    if only_done:
-        runs = [run for run in runs if run.facts["state"] == "done"]
+    found, skipped = [], []
+    for batch, looks in find_runs(batches, Path(results)).items():
+        runs, broken = _read_batch(batch, looks)
+        if only_done:
+            runs = runs.take(np.flatnonzero(_fact(runs, "state") == "done"))
+        found.append((batch, runs))
+        skipped += [(str(batch / name), str(error)) for name, error in broken.items()]
     for path, reason in skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
-    frame = _frame(runs, index_field)
+    frame = _frame(found, index_field)
     frame.attrs["skipped"] = skipped
     return frame
 
@@ -82,16 +62,20 @@ def read_experiments(
 # ---- Which folders -----------------------------------------------------------------------
 
 
-def find_runs(batches: Sequence[str | Path], results: Path) -> list[Path]:
-    """The run folders, in the order of the batches, none twice."""
-    found: dict[Path, None] = {}
+def find_runs(
+    batches: str | Path | Sequence[str | Path], results: Path
+) -> dict[Path, dict[str, Signature]]:
+    """Batch folder -> run folders in it and how their files look, in the order of the batches."""
+    found: dict[Path, dict[str, Signature]] = {}
     for batch in [batches] if isinstance(batches, str | Path) else batches:
-        folders = _batch_folders(str(batch), results)
-        runs = [run for folder in folders for run in _runs_in(folder)]
-        if not runs:
+        num = 0
+        for folder in _batch_folders(str(batch), results):
+            for parent, runs in _runs_in(folder).items():
+                found.setdefault(parent, {}).update(runs)
+                num += len(runs)
+        if not num:
             raise UserError(f"{batch}: no runs there")
-        found.update(dict.fromkeys(runs))
-    return list(found)
+    return found
 
 
 def _batch_folders(name: str, results: Path) -> list[Path]:
@@ -108,61 +92,95 @@ def _batch_folders(name: str, results: Path) -> list[Path]:
     raise UserError(f"{name}: no such batch, neither as a path nor in {results}{hint}")
 
 
-def _runs_in(folder: Path) -> list[Path]:
+def _runs_in(folder: Path) -> dict[Path, dict[str, Signature]]:
     """The folder itself, or those in it."""
-    if any((folder / name).exists() for name in FILES[:2]):
-        return [folder]
-    return sorted({path.parent for name in FILES[:2] for path in folder.glob(f"*/{name}")})
+    if is_run(own := signature(str(folder))):
+        whole = folder.resolve() if folder.name in ("", "..") else folder
+        return {whole.parent: {whole.name: own}}
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    signatures = _in_threads(lambda name: signature(f"{folder}/{name}"), names)
+    return {folder: {n: s for n, s in zip(names, signatures, strict=True) if is_run(s)}}
 
 
-# ---- One folder --------------------------------------------------------------------------
+def _in_threads(call: Any, items: Sequence[Any]) -> Iterator[Any]:
+    """call(item) of each, in their order; threads wait for the disk while another one works."""
+    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for answers in pool.map(lambda chunk: [call(item) for item in chunk], chunks):
+            yield from answers
 
 
-def _texts(folder: Path) -> dict[str, str | None]:
-    """The content of each file; None where there is none."""
-    texts: dict[str, str | None] = {}
-    for name in FILES:
-        try:
-            with open(f"{folder}/{name}", encoding="utf-8", errors="replace") as file:
-                texts[name] = file.read()
-        except OSError:
-            texts[name] = None
-    return texts
+# ---- One batch ---------------------------------------------------------------------------
 
 
-def _run(folder: Path, texts: dict[str, str | None]) -> Run:
-    name = "spec.yaml" if texts["config.yaml"] is None else "config.yaml"
-    config = read_flat_yaml(texts[name] or "", name)
-    columns = _columns(texts["stats.csv"] or "")
-    done, status = _json(texts["done"]), _json(texts["status.json"])
-    facts = {
-        "state": _state(done, status, has_stats=bool(columns)),
-        "outcome": (done or {}).get("outcome"),
-        "batch": folder.absolute().parent.name,
-        "node": (status or {}).get("host"),
-        "seconds": float(_seconds(columns).sum()),
-    }
-    return Run(folder.name, _defaults() | config | facts, columns)
+def _read_batch(batch: Path, looks: dict[str, Signature]) -> tuple[Runs, dict[str, Unreadable]]:
+    """(the runs that can be read, the others); from the cache where their files are the same."""
+    known, unread = _from_cache(batch, looks)
+    read, broken = _read_folders(batch, unread)
+    found = joined([known, as_columns(read)]) if read else known
+    position = {name: row for row, name in enumerate(found.names)}
+    found = found.take(np.array([position[n] for n in looks if n in position], dtype=np.int64))
+    if len(read) >= WORTH_KEEPING:
+        write_cache(batch, found, [looks[name] for name in found.names])
+    return found, broken
 
 
-def _state(done: dict | None, status: dict | None, *, has_stats: bool) -> str:
-    """As the run has left it; whether one that says it is running still does, report.py knows."""
-    if done is not None:
-        return "done"
-    if status and isinstance(status.get("state"), str):
-        return status["state"]
-    return "unfinished" if has_stats else "unstarted"
+def _from_cache(batch: Path, looks: dict[str, Signature]) -> tuple[Runs, list[str]]:
+    """(the runs whose files are as they were, the names of the others)."""
+    cached = read_cache(batch)
+    if cached is None:
+        return as_columns([]), list(looks)
+    runs, signatures = cached
+    seen = dict(zip(runs.names, map(tuple, signatures.tolist()), strict=True))
+    row_of = {name: row for row, name in enumerate(runs.names)}
+    same = [name for name, look in looks.items() if seen.get(name) == look]
+    unread = [name for name, look in looks.items() if seen.get(name) != look]
+    return runs.take(np.array([row_of[name] for name in same], dtype=np.int64)), unread
 
 
-def _json(text: str | None) -> dict[str, Any] | None:
-    """{} for a file that is empty, as older experiments leave it, or torn."""
-    if text is None:
-        return None
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+def _read_folders(batch: Path, names: Sequence[str]) -> tuple[list[Run], dict[str, Unreadable]]:
+    is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
+    bar = tqdm(total=len(names), unit="run", leave=False, delay=0.5, disable=not is_seen)
+    runs: list[Run] = []
+    broken: dict[str, Unreadable] = {}
+    with bar:
+        answers = _in_threads(lambda name: read_run(f"{batch}/{name}"), names)
+        for name, run in zip(names, answers, strict=True):
+            if isinstance(run, Run):
+                runs.append(run)
+            else:
+                broken[name] = run
+            bar.update()
+    return runs, broken
+
+
+# ---- The table ---------------------------------------------------------------------------
+
+
+def _frame(batches: Sequence[tuple[Path, Runs]], field: str) -> pd.DataFrame:
+    runs = joined([runs for _, runs in batches])
+    names = [batch.absolute().name for batch, runs in batches for _ in runs.names]
+    found = {key: _fact(runs, key) for key in dict.fromkeys([*runs.facts, *_defaults()])}
+    ends = np.cumsum(runs.lengths)
+    seconds = np.concatenate([[0.0], _elapsed(runs)])[np.where(runs.lengths > 0, ends, 0)]
+    found |= {"batch": names, "seconds": seconds}
+    found = {key: found.pop(key) for key in ORDER if key in found} | found
+    index, has_index = _index(runs, field)
+    cells = np.stack([ends - runs.lengths, ends], axis=1)
+    for name, values in runs.stats.items():
+        of_column = np.where((runs.has[name] & has_index)[:, None], cells, -1)
+        found[name] = CurveArray(values, index, of_column, (name, field))
+    return pd.DataFrame(found, index=pd.Index(runs.names, name="run"))
+
+
+def _fact(runs: Runs, key: str) -> Any:
+    """(runs,) A pandas array; the default of its time where a run does not have the key."""
+    column = runs.facts.get(key, Column([], np.full(len(runs.names), -1)))
+    options = [*column.options, _defaults().get(key)]  # -1 is the last
+    used = np.unique(column.codes)
+    place = np.searchsorted(used, column.codes)
+    return pd.Series([options[code] for code in used]).array.take(place)
 
 
 @lru_cache(maxsize=1)
@@ -171,98 +189,29 @@ def _defaults() -> dict[str, Any]:
     return {key: entry["default"] for key, entry in read_yaml_file(LEDGER).items()}
 
 
-def read_flat_yaml(text: str, source: str) -> dict[str, Any]:
-    """A mapping whose keys begin its lines, each block of lines read once for all runs.
-
-    Reading 10,000 files of 60 keys as a whole would take half a minute.
-    """
-    try:
-        values: dict[str, Any] = {}
-        for block in re.split(r"\n(?=[^\s#-])", text):
-            values.update(_block(block))
-        return values
-    except (UserError, TypeError, ValueError):  # other YAML, or none
-        pass
-    try:
-        content = read_yaml(text, source=source)
-    except UserError as error:
-        raise Unreadable(str(error)) from None
-    if not isinstance(content, dict):
-        raise Unreadable(f"{source}: no lines of the form `key: value`")
-    return content
-
-
-@lru_cache(maxsize=100_000)
-def _block(text: str) -> dict[str, Any]:
-    content = read_yaml(text)
-    if not isinstance(content, dict):
-        raise TypeError
-    return content
-
-
-# ---- Stats -------------------------------------------------------------------------------
-
-
-def _columns(text: str) -> dict[str, np.ndarray]:
-    """Column -> its values, floats or texts; a last line that was cut off is left out."""
-    header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
-    names = _names(header)
-    rows = [line.split(",") for line in lines]
-    if any(len(row) != len(names) for row in rows):
-        raise Unreadable("stats.csv: lines of different lengths")
-    pairs = zip(names, zip(*rows, strict=True), strict=False)
-    return {name: _values(cells, name) for name, cells in pairs if name}
-
-
-@lru_cache(maxsize=256)
-def _names(header: str) -> list[str]:
-    return next(csv.reader([header]), [])
-
-
-def _values(cells: Sequence[str], name: str) -> np.ndarray:
-    if name == "timestamp":
-        return np.array(cells, dtype=object)
-    try:
-        return np.array([float(cell or "nan") for cell in cells])
-    except ValueError as error:
-        raise Unreadable(f"stats.csv: {name}: {error}") from None
-
-
-def _seconds(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Of each epoch: training and evaluations."""
-    times = [values for name, values in columns.items() if name.endswith("/time")]
-    return np.sum(times, axis=0) if times else np.zeros(0)
-
-
-# ---- The table ---------------------------------------------------------------------------
-
-
-def _index(run: Run, field: str) -> np.ndarray | None:
-    """What the curves of a run are indexed by; None where its stats do not have that."""
+def _index(runs: Runs, field: str) -> tuple[np.ndarray, np.ndarray]:
+    """((all epochs,) what the curves are indexed by, (runs,) whether a run has that)."""
+    begins = np.repeat(np.cumsum(runs.lengths) - runs.lengths, runs.lengths)
+    everywhere = runs.lengths > 0
     if field == "time":
-        return np.cumsum(_seconds(run.columns))
-    found = run.columns.get(field)
-    if found is None and field == "epoch" and run.columns:  # older experiments have none
-        return np.arange(1, len(next(iter(run.columns.values()))) + 1)
-    if found is not None and (found == found.astype(np.int64)).all():
-        return found.astype(np.int64)
-    return found
+        return _elapsed(runs), everywhere
+    if field not in runs.stats and field != "epoch" and runs.stats:
+        known = ", ".join(runs.stats)
+        raise UserError(f"index_field: no run has {field!r}; there are {known}, time")
+    values = runs.stats.get(field, np.zeros(runs.lengths.sum()))
+    has = runs.has.get(field, np.zeros(len(runs.names), dtype=bool))
+    if field == "epoch":  # older experiments have none
+        counted = np.arange(len(begins)) - begins + 1
+        values, has = np.where(np.repeat(has, runs.lengths), values, counted), everywhere
+    there = values[np.repeat(has, runs.lengths)]
+    is_whole = values.dtype.kind == "f" and (there == np.trunc(there)).all()
+    return (np.nan_to_num(values).astype(np.int64) if is_whole else values), has
 
 
-def _frame(runs: Sequence[Run], field: str) -> pd.DataFrame:
-    indices = [_index(run, field) for run in runs]
-    if any(run.columns for run in runs) and all(index is None for index in indices):
-        known = dict.fromkeys(name for run in runs for name in run.columns)
-        raise UserError(f"index_field: no run has {field!r}; there are {', '.join(known)}, time")
-    index = pd.Index([run.name for run in runs], name="run")
-    facts = dict.fromkeys(key for run in runs for key in run.facts)
-    columns: dict[str, Any] = {key: [run.facts.get(key) for run in runs] for key in facts}
-    for name in dict.fromkeys(name for run in runs for name in run.columns):
-        cells = [_cell(run, name, at) for run, at in zip(runs, indices, strict=True)]
-        columns[name] = CurveArray.of(cells, name, field)
-    return pd.DataFrame(columns, index=index)
-
-
-def _cell(run: Run, name: str, index: np.ndarray | None) -> Curve | None:
-    values = run.columns.get(name)
-    return None if values is None or index is None else Curve(values, index)
+def _elapsed(runs: Runs) -> np.ndarray:
+    """(all epochs,) Seconds of training and evaluating since the run began."""
+    times = [np.nan_to_num(v) for name, v in runs.stats.items() if name.endswith("/time")]
+    seconds = np.sum(times, axis=0) if times else np.zeros(runs.lengths.sum())
+    ends = np.cumsum(runs.lengths)
+    of_runs = np.split(seconds, ends[:-1])  # each for itself: no run's rounding is another's
+    return np.concatenate([np.cumsum(of_run) for of_run in of_runs])

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.analysis.curves import Curve, CurveArray, at, best, last
+from src.analysis.curves import CurveArray, aligned, at, at_best, best, last, main_metrics, numbers
+from src.names import UserError
 
 
-def curve(*values: float) -> Curve:
-    return Curve(np.array(values, dtype=float), np.arange(1, len(values) + 1) * 100)
+def curve(*values: float) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(values, dtype=float), np.arange(1, len(values) + 1) * 100
 
 
 @pytest.fixture
@@ -53,6 +54,8 @@ def test_pandas_idioms_keep_the_curves(frame):
     assert both.loc["A", "loss"].name == "test/last/loss"
     wider = frame.reindex(["a", "x"])
     assert wider.loc["x", "loss"] is None
+    assert (frame["loss"].array == frame.copy()["loss"].array).tolist() == [True, True, False, True]
+    assert not (frame["loss"].array == frame["loss"].array[[1, 0, 2, 2]]).any()
     assert frame.copy()["loss"].iloc[1].index.tolist() == [100, 200]
     joined = frame.merge(pd.DataFrame({"lr": [0.1], "name": ["small"]}), on="lr")
     assert joined["loss"].iloc[0].tolist() == [3, 1, 2]
@@ -67,10 +70,68 @@ def test_a_table_shows_what_curves_reach(frame):
 def test_numbers_from_curves(frame):
     np.testing.assert_equal(last(frame["loss"]).tolist(), [2.0, np.nan, np.nan, np.nan])
     np.testing.assert_equal(last(frame["loss"], k=2).tolist()[0], 1.5)
-    lowest = best(frame["loss"], is_higher_better=False)
+    lowest = best(frame["loss"])
     np.testing.assert_equal(lowest.tolist(), [1.0, 5.0, np.nan, np.nan])
-    highest = best(frame["loss"], is_higher_better=True)
+    highest = best(frame["loss"].rename("test/last/accuracy"))
     np.testing.assert_equal(highest.tolist(), [3.0, 5.0, np.nan, np.nan])
     assert highest.index.tolist() == list("abcd")
     for where, value in {99: np.nan, 100: 3.0, 199: 3.0, 200: 1.0, 10_000: 2.0}.items():
         np.testing.assert_equal(at(frame["loss"], where)["a"], value)
+
+
+def test_the_value_where_another_curve_is_best():
+    val = CurveArray.of(
+        [curve(0.1, 0.9, 0.9), curve(np.nan, 0.2), None, curve(1)], "val/accuracy", "s"
+    )
+    test = CurveArray.of([curve(7, 8, 9), curve(5, 6), curve(1), None], "test/accuracy", "s")
+    found = at_best(pd.Series(test, name="test/accuracy"), pd.Series(val, name="val/accuracy"))
+    np.testing.assert_equal(found.tolist(), [8.0, 6.0, np.nan, np.nan])
+
+
+def test_numbers_by_name(frame):
+    frame["seconds"] = [1, 2, 3, 4]
+    np.testing.assert_equal(numbers(frame, "loss").tolist(), [2.0, np.nan, np.nan, np.nan])
+    np.testing.assert_equal(numbers(frame, "loss", "last 2")["a"], 1.5)
+    np.testing.assert_equal(numbers(frame, "loss", "best")["b"], 5.0)
+    np.testing.assert_equal(numbers(frame, "loss", 200)["a"], 1.0)
+    assert numbers(frame, "seconds").tolist() == [1, 2, 3, 4]
+    with pytest.raises(UserError, match="when: got 'first', expected 'last', 'last 5', 'best'"):
+        numbers(frame, "loss", "first")
+    with pytest.raises(UserError, match="unknown 'los'; did you mean 'loss'"):
+        numbers(frame, "los")
+    frame["model"] = "linear"
+    with pytest.raises(UserError, match="model holds no numbers"):
+        numbers(frame, "model")
+    with pytest.raises(UserError, match="which way is better"):
+        numbers(
+            frame.rename(columns={"loss": "train/learning_rate"}), "train/learning_rate", "best"
+        )
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (["test/av/accuracy", "test/last/loss", "test/last/accuracy"], ["test/last/accuracy"] * 2),
+        (["test/last/accuracy", "val/last/accuracy"], ["val/last/accuracy", "test/last/accuracy"]),
+        (["train/loss", "val/last/loss"], ["val/last/loss"] * 2),
+    ],
+)
+def test_the_metrics_that_matter(columns, expected):
+    arrays = {name: CurveArray.of([curve(1)], name, "epoch") for name in columns}
+    assert list(main_metrics(pd.DataFrame(arrays))) == expected
+
+
+def test_without_an_evaluation_there_is_no_metric():
+    with pytest.raises(UserError, match=r"metric: none of test/last/accuracy"):
+        main_metrics(pd.DataFrame({"train/loss": CurveArray.of([curve(1)], "l", "e")}))
+
+
+def test_aligned_curves_share_an_index():
+    a, b = (np.array([1.0, 3.0]), np.array([0, 2])), (np.array([5.0, 7.0]), np.array([1, 3]))
+    array = CurveArray.of([a, None, b, curve()], "loss", "time")
+    index, values = aligned(pd.Series(array))
+    assert index.tolist() == [0, 1, 2, 3]
+    np.testing.assert_equal(values, [[1, 2, 3, np.nan], [np.nan, 5, 6, 7]])
+    same, values = aligned(pd.Series(CurveArray.of([a, a], "loss", "time")))
+    assert (same.tolist(), values.tolist()) == ([0, 2], [[1, 3], [1, 3]])
+    assert aligned(pd.Series(CurveArray.of([None], "loss", "time")))[1].shape == (0, 0)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.analysis.curves import last
-from src.analysis.experiments import Unreadable, read_experiments, read_flat_yaml
+from src.analysis.experiments import read_experiments
+from src.analysis.run_files import Unreadable, read_flat_yaml
 from src.names import UserError
 from src.yaml_files import read_yaml, write_yaml
 from train import run_experiment

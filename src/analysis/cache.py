@@ -1,0 +1,57 @@
+"""The cache of a batch folder: what its runs held, and how their files looked then.
+
+A run is read again when a file of it is another one: by time, size or number on the disk. The
+whole cache is thrown away when it is broken, or another version of the code has written it.
+"""
+
+import io
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from zipfile import BadZipFile
+from zlib import error as ZlibError
+
+import numpy as np
+
+from src.analysis import run_files, runs
+from src.analysis.run_files import Signature
+from src.analysis.runs import Runs, from_arrays, to_arrays
+from src.files import write_atomically
+
+NAME = ".big_df.npz"
+BROKEN = (OSError, EOFError, BadZipFile, ZlibError, ValueError, LookupError, TypeError)
+NO_ARRAY = AttributeError  # numpy hands over bytes then
+
+
+def read_cache(batch: Path) -> tuple[Runs, np.ndarray] | None:
+    """(the runs, (runs, …) their signatures); None where there is no usable cache."""
+    try:
+        with np.load(batch / NAME, allow_pickle=False) as arrays:
+            if arrays["version"].tobytes() != _version():
+                return None
+            found, signatures = from_arrays(arrays), arrays["signatures"]
+        return (found, signatures) if len(signatures) == len(found.names) else None
+    except (*BROKEN, NO_ARRAY):
+        return None
+
+
+def write_cache(batch: Path, found: Runs, signatures: list[Signature]) -> None:
+    """Where the folder may be written to; else the next reading takes as long as this one."""
+    arrays = to_arrays(found)
+    if arrays is None:
+        return
+    arrays["version"] = np.frombuffer(_version(), dtype=np.uint8)
+    arrays["signatures"] = np.array(signatures, dtype=np.int64)
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    try:
+        write_atomically(batch / NAME, file.getvalue(), durable=False)
+    except OSError:
+        return
+
+
+@lru_cache(maxsize=1)
+def _version() -> bytes:
+    """Of the code that reads run folders, so that nobody must remember to count it up."""
+    sources = [Path(str(module.__file__)) for module in (run_files, runs)]
+    return sha256(b"".join(path.read_bytes() for path in sources)).digest()

@@ -1,0 +1,160 @@
+"""What the files of one run folder hold; also those of older experiments, which lack some."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.names import UserError
+from src.yaml_files import read_yaml
+
+SPECS = ("config.yaml", "spec.yaml")  # what was in force; else what was asked for
+FILES = (*SPECS, "stats.csv", "status.json", "done")
+Signature = tuple[int, ...]  # of a file: when it was written, its size, its number on the disk
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder holds."""
+
+    name: str
+    facts: dict[str, Any]  # configuration, state, outcome, node
+    stats: dict[str, np.ndarray]  # column -> (epochs,) floats; timestamps are text
+
+
+class Unreadable(Exception):  # noqa: N818 - other runs can be read
+    """A run folder that is broken, and how."""
+
+
+def signature(folder: str) -> Signature:
+    """(3 × files,) By which one sees that a file is another one; zeros where there is none."""
+    found: list[int] = []
+    for name in FILES:
+        try:
+            stat = os.stat(f"{folder}/{name}")
+            found += (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except OSError:
+            found += (0, 0, 0)
+    return tuple(found)
+
+
+def is_run(files: Signature) -> bool:
+    return any(files[: 3 * len(SPECS)])
+
+
+def read_run(folder: str) -> Run | Unreadable:
+    """An error is handed back: thousands of other runs are read meanwhile."""
+    try:
+        return _run(Path(folder).name, {name: _text(f"{folder}/{name}") for name in FILES})
+    except Unreadable as error:
+        return error
+
+
+def _text(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unreadable(f"{os.path.basename(path)}: {error.strerror}") from None
+
+
+def _run(name: str, texts: dict[str, str | None]) -> Run:
+    spec = next((file for file in SPECS if texts[file] is not None), SPECS[0])
+    config = read_flat_yaml(texts[spec] or "", spec)
+    stats = _columns(texts["stats.csv"] or "")
+    done, status = _json(texts["done"]), _json(texts["status.json"])
+    facts = {
+        "state": _state(done, status, has_stats=bool(stats)),
+        "outcome": (done or {}).get("outcome"),
+        "node": (status or {}).get("host"),
+    }
+    return Run(name, config | facts, stats)
+
+
+def _state(done: dict | None, status: dict | None, *, has_stats: bool) -> str:
+    """As the run has left it; whether one that says it is running still does, report.py knows."""
+    if done is not None:
+        return "done"
+    if status and isinstance(status.get("state"), str):
+        return status["state"]
+    return "unfinished" if has_stats else "unstarted"
+
+
+def _json(text: str | None) -> dict[str, Any] | None:
+    """{} for a file that is empty, as older experiments leave it, or torn."""
+    if text is None:
+        return None
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# ---- YAML --------------------------------------------------------------------------------
+
+
+def read_flat_yaml(text: str, source: str) -> dict[str, Any]:
+    """A mapping whose keys begin its lines, each block of lines read once for all runs.
+
+    Reading 10,000 files of 60 keys as a whole would take half a minute. Raises Unreadable.
+    """
+    try:
+        values: dict[str, Any] = {}
+        for block in re.split(r"\n(?=[^\s#-])", text):
+            values.update(_block(block))
+        return values
+    except (UserError, TypeError, ValueError):  # other YAML, or none
+        pass
+    try:
+        content = read_yaml(text, source=source)
+    except UserError as error:
+        raise Unreadable(str(error)) from None
+    if not isinstance(content, dict):
+        raise Unreadable(f"{source}: no lines of the form `key: value`")
+    return {str(key): value for key, value in content.items()}
+
+
+@lru_cache(maxsize=100_000)
+def _block(text: str) -> dict[str, Any]:
+    content = read_yaml(text)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise TypeError
+    return content
+
+
+# ---- Stats -------------------------------------------------------------------------------
+
+
+def _columns(text: str) -> dict[str, np.ndarray]:
+    """Column -> its values; a last line that was cut off is left out."""
+    header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+    names = _names(header)
+    rows = [line.split(",") for line in lines]
+    if any(len(row) != len(names) for row in rows):
+        raise Unreadable("stats.csv: lines of different lengths")
+    pairs = zip(names, zip(*rows, strict=True), strict=False)
+    return {name: _values(cells, name) for name, cells in pairs if name}
+
+
+@lru_cache(maxsize=256)
+def _names(header: str) -> list[str]:
+    return next(csv.reader([header]), [])
+
+
+def _values(cells: Sequence[str], name: str) -> np.ndarray:
+    if name == "timestamp":
+        return np.array(cells)
+    try:
+        return np.array([float(cell or "nan") for cell in cells])
+    except ValueError as error:
+        raise Unreadable(f"stats.csv: {name}: {error}") from None

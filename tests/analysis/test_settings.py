@@ -1,0 +1,87 @@
+"""Settings and seeds: what runs differ in."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.analysis.settings import groups, label, seed_warnings, shown, varying
+from src.names import UserError
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    """Two models, each with its length; two learning rates; two seeds."""
+    rows = [
+        {
+            "state": "done" if seed else "running",
+            "output_dir": f"results/{model}{rate}{seed}",
+            "seed_model": seed,
+            "train_length": length,
+            "model": model,
+            "base_lr": rate,
+            "data_n_examples": {"train": length},
+            "momentum": 0.9,
+        }
+        for length, model in ((5, "tiny/lenet"), (20, "linear"))
+        for rate in (0.5, 0.25)
+        for seed in (1, 2)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_varying_keys_leave_out_seeds_and_what_is_found_or_goes_with_another(frame):
+    assert varying(frame) == ["model", "base_lr"]
+    assert varying(frame.iloc[:4]) == ["base_lr"]
+    assert varying(frame.iloc[:1]) == varying(frame.iloc[:0]) == []
+    frame["train_length"] = [5, 5, 5, 5, 20, 20, 5, 5]
+    assert varying(frame) == ["train_length", "model", "base_lr"]
+
+
+def test_null_lists_and_mappings_are_values(frame):
+    frame["averaging"] = [None, "ema"] * 4
+    frame["optim_args"] = [{"a": [1]}, {"a": [1]}, {"a": [2]}, {}] * 2
+    frame["eval_batch_size"] = [np.nan, 8.0] * 4
+    assert varying(frame) == ["model", "base_lr", "averaging", "optim_args"]
+    found = groups(frame, ["optim_args", "eval_batch_size"])
+    assert [len(rows) for _, rows in found] == [2, 2, 2, 2]
+    assert {str(values["optim_args"]) for values, _ in found} == {"{'a': [1]}", "{'a': [2]}", "{}"}
+
+
+def test_whole_numbers_and_floats_are_the_same_and_true_is_not_one():
+    mixed = pd.DataFrame({"momentum": pd.Series([1, 1.0, True], dtype=object)})
+    assert [len(rows) for _, rows in groups(mixed, ["momentum"])] == [2, 1]
+
+
+def test_groups_are_ordered_by_their_values(frame):
+    frame["batch_size"] = [128, 32, 1024, 32] * 2
+    found = groups(frame, ["model", "batch_size"])
+    assert [tuple(values.values()) for values, _ in found] == [
+        ("linear", 32),
+        ("linear", 128),
+        ("linear", 1024),
+        ("tiny/lenet", 32),
+        ("tiny/lenet", 128),
+        ("tiny/lenet", 1024),
+    ]
+    for values, rows in found:
+        assert (rows["model"] == values["model"]).all()
+        assert (rows["batch_size"] == values["batch_size"]).all()
+    assert [values for values, _ in groups(frame, [])] == [{}]
+    with pytest.raises(UserError, match="did you mean 'batch_size'"):
+        groups(frame, ["batchsize"])
+
+
+def test_missing_and_doubled_seeds_are_said(frame):
+    assert seed_warnings(frame) == []
+    assert seed_warnings(frame.iloc[1:]) == [
+        "seeds are missing: 1 of 4 setting has fewer than 2: model=tiny/lenet base_lr=0.5 (1)"
+    ]
+    twice = pd.concat([frame, frame.iloc[:2]])
+    assert seed_warnings(twice) == ["2 runs have the setting and the seeds of another one"]
+
+
+def test_labels_are_short():
+    assert label({"base_lr": 0.1 + 0.2, "averaging": None}) == "base_lr=0.3 averaging=null"
+    assert shown(100000) == "100000"
+    assert shown(True) == "true"
+    assert len(shown("x" * 99)) == 30
