@@ -88,6 +88,85 @@ def test_older_results_are_read_with_the_defaults_of_their_time(results):
         read_experiments("25-01-01-old", index_field="step")
 
 
+# Every key of the time, none with its default
+OLDER_CONFIG = {
+    "log_interval": 7,
+    "log_interval_eval": 3,
+    "save_freq": 2,
+    "save_best_checkpoint": True,
+    "best_checkpoint_metric": "val/.*/loss",
+    "output_dir": "results/25-01-01-old/000_25-01-01-old+base_lr=0.5",
+    "log_to_stdout": True,
+    "device": "cuda",
+    "host_name": "node007",
+    "multi_gpu": False,
+    "num_workers": 5,
+    "eval_batch_size": 999,
+    "max_allowed_loss": 50.0,
+    "early_stopping_patience": 4,
+    "seed_model": 11,
+    "seed_training": 12,
+    "dataset": "timm/torch/cifar10",
+    "data_dir": "/scratch/data",
+    "data_download": False,
+    "data_n_examples": {"train": 100, "val": 20, "test": 30},
+    "data_n_classes": 10,
+    "data_splits_map": "dict(train='train[:80%]', val='train[80%:]', test='test')",
+    "model": "tiny/wrn_40_2",
+    "model_pretrained": True,
+    "model_head_init": "zero",
+    "model_output_dim": 10,
+    "model_input_shape": [3, 32, 32],
+    "loss": "xentropy",
+    "batch_size": 64,
+    "grad_accum_steps": 2,
+    "batch_size_accum": 32,
+    "train_length": 3,
+    "train_length_unit": "step",
+    "steps_per_epoch": 1,
+    "samples_per_epoch": None,
+    "optim_alg": "amsgradw",
+    "base_lr": "10 ** np.random.uniform(-3, 0)",
+    "momentum": "0.8,0.99",
+    "ada_eps": 1e-6,
+    "weight_decay": 5e-4,
+    "weight_decay_biases": 1e-4,
+    "lr_schedule": "step_150,100,50_0.2",
+    "warmup_steps": 9,
+    "averaging": "poly_8",
+    "wandb": True,
+    "wandb_project_name": "old",
+    "wandb_run_name": "first",
+    "wandb_tags": ["a", "b"],
+}
+
+
+def test_every_value_of_an_older_folder_is_found(results):
+    measures = ("loss", "accuracy", "time", "data_time")
+    columns = [f"train/{x}" for x in (*measures, "seen_examples", "learning_rate")]
+    columns += [f"{s}/{m}/{x}" for s in ("val", "test") for m in ("last", "av") for x in measures]
+    stats = pd.DataFrame(np.random.default_rng(0).random((3, len(columns))), columns=columns)
+    stats["train/seen_examples"] = [64, 128, 192]
+    folder = results / "25-01-01-old" / "000_25-01-01-old+base_lr=0.5"
+    folder.mkdir(parents=True)
+    (folder / "spec.yaml").write_text("model: tiny/wrn_40_2\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump(OLDER_CONFIG))
+    (folder / "training.log").write_text("started\n")
+    stats.to_csv(folder / "stats.csv")
+    (folder / "done").write_text("")
+    frame = read_experiments("25-01-01-old", index_field="train/seen_examples")
+    assert frame.index.tolist() == [folder.name]
+    row = frame.iloc[0]
+    for key, value in OLDER_CONFIG.items():
+        assert row[key] == value or (value is None and row[key] is None), key
+    for column in columns:
+        assert row[column].tolist() == stats[column].tolist(), column
+        assert row[column].index.tolist() == [64, 128, 192]
+    assert (row["batch"], row["state"], row["outcome"]) == ("25-01-01-old", "done", None)
+    times = [c for c in columns if c.endswith("/time")]
+    assert row["seconds"] == pytest.approx(stats[times].to_numpy().sum())
+
+
 def test_batches_are_named_in_many_ways(results):
     for batch in ("26-11-21-x", "26-11-22-x", "26-11-22-y"):
         older(results, batch, f"000_{batch}")
