@@ -130,10 +130,11 @@ def seed_warnings(df: pd.DataFrame, keys: Iterable[str] | None = None) -> list[s
     if fewer:
         some = "; ".join(f"{label(values)} ({n})" for values, n in fewer[:3])
         more = "; …" if len(fewer) > 3 else ""
-        have = "setting has" if len(fewer) == 1 else "settings have"
-        which = f"{len(fewer)} of {len(settings)} {have} fewer than {most}"
+        have = "has" if len(fewer) == 1 else "have"
+        which = f"{len(fewer)} of {len(settings)} settings {have} fewer than {most}"
         found.append(f"seeds are missing: {which}: {some}{more}")
     twice = len(df) - sum(numbers)
     if twice:
-        found.append(f"{twice} runs have the setting and the seeds of another one")
+        have = "run has" if twice == 1 else "runs have"
+        found.append(f"{twice} {have} the setting and the seeds of another one")
     return found

@@ -74,7 +74,7 @@ def test_groups_are_ordered_by_their_values(frame):
 def test_missing_and_doubled_seeds_are_said(frame):
     assert seed_warnings(frame) == []
     assert seed_warnings(frame.iloc[1:]) == [
-        "seeds are missing: 1 of 4 setting has fewer than 2: model=tiny/lenet base_lr=0.5 (1)"
+        "seeds are missing: 1 of 4 settings has fewer than 2: model=tiny/lenet base_lr=0.5 (1)"
     ]
     twice = pd.concat([frame, frame.iloc[:2]])
     assert seed_warnings(twice) == ["2 runs have the setting and the seeds of another one"]
