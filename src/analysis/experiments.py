@@ -161,7 +161,8 @@ def _read_folders(batch: Path, names: Sequence[str]) -> tuple[list[Run], dict[st
 def _frame(batches: Sequence[tuple[Path, Runs]], field: str) -> pd.DataFrame:
     runs = joined([runs for _, runs in batches])
     names = [batch.absolute().name for batch, runs in batches for _ in runs.names]
-    found = {key: _fact(runs, key) for key in dict.fromkeys([*runs.facts, *_defaults()])}
+    keys = [key for key in dict.fromkeys([*runs.facts, *_defaults()]) if key not in ORDER]
+    found = {key: _fact(runs, key) for key in [*keys, "state", "outcome", "node"]}
     ends = np.cumsum(runs.lengths)
     seconds = np.concatenate([[0.0], _elapsed(runs)])[np.where(runs.lengths > 0, ends, 0)]
     found |= {"batch": names, "seconds": seconds}
@@ -171,7 +172,9 @@ def _frame(batches: Sequence[tuple[Path, Runs]], field: str) -> pd.DataFrame:
     for name, values in runs.stats.items():
         of_column = np.where((runs.has[name] & has_index)[:, None], cells, -1)
         found[name] = CurveArray(values, index, of_column, (name, field))
-    return pd.DataFrame(found, index=pd.Index(runs.names, name="run"))
+    frame = pd.DataFrame(found, index=pd.Index(runs.names, name="run"))
+    frame.attrs["keys"] = keys  # columns that people add are no settings
+    return frame
 
 
 def _fact(runs: Runs, key: str) -> Any:

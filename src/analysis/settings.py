@@ -22,16 +22,27 @@ def varying(df: pd.DataFrame) -> list[str]:
     always change together (a model and its length, say) only one is: names go before numbers.
     """
     chosen: dict[str, np.ndarray] = {}
-    for key in sorted(_candidates(df), key=lambda key: not _is_named(df[key])):
+    for key in sorted(differing(df), key=lambda key: not _is_named(df[key])):
         codes = _codes(df[key])
-        if codes.max(initial=0) > 0 and not any(_is_renaming(codes, c) for c in chosen.values()):
+        if not any(_is_renaming(codes, others) for others in chosen.values()):
             chosen[key] = codes
     return [key for key in df.columns if key in chosen]
 
 
-def _candidates(df: pd.DataFrame) -> list[str]:
+def differing(df: pd.DataFrame) -> list[str]:
+    """As varying, with all keys that change together.
+
+    Of a big_df the keys that were read count, of other tables all columns but those of curves.
+    """
     out = {*SEEDS, *FACTS, *FOUND, *WITHOUT_EFFECT}
-    return [key for key in df.columns if df[key].dtype != "curve" and key not in out]
+    keys = set(df.attrs.get("keys", df.columns)) - out
+    there = [key for key in df.columns if key in keys and df[key].dtype != "curve"]
+    return [key for key in there if _differ(df[key])]
+
+
+def _differ(values: pd.Series) -> bool:
+    items = values.tolist()
+    return any(item != items[0] for item in items) and bool(_codes(values).max() > 0)
 
 
 def _is_named(values: pd.Series) -> bool:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from src.analysis.curves import last
 from src.analysis.experiments import read_experiments
 from src.analysis.run_files import Unreadable, read_flat_yaml
+from src.analysis.settings import varying
 from src.names import UserError
 from src.yaml_files import read_yaml, write_yaml
 from train import run_experiment
@@ -261,3 +262,14 @@ def test_other_spellings_of_yaml_are_read_too(text):
 def test_what_is_no_mapping_is_unreadable(text):
     with pytest.raises(Unreadable):
         read_flat_yaml(text, "x")
+
+
+def test_columns_that_people_add_are_no_settings(results):
+    for rate in (0.1, 0.2):
+        older(results, "x", f"lr={rate}", base_lr=rate, mine=rate > 0.1)
+    frame = read_experiments(["x"])
+    frame["accuracy"] = [0.5, 0.6]
+    frame = frame.assign(loss_of_last=last(frame["train/loss"])).query("accuracy > 0")
+    assert varying(frame) == ["base_lr"]
+    assert varying(pd.concat([frame, frame])) == ["base_lr"]
+    assert varying(frame[["accuracy", "mine"]]) == ["mine"]
