@@ -19,7 +19,7 @@ from loguru import logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from src.analysis.plots import save_learning_curves
+from src.analysis.run_plot import save_learning_curves
 from src.config import Config, draw_missing, load_config
 from src.data.build import build_data
 from src.data.loaders import (

@@ -121,7 +121,9 @@ def _intervals(settings: Sequence[_Setting]) -> np.ndarray:
     nums = np.array([len(one.values) for one in settings])
     for num in np.unique(nums[nums > 0]):
         same = np.flatnonzero(nums == num)
-        found[:, same] = mean_interval(np.stack([settings[i].values for i in same.tolist()], axis=1))
+        found[:, same] = mean_interval(
+            np.stack([settings[i].values for i in same.tolist()], axis=1)
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Pictures; matplotlib is imported when the first one is drawn."""
+"""The learning curves of one run; matplotlib is imported when they are drawn."""
 
 import io
 from pathlib import Path

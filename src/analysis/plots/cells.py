@@ -1,0 +1,182 @@
+"""heat_map: a metric against two hyperparameters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from src.analysis.curves import direction_of
+from src.analysis.plots.axes import is_log_loss, label_of, log_ticks, name_ticks, size_of
+from src.analysis.plots.keys import best_of
+from src.analysis.plots.marks import Levels, levels
+from src.analysis.plots.panels import (
+    GREY,
+    Grid,
+    Panel,
+    Wish,
+    add_legends,
+    grid_of,
+    name_axes,
+    seeds_note,
+    unended_note,
+)
+from src.analysis.plots.seeds import Numbers, Setting, metrics_of, numbers_of
+from src.names import bad_value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_CELLS = 12  # a side, with numbers in them
+CELL = 0.42  # inches that a number takes
+MAP, FRAME = "cividis", "#D55E00"  # no colour of the map is like the frame
+
+
+def heat_map(
+    df: pd.DataFrame,
+    x: str,
+    y: str,
+    metric: str | None = None,
+    *,
+    when: str | float = "last",
+    row: str | None = None,
+    col: str | None = None,
+    ax: "Axes | None" = None,
+) -> "Figure":
+    """The best of the other keys for each pair of values: better is brighter, the best framed.
+
+    Means over seeds; a cross: diverged; hatched: nothing there. Which settings are best is judged
+    as in against. Raises UserError for names that do not exist.
+    """
+    if x == y:
+        raise bad_value("y", y, "another key than that of x")
+    keys = levels(df, x, "x"), levels(df, y, "y")
+    judge, metric = metrics_of(df, metric)
+    shown, judged = numbers_of(df, metric, when), numbers_of(df, judge, when)
+    grid = grid_of(df, Wish(row, col, ax=ax), used=[x, y])
+    by = judged, direction_of(judge)
+    tables = [_table(panel.settings, keys, shown, by) for panel in grid.panels]
+    _colour(grid, [table.values for table in tables], metric, label_of(metric, when))
+    for panel, table in zip(grid.panels, tables, strict=True):
+        name_ticks(panel.axis.xaxis, keys[0].names)
+        name_ticks(panel.axis.yaxis, keys[1].names)
+        _mark(panel, table, direction_of(metric))
+    name_axes(grid, x, y)
+    grid.each(lambda axis: axis.grid(False))
+    add_legends(grid, notes=[*_notes(grid, tables, judge, shown), unended_note(df)])
+    return grid.figure
+
+
+@dataclass(frozen=True)
+class Table:
+    """A number a cell, (values of y, values of x), and where it is missing as runs diverged."""
+
+    values: np.ndarray
+    is_broken: np.ndarray
+
+    @property
+    def is_empty(self) -> np.ndarray:
+        return np.isnan(self.values) & ~self.is_broken
+
+
+def _table(
+    settings: Sequence[Setting],
+    keys: tuple[Levels, Levels],
+    shown: Numbers,
+    judge: tuple[Numbers, int],
+) -> Table:
+    cells: dict[tuple[int, int], list[Setting]] = {}
+    for setting in settings:
+        across, up = (int(key.codes[setting.row]) for key in keys)
+        cells.setdefault((up, across), []).append(setting)
+    values = np.full((len(keys[1].values), len(keys[0].values)), np.nan)
+    is_broken = np.zeros(values.shape, dtype=bool)
+    for at, inside in cells.items():
+        best = best_of(inside, *judge)
+        values[at] = shown.mean(best)
+        is_broken[at] = shown.has_broken(best)
+    return Table(values, is_broken)
+
+
+def _colour(grid: Grid, tables: Sequence[np.ndarray], metric: str, label: str) -> None:
+    """All panels by one scale, whose bar stands beside them."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm, Normalize
+
+    finite = np.concatenate([table[np.isfinite(table)] for table in tables])
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    if high - low <= 1e-9 * abs(high):  # one colour, and a bar that can be read
+        low, high = low - 0.05 * abs(low or 1), high + 0.05 * abs(high or 1)
+    norm = (LogNorm if is_log_loss(metric, finite) else Normalize)(low, high)
+    colours = colormaps[MAP if direction_of(metric) > 0 else f"{MAP}_r"]
+    for panel, table in zip(grid.panels, tables, strict=True):
+        if table.size:
+            panel.axis.imshow(table, norm=norm, cmap=colours, aspect="auto", origin="lower")
+    if len(finite):
+        axes = [panel.axis for panel in grid.panels]
+        bar = grid.figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.02)
+        bar.set_label(label)
+        if isinstance(norm, LogNorm):
+            log_ticks(bar.ax.yaxis)
+
+
+def _mark(panel: Panel, table: Table, sign: int) -> None:
+    """Frames the best cell, hatches the empty ones, writes numbers where they fit."""
+    axis = panel.axis
+    middle: Any = {"ha": "center", "va": "center", "fontsize": 8}
+    for up, across in np.argwhere(table.is_empty):
+        _outline(panel, up, across, hatch="////", edgecolor="#bbbbbb", linewidth=0)
+    for up, across in np.argwhere(table.is_broken):
+        axis.text(across, up, "×", color=GREY, **middle)
+    finite = np.isfinite(table.values)
+    if finite.any():
+        best = np.unravel_index(np.nanargmax(sign * table.values), table.values.shape)
+        width = 2.5 if max(finite.shape) <= MOST_CELLS else 1.2
+        _outline(panel, *best, edgecolor=FRAME, linewidth=width)
+    if _has_room(panel, table.values.shape):
+        text = _formatter(table.values[finite])
+        for up, across in np.argwhere(finite):
+            value = table.values[up, across]
+            axis.text(across, up, text(value), color=_ink(axis.images[0], value), **middle)
+
+
+def _outline(panel: Panel, up: Any, across: Any, **look: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    panel.axis.add_patch(Rectangle((across - 0.5, up - 0.5), 1, 1, fill=False, **look))
+
+
+def _has_room(panel: Panel, shape: tuple[int, ...]) -> bool:
+    return max(shape) <= MOST_CELLS and size_of(panel.axis)[0] >= CELL * shape[1]
+
+
+def _formatter(values: np.ndarray) -> Any:
+    """As many digits as tell the values apart, three at least."""
+    span = float(np.ptp(values)) if len(values) else 0.0
+    largest = float(np.abs(values).max(initial=0.0))
+    digits = 3 if span == 0 or largest / span < 20 else 4
+    return lambda value: f"{value:.{digits}g}"
+
+
+def _ink(image: Any, value: float) -> str:
+    """Dark on bright, bright on dark."""
+    red, green, blue, _ = image.cmap(image.norm(value))
+    return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
+
+
+def _notes(grid: Grid, tables: Sequence[Table], judge: str, shown: Numbers) -> list[str]:
+    rest = ", ".join(grid.unsaid())
+    notes = [
+        f"best of {rest} by {judge}" if rest else "",
+        seeds_note(shown.counts(grid.settings), ""),
+    ]
+    if any(np.isfinite(table.values).any() for table in tables):
+        notes.append("framed: the best")
+    if any(table.is_broken.any() for table in tables):
+        notes.append("×: diverged")
+    if any(table.is_empty.any() for table in tables):
+        notes.append("hatched: nothing there")
+    return notes

@@ -1,0 +1,294 @@
+"""What the pictures of a big_df share: a grid of panels, legends and notes around it.
+
+seaborn is not used: it takes the interval of each point by itself, point after point in Python,
+its legends list every value, and its facets cannot be drawn into an axis that is there.
+"""
+
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from src.analysis.plots.marks import (
+    LINES,
+    MOST_STYLES,
+    Levels,
+    Marks,
+    choose,
+    colour_bar,
+    colours_of,
+    legend_entries,
+    levels,
+    styles_of,
+)
+from src.analysis.plots.seeds import Setting, settings_of
+from src.names import UserError, bad_value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, HEIGHT = 4.8, 3.3  # inches of a lone panel
+SMALL = (2.9, 2.3)  # and of one among others
+WRAP = 4  # columns of panels, where rows are free
+MOST_COLUMNS, MOST_ROWS = 8, 12
+MOST_PANELS = 48
+MANY = 24  # lines of a panel: beyond, they are thin and without intervals
+GREY = "#666666"
+LEGEND: Any = {"frameon": False, "handlelength": 2.6, "borderaxespad": 0.2, "alignment": "left"}
+NONE: tuple[list[Any], list[str]] = ([], [])  # of a legend
+CAPTION, ENTRY = 0.155, 0.2  # inches of a line below the panels, and of one of a legend
+
+
+# ---- A grid of panels --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller of a picture asked for: keys, and an axis to draw into."""
+
+    row: str | None = None
+    col: str | None = None
+    colour: str | None = None
+    style: str | None = None
+    ax: "Axes | None" = None
+
+
+@dataclass
+class Panel:
+    axis: "Axes"
+    settings: list[Setting]
+
+
+@dataclass
+class Grid:
+    """Panels of one figure, and what colours and styles mean in all of them."""
+
+    figure: Any
+    panels: list[Panel]
+    settings: list[Setting]
+    colours: Marks
+    styles: Marks
+    taken: list[str]  # keys that axes and panels stand for
+    is_whole: bool  # the figure is ours: its legends and notes stand around the panels
+
+    @property
+    def is_crowded(self) -> bool:
+        return max((len(panel.settings) for panel in self.panels), default=0) > MANY
+
+    def each(self, change: Callable[["Axes"], Any]) -> list[Any]:
+        """What it answers for the axis of each panel."""
+        return [change(panel.axis) for panel in self.panels]
+
+    def look(self, setting: Setting) -> tuple[Any, Any]:
+        return self.colours.of(setting.row), self.styles.of(setting.row)
+
+    def series(self, settings: Iterable[Setting]) -> list[list[Setting]]:
+        """Those of one colour and style together."""
+        found: dict[tuple[int, int], list[Setting]] = {}
+        for setting in settings:
+            code = (self.colours.code(setting.row), self.styles.code(setting.row))
+            found.setdefault(code, []).append(setting)
+        return list(found.values())
+
+    def unsaid(self) -> list[str]:
+        """The varying keys that the picture does not tell apart."""
+        said = {*self.taken, self.colours.key, self.styles.key}
+        return [key for key in self.keys if key not in said]
+
+    @property
+    def keys(self) -> list[str]:
+        """In which settings differ."""
+        return list(self.settings[0].values) if self.settings else []
+
+
+def grid_of(
+    df: pd.DataFrame,
+    wish: Wish,
+    *,
+    used: Sequence[str] = (),
+    fine: bool = False,
+    styles: Sequence[Any] = (),
+) -> Grid:
+    """used: keys that the axes stand for. fine: see choose. styles: none: nor any colours.
+
+    Raises UserError where a key does not exist or has too many values, or ax leaves no room.
+    """
+    row = levels(df, wish.row, "row") if wish.row else None
+    col = levels(df, wish.col, "col") if wish.col else None
+    for found, role in ((row, "row"), (col, "col")):
+        if found and wish.ax is not None:
+            raise UserError(f"{role}: got {found.key!r} beside ax, which is one panel")
+    taken = [*used, *(found.key for found in (row, col) if found)]
+    looks = choose(df, wish.colour, wish.style, used=taken, fine=fine) if styles else (None, None)
+    settings = settings_of(df, [*taken, *(found.key for found in looks if found)])
+    if styles[:1] == LINES[:1] and wish.style is None and fine and len(settings) > MANY:
+        looks = (looks[0], None)  # nobody sees whether thin lines are dashed
+    figure, panels = _panels(settings, row, col, wish.ax)
+    marks = colours_of(looks[0]), styles_of(looks[1], styles or ("-",))
+    return Grid(figure, panels, settings, *marks, taken, is_whole=wish.ax is None)
+
+
+def _panels(
+    settings: list[Setting], row: Levels | None, col: Levels | None, ax: "Axes | None"
+) -> tuple[Any, list[Panel]]:
+    num_rows, num_cols = _shape(row, col)
+    if ax is not None:
+        figure, axes = ax.figure.figure, np.array([ax])
+    else:
+        figure, axes = _new_axes(num_rows, num_cols)
+    cells = [(r, c) for r in range(_num(row)) for c in range(_num(col))]
+    panels = []
+    for axis, (r, c) in zip(axes, cells, strict=False):
+        inside = [s for s in settings if _is_in(s, row, r) and _is_in(s, col, c)]
+        panels.append(Panel(axis, inside))
+        titles = [f"{f.key}={f.names[i]}" for f, i in ((row, r), (col, c)) if f and f.values]
+        if titles:
+            axis.set_title("\n".join(titles), fontsize=9)
+        if not inside:
+            _say(axis, "no runs")
+    for axis in axes[len(cells) :]:
+        axis.remove()
+    return figure, panels
+
+
+def _say(axis: "Axes", text: str) -> None:
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", color=GREY)
+
+
+def _num(found: Levels | None) -> int:
+    return max(1, len(found.values)) if found else 1
+
+
+def _is_in(setting: Setting, found: Levels | None, code: int) -> bool:
+    return found is None or found.codes[setting.row] == code
+
+
+def _shape(row: Levels | None, col: Levels | None) -> tuple[int, int]:
+    """Of the grid; columns alone are wrapped."""
+    num_rows, num_cols = _num(row), _num(col)
+    if col and row is None and num_cols <= MOST_PANELS:
+        return -(-num_cols // WRAP), min(num_cols, WRAP)
+    for found, role, most in ((col, "col", MOST_COLUMNS), (row, "row", MOST_ROWS)):
+        if found and len(found.values) > most:
+            most = MOST_PANELS if row is None else most
+            expected = f"a key with at most {most} values, not {len(found.values)}; select() some"
+            raise bad_value(role, found.key, expected)
+    return num_rows, num_cols
+
+
+def _new_axes(num_rows: int, num_cols: int) -> tuple[Any, np.ndarray]:
+    from src.analysis.plots.picture import new_picture
+
+    if num_rows * num_cols == 1:
+        figure = new_picture(WIDTH, HEIGHT)
+    else:
+        figure = new_picture(SMALL[0] * max(num_cols, 1.5), SMALL[1] * num_rows + 0.5)
+    axes = figure.subplots(num_rows, num_cols, sharex=True, sharey=True, squeeze=False)
+    return figure, axes.reshape(-1)
+
+
+def name_axes(grid: Grid, x: str, y: str) -> None:
+    """On the outermost panels."""
+    for panel in grid.panels:
+        place = panel.axis.get_subplotspec()
+        if _is_lowest(panel, grid):
+            panel.axis.set_xlabel(x)
+            panel.axis.tick_params(labelbottom=True)
+        if not grid.is_whole or place is None or place.is_first_col():
+            panel.axis.set_ylabel(y)
+        panel.axis.grid(alpha=0.25, linewidth=0.6)
+        panel.axis.set_axisbelow(True)
+        if panel.settings and not np.isfinite(panel.axis.dataLim.get_points()).all():
+            _say(panel.axis, "no values")
+
+
+def _is_lowest(panel: Panel, grid: Grid) -> bool:
+    """Whether no panel stands under it."""
+    place = panel.axis.get_subplotspec()
+    if not grid.is_whole or place is None:
+        return True
+    others = [other.axis.get_subplotspec() for other in grid.panels]
+    return not any(
+        o.colspan.start == place.colspan.start and o.rowspan.start > place.rowspan.start
+        for o in others
+        if o
+    )
+
+
+# ---- Around the panels -------------------------------------------------------------------
+
+
+def add_legends(
+    grid: Grid, draw: Callable[..., Any] | None = None, notes: Sequence[str] = ()
+) -> None:
+    """Colours on the right, styles below, and what the picture shows; draw(colour, style)."""
+    if grid.colours.has_bar and draw:
+        colour_bar(grid.colours, [panel.axis for panel in grid.panels])
+    if draw:
+        neutral = "#333333" if grid.colours.levels else grid.colours.marks[0]
+        plain = grid.styles.marks[0]
+        both = dict(zip(map(str, grid.colours.marks), grid.styles.marks, strict=False))
+        twins = both if grid.colours.key == grid.styles.key else {}  # one legend says both
+        by_colour = legend_entries(grid.colours, lambda c: draw(c, twins.get(str(c), plain)))
+        by_style = legend_entries(grid.styles, lambda s: draw(neutral, s)) if not twins else NONE
+    else:
+        by_colour = by_style = NONE
+    if grid.is_whole:
+        _around(grid, by_colour, by_style, "; ".join(note for note in notes if note))
+    else:
+        _beside(grid, by_colour, by_style)
+
+
+def _around(grid: Grid, by_colour: Any, by_style: Any, note: str) -> None:
+    """The figure grows by what stands below the panels."""
+    figure = grid.figure
+    lines = textwrap.wrap(note, int(figure.get_figwidth() * 13))
+    columns = max(1, min(MOST_STYLES, 40 // max(map(len, by_style[1]), default=40)))
+    num_rows = -(-len(by_style[0]) // columns)
+    caption = CAPTION * (len(lines) + 0.5 * bool(lines))
+    below = caption + ENTRY * (num_rows + 1.5) * bool(num_rows)
+    figure.set_figheight(figure.get_figheight() + below)
+    inch = 1 / figure.get_figheight()
+    figure.get_layout_engine().set(rect=(0.0, below * inch, 1.0, 1.0 - below * inch))
+    look: Any = {"fontsize": 8.5, "color": GREY, "ha": "center", "va": "bottom"}
+    figure.text(0.5, 0.3 * CAPTION * inch, "\n".join(lines), **look)
+    if by_colour[0]:
+        figure.legend(*by_colour, title=grid.colours.key, loc="outside right upper", **LEGEND)
+    if by_style[0]:
+        look = {**LEGEND, "bbox_to_anchor": (0.5, caption * inch), "ncols": columns}
+        figure.legend(*by_style, title=grid.styles.key, loc="lower center", **look)
+
+
+def _beside(grid: Grid, by_colour: Any, by_style: Any) -> None:
+    """Right of the one axis, colours above styles."""
+    from matplotlib.legend import Legend
+
+    axis: Any = grid.panels[0].axis
+    for key, (handles, names), corner, height in (
+        (grid.colours.key, by_colour, "upper left", 1.0),
+        (grid.styles.key, by_style, "lower left", 0.0),
+    ):
+        if handles:
+            look: Any = {**LEGEND, "loc": corner, "bbox_to_anchor": (1.0, height)}
+            legend = Legend(axis, handles, names, title=key, fontsize=8, title_fontsize=8, **look)
+            axis.add_artist(legend)
+            legend.set_clip_on(False)  # else the layout leaves no room for it
+
+
+def unended_note(df: pd.DataFrame) -> str:
+    """Of runs whose numbers may still change."""
+    num = int((~df["state"].isin(["done", "unstarted"])).sum()) if "state" in df else 0
+    return f"{num} {'run has' if num == 1 else 'runs have'} not ended" if num else ""
+
+
+def seeds_note(counts: Iterable[int], mark: str) -> str:
+    """'mean over 2 seeds, shade: 95 % interval of the mean'; of the runs that settings have."""
+    there = [count for count in counts if count]
+    if max(there, default=0) < 2:
+        return ""
+    low, high = min(there), max(there)
+    seeds = f"{high} seeds" if low == high else f"{low} to {high} seeds"
+    return f"mean over {seeds}" + (f", {mark}: 95 % interval of the mean" if mark else "")

@@ -1,0 +1,253 @@
+"""to_target: how long settings take to reach a value of the metric."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pandas as pd
+
+from src.analysis.curves import CurveArray, direction_of
+from src.analysis.plots.axes import key_axis, label_of, number_axis
+from src.analysis.plots.keys import joined_along, line_look
+from src.analysis.plots.marks import LINES, POINTS, Levels, levels, spans
+from src.analysis.plots.panels import GREY, Grid, Panel, Wish, add_legends, grid_of, name_axes
+from src.analysis.plots.seeds import Setting, curves_of, metrics_of
+from src.analysis.settings import shown
+from src.names import bad_value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_SETTINGS = 30  # a row each
+LONGEST = 34  # characters of a row's name
+TIME_SPANS = 20  # from there on the axis of times is logarithmic
+NEVER = "#eeeeee"
+
+
+def to_target(
+    df: pd.DataFrame,
+    target: float,
+    metric: str | None = None,
+    *,
+    key: str | None = None,
+    row: str | None = None,
+    col: str | None = None,
+    colour: str | None = None,
+    style: str | None = None,
+    ax: "Axes | None" = None,
+) -> "Figure":
+    """Where on their index curves first reach the target: a row a setting, or against a key.
+
+    Large: the median over seeds, of which those that never arrive count as infinite. Small: the
+    seeds. On grey: never. Raises UserError for names that do not exist.
+    """
+    if isinstance(target, bool) or not isinstance(target, int | float) or not np.isfinite(target):
+        raise bad_value("target", target, "a value of the metric that should be reached")
+    metric = metrics_of(df, metric)[1]
+    curves = curves_of(df, metric)
+    times = first_reached(curves, target)
+    found = levels(df, key) if key else None
+    wish = Wish(row, col, colour, style, ax)
+    styles = LINES if found and found.is_numeric else POINTS
+    grid = grid_of(df, wish, used=[key] if key else [], styles=styles)
+    scale = Scale.of(times, "y" if found else "x")
+    index_name = cast(CurveArray, curves.array).names[1]
+    label = f"{label_of(index_name)}\nto {metric} {shown(target)}"
+    if found:
+        _draw_along(grid, times, found, scale)
+        name_axes(grid, found.key, label)
+    else:
+        name_axes(grid, label, _draw_rows(grid, times, scale))
+    grid.each(scale.apply)
+    if scale.has_never:
+        scale.name_never(grid.panels[-1].axis if found else grid.panels[0].axis)
+    add_legends(grid, _handle(found) if found else None, _notes(df, grid, times, found))
+    return grid.figure
+
+
+def first_reached(curves: pd.Series, target: float) -> np.ndarray:
+    """(runs,) The first point of each index at which the target is reached.
+
+    Infinite where it never is; NaN where there is no curve.
+    """
+    sign = direction_of(str(curves.name))
+    found = np.full(len(curves), np.nan)
+    for run, curve in enumerate(curves.array.curves()):  # type: ignore[attr-defined]
+        if curve is not None and len(curve[0]):
+            reached = np.flatnonzero(sign * curve[0] >= sign * target)
+            found[run] = curve[1][reached[0]] if len(reached) else np.inf
+    return found
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The axis of times, and where on it never is."""
+
+    name: str  # x or y
+    low: float
+    never: float
+    high: float
+    is_logarithmic: bool
+    has_never: bool
+
+    @classmethod
+    def of(cls, times: np.ndarray, name: str) -> "Scale":
+        finite = times[np.isfinite(times)]
+        is_log = spans(finite, TIME_SPANS)
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+        if is_log:
+            ratio = high / low
+            low, never, end = low / ratio**0.06, high * ratio**0.12, high * ratio**0.18
+        else:
+            low, never, end = min(low, 0.0), high * 1.12 or 1.0, high * 1.18 or 1.1
+        return cls(name, low, never, end, is_log, bool(np.isinf(times).any()))
+
+    def place(self, times: Any) -> np.ndarray:
+        return np.where(np.isinf(times), self.never, times)
+
+    def apply(self, axis: "Axes") -> None:
+        from matplotlib.ticker import NullFormatter
+
+        side = axis.xaxis if self.name == "x" else axis.yaxis
+        if self.is_logarithmic:
+            axis.set(**{f"{self.name}scale": "log"})
+            side.set_minor_formatter(NullFormatter())
+        else:
+            number_axis(side, [self.low, self.high])
+        high = self.high if self.has_never else 2 * self.high - self.never
+        axis.set(**{f"{self.name}lim": (self.low, high)})
+        if self.has_never:
+            self._grey(axis)
+
+    def _grey(self, axis: "Axes") -> None:
+        begin = (self.never**2 / self.high) if self.is_logarithmic else 2 * self.never - self.high
+        over = axis.axvspan if self.name == "x" else axis.axhspan
+        over(begin, self.high, color=NEVER, zorder=0, label="_never")
+
+    def name_never(self, axis: "Axes") -> None:
+        """Beside the grey."""
+        look: Any = {"fontsize": 8, "color": GREY}
+        if self.name == "x":
+            edge = axis.get_xaxis_transform()
+            axis.text(self.never, 1.01, "never", transform=edge, ha="center", va="bottom", **look)
+        else:
+            edge = axis.get_yaxis_transform()
+            axis.text(1.01, self.never, "never", transform=edge, ha="left", va="center", **look)
+
+
+# ---- Against a key -----------------------------------------------------------------------
+
+
+def _draw_along(grid: Grid, times: np.ndarray, found: Levels, scale: Scale) -> None:
+    crowded = grid.is_crowded  # too many for their seeds
+    for panel in grid.panels:
+        places = key_axis(panel.axis, found)
+        for settings in grid.series(panel.settings):
+            for line in joined_along(settings, found):
+                x = np.array([places[found.codes[setting.row]] for setting in line])
+                colour, style = grid.look(line[0])
+                look = {"color": colour, "linewidth": 1.0, "markersize": 3 if crowded else 5}
+                look |= line_look(found, style)
+                medians = [_median(times[setting.rows]) for setting in line]
+                panel.axis.plot(x, scale.place(medians), label="_medians", **look)
+                for at, setting in zip(x, line, strict=True) if not crowded else ():
+                    _draw_seeds(panel, scale, at, times[setting.rows], colour)
+
+
+def _median(times: np.ndarray) -> float:
+    """Of the seeds that have curves; infinite where the half of them never arrive."""
+    there = np.sort(times[~np.isnan(times)])
+    middle = there[(len(there) - 1) // 2 : len(there) // 2 + 1]
+    return float(middle.sum() / len(middle)) if len(there) else np.nan
+
+
+def _draw_seeds(panel: Panel, scale: Scale, at: float, times: np.ndarray, colour: Any) -> None:
+    if len(times) > 1:
+        both = np.full(len(times), at), scale.place(times)
+        x, y = both[::-1] if scale.name == "x" else both
+        look: Any = {"marker": ".", "markersize": 4, "alpha": 0.5, "linestyle": "none"}
+        panel.axis.plot(x, y, color=colour, label="_seeds", **look)
+
+
+# ---- A row a setting ---------------------------------------------------------------------
+
+
+def _draw_rows(grid: Grid, times: np.ndarray, scale: Scale) -> str:
+    """The fastest at the top; the keys that name them."""
+    keys = _keys_of_rows(grid)
+    order = _rows_of(grid, times)[:MOST_SETTINGS]
+    names = [" ".join(shown(row[0].values[key]) for key in keys)[:LONGEST] for row in order]
+    place = {setting.row: at for at, row in enumerate(order) for setting in row}
+    for panel in grid.panels:
+        for setting in panel.settings:
+            if setting.row in place:
+                _draw_row(panel, grid, setting, (times, scale, place[setting.row]))
+        _name_rows(panel, names)
+    if grid.is_whole and len(names) > 8:
+        lowest = max(1, len({panel.axis.get_position().y0 for panel in grid.panels}))
+        grid.figure.set_figheight(grid.figure.get_figheight() + lowest * 0.19 * (len(names) - 8))
+    return ", ".join(keys)
+
+
+def _keys_of_rows(grid: Grid) -> list[str]:
+    return [key for key in grid.keys if key not in grid.taken]
+
+
+def _rows_of(grid: Grid, times: np.ndarray) -> list[list[Setting]]:
+    """Settings that differ in their panel alone are one row; the fastest first."""
+    keys = _keys_of_rows(grid)
+    rows: dict[str, list[Setting]] = {}
+    for setting in grid.settings:
+        rows.setdefault(repr([setting.values[key] for key in keys]), []).append(setting)
+    return sorted(rows.values(), key=lambda row: _order(row, times))
+
+
+def _name_rows(panel: Panel, names: Sequence[str]) -> None:
+    panel.axis.set_yticks(range(len(names)), names, fontsize=8)
+    panel.axis.set_ylim(len(names) - 0.4, -0.6)
+
+
+def _order(row: Sequence[Setting], times: np.ndarray) -> tuple[bool, float, float]:
+    """By the median, then by the fastest seed; last are those without curves."""
+    found = [times[setting.rows] for setting in row if not np.isnan(times[setting.rows]).all()]
+    medians = [_median(seeds) for seeds in found]
+    fastest = [float(np.nanmin(seeds)) for seeds in found]
+    return not found, min(medians, default=np.inf), min(fastest, default=np.inf)
+
+
+def _draw_row(
+    panel: Panel, grid: Grid, setting: Setting, where: tuple[np.ndarray, Scale, int]
+) -> None:
+    times, scale, at = where
+    colour, shape = grid.look(setting)
+    median = scale.place([_median(times[setting.rows])])
+    look: Any = {"linestyle": "none", "marker": shape, "markersize": 6, "color": colour}
+    panel.axis.plot(median, [at], label="_medians", **look)
+    _draw_seeds(panel, scale, at, times[setting.rows], colour)
+
+
+# ------------------------------------------------------------------------------------------
+
+
+def _handle(found: Levels) -> Any:
+    from matplotlib.lines import Line2D
+
+    def draw(colour: Any, style: Any) -> Any:
+        return Line2D([], [], markersize=5, color=colour, **line_look(found, style))
+
+    return draw
+
+
+def _notes(df: pd.DataFrame, grid: Grid, times: np.ndarray, found: Levels | None) -> list[str]:
+    notes = []
+    if max((len(setting.rows) for setting in grid.settings), default=0) > 1:
+        notes.append("large: median over seeds, small: the seeds")
+    if found and (keys := grid.unsaid()):
+        notes.append(f"lines differ in {', '.join(keys)} as well")
+    if not found and (more := len(_rows_of(grid, times)) - MOST_SETTINGS) > 0:
+        notes.append(f"the fastest {MOST_SETTINGS}; {more} more are not shown")
+    if "state" in df and (num := (np.isinf(times) & (df["state"] != "done")).sum()):
+        notes.append(f"never: also {num} that have not ended")
+    return notes

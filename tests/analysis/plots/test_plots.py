@@ -1,0 +1,235 @@
+"""The pictures show what the numbers are: looked up in the artists of each figure."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from figures import LOSS, METRIC, batch, drawn, entries, lines, panels, sweep, texts
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from src.analysis.plots import against, learning_curves
+from src.analysis.run_plot import COLOURS
+from src.names import UserError
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return sweep()
+
+
+# ---- Learning curves ---------------------------------------------------------------------
+
+
+def test_a_line_is_the_mean_over_seeds_of_one_setting(frame):
+    figure = drawn(learning_curves(frame))
+    found = lines(figure)
+    assert len(found) == 6
+    ends = sorted(line.get_ydata()[-1] for line in found)
+    np.testing.assert_allclose(ends, [0.105, 0.205, 0.505, 0.605, 0.705, 0.805])
+    assert all(line.get_xdata().tolist() == [1, 2] for line in found)
+    assert figure.axes[0].get_xlabel() == "examples seen"
+    assert entries(figure) == {"base_lr": ["0.01", "0.1", "1"], "optim_alg": ["adam", "sgd"]}
+
+
+def test_settings_of_one_colour_are_lines_of_their_own(frame):
+    found = lines(learning_curves(frame, colour="optim_alg", style="optim_alg"))
+    assert len(found) == 6
+    assert {to_hex(line.get_color()) for line in found} == {c.lower() for c in COLOURS[:2]}
+
+
+def test_the_shade_is_the_interval_of_the_mean():
+    rows = [({"base_lr": 1, "seed_model": s}, [v, 0.5]) for s, v in enumerate((0.2, 0.4, 0.6))]
+    figure = learning_curves(batch(rows))
+    (shade,) = figure.axes[0].collections
+    points = shade.get_paths()[0].vertices
+    first, last = (points[points[:, 0] == x][:, 1] for x in (1, 2))
+    assert 0.2 <= first.min() < 0.4 < first.max() <= 0.6
+    assert last.min() == last.max() == 0.5
+    assert not figure.legends
+
+
+def test_where_only_some_seeds_are_the_line_is_dotted_and_has_no_shade():
+    rows = [({"seed_model": 1}, [0.1, 0.2, 0.3, 0.5]), ({"seed_model": 2}, [0.3, 0.4])]
+    figure = drawn(learning_curves(batch(rows)))
+    (solid,), (dotted,) = lines(figure), lines(figure, label="_some seeds")
+    np.testing.assert_allclose(solid.get_ydata(), [0.2, 0.3, np.nan, np.nan])
+    np.testing.assert_allclose(dotted.get_ydata(), [np.nan, 0.3, 0.3, 0.5])
+    assert dotted.get_linestyle() == ":"
+    (shade,) = figure.axes[0].collections
+    assert shade.get_paths()[0].vertices[:, 0].max() == 2
+
+
+def test_a_diverged_run_ends_with_a_cross():
+    rows = [({"seed_model": 1}, [3.0, 2.0, np.inf, np.nan])]
+    figure = drawn(learning_curves(batch(rows, LOSS)))
+    (line,) = lines(figure)
+    assert line.get_ydata().tolist() == [3, 2]
+    (cross,) = lines(figure, label="_diverged")
+    assert (cross.get_marker(), cross.get_xdata().tolist()) == ("x", [2])
+    assert cross.get_ydata().tolist() == [2]
+
+
+def test_a_run_that_never_had_a_number_has_a_cross_at_the_edge():
+    figure = drawn(learning_curves(batch([({"base_lr": 1}, [np.nan, np.nan])])))
+    (cross,) = lines(figure, label="_diverged")
+    assert cross.get_xdata().tolist() == [1]
+    assert cross.get_transform() == figure.axes[0].get_xaxis_transform()
+
+
+def test_a_single_point_is_a_marker():
+    (line,) = lines(drawn(learning_curves(batch([({"base_lr": 1}, [0.5])]))))
+    assert line.get_marker() == "o"
+    assert list(line.get_markevery()) == [0]
+    (longer,) = lines(drawn(learning_curves(batch([({"base_lr": 1}, [0.5, 0.6])]))))
+    assert list(longer.get_markevery()) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "scale"),
+    [
+        (LOSS, [2.1, 0.1], "log"),
+        (LOSS, [1.9, 0.1], "linear"),
+        (LOSS, [2.1, 0.0], "linear"),
+        (LOSS, [2.1, -0.1], "linear"),
+        (METRIC, [0.9, 0.001], "linear"),
+    ],
+)
+def test_a_loss_that_spans_much_is_on_a_logarithmic_axis(metric, values, scale):
+    figure = drawn(learning_curves(batch([({"base_lr": 1}, values)], metric)))
+    assert figure.axes[0].get_yscale() == scale
+
+
+def test_many_lines_are_thin_and_have_no_shade():
+    rows = [({"base_lr": 0.1 * 1.1**i, "momentum": 0.1}, [0.1, i / 100]) for i in range(30)]
+    figure = drawn(learning_curves(batch(rows, num_seeds=2)))
+    assert len(lines(figure)) == 30
+    assert not figure.axes[0].collections
+    assert all(line.get_alpha() < 1 for line in lines(figure))
+    assert not figure.legends
+    assert figure.axes[1].get_ylabel() == "base_lr"  # the bar
+    assert figure.axes[1].get_yscale() == "log"
+
+
+def test_how_many_seeds_a_mean_is_over_counts_those_that_have_begun():
+    rows = [({"base_lr": 1, "seed_model": s}, v) for s, v in enumerate(([0.1], [0.2], None))]
+    rows += [({"base_lr": 2, "seed_model": 0}, None)]
+    assert "mean over 2 seeds, shade" in texts(learning_curves(batch(rows)))
+    assert "mean over 2 seeds, bars" in texts(against(batch(rows), "batch"))
+    assert "seeds" not in texts(learning_curves(batch(rows[:1])))
+
+
+def test_a_panel_whose_runs_have_no_values_says_so():
+    rows = [({"base_lr": 1}, [0.1]), ({"base_lr": 2}, None)]
+    for picture in (learning_curves, lambda df, **keys: against(df, "batch", **keys)):
+        found = panels(drawn(picture(batch(rows), col="base_lr")))
+        assert [t.get_text() for t in found["base_lr=2"].texts] == ["no values"]
+        assert not found["base_lr=1"].texts
+
+
+# ---- Panels ------------------------------------------------------------------------------
+
+
+def test_panels_are_named_and_hold_their_own_runs(frame):
+    figure = drawn(learning_curves(frame, row="optim_alg", col="base_lr"))
+    found = panels(figure)
+    assert len(found) == 6
+    (line,) = found["optim_alg=sgd\nbase_lr=0.1"].lines
+    np.testing.assert_allclose(line.get_ydata(), [0.105, 0.805])
+    assert not figure.legends
+    limits = {axis.get_ylim() for axis in figure.axes}
+    assert len(limits) == 1
+    assert [axis.get_xlabel() for axis in figure.axes] == [""] * 3 + ["examples seen"] * 3
+    assert [bool(axis.get_ylabel()) for axis in figure.axes] == [True, False, False] * 2
+    assert figure.get_figwidth() > learning_curves(frame).get_figwidth()
+
+
+def test_a_panel_without_runs_says_so(frame):
+    some = frame[(frame["optim_alg"] == "sgd") | (frame["base_lr"] == 1.0)]
+    found = panels(drawn(learning_curves(some, row="optim_alg", col="base_lr")))
+    assert [t.get_text() for t in found["optim_alg=adam\nbase_lr=0.1"].texts] == ["no runs"]
+    assert not found["optim_alg=sgd\nbase_lr=0.1"].texts
+
+
+def test_columns_alone_are_wrapped_and_a_grid_is_refused_past_its_width():
+    rows = [({"momentum": i / 10, "base_lr": lr}, [i / 10]) for i in range(9) for lr in (1, 2)]
+    figure = drawn(learning_curves(batch(rows), col="momentum"))
+    places = [axis.get_subplotspec() for axis in figure.axes]
+    assert (places[0].get_gridspec().nrows, places[0].get_gridspec().ncols) == (3, 4)
+    has_label = [bool(axis.get_xlabel()) for axis in figure.axes]
+    assert has_label == [False] * 5 + [True] * 4  # those with no panel under them
+    with pytest.raises(UserError, match="col: got 'momentum', expected a key with at most 8"):
+        learning_curves(batch(rows), row="base_lr", col="momentum")
+
+
+def test_an_axis_that_is_given_is_drawn_into_and_holds_one_panel(frame):
+    figure = Figure(layout="constrained")
+    left, right = figure.subplots(1, 2)
+    assert learning_curves(frame, ax=right) is figure
+    drawn(figure)
+    assert (len(left.lines), len(right.lines)) == (0, 6)
+    beside = [a for a in right.artists if hasattr(a, "get_texts")]
+    assert {legend.get_title().get_text() for legend in beside} == {"base_lr", "optim_alg"}
+    box = right.get_window_extent()
+    assert all(legend.get_window_extent().x0 >= box.x1 - 1 for legend in beside)
+    assert max(legend.get_window_extent().x1 for legend in beside) <= figure.bbox.x1 + 2
+    for facets in ({"row": "optim_alg"}, {"col": "optim_alg"}):
+        with pytest.raises(UserError, match="got 'optim_alg' beside ax, which is one panel"):
+            learning_curves(frame, ax=right, **facets)
+
+
+# ---- Colours and legends -----------------------------------------------------------------
+
+
+def test_what_is_constant_or_said_already_has_no_legend(frame):
+    assert set(entries(learning_curves(frame, colour="batch"))) == {"base_lr"}  # by styles
+    frame["train_length"] = frame["optim_alg"].map({"sgd": 5, "adam": 20})
+    frame = frame[frame["base_lr"] == 0.1]
+    assert set(entries(learning_curves(frame, colour="train_length"))) == {"train_length"}
+    assert not entries(learning_curves(frame, col="train_length"))
+
+
+def test_a_key_with_colours_and_styles_has_one_legend(frame):
+    figure = learning_curves(frame, colour="optim_alg", style="optim_alg")
+    (legend,) = figure.legends
+    assert [line.get_linestyle() for line in legend.legend_handles] == ["-", "--"]
+    assert len({to_hex(line.get_color()) for line in legend.legend_handles}) == 2
+
+
+def test_many_names_are_along_a_map_and_the_legend_says_how_many_are_left_out():
+    rows = [({"model": f"family/model-{i:02}"}, [i / 40]) for i in range(40)]
+    figure = drawn(against(batch(rows), "seconds", colour="model"))
+    (names,) = entries(figure).values()
+    assert len(names) == 12
+    assert names[0] == "family/model-00"
+    assert names[-1] == "… and 29 more"
+
+
+def test_long_names_are_short_and_different():
+    rows = [({"model": "a/very/long/path/" * 4 + name}, [0.5]) for name in ("left", "right")]
+    (names,) = entries(drawn(learning_curves(batch(rows)))).values()
+    assert names == ["…left", "…right"]
+
+
+def test_null_among_numbers_is_grey():
+    rows = [({"clip_norm": value}, [0.5]) for value in (None, 1.0, 2.0)]
+    figure = drawn(learning_curves(batch(rows)))
+    assert entries(figure) == {"clip_norm": ["null", "1", "2"]}
+    grey = figure.legends[0].legend_handles[0].get_color()
+    assert to_hex(grey) == "#999999"
+
+
+def test_legends_do_not_cover_data(frame):
+    for figure in (drawn(learning_curves(frame)), drawn(against(frame, "base_lr"))):
+        box = figure.axes[0].get_tightbbox()
+        assert len(figure.legends) > 0
+        for legend in figure.legends:
+            assert not legend.get_window_extent().padded(-1).overlaps(box)

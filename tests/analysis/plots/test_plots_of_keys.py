@@ -1,0 +1,218 @@
+"""Pictures of metrics against keys and costs: looked up in the artists of each figure."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from figures import LOSS, METRIC, bars, batch, curve, drawn, lines, sweep, texts
+
+from src.analysis.curves import CurveArray
+from src.analysis.plots import against, heat_map, to_target, tradeoff
+from src.analysis.plots.targets import first_reached
+from src.analysis.plots.tradeoffs import pareto
+from src.names import UserError
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return sweep()
+
+
+# ---- Against a key -----------------------------------------------------------------------
+
+
+def test_the_best_of_the_rest_and_its_interval(frame):
+    worse = batch([({"optim_alg": "sgd", "base_lr": 0.1, "extra": 7}, [0.0, 0.05])], num_seeds=2)
+    both = pd.concat([frame.assign(extra=0), worse], ignore_index=True)
+    figure = drawn(against(both, "base_lr", colour="optim_alg", style="optim_alg"))
+    adam, sgd = bars(figure)
+    assert sgd[0] == [0.01, 0.1, 1.0]
+    np.testing.assert_allclose(sgd[1], [0.505, 0.805, 0.605])
+    np.testing.assert_allclose(adam[1], [0.105, 0.205, 0.705])
+    np.testing.assert_allclose(sgd[2][1], [[0.1, 0.8], [0.1, 0.81]])
+    assert figure.axes[0].get_xscale() == "log"
+    ticks = figure.axes[0].get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == ["0.01", "0.1", "1"]
+
+
+def test_when_is_said_and_used():
+    figure = against(batch([({"base_lr": 1}, [0.9, 0.5])]), "base_lr", when="best")
+    assert bars(figure)[0][1] == [0.9]
+    assert figure.axes[0].get_ylabel() == f"{METRIC} (best)"
+    assert against(batch([({"x": 1}, [1])]), "x", when=1).axes[0].get_ylabel().endswith("(at 1)")
+
+
+def test_every_setting_is_a_point(frame):
+    figure = drawn(against(frame, "base_lr", which="every", colour="optim_alg"))
+    found = sorted((line.get_ydata().tolist() for line in figure.axes[0].lines), key=sum)
+    np.testing.assert_allclose(found, [[0.105, 0.205, 0.705], [0.505, 0.805, 0.605]])
+    with pytest.raises(UserError, match="which: got 'all', expected 'best' or 'every'"):
+        against(frame, "base_lr", which="all")
+
+
+def test_names_are_on_the_axis_and_not_joined(frame):
+    figure = drawn(against(frame, "optim_alg", colour="base_lr"))
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["adam", "sgd"]
+    assert all(line.get_linestyle() == "None" for line in figure.axes[0].lines)
+    assert [means for _, means, _ in bars(figure)][1] == pytest.approx([0.205, 0.805])
+
+
+def test_the_setting_is_chosen_on_one_split_and_shown_on_the_other():
+    rows = [({"base_lr": 1, "momentum": m}, [v]) for m, v in ((0, 0.9), (1, 0.3))]
+    frame = batch(rows)
+    frame["val/last/accuracy"] = CurveArray.of([curve(0.2), curve(0.8)], "val", "epoch")
+    plain = {"colour": "batch", "style": "batch"}
+    assert bars(against(frame, "base_lr", **plain))[0][1] == [0.3]
+    assert bars(against(frame, "base_lr", METRIC, **plain))[0][1] == [0.9]
+
+
+def test_where_all_diverged_is_a_gap_and_a_mark_at_the_edge():
+    values = {0.1: [0.5], 0.2: [np.nan], 0.3: [0.7], 0.4: None}
+    rows = [({"base_lr": lr}, v) for lr, v in values.items()]
+    for which in ("best", "every"):
+        figure = drawn(against(batch(rows), "base_lr", which=which))
+        (mark,) = lines(figure, label="_diverged")
+        assert mark.get_xdata().tolist() == [0.2]
+        y = next(line.get_ydata() for line in figure.axes[0].lines if line is not mark)
+        np.testing.assert_equal(np.array(y), [0.5, np.nan, 0.7, np.nan])
+
+
+def test_a_seed_that_diverged_is_not_left_out_of_the_mean():
+    rows = [({"base_lr": 1, "seed_model": s}, [v]) for s, v in enumerate((0.9, np.nan))]
+    rows += [({"base_lr": 2, "seed_model": s}, v) for s, v in enumerate(([0.4], None))]
+    figure = drawn(against(batch(rows), "base_lr"))
+    np.testing.assert_equal(np.array(bars(figure)[0][1]), [np.nan, 0.4])
+
+
+def test_what_may_still_change_is_said(frame):
+    assert "not ended" not in texts(against(frame, "base_lr"))
+    frame["state"] = ["running", *["done"] * 11]
+    for figure in (against(frame, "base_lr"), heat_map(frame, "base_lr", "optim_alg")):
+        assert "1 run has not ended" in texts(figure).replace("\n", " ")
+
+
+def test_numbers_too_close_for_their_axis_stand_side_by_side():
+    rows = [({"weight_decay": decay}, [0.5]) for decay in (0.0, 1e-4, 0.1)]
+    figure = drawn(against(batch(rows), "weight_decay"))
+    assert bars(figure)[0][0] == [0, 1, 2]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["0", "0.0001", "0.1"]
+    even = [({"weight_decay": decay}, [0.5]) for decay in (0.0, 0.1, 0.2)]
+    assert bars(drawn(against(batch(even), "weight_decay")))[0][0] == [0.0, 0.1, 0.2]
+
+
+# ---- Two keys ----------------------------------------------------------------------------
+
+
+def test_cells_hold_the_best_of_the_rest(frame):
+    figure = drawn(heat_map(frame, "base_lr", "optim_alg"))
+    axis, bar = figure.axes
+    expected = [[0.105, 0.205, 0.705], [0.505, 0.805, 0.605]]
+    np.testing.assert_allclose(axis.images[0].get_array(), expected)
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["0.01", "0.1", "1"]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["adam", "sgd"]
+    assert {t.get_text() for t in axis.texts} >= {"0.805", "0.105"}
+    (framed,) = axis.patches
+    assert framed.get_xy() == (0.5, 0.5)
+    assert bar.get_ylabel() == METRIC
+
+
+def brightness(image: Any, value: float) -> float:
+    return float(np.dot(image.cmap(image.norm(value))[:3], [0.3, 0.59, 0.11]))
+
+
+@pytest.mark.parametrize(("metric", "best", "worst"), [(METRIC, 0.9, 0.1), (LOSS, 0.1, 0.9)])
+def test_better_is_brighter(metric, best, worst):
+    rows = [({"x": x, "y": 0}, [v]) for x, v in enumerate((best, worst))]
+    rows += [({"x": 0, "y": 1}, [np.nan])]
+    axis = drawn(heat_map(batch(rows, metric), "x", "y")).axes[0]
+    image = axis.images[0]
+    assert brightness(image, best) > 0.7
+    assert brightness(image, worst) < 0.3
+    hatched = [p.get_xy() for p in axis.patches if p.get_hatch()]
+    assert hatched == [(0.5, 0.5)]  # nothing there; what diverged has a cross
+    assert [t.get_position() for t in axis.texts if t.get_text() == "×"] == [(0, 1)]
+
+
+def test_panels_of_a_heat_map_share_their_colours(frame):
+    frame["momentum"] = np.where(frame["base_lr"] < 0.05, 0.9, 0.0)  # where the lowest is
+    figure = drawn(heat_map(frame, "base_lr", "optim_alg", col="momentum"))
+    norms = [axis.images[0].norm for axis in figure.axes if axis.images]
+    assert len(norms) == 2
+    assert norms[0] is norms[1]
+    assert (norms[0].vmin, norms[0].vmax) == pytest.approx((0.105, 0.805))
+
+
+# ---- Costs -------------------------------------------------------------------------------
+
+
+def dominated(points: np.ndarray, signs: tuple[int, int]) -> np.ndarray:
+    """(n,) The definition, pair by pair."""
+    gains = points * np.array(signs)
+    return np.array([((gains >= g).all(axis=1) & (gains > g).any(axis=1)).any() for g in gains])
+
+
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_the_front_is_what_nothing_dominates(signs):
+    points = np.random.default_rng(0).integers(0, 12, size=(40, 2)).astype(float)
+    front = pareto(np.concatenate([points, [[np.nan, 0.0]]]), signs)
+    expected = np.unique(points[~dominated(points, signs)], axis=0)
+    np.testing.assert_equal(front, expected)
+    assert len(pareto(points[:0], signs)) == 0
+
+
+def test_a_point_is_a_setting_and_the_front_a_step():
+    rows = [({"base_lr": lr}, [v]) for lr, v in ((1, 0.5), (2, 0.4), (3, 0.8))]
+    figure = drawn(tradeoff(batch(rows), "seconds", METRIC))
+    points = np.concatenate([c.get_offsets() for c in figure.axes[0].collections])
+    np.testing.assert_allclose(points, [[1, 0.5], [2, 0.4], [3, 0.8]])
+    (front,) = lines(figure, label="_front")
+    assert front.get_xydata().tolist() == [[1, 0.5], [3, 0.8]]
+    assert front.get_drawstyle() == "steps-post"
+    with pytest.raises(UserError, match="which way is better"):
+        tradeoff(batch(rows), "base_lr", METRIC)
+
+
+def test_the_first_time_at_the_target():
+    curves = [curve(0.1, 0.6, 0.4, 0.7), curve(0.1), None, curve(np.nan, 0.5)]
+    accuracy = pd.Series(CurveArray.of(curves, METRIC, "epoch"), name=METRIC)
+    np.testing.assert_equal(first_reached(accuracy, 0.5), [2, np.inf, np.nan, 2])
+    np.testing.assert_equal(first_reached(accuracy.rename(LOSS), 0.45), [1, 1, np.nan, np.inf])
+
+
+def test_the_median_counts_those_that_never_arrive():
+    reach = {1: (1, 1, 2), 2: (2, 4, None), 3: (3, None, None)}
+    rows = [
+        ({"base_lr": lr, "seed_model": s}, [0.0] * 4 if t is None else [0.0] * (t - 1) + [0.9] * 2)
+        for lr, times in reach.items()
+        for s, t in enumerate(times)
+    ]
+    figure = drawn(to_target(batch(rows), 0.5))
+    axis = figure.axes[0]
+    at = [line.get_xdata()[0] for line in lines(figure, label="_medians")]
+    (begin, end) = (axis.patches[0].get_x(), axis.get_xlim()[1])
+    assert at[:2] == [1, 4]
+    assert begin < at[2] < end
+    assert begin > 4  # no run's time lies on the grey
+    assert "never" in [text.get_text() for text in axis.texts]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["1", "2", "3"]
+    seeds = lines(figure, label="_seeds")
+    assert [len(line.get_xdata()) for line in seeds] == [3, 3, 3]
+
+
+def test_where_all_arrive_nothing_is_grey(frame):
+    figure = drawn(to_target(frame, 0.1, key="base_lr", colour="optim_alg"))
+    axis = figure.axes[0]
+    assert not axis.patches
+    assert not axis.texts
+    assert [line.get_ydata().tolist() for line in lines(figure, label="_medians")] == [[1] * 3] * 2
+    with pytest.raises(UserError, match="target: got nan, expected a value of the metric"):
+        to_target(frame, float("nan"))
