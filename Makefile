@@ -1,13 +1,14 @@
 # make demo     a first run: sets up .venv, trains on bundled data, draws the curves
 # make test     installs the rest, checks style and types, runs the tests
 # make test-all the same, and the tests that take minutes each
+# make notebook JupyterLab, with the notebook that looks at results
 # make bench    speed and memory beside a bare PyTorch loop and other trainers
 # make format   puts the code into shape
 
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all lint format bench
+.PHONY: demo test test-all lint format notebook bench
 
 demo: .venv/core
 	$(BIN)/python train.py test_cfg_digits_linear.yaml
@@ -27,9 +28,13 @@ format: .venv/test
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
+notebook: .venv/notebook
+	$(BIN)/jupyter lab notebooks/view_results.ipynb
+
 bench: .venv/bench
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/survival.py
+	$(BIN)/python benchmarks/results.py
 
 # One stamp an installed set; pyproject.toml is the list.
 .venv/core: pyproject.toml | .venv/bin/uv
@@ -39,7 +44,7 @@ bench: .venv/bench
 	  "Delete .venv, and let one command install both."; exit 1; }
 	@touch $@
 
-.venv/test .venv/bench: .venv/%: .venv/core
+.venv/test .venv/bench .venv/notebook: .venv/%: .venv/core
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r pyproject.toml --extra $*
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 A table for each batch, its best rows so far, and what failed why, with the command that runs
 it again. Reads the folders and asks Slurm once at most, so it works anywhere at any time.
+With --html FILE the same, all runs and pictures of them as a page that opens from disk.
 """
 
 import argparse
@@ -12,16 +13,22 @@ import re
 import sys
 import textwrap
 import time
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from src.files import write_atomically
 from src.names import OneLineParser, UserError, bad_value
 from src.submit.failures import headline, retry_command, short_path, shown
 from src.submit.progress import RESULTS, Report, chosen_batches, reports, seconds_left
 from src.submit.status import STATES, RowStatus
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SECONDS_BETWEEN_LOOKS = 10.0
 
@@ -63,6 +70,7 @@ def command_line() -> argparse.ArgumentParser:
         help="look again every so many seconds (10), until Ctrl-C",
     )
     either.add_argument("--json", action="store_true", help="everything, for programs")
+    either.add_argument("--html", metavar="FILE", help="a page to look at, with table and pictures")
     return parser
 
 
@@ -74,6 +82,8 @@ def check_options(options: argparse.Namespace) -> None:
         re.compile(options.metric or "")
     except re.error as error:
         raise bad_value("--metric", options.metric, f"a regular expression ({error})") from None
+    if options.html is not None:
+        check_page(Path(options.html))
     if options.watch is None:
         return
     if os.path.isdir(options.watch):  # `--watch results/x`: no seconds, but a batch
@@ -86,6 +96,14 @@ def check_options(options: argparse.Namespace) -> None:
     if not 0 < seconds < math.inf:
         raise bad_value("--watch", options.watch, "a number of seconds above 0")
     options.watch = seconds
+
+
+def check_page(path: Path) -> None:
+    """Before minutes of work, not after them."""
+    if path.is_dir():
+        raise bad_value("--html", str(path), "a file, which this folder is not")
+    if not path.parent.is_dir():
+        raise bad_value("--html", str(path), f"a file in a folder that exists: {path.parent}?")
 
 
 def duration(seconds: float | None) -> str:
@@ -109,10 +127,13 @@ def look(options: argparse.Namespace, console: Console) -> None:
     if options.json:
         print(json.dumps([as_json(report) for report in found], indent=1, default=str))
         return
-    if options.watch is not None and console.is_terminal:
-        console.clear()
-    for report in found:
-        show(report, console)
+    if options.html is not None:
+        write_page(found, Path(options.html), is_metric_asked=options.metric is not None)
+    else:
+        if options.watch is not None and console.is_terminal:
+            console.clear()
+        for report in found:
+            show(report, console)
     if num_older:
         console.print(f"older batches, not shown: {num_older} (python report.py {RESULTS}/BATCH)")
 
@@ -161,10 +182,15 @@ def counts_table(report: Report) -> Table:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     counts = [str(report.counts[state]) for state in STATES]
-    goes_on = report.counts["running"] + report.counts["queued"]
-    left = duration(seconds_left(report.statuses)) if goes_on else "-"
+    left = time_left(report) or "-"
     table.add_row(str(len(report.statuses)), *counts, f"{report.progress:.0%}", left)
     return table
+
+
+def time_left(report: Report) -> str | None:
+    """None where nothing goes on."""
+    goes_on = report.counts["running"] + report.counts["queued"]
+    return duration(seconds_left(report.statuses)) if goes_on else None
 
 
 def best_table(report: Report) -> Padding:
@@ -219,6 +245,8 @@ def as_json(report: Report) -> dict[str, Any]:
                 "rows": group.rows,
                 "only": group.only,
                 "cause": group.cause,
+                "headline": headline(group),
+                "detail": group.detail,
                 "shared": group.shared,
                 "node": group.node,
                 "command": retry_command(report.batch, report.journal, group.only),
@@ -231,6 +259,42 @@ def as_json(report: Report) -> dict[str, Any]:
 def row_as_json(status: RowStatus) -> dict[str, Any]:
     facts = {key: value for key, value in vars(status).items() if key != "row"}
     return {"name": status.row.name, **facts}
+
+
+# ---- The page ----------------------------------------------------------------------------
+
+
+def write_page(found: Sequence[Report], path: Path, *, is_metric_asked: bool) -> None:
+    """One HTML file; what draws and counts is imported here, as a look needs none of it."""
+    from src.analysis.page import page
+
+    batches = []
+    for report in found:
+        metric = report.columns[0] if is_metric_asked and report.columns else None
+        batches.append((page_facts(report, metric), all_runs(report.batch.path)))
+    write_atomically(path, page(batches))
+    print(path)
+
+
+def page_facts(report: Report, metric: str | None) -> dict[str, Any]:
+    """as_json, and what a reader is told in words. metric: that was asked for."""
+    return as_json(report) | {
+        "metric": metric,
+        "time_left": time_left(report),
+        "written": time.strftime("%Y-%m-%d %H:%M %Z"),
+    }
+
+
+def all_runs(folder: Path) -> "pd.DataFrame":
+    """The big_df of a batch; without rows where none has begun."""
+    import pandas as pd
+
+    from src.analysis.experiments import read_experiments
+
+    try:
+        return read_experiments(folder)
+    except UserError:  # no runs there
+        return pd.DataFrame()
 
 
 if __name__ == "__main__":

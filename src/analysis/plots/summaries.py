@@ -57,6 +57,7 @@ class Batch:
 
     df: pd.DataFrame
     asked: str | None  # the metric, where one was asked for
+    judge: str  # the column to choose by
     metric: str  # the one that is shown
     settings: list[Setting]  # the best first; without those that have no number
     shown: Numbers
@@ -73,7 +74,7 @@ class Batch:
         there.sort(key=lambda setting: -sign * means[setting.row])
         keys = [levels(df, key) for key in varying(df)]
         keys.sort(key=lambda key: -_telling(key, there, judged, sign))
-        return cls(df, asked, metric, there, shown_numbers, keys)
+        return cls(df, asked, judge, metric, there, shown_numbers, keys)
 
     @property
     def numeric(self) -> list[str]:
@@ -167,7 +168,8 @@ def _draw_table(axis: "Axes", batch: Batch) -> None:
     for (line, _), cell in table.get_celld().items():
         cell.set(linewidth=0, height=0.16)
         cell.set_text_props(color=GREY if line == 0 else "black")
-    axis.set_title(f"the best {len(best)}: mean and 95 % interval", fontsize=10)
+    by = "" if batch.judge == batch.metric else f" by {batch.judge}"
+    axis.set_title(f"the best {len(best)}{by}: mean and 95 % interval", fontsize=10)
 
 
 def _say(axis: "Axes", batch: Batch) -> None:
