@@ -73,7 +73,7 @@ def test_a_second_reading_reads_no_run_and_finds_the_same(batch, monkeypatch, fi
     assert_same(read_experiments(batch, index_field=field), first)
     assert found == []
     assert first["mine"].iloc[4] == [1, {"a": None}]
-    assert first["test/av/time"].isna().tolist() == [i in (2, 3) for i in range(20)]
+    assert first["test/last/time"].isna().tolist() == [i in (2, 3) for i in range(20)]
 
 
 def test_runs_whose_files_changed_are_read_again(batch, monkeypatch):
