@@ -105,7 +105,7 @@ def _draw_best(
     parts = [mean_interval(shown.of(setting)) for setting in settings]
     means, low, high = (np.array(part, dtype=float) for part in zip(*parts, strict=True))
     bars = np.nan_to_num(np.stack([means - low, high - means])).clip(0)
-    look = {"color": colour, "markersize": 4.5, "linewidth": 1.5, "elinewidth": 1}
+    look = {"color": colour, "markersize": _size(4.5, found), "linewidth": 1.5, "elinewidth": 1}
     panel.axis.errorbar(x, means, bars, **line_look(found, style), **look)
     is_broken = [shown.has_broken(setting) for setting in settings]
     _mark_broken(panel, x[is_broken], colour, grid.colours.code(settings[0].row))
@@ -119,6 +119,11 @@ def line_look(found: Levels, style: Any) -> dict[str, Any]:
     return {"linestyle": "none", "marker": style}
 
 
+def _size(usual: float, found: Levels) -> float:
+    """Of points: where they are dense, they would hide how the line is dashed."""
+    return usual if len(found.values) <= MANY else 1.2
+
+
 def _draw_every(
     panel: Panel, settings: Sequence[Setting], shown: Numbers, axis: Axis, grid: Grid
 ) -> list[float]:
@@ -127,7 +132,7 @@ def _draw_every(
     colour, style = grid.look(settings[0])
     drawn = []
     alpha = 0.35 if len(panel.settings) > 4 * MANY else 0.8
-    look = {"color": colour, "alpha": alpha, "markersize": 3, "linewidth": 0.7}
+    look = {"color": colour, "alpha": alpha, "markersize": _size(3, found), "linewidth": 0.7}
     for joined in joined_along(settings, found):
         x = np.array([places[found.codes[setting.row]] for setting in joined])
         means = [shown.mean(setting) for setting in joined]
