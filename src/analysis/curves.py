@@ -6,6 +6,7 @@ each; here all curves of a column lie one after the other, and a cell is where i
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Real
 from typing import Any, cast
 
 import numpy as np
@@ -50,8 +51,9 @@ class CurveArray(ExtensionArray):
     @classmethod
     def of(cls, curves: Sequence[Curve | None], name: str, index_name: str) -> "CurveArray":
         found = [(np.zeros(0), np.zeros(0)) if curve is None else curve for curve in curves]
-        ends = np.cumsum([len(values) for values, _ in found], dtype=np.int64)
-        cells = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)[: len(found)]
+        lengths = np.array([len(values) for values, _ in found], dtype=np.int64)
+        ends = np.cumsum(lengths)
+        cells = np.stack([ends - lengths, ends], axis=1)
         cells[np.array([curve is None for curve in curves], dtype=bool)] = -1
         values, index = (_joined([curve[part] for curve in found]) for part in (0, 1))
         return cls(values, index, cells, (name, index_name))
@@ -82,6 +84,20 @@ class CurveArray(ExtensionArray):
     def __iter__(self) -> Iterator[pd.Series | None]:
         return self._series()
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """None, a Series for all of these rows, or one for each; nothing is written over."""
+        key = pd.api.indexers.check_array_indexer(self, key)
+        if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+            self.cells[key] = -1
+            return
+        is_one = isinstance(value, pd.Series) and value.dtype != "curve"
+        many = [value] if is_one else getattr(value, "array", value)
+        new = many if isinstance(many, CurveArray) else self._from_sequence(many)
+        cells = np.where(new.cells < 0, -1, new.cells + len(self.values))
+        self.values = _joined([self.values, new.values])
+        self.index = _joined([self.index, new.index])
+        self.cells[key] = cells[0] if is_one else cells
+
     def __eq__(self, other: object) -> Any:
         if not isinstance(other, CurveArray):
             return np.zeros(len(self), dtype=bool)
@@ -102,6 +118,14 @@ class CurveArray(ExtensionArray):
         cells = np.full((len(wanted), 2), -1)
         cells[wanted >= 0] = self.cells[wanted[wanted >= 0]]
         return self._like(cells)
+
+    def _values_for_factorize(self) -> tuple[np.ndarray, Any]:
+        """What makes curves equal, as drop_duplicates asks."""
+        texts = (None if c is None else f"{c[1].tolist()}{c[0].tolist()}" for c in self.curves())
+        return _objects(texts, len(self)), None
+
+    def _values_for_argsort(self) -> np.ndarray:
+        raise UserError(f"{self.names[0]}: curves have no order; draw numbers from them: last(…)")
 
     def copy(self) -> "CurveArray":
         return self._like(self.cells.copy())
@@ -195,6 +219,8 @@ def _told(values: np.ndarray) -> str:
 
 def last(curves: pd.Series, k: int = 1) -> pd.Series:
     """Of each curve the mean of its last k values; NaN where there is none."""
+    if k < 1:
+        raise bad_value("k", k, "a number of values from 1 up")
     return _numbers(
         curves, lambda values, _: float(np.mean(values[-k:])) if len(values) else np.nan
     )
@@ -202,6 +228,8 @@ def last(curves: pd.Series, k: int = 1) -> pd.Series:
 
 def at(curves: pd.Series, where: float) -> pd.Series:
     """The value at that point of the index, or at the last one before it; NaN before the first."""
+    if not isinstance(where, Real):
+        raise bad_value("where", where, "a point of the index, a number")
 
     def value(values: np.ndarray, index: np.ndarray) -> float:
         position = int(np.searchsorted(index, where, side="right")) - 1
@@ -248,13 +276,13 @@ def numbers(df: pd.DataFrame, column: str, when: str | float = "last") -> pd.Ser
         if df[column].map(lambda x: isinstance(x, str | list | dict)).any():
             raise UserError(f"column: {column} holds no numbers")
         return df[column].astype(float)
-    if isinstance(when, int | float):
-        return at(df[column], when)
+    if isinstance(when, Real):
+        return at(df[column], float(when))
     words = when.split()
     if words == ["best"]:
         return best(df[column])
     if words[:1] == ["last"] and len(words) < 3 and (words[1:] or ["1"])[0].isdigit():
-        return last(df[column], max(1, int((words[1:] or ["1"])[0])))
+        return last(df[column], int((words[1:] or ["1"])[0]))
     raise bad_value("when", when, "'last', 'last 5', 'best', or a point of the curves' index")
 
 
@@ -280,11 +308,15 @@ def main_metrics(df: pd.DataFrame) -> tuple[str, str]:
         if found:
             report = next((c for c in found if c.startswith("test/")), found[0])
             return next((c for c in found if c != report), report), report
-    raise UserError(f"metric: none of test/last/accuracy, test/last/loss in {', '.join(columns)}")
+    there_are = ", ".join(columns) or "no curves at all yet"
+    raise UserError(f"metric: neither test/last/accuracy nor test/last/loss; there are {there_are}")
 
 
 def _cells(curves: pd.Series) -> Iterator[Curve | None]:
-    return cast(CurveArray, curves.array).curves()
+    array = curves.array
+    if not isinstance(array, CurveArray) or array.values.dtype.kind not in "fiu":
+        raise UserError(f"{curves.name}: no column of curves of numbers")
+    return array.curves()
 
 
 def _numbers(curves: pd.Series, number: Callable[[np.ndarray, np.ndarray], float]) -> pd.Series:

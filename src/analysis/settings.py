@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from src.names import unknown_name
+from src.config import KEYS
+from src.names import bad_value, unknown_name
 from src.record.same_run import FOUND, WITHOUT_EFFECT
 
 SEEDS = ("seed_model", "seed_training")
@@ -35,13 +37,15 @@ def differing(df: pd.DataFrame) -> list[str]:
     Of a big_df the keys that were read count, of other tables all columns but those of curves.
     """
     out = {*SEEDS, *FACTS, *FOUND, *WITHOUT_EFFECT}
-    keys = set(df.attrs.get("keys", df.columns)) - out
+    # merge() forgets them, and a column that was measured is no setting
+    known = KEYS if {"batch", "state"} <= set(df.columns) else df.columns
+    keys = set(df.attrs.get("keys", known)) - out
     there = [key for key in df.columns if key in keys and df[key].dtype != "curve"]
     return [key for key in there if _differ(df[key])]
 
 
 def _differ(values: pd.Series) -> bool:
-    items = values.tolist()
+    items = [None if is_null(value) else value for value in values.astype(object)]
     return any(item != items[0] for item in items) and bool(_codes(values).max() > 0)
 
 
@@ -61,12 +65,22 @@ def _codes(values: pd.Series) -> np.ndarray:
 
 
 def _key(value: Any) -> str:
-    """1 and 1.0 are the same, 1 and True are not; NaN stands for null in columns of numbers."""
-    if value is None or value != value:
+    """1 and 1.0 are the same, 1 and True are not."""
+    if is_null(value):
         return "null"
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if is_number(value):
         return repr(float(value))
-    return json.dumps(value, sort_keys=True, default=str)
+    return json.dumps(_plain(value), sort_keys=True, default=str)
+
+
+def is_null(value: Any) -> bool:
+    """NaN stands for null in columns of numbers, pd.NA in those of pandas' own types."""
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+
+
+def is_number(value: Any) -> bool:
+    """true and false are none, nor is null."""
+    return isinstance(value, Real) and not isinstance(value, bool) and not is_null(value)
 
 
 def groups(df: pd.DataFrame, keys: Sequence[str]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
@@ -77,6 +91,8 @@ def groups(df: pd.DataFrame, keys: Sequence[str]) -> list[tuple[dict[str, Any], 
     for key in keys:
         if key not in df:
             raise unknown_name("key", key, df.columns)
+        if df[key].dtype == "curve":
+            raise bad_value("key", key, "a column of the configuration, not of curves")
     if not len(df) or not keys:
         return [({}, df)] if len(df) else []
     codes = np.stack([_codes(df[key]) for key in keys])
@@ -97,20 +113,20 @@ def _plain(value: Any) -> Any:
 
 def sort_key(value: Any) -> tuple[int, float, str]:
     """null, then numbers by size, then names."""
-    if value is None or value != value:
+    if is_null(value):
         return (0, 0.0, "")
-    if isinstance(value, int | float):
+    if isinstance(value, Real):
         return (1, float(value), "")
     return (2, 0.0, shown(value))
 
 
 def shown(value: Any) -> str:
     """A value in a label: '0.05', 'tiny/lenet', 'null'."""
-    if value is None or value != value:
+    if is_null(value):
         return "null"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:.4g}" if abs(value) < 1e5 or isinstance(value, float) else str(value)
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if is_number(value):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = value if isinstance(value, str) else json.dumps(_plain(value), default=str)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 

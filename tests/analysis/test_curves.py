@@ -122,7 +122,7 @@ def test_the_metrics_that_matter(columns, expected):
 
 
 def test_without_an_evaluation_there_is_no_metric():
-    with pytest.raises(UserError, match=r"metric: none of test/last/accuracy"):
+    with pytest.raises(UserError, match=r"metric: neither .*; there are train/loss"):
         main_metrics(pd.DataFrame({"train/loss": CurveArray.of([curve(1)], "l", "e")}))
 
 
@@ -135,3 +135,54 @@ def test_aligned_curves_share_an_index():
     same, values = aligned(pd.Series(CurveArray.of([a, a], "loss", "time")))
     assert (same.tolist(), values.tolist()) == ([0, 2], [[1, 3], [1, 3]])
     assert aligned(pd.Series(CurveArray.of([None], "loss", "time")))[1].shape == (0, 0)
+
+
+def test_cells_are_set_without_touching_other_frames(frame):
+    copy = frame.copy()
+    copy.loc["a", "loss"] = None
+    copy.at["c", "loss"] = frame.loc["b", "loss"]
+    assert copy["loss"].isna().tolist() == [True, False, False, False]
+    assert copy.loc["c", "loss"].index.tolist() == [100, 200]
+    assert frame["loss"].isna().tolist() == [False, False, True, False]
+    kept = frame["loss"].where(frame["lr"] < 0.3)
+    assert kept.isna().tolist() == [False, False, True, True]
+    frame.loc[["b", "d"], "loss"] = frame.loc[["a", "c"], "loss"].to_numpy()
+    assert frame.loc["b", "loss"].tolist() == [3, 1, 2]
+    assert frame.loc["d", "loss"] is None
+
+
+def test_frames_with_and_without_a_column_are_joined(frame):
+    both = pd.concat([frame, frame.drop(columns="loss")])
+    assert both["loss"].dtype == "curve"
+    assert both["loss"].isna().tolist() == [False, False, True, False, True, True, True, True]
+    assert len(CurveArray.of([], "loss", "seen")) == 0
+
+
+def test_equal_curves_are_duplicates_and_curves_have_no_order(frame):
+    frame.at["d", "loss"] = frame.loc["a", "loss"]
+    assert frame.drop_duplicates("loss").index.tolist() == ["a", "b", "c"]
+    frame.at["d", "loss"] = frame.loc["a", "loss"] + [1, 0, 0]  # the same end
+    assert frame.drop_duplicates("loss").index.tolist() == ["a", "b", "c", "d"]
+    with pytest.raises(UserError, match="curves have no order"):
+        frame.sort_values("loss")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda df: last(df["loss"], 0), "k: got 0, expected a number of values from 1 up"),
+        (lambda df: numbers(df, "loss", "last 0"), "k: got 0"),
+        (lambda df: at(df["loss"], "x"), "where: got 'x', expected a point"),
+        (lambda df: last(df["lr"]), "lr: no column of curves"),
+        (lambda df: last(df["timestamp"]), "timestamp: no column of curves of numbers"),
+    ],
+)
+def test_mistakes_are_said(frame, call, words):
+    texts = [(np.array(["x"]), np.array([1]))] * 4
+    frame["timestamp"] = CurveArray.of(texts, "timestamp", "epoch")
+    with pytest.raises(UserError, match=words):
+        call(frame)
+
+
+def test_points_of_numpy_are_points(frame):
+    assert numbers(frame, "loss", np.int64(200))["a"] == 1.0

@@ -29,6 +29,8 @@ def df() -> pd.DataFrame:
         ({"model": ["tiny/vgg", "linear/no_bias"]}, "cd"),
         ({"base_lr": between(1e-3, 0.1)}, "bcd"),
         ({"base_lr": 0.05}, "c"),
+        ({"base_lr": 0.1 * 0.5 + 1e-17}, "c"),
+        ({"batch_size": range(1, 2)}, "ab"),
         ({"averaging": None}, "ad"),
         ({"early_stopping_patience": None}, "ad"),
         ({"averaging": [None, "ema"]}, "ade"),
@@ -49,6 +51,7 @@ def test_rows_are_chosen_by_their_keys(df, wanted, rows):
     ("wanted", "words"),
     [
         ({"modle": "tiny"}, r"select: unknown 'modle'; did you mean 'model'\?"),
+        ({"base_lr": "0.1"}, r"base_lr: got '0.1', expected one of 0\.0"),
         ({"model": "tiny/lenett"}, r"model: got 'tiny/lenett', expected one of linear, .*'tiny/le"),
     ],
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src.analysis.curves import CurveArray
 from src.analysis.settings import groups, label, seed_warnings, shown, varying
 from src.names import UserError
 
@@ -82,6 +83,31 @@ def test_missing_and_doubled_seeds_are_said(frame):
 
 def test_labels_are_short():
     assert label({"base_lr": 0.1 + 0.2, "averaging": None}) == "base_lr=0.3 averaging=null"
-    assert shown(100000) == "100000"
+    assert [shown(12345), shown(12345.6), shown(np.int64(7))] == ["12345", "1.235e+04", "7"]
     assert shown(True) == "true"
     assert len(shown("x" * 99)) == 30
+
+
+def test_what_was_measured_is_no_setting_even_after_a_merge(frame):
+    frame = frame.assign(batch="x", accuracy=np.linspace(0, 1, 8))
+    frame.attrs["keys"] = ["model", "base_lr"]
+    nodes = pd.DataFrame({"base_lr": [0.5, 0.25], "cluster": ["a", "b"]})
+    merged = frame.merge(nodes, on="base_lr")
+    assert varying(merged) == ["model", "base_lr"]
+
+
+def test_types_of_pandas_own_have_nulls_too(frame):
+    frame["eval_batch_size"] = [None, 8] * 4
+    converted = frame.convert_dtypes()
+    assert varying(converted) == ["model", "base_lr", "eval_batch_size"]
+    found = groups(converted, ["eval_batch_size", "model"])
+    assert [label(values) for values, _ in found][:2] == [
+        "eval_batch_size=null model=linear",
+        "eval_batch_size=null model=tiny/lenet",
+    ]
+
+
+def test_curves_make_no_groups(frame):
+    frame["loss"] = CurveArray.of([None] * 8, "loss", "epoch")
+    with pytest.raises(UserError, match="key: got 'loss', expected a column of the config"):
+        groups(frame, ["loss"])
