@@ -5,22 +5,22 @@ whole cache is thrown away when it is broken, or another version of the code has
 """
 
 import io
+import time
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 
+from src import yaml_files
 from src.analysis import run_files, runs
-from src.analysis.run_files import Signature
+from src.analysis.run_files import FILES, PER_FILE, Signature
 from src.analysis.runs import Runs, from_arrays, to_arrays
 from src.files import write_atomically
 
 NAME = ".big_df.npz"
-BROKEN = (OSError, EOFError, BadZipFile, ZlibError, ValueError, LookupError, TypeError)
-NO_ARRAY = AttributeError  # numpy hands over bytes then
+HOUR = 3600  # seconds; nobody writes for so long
 
 
 def read_cache(batch: Path) -> tuple[Runs, np.ndarray] | None:
@@ -30,8 +30,9 @@ def read_cache(batch: Path) -> tuple[Runs, np.ndarray] | None:
             if arrays["version"].tobytes() != _version():
                 return None
             found, signatures = from_arrays(arrays), arrays["signatures"]
-        return (found, signatures) if len(signatures) == len(found.names) else None
-    except (*BROKEN, NO_ARRAY):
+        is_whole = signatures.shape == (len(found.names), PER_FILE * len(FILES))
+        return (found, signatures) if is_whole and signatures.dtype == np.int64 else None
+    except Exception:  # whatever numpy and json say of a file that is broken
         return None
 
 
@@ -44,14 +45,23 @@ def write_cache(batch: Path, found: Runs, signatures: list[Signature]) -> None:
     arrays["signatures"] = np.array(signatures, dtype=np.int64)
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
+    _remove_torn(batch)
     try:
         write_atomically(batch / NAME, file.getvalue(), durable=False)
     except OSError:
         return
 
 
+def _remove_torn(batch: Path) -> None:
+    """What a kill in the middle of writing has left."""
+    for path in batch.glob(f".{NAME}.*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > HOUR:
+                path.unlink()
+
+
 @lru_cache(maxsize=1)
 def _version() -> bytes:
     """Of the code that reads run folders, so that nobody must remember to count it up."""
-    sources = [Path(str(module.__file__)) for module in (run_files, runs)]
+    sources = [Path(str(module.__file__)) for module in (run_files, runs, yaml_files)]
     return sha256(b"".join(path.read_bytes() for path in sources)).digest()

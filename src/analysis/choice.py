@@ -59,7 +59,7 @@ def table(
     df: pd.DataFrame,
     metrics: str | Sequence[str] | None = None,
     *,
-    keys: Sequence[str] | None = None,
+    keys: str | Sequence[str] | None = None,
     when: str | float = "last",
 ) -> pd.DataFrame:
     """A row a setting, the best by the first metric on top, those that lack seeds at the bottom.
@@ -72,7 +72,7 @@ def table(
     names = list(dict.fromkeys(names))
     values = np.stack([values_of(df, name, when) for name in names], axis=1)
     sign = direction_of(names[0])
-    keys = varying(df) if keys is None else list(keys)
+    keys = [keys] if isinstance(keys, str) else varying(df) if keys is None else list(keys)
     settings = _settings(_numbered(df), keys, values)
     settings.sort(key=lambda one: one.rank(sign))
     warn(_weak_means(df, keys, names[0], values[:, 0]))
@@ -98,13 +98,18 @@ class _Setting:
 
 
 def _settings(runs: pd.DataFrame, keys: Sequence[str], values: np.ndarray) -> list[_Setting]:
-    """runs: as _numbered. values: (all runs, metrics). A seed that ran twice counts once."""
+    """runs: as _numbered. values: (all runs, metrics).
+
+    A seed that ran twice counts once, by the runs that came to a value: a failed one was repeated.
+    """
     found = []
     for of_setting, rows in groups(runs, keys):
         _, seed = np.unique(seeds_of(rows), return_inverse=True)
-        sums = np.zeros((seed.max() + 1, values.shape[1]))
-        np.add.at(sums, seed, values[rows.index])
-        means = sums / np.bincount(seed)[:, None]
+        means = np.full((seed.max() + 1, values.shape[1]), np.nan)
+        for one in range(len(means)):
+            of_seed = values[rows.index[seed == one]]
+            came = of_seed[np.isfinite(of_seed[:, 0])]
+            means[one] = (came if len(came) else of_seed).mean(axis=0)
         there = np.isfinite(means[:, 0])
         found.append(_Setting(of_setting, means[there], 1 - there.mean()))
     return found

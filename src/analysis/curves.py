@@ -119,10 +119,10 @@ class CurveArray(ExtensionArray):
         cells[wanted >= 0] = self.cells[wanted[wanted >= 0]]
         return self._like(cells)
 
-    def _values_for_factorize(self) -> tuple[np.ndarray, Any]:
-        """What makes curves equal, as drop_duplicates asks."""
+    def duplicated(self, keep: Any = "first") -> np.ndarray:
+        """Which curves are equal to another one, as drop_duplicates asks."""
         texts = (None if c is None else f"{c[1].tolist()}{c[0].tolist()}" for c in self.curves())
-        return _objects(texts, len(self)), None
+        return pd.Series(_objects(texts, len(self))).duplicated(keep).to_numpy()
 
     def _values_for_argsort(self) -> np.ndarray:
         raise UserError(f"{self.names[0]}: curves have no order; draw numbers from them: last(…)")
@@ -276,8 +276,8 @@ def numbers(df: pd.DataFrame, column: str, when: str | float = "last") -> pd.Ser
         if df[column].map(lambda x: isinstance(x, str | list | dict)).any():
             raise UserError(f"column: {column} holds no numbers")
         return df[column].astype(float)
-    if isinstance(when, Real):
-        return at(df[column], float(when))
+    if not isinstance(when, str):
+        return at(df[column], when)
     words = when.split()
     if words == ["best"]:
         return best(df[column])

@@ -15,7 +15,7 @@ import pandas as pd
 
 from src.analysis.beyond import beyond
 from src.analysis.curves import direction_of, main_metrics, numbers
-from src.analysis.settings import SEEDS, differing, groups, label, shown, varying
+from src.analysis.settings import SEEDS, differing, groups, is_null, label, shown, varying
 from src.config import KEYS, Bookkeeping, make_config
 from src.expressions import is_expression
 from src.names import UserError, bad_value
@@ -133,7 +133,7 @@ def _tried(values: Iterable[Any]) -> tuple[float, ...]:
 
 def _nullable(value: Any) -> Any:
     """Columns of numbers say null as NaN."""
-    return None if value != value else value
+    return None if is_null(value) else value
 
 
 def _means(values: list[Any], scores: np.ndarray, tried: Sequence[float]) -> dict[Any, float]:

@@ -5,7 +5,9 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import lru_cache
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from src.analysis.cache import read_cache, write_cache
 from src.analysis.curves import CurveArray
 from src.analysis.run_files import Run, Signature, Unreadable, is_run, read_run, signature
 from src.analysis.runs import Column, Runs, as_columns, joined
-from src.names import UserError, closest
+from src.names import UserError, closest, unknown_name
 from src.yaml_files import read_yaml_file
 
 RESULTS = Path("results")
@@ -26,6 +28,7 @@ ORDER = ("batch", "state", "outcome", "node", "seconds")  # these columns first
 THREADS = 8  # that wait for the disk
 CHUNK = 128  # runs that a thread takes at once
 WORTH_KEEPING = 100  # runs that were read: a cache for fewer saves nobody time
+NO_SPEC = Unreadable("neither config.yaml nor spec.yaml")
 DAY = "[0-9][0-9]-[0-9][0-9]-[0-9][0-9]-"
 
 
@@ -47,7 +50,8 @@ def read_experiments(
     """
     found, skipped = [], []
     for batch, looks in find_runs(batches, Path(results)).items():
-        runs, broken = _read_batch(batch, looks)
+        runs, broken = _read_batch(batch, {n: look for n, look in looks.items() if is_run(look)})
+        broken |= {name: NO_SPEC for name, look in looks.items() if not is_run(look)}
         if only_done:
             runs = runs.take(np.flatnonzero(_fact(runs, "state") == "done"))
         found.append((batch, runs))
@@ -65,17 +69,20 @@ def read_experiments(
 def find_runs(
     batches: str | Path | Sequence[str | Path], results: Path
 ) -> dict[Path, dict[str, Signature]]:
-    """Batch folder -> run folders in it and how their files look, in the order of the batches."""
-    found: dict[Path, dict[str, Signature]] = {}
+    """Batch folder -> run folders in it and how their files look, in the order of the batches.
+
+    A folder that is named twice, also by a link or an absolute path, is there once.
+    """
+    found: dict[Path, tuple[Path, dict[str, Signature]]] = {}
     for batch in [batches] if isinstance(batches, str | Path) else batches:
-        num = 0
+        has_runs = False
         for folder in _batch_folders(str(batch), results):
             for parent, runs in _runs_in(folder).items():
-                found.setdefault(parent, {}).update(runs)
-                num += len(runs)
-        if not num:
+                found.setdefault(parent.resolve(), (parent, {}))[1].update(runs)
+                has_runs |= bool(runs)
+        if not has_runs:
             raise UserError(f"{batch}: no runs there")
-    return found
+    return dict(found.values())
 
 
 def _batch_folders(name: str, results: Path) -> list[Path]:
@@ -83,24 +90,25 @@ def _batch_folders(name: str, results: Path) -> list[Path]:
     if Path(name).is_dir():
         return [Path(name)]
     job = re.sub(r"\.ya?ml$", "", Path(name).name)
-    for pattern in (name, DAY + job):
-        if not Path(pattern).is_absolute() and (found := sorted(results.glob(pattern))):
-            return [path for path in found if path.is_dir()]
+    for pattern in (name, results / name, results / (DAY + job)):
+        if found := [Path(path) for path in sorted(glob(str(pattern))) if os.path.isdir(path)]:
+            return found
     known = [path.name for path in results.iterdir()] if results.is_dir() else []
-    near = closest(name, known)
+    near = closest(name, [*known, *(re.sub(f"^{DAY}", "", name) for name in known)])
     hint = f"; did you mean {near!r}?" if near else ""
     raise UserError(f"{name}: no such batch, neither as a path nor in {results}{hint}")
 
 
 def _runs_in(folder: Path) -> dict[Path, dict[str, Signature]]:
-    """The folder itself, or those in it."""
+    """The folder itself, or those in it, half-written ones too."""
     if is_run(own := signature(str(folder))):
         whole = folder.resolve() if folder.name in ("", "..") else folder
         return {whole.parent: {whole.name: own}}
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir())
     signatures = _in_threads(lambda name: signature(f"{folder}/{name}"), names)
-    return {folder: {n: s for n, s in zip(names, signatures, strict=True) if is_run(s)}}
+    pairs = zip(names, signatures, strict=True)
+    return {folder: {n: look for n, look in pairs if any(look) or re.match(r"\d+_", n)}}
 
 
 def _in_threads(call: Any, items: Sequence[Any]) -> Iterator[Any]:
@@ -164,7 +172,7 @@ def _frame(batches: Sequence[tuple[Path, Runs]], field: str) -> pd.DataFrame:
     keys = [key for key in dict.fromkeys([*runs.facts, *_defaults()]) if key not in ORDER]
     found = {key: _fact(runs, key) for key in [*keys, "state", "outcome", "node"]}
     ends = np.cumsum(runs.lengths)
-    seconds = np.concatenate([[0.0], _elapsed(runs)])[np.where(runs.lengths > 0, ends, 0)]
+    seconds = np.concatenate([[np.nan], _elapsed(runs)])[np.where(runs.lengths > 0, ends, 0)]
     found |= {"batch": names, "seconds": seconds}
     found = {key: found.pop(key) for key in ORDER if key in found} | found
     index, has_index = _index(runs, field)
@@ -178,9 +186,11 @@ def _frame(batches: Sequence[tuple[Path, Runs]], field: str) -> pd.DataFrame:
 
 
 def _fact(runs: Runs, key: str) -> Any:
-    """(runs,) A pandas array; the default of its time where a run does not have the key."""
+    """(runs,) A pandas array; the default of its time for null, and where a run lacks the key."""
     column = runs.facts.get(key, Column([], np.full(len(runs.names), -1)))
-    options = [*column.options, _defaults().get(key)]  # -1 is the last
+    options = [*column.options, None]  # -1 is the last
+    options = [_defaults().get(key) if value is None else value for value in options]
+    options = deepcopy(options)  # whoever changes a list in the frame changes no later one
     used = np.unique(column.codes)
     place = np.searchsorted(used, column.codes)
     return pd.Series([options[code] for code in used]).array.take(place)
@@ -198,9 +208,9 @@ def _index(runs: Runs, field: str) -> tuple[np.ndarray, np.ndarray]:
     everywhere = runs.lengths > 0
     if field == "time":
         return _elapsed(runs), everywhere
-    if field not in runs.stats and field != "epoch" and runs.stats:
-        known = ", ".join(runs.stats)
-        raise UserError(f"index_field: no run has {field!r}; there are {known}, time")
+    known = [name for name, values in runs.stats.items() if values.dtype.kind == "f"]
+    if field not in known and field != "epoch" and runs.stats:
+        raise unknown_name("index_field", field, [*known, "time"])
     values = runs.stats.get(field, np.zeros(runs.lengths.sum()))
     has = runs.has.get(field, np.zeros(len(runs.names), dtype=bool))
     if field == "epoch":  # older experiments have none

@@ -134,7 +134,8 @@ def _some(values: Sequence[Any]) -> str:
 
 def _left_out(num_a: int, num_b: int, there: np.ndarray) -> list[str]:
     """there: (pairs,) whether both have a value."""
-    alone = f"{num_a - len(there)} runs of a and {num_b - len(there)} of b have no partner"
+    without = [f"{num - len(there)} of the {num} runs of" for num in (num_a, num_b)]
+    alone = f"{without[0]} a and {without[1]} b have no partner"
     empty = f"{(~there).sum()} of {len(there)} pairs lack a value"
     is_said = {alone: len(there) < max(num_a, num_b), empty: not there.all()}
     texts = [text for text, is_so in is_said.items() if is_so]

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from src.config import make_config
 from src.names import UserError
 from src.yaml_files import read_yaml
 
 SPECS = ("config.yaml", "spec.yaml")  # what was in force; else what was asked for
 FILES = (*SPECS, "stats.csv", "status.json", "done")
-Signature = tuple[int, ...]  # of a file: when it was written, its size, its number on the disk
+Signature = tuple[int, ...]  # of a file: when it was written and changed, its size, its number
+PER_FILE = 4
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,19 @@ class Unreadable(Exception):  # noqa: N818 - other runs can be read
 
 
 def signature(folder: str) -> Signature:
-    """(3 × files,) By which one sees that a file is another one; zeros where there is none."""
+    """(4 × files,) By which one sees that a file is another one; zeros where there is none."""
     found: list[int] = []
     for name in FILES:
         try:
             stat = os.stat(f"{folder}/{name}")
-            found += (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            found += (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
         except OSError:
-            found += (0, 0, 0)
+            found += (0,) * PER_FILE
     return tuple(found)
 
 
 def is_run(files: Signature) -> bool:
-    return any(files[: 3 * len(SPECS)])
+    return any(files[: PER_FILE * len(SPECS)])
 
 
 def read_run(folder: str) -> Run | Unreadable:
@@ -70,6 +72,8 @@ def _text(path: str) -> str | None:
 def _run(name: str, texts: dict[str, str | None]) -> Run:
     spec = next((file for file in SPECS if texts[file] is not None), SPECS[0])
     config = read_flat_yaml(texts[spec] or "", spec)
+    if isinstance(splits := config.get("data_splits_map"), str):
+        config["data_splits_map"] = _spelled_out(splits)
     stats = _columns(texts["stats.csv"] or "")
     done, status = _json(texts["done"]), _json(texts["status.json"])
     facts = {
@@ -100,6 +104,15 @@ def _json(text: str | None) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
+@lru_cache(maxsize=256)
+def _spelled_out(splits: str) -> Any:
+    """The mapping that a string of a spec spells, as config.yaml has it."""
+    try:
+        return make_config({"data_splits_map": splits}).data_splits_map
+    except UserError:
+        return splits
+
+
 # ---- YAML --------------------------------------------------------------------------------
 
 
@@ -109,10 +122,10 @@ def read_flat_yaml(text: str, source: str) -> dict[str, Any]:
     Reading 10,000 files of 60 keys as a whole would take half a minute. Raises Unreadable.
     """
     try:
-        values: dict[str, Any] = {}
-        for block in re.split(r"\n(?=[^\s#-])", text):
-            values.update(_block(block))
-        return values
+        blocks = [_block(block) for block in re.split(r"(?<=\n)(?=[^\s#-])", text)]
+        values = {key: value for block in blocks for key, value in block.items()}
+        if len(values) == sum(map(len, blocks)):  # else a key is set twice
+            return values
     except (UserError, TypeError, ValueError):  # other YAML, or none
         pass
     try:

@@ -46,7 +46,7 @@ class Runs:
 
 def as_columns(runs: Sequence[Run]) -> Runs:
     """Of runs that were read one by one."""
-    lengths = np.array([max(map(len, run.stats.values()), default=0) for run in runs], dtype=int)
+    lengths = np.array([max(map(len, run.stats.values()), default=0) for run in runs], np.int64)
     names = dict.fromkeys(name for run in runs for name in run.stats)
     keys = dict.fromkeys(key for run in runs for key in run.facts)
     stats = {}
@@ -110,7 +110,7 @@ def joined(parts: Sequence[Runs]) -> Runs:
         {key: _joined_column(key, parts) for key in keys},
         stats,
         has,
-        np.concatenate([part.lengths for part in parts]) if parts else np.zeros(0, dtype=int),
+        np.concatenate([part.lengths for part in parts]) if parts else np.zeros(0, np.int64),
     )
 
 
@@ -154,12 +154,15 @@ def to_arrays(runs: Runs) -> dict[str, np.ndarray] | None:
 
 
 def from_arrays(arrays: Any) -> Runs:
-    """What to_arrays made. Other things raise one of cache.BROKEN."""
+    """What to_arrays made; whatever is broken raises an error of some kind."""
     facts = json.loads(arrays["facts"].tobytes())
     codes, has, lengths = arrays["codes"], arrays["has"], arrays["lengths"]
     options, columns, names = facts["options"], facts["columns"], facts["names"]
     stats = {name: arrays[f"stats{i}"] for i, name in enumerate(columns)}
     most = np.array([len(of_key) for of_key in options.values()])
+    types = [codes.dtype, lengths.dtype, has.dtype]
+    if types != [np.int32, np.int64, np.bool_] or not all(isinstance(n, str) for n in names):
+        raise ValueError("values of other types")
     if codes.shape != (len(options), len(names)) or has.shape != (len(columns), len(names)):
         raise ValueError("tables of other sizes")
     if (codes < -1).any() or (codes >= most[:, None]).any() or lengths.shape != (len(names),):

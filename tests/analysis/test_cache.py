@@ -1,6 +1,8 @@
 """What is read from the cache is what would be read without it."""
 
+import json
 import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -88,9 +90,13 @@ def test_runs_whose_files_changed_are_read_again(batch, monkeypatch):
     os.utime(runs[6] / "new", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     os.replace(runs[6] / "new", runs[6] / "config.yaml")
     runs[7].rename(batch / "zzz")
+    stat = (runs[8] / "config.yaml").stat()  # written over, and its time put back
+    text = (runs[8] / "config.yaml").read_text()
+    (runs[8] / "config.yaml").write_text(text.replace("momentum: 0.9", "momentum: 0.5"))
+    os.utime(runs[8] / "config.yaml", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     found = reads(monkeypatch)
     again = read_experiments(batch)
-    assert sorted(found) == sorted([runs[1].name, runs[5].name, runs[6].name, "zzz"])
+    assert sorted(found) == sorted([*(runs[i].name for i in (1, 5, 6, 8)), "zzz"])
     assert again["state"].iloc[1] == "done"
     assert len(again["train/loss"].iloc[5]) == 19
     assert again.loc[runs[6].name, "momentum"] == 0.5
@@ -135,6 +141,35 @@ def other_lengths(path: Path) -> None:
     np.savez(path, **found)
 
 
+def changed(path: Path, name: str, change) -> None:
+    with np.load(path) as arrays:
+        found = dict(arrays)
+    found[name] = change(found[name])
+    np.savez(path, **found)
+
+
+def float_codes(path: Path) -> None:
+    changed(path, "codes", lambda codes: codes.astype(float))
+
+
+def other_signatures(path: Path) -> None:
+    changed(path, "signatures", lambda signatures: signatures[:, 0])
+
+
+def deep_json(path: Path) -> None:
+    text = b"[" * 100_000
+    changed(path, "facts", lambda _: np.frombuffer(text, dtype=np.uint8))
+
+
+def names_of_lists(path: Path) -> None:
+    def change(facts):
+        content = json.loads(facts.tobytes())
+        content["names"] = [[name] for name in content["names"]]
+        return np.frombuffer(json.dumps(content).encode(), dtype=np.uint8)
+
+    changed(path, "facts", change)
+
+
 def no_archive(path: Path) -> None:
     path.write_text("hello")
 
@@ -150,7 +185,20 @@ def without_arrays(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [torn, flipped, other_version, pickled, other_lengths, no_archive, empty, without_arrays],
+    [
+        torn,
+        flipped,
+        other_version,
+        pickled,
+        other_lengths,
+        float_codes,
+        other_signatures,
+        deep_json,
+        names_of_lists,
+        no_archive,
+        empty,
+        without_arrays,
+    ],
 )
 def test_a_broken_cache_is_thrown_away(batch, monkeypatch, damage):
     first = without_cache(batch)
@@ -186,3 +234,13 @@ def test_small_batches_get_no_cache(batch, monkeypatch):
     monkeypatch.setattr(experiments, "WORTH_KEEPING", 21)
     without_cache(batch)
     assert not (batch / CACHE).exists()
+
+
+def test_what_a_kill_has_left_is_removed_later(batch):
+    old, young = batch / f".{CACHE}.1", batch / f".{CACHE}.2"
+    for path in (old, young):
+        path.write_text("half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    without_cache(batch)
+    assert not old.exists()
+    assert young.exists()  # somebody may be writing it

@@ -208,6 +208,13 @@ def test_runs_that_agree_in_seeds_and_keys_given_count_once():
         table(df, keys=["optimalg"])
 
 
+def test_a_failed_run_that_was_repeated_counts_by_the_repetition():
+    df = frame(*runs(), *runs(["sgd"], 1), test=[NOTHING, 0.8, 0.6, 0.6, 0.9])
+    with warned("1 of 5 runs has no finite"):
+        found = table(df, keys="optim_alg").set_index("optim_alg")
+    assert found.loc["sgd", ["num_seeds", TEST]].tolist() == [2, pytest.approx(0.85)]
+
+
 def test_many_settings_have_the_intervals_that_each_has_alone():
     values = np.random.default_rng(0).normal(size=(400, 4))
     settings = [
@@ -280,7 +287,7 @@ def test_partners_agree_in_all_that_varies_within():
         found = paired(a, b.sample(frac=1, random_state=0))
     assert (found.num_pairs, found.difference) == (4, -2.5)
     assert found.differing == {"optim_alg": ("sgd", "adamw")}
-    with warned("left out: 2 runs of a and 0 of b have no partner"):
+    with warned("left out: 2 of the 4 runs of a and 0 of the 2 runs of b have no partner"):
         found = paired(a, b[b["model"] == "linear"])
     assert (found.num_pairs, found.mean_a) == (2, 1.5)
     assert found.differing == {"optim_alg": ("sgd", "adamw")}
@@ -294,7 +301,7 @@ def test_a_key_that_one_side_does_not_have_is_null_there():
 def test_pairs_without_both_values_are_left_out():
     a = frame(*runs(["sgd"], 4), test=[0.5, NOTHING, 0.7, 0.8])
     b = frame(*runs(["adamw"], 5), test=[0.4, 0.1, 0.5, [], 0.5])
-    with warned("left out: 0 runs of a and 1 of b have no partner, 2 of 4 pairs lack a value"):
+    with warned("and 1 of the 5 runs of b have no partner, 2 of 4 pairs lack a value"):
         found = paired(a, b)
     assert (found.num_pairs, found.mean_a, found.mean_b) == (2, 0.6, 0.45)
     with pytest.raises(UserError, match=f"{TEST}: in none of 1 pairs do both runs have a value"):

@@ -85,7 +85,7 @@ def test_older_results_are_read_with_the_defaults_of_their_time(results):
     }.items():
         curve = read_experiments("25-01-01-old", index_field=field)["train/loss"].iloc[0]
         assert curve.index.tolist() == expected
-    with pytest.raises(UserError, match=r"index_field: no run has 'step'; there are train/loss,"):
+    with pytest.raises(UserError, match=r"index_field: unknown 'step'.* test/last/accuracy"):
         read_experiments("25-01-01-old", index_field="step")
 
 
@@ -158,7 +158,11 @@ def test_every_value_of_an_older_folder_is_found(results):
     frame = read_experiments("25-01-01-old", index_field="train/seen_examples")
     assert frame.index.tolist() == [folder.name]
     row = frame.iloc[0]
+    spelled = {"train": "train[:80%]", "val": "train[80%:]", "test": "test"}
+    assert row["data_splits_map"] == spelled
     for key, value in OLDER_CONFIG.items():
+        if key == "data_splits_map":
+            continue
         assert row[key] == value or (value is None and row[key] is None), key
     for column in columns:
         assert row[column].tolist() == stats[column].tolist(), column
@@ -220,6 +224,64 @@ def test_runs_that_are_not_done_are_there_unless_only_done(results):
     assert frame.loc["waiting", "train/loss"] is None
     assert frame["model"].tolist() == ["linear", "linear", "tiny/lenet"]
     assert read_experiments(["x"], only_done=True).index.tolist() == ["done"]
+
+
+def test_rows_that_have_not_begun_have_the_settings_of_those_that_have(results):
+    splits = {"train": "train[:80%]", "test": "test"}
+    older(results, "x", "begun", data_splits_map=splits, batch_size=100, base_lr=0.1)
+    waiting = results / "x" / "waiting"
+    waiting.mkdir()
+    text = (
+        "data_splits_map: dict(train='train[:80%]', test='test')\nbatch_size: null\nbase_lr: 0.1\n"
+    )
+    (waiting / "spec.yaml").write_text(text)
+    frame = read_experiments(["x"])
+    assert frame["batch_size"].tolist() == [100, 100]
+    assert frame["data_splits_map"].tolist() == [splits] * 2
+    assert varying(frame) == ["model"]  # which the spec leaves at its default
+    assert np.isnan(frame.loc["waiting", "seconds"])
+
+
+def test_what_is_changed_in_a_frame_is_not_read_again(results):
+    older(results, "x", "a", wandb_tags=["mine"])
+    frame = read_experiments(["x"])
+    frame["wandb_tags"].iloc[0].append("more")
+    frame["data_splits_map"].iloc[0]["train"] = "test"
+    again = read_experiments(["x"])
+    assert again["wandb_tags"].tolist() == [["mine"]]
+    assert again["data_splits_map"].tolist() == [{"train": "train", "test": "test"}]
+
+
+def test_half_written_folders_are_said(results):
+    older(results, "x", "000_x")
+    (older(results, "x", "001_x") / "config.yaml").unlink()
+    (results / "x" / "002_x").mkdir()
+    for name in ("code", "submissions"):
+        (results / "x" / name).mkdir()
+    frame = read_experiments(["x"])
+    assert frame.index.tolist() == ["000_x"]
+    reason = "neither config.yaml nor spec.yaml"
+    assert frame.attrs["skipped"] == [(f"results/x/{n}_x", reason) for n in ("001", "002")]
+
+
+def test_a_batch_that_is_named_twice_is_read_once(results):
+    older(results, "26-11-22-x", "000")
+    older(results, "26-11-22-x", "001")
+    (results / "link").symlink_to(results / "26-11-22-x")
+    many = ["26-11-22-x", "results/26-11-22-x", results / "26-11-22-x", "link", "x"]
+    many += ["results/26-11-22-x/../26-11-22-x/001", "results/26-*", f"{results}/26-*"]
+    assert read_experiments(many).index.tolist() == ["000", "001"]
+    for pattern in many:
+        assert len(read_experiments(pattern)) >= 1
+    older(results, "26-11-22-exes", "000")
+    with pytest.raises(UserError, match="did you mean 'exes'"):
+        read_experiments("exess")
+
+
+def test_a_key_that_is_set_twice_is_unreadable_and_lines_keep_their_end(results):
+    with pytest.raises(Unreadable, match="set twice"):
+        read_flat_yaml("a: 1\nb: 2\na: 3\n", "x")
+    assert read_flat_yaml("a: |\n  text\nb: 2\n", "x") == {"a": "text\n", "b": 2}
 
 
 def test_a_column_that_some_runs_lack_is_empty_there(results):
