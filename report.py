@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        pass
+        if options.watch is None:  # else it is how one ends it
+            print("interrupted", file=sys.stderr)
+            return 130
     return 0
 
 

@@ -12,6 +12,10 @@ MOST_NAMES_SHOWN = 24
 class UserError(ValueError):
     """A mistake of the user: shown as one line without a traceback, exit code 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What notebooks show."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class OneLineParser(argparse.ArgumentParser):
     """A mistake on the command line is a UserError as any other."""
@@ -36,7 +40,7 @@ def unknown_name(key: str, name: str, known: Iterable[str]) -> UserError:
     if len(known) > MOST_NAMES_SHOWN:
         shown += f", … ({len(known)} in all)"
     hint = f"; did you mean {close!r}?" if (close := closest(name, known)) else ";"
-    return UserError(f"{key}: unknown {name!r}{hint} there is: {shown}")
+    return UserError(f"{key}: unknown {name!r}{hint} there is: {shown or 'none yet'}")
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

@@ -29,6 +29,7 @@ BOOKKEEPING = {field.name for field in fields(Bookkeeping)}
 OF_ONE_RUN = {"output_dir", "host_name", "wandb_run_name", *FOUND}
 ASKED = [key for key in sorted(KEYS, key=BOOKKEEPING.__contains__) if key not in OF_ONE_RUN]
 BEYOND = {"largest": "above", "smallest": "below"}
+ROOT = Path(__file__).parents[2]
 ZIP = "ZIP_seeds"
 Block = dict[str, list[Any]]  # key -> its values; those of ZIP are mappings
 
@@ -56,6 +57,20 @@ class Edge:
         return f"{where} {best}: add {_listed(self.added)}{which}."
 
 
+@dataclass(frozen=True)
+class Looked:
+    """At one key."""
+
+    edges: list[Edge]
+    num_judged: int  # settings with results of LEAST values
+    num_settings: int
+
+    def __str__(self) -> str:
+        """'3 of 4 settings'"""
+        some = f"{self.num_judged} of {self.num_settings} settings"
+        return some if self.num_judged < self.num_settings else "all settings"
+
+
 def edges(df: pd.DataFrame, metric: str | None = None, *, when: str | float = "last") -> list[Edge]:
     """Where the best value of a key, by the mean over seeds, is the largest or smallest tried.
 
@@ -63,20 +78,20 @@ def edges(df: pd.DataFrame, metric: str | None = None, *, when: str | float = "l
     a run that diverged, failed or has no number is worst; runs that have not ended only tell what
     is tried. No edges: ends that cannot move (a weight decay of 0), keys that move with another.
     """
-    return list(chain.from_iterable(_examined(df, metric, when).values()))
+    return [edge for looked in _examined(df, metric, when).values() for edge in looked.edges]
 
 
 def edge_alarm(df: pd.DataFrame, metric: str | None = None, *, when: str | float = "last") -> str:
     """A sentence an edge and the job file that extends the grid; or that there is no edge."""
     metric = metric or main_metrics(df)[0]
     examined = _examined(df, metric, when)
-    if found := list(chain.from_iterable(examined.values())):
+    if found := [edge for looked in examined.values() for edge in looked.edges]:
         sentences = "\n".join([f"By {metric} ({when}):", *map(str, found)])
         return f"{sentences}\n\n{extension(df, found)}"
     if not examined:
-        return f"No edges to look for: no setting has results of {LEAST} numbers of one key."
-    keys = ", ".join(examined)
-    return f"By {metric} ({when}) no best value lies at an edge that can move; checked: {keys}."
+        return f"No edges to look for: no setting has results of {LEAST} values of a numeric key."
+    where = ", ".join(f"{key} in {looked}" for key, looked in examined.items())
+    return f"By {metric} ({when}) no best value lies at an edge that can move: {where}."
 
 
 def _listed(values: Sequence[float]) -> str:
@@ -88,15 +103,15 @@ def _listed(values: Sequence[float]) -> str:
 # ---- Looking for edges -------------------------------------------------------------------
 
 
-def _examined(df: pd.DataFrame, metric: str | None, when: str | float) -> dict[str, list[Edge]]:
-    """Each key of which some setting has a best number -> its edges."""
+def _examined(df: pd.DataFrame, metric: str | None, when: str | float) -> dict[str, Looked]:
+    """The keys of which some setting has a best number."""
     scores = _scores(df, metric or main_metrics(df)[0], when)
     table = df[differing(df)].reset_index(drop=True)
     varied = varying(table)
     known = KEYS.keys() - BOOKKEEPING
     keys = [key for key in varied if key in known and len(_tried(table[key])) >= LEAST]
     examined = {key: _edges_of(df, table, scores, key=key, varied=varied) for key in keys}
-    return {key: found for key, found in examined.items() if found is not None}
+    return {key: looked for key, looked in examined.items() if looked.num_judged}
 
 
 def _scores(df: pd.DataFrame, metric: str, when: str | float) -> np.ndarray:
@@ -110,11 +125,11 @@ def _scores(df: pd.DataFrame, metric: str, when: str | float) -> np.ndarray:
 
 def _edges_of(
     df: pd.DataFrame, table: pd.DataFrame, scores: np.ndarray, *, key: str, varied: Sequence[str]
-) -> list[Edge] | None:
-    """The edges of one key; None where no setting has a best number."""
+) -> Looked:
     num_settings: Counter[tuple] = Counter()
     at_edge: dict[tuple[tuple, str, float, tuple], list[dict[str, Any]]] = {}
-    for values, rows in groups(table, [other for other in table if other != key]):
+    settings = groups(table, [other for other in table if other != key])
+    for values, rows in settings:
         tried = _tried(rows[key])
         side = _side(_means(rows[key].tolist(), scores[rows.index], tried), tried)
         num_settings[tried] += side is not None
@@ -123,7 +138,7 @@ def _edges_of(
             setting = {k: _nullable(values[k]) for k in varied if k != key}
             at_edge.setdefault((tried, side, row[-1], added), []).append(setting)
     found = [Edge(key, *what, at, num_settings[what[0]]) for what, at in at_edge.items()]
-    return found if num_settings.total() else None
+    return Looked(found, num_settings.total(), len(settings))
 
 
 def _tried(values: Iterable[Any]) -> tuple[float, ...]:
@@ -193,11 +208,12 @@ def extension(df: pd.DataFrame, found: Sequence[Edge], name: str | None = None) 
 
 
 def _results_of(df: pd.DataFrame) -> str:
-    """Where the batch of the first run lies, seen from here; 'results' where nobody knows."""
+    """Where the batch of the first run lies; 'results' where nobody knows."""
     folder = Path(str(df["output_dir"].iloc[0] if "output_dir" in df else None))
     results = folder.parents[1] if len(folder.parents) > 1 else Path("results")
-    if results.is_relative_to(Path.cwd()):
-        results = results.relative_to(Path.cwd())
+    for here in (Path.cwd(), ROOT):  # a notebook is in a folder of its own
+        if results.is_relative_to(here):
+            return str(results.relative_to(here))
     return str(results) if results.is_dir() else results.name
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from datetime import date
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
@@ -19,7 +20,9 @@ from src.analysis.cache import read_cache, write_cache
 from src.analysis.curves import CurveArray
 from src.analysis.run_files import Run, Signature, Unreadable, is_run, read_run, signature
 from src.analysis.runs import Column, Runs, as_columns, joined
-from src.names import UserError, closest, unknown_name
+from src.names import UserError, bad_value, closest, unknown_name
+from src.submit.folders import batch_name
+from src.submit.job_file import read_job
 from src.yaml_files import read_yaml_file
 
 RESULTS = Path("results")
@@ -74,7 +77,10 @@ def find_runs(
     A folder that is named twice, also by a link or an absolute path, is there once.
     """
     found: dict[Path, tuple[Path, dict[str, Signature]]] = {}
-    for batch in [batches] if isinstance(batches, str | Path) else batches:
+    wanted = [batches] if isinstance(batches, str | Path) else list(batches)
+    if not wanted:
+        raise bad_value("batches", wanted, "at least one batch")
+    for batch in wanted:
         has_runs = False
         for folder in _batch_folders(str(batch), results):
             for parent, runs in _runs_in(folder).items():
@@ -89,7 +95,7 @@ def _batch_folders(name: str, results: Path) -> list[Path]:
     """A path; else a name or pattern in results; else a job's name, of all days."""
     if Path(name).is_dir():
         return [Path(name)]
-    job = re.sub(r"\.ya?ml$", "", Path(name).name)
+    job = _batch_of_job(name)
     for pattern in (name, results / name, results / (DAY + job)):
         if found := [Path(path) for path in sorted(glob(str(pattern))) if os.path.isdir(path)]:
             return found
@@ -97,6 +103,13 @@ def _batch_folders(name: str, results: Path) -> list[Path]:
     near = closest(name, [*known, *(re.sub(f"^{DAY}", "", name) for name in known)])
     hint = f"; did you mean {near!r}?" if near else ""
     raise UserError(f"{name}: no such batch, neither as a path nor in {results}{hint}")
+
+
+def _batch_of_job(name: str) -> str:
+    """What the batch of jobs/x.yaml is called, without its day; 'x' where there is no such file."""
+    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        return batch_name(read_job(name).name, date.today()).split("-", 3)[3]
+    return re.sub(r"\.ya?ml$", "", Path(name).name)
 
 
 def _runs_in(folder: Path) -> dict[Path, dict[str, Signature]]:

@@ -76,6 +76,8 @@ def _run(name: str, texts: dict[str, str | None]) -> Run:
         config["data_splits_map"] = _spelled_out(splits)
     stats = _columns(texts["stats.csv"] or "")
     done, status = _json(texts["done"]), _json(texts["status.json"])
+    if done is not None and not any(map(len, stats.values())):
+        raise Unreadable("stats.csv: nothing in it, though the run is done")
     facts = {
         "state": _state(done, status, has_stats=bool(stats)),
         "outcome": (done or {}).get("outcome"),

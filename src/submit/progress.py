@@ -20,7 +20,8 @@ from src.submit.status import RowStatus, read_journal, row_statuses
 
 RESULTS = Path("results")
 MOST_BATCHES = 5  # where none is named
-DEFAULT_METRICS = ("test/.*/accuracy", "test/.*/loss")  # the first that a batch has
+# The first that a batch has: what is looked at again and again is no test any more.
+DEFAULT_METRICS = ("val/.*/accuracy", "test/.*/accuracy", "val/.*/loss", "test/.*/loss")
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,10 @@ def test_batches_are_named_in_many_ways(results):
     assert read_experiments(["x"]).index.tolist() == x
     assert read_experiments(["jobs/x.yaml"]).index.tolist() == x
     assert len(read_experiments(["26-11-*", "x"])) == 3
+    (results / "other.yaml").write_text("job_details: {name: y}\nparameters: {base_lr: 1}\n")
+    assert read_experiments(["results/other.yaml"]).index.tolist() == ["000_26-11-22-y"]
+    with pytest.raises(UserError, match=r"batches: got .* at least one"):
+        read_experiments([])
     with pytest.raises(UserError, match="did you mean '26-11-22-y'"):
         read_experiments(["26-11-22-yy"])
     (results / "26-11-22-empty").mkdir()
@@ -196,6 +200,7 @@ def test_what_is_broken_is_said_and_left_out(results, capsys):
     older(results, "x", "numbers", OLDER_STATS.replace("0.7,0.5,1.5", "zero,0.5,1.5"))
     older(results, "x", "lengths", OLDER_STATS + "2,0.1\n")
     older(results, "x", "torn", OLDER_STATS + "2,0.1,0.")
+    older(results, "x", "header", OLDER_STATS[:30])
     frame = read_experiments(["x"])
     assert frame.index.tolist() == ["good", "torn"]
     assert len(frame.loc["torn", "train/loss"]) == 2
@@ -203,7 +208,8 @@ def test_what_is_broken_is_said_and_left_out(results, capsys):
     assert reasons["lengths"] == "stats.csv: lines of different lengths"
     assert reasons["numbers"].startswith("stats.csv: train/loss: could not convert")
     assert reasons["yaml"].startswith("config.yaml, line 2: not YAML")
-    assert capsys.readouterr().err.count("skipped results/x/") == 3
+    assert reasons["header"] == "stats.csv: nothing in it, though the run is done"
+    assert capsys.readouterr().err.count("skipped results/x/") == 4
 
 
 def test_runs_that_are_not_done_are_there_unless_only_done(results):
