@@ -274,7 +274,11 @@ def write_page(found: Sequence[Report], path: Path, *, is_metric_asked: bool) ->
     for report in found:
         metric = report.columns[0] if is_metric_asked and report.columns else None
         batches.append((page_facts(report, metric), all_runs(report.batch.path)))
-    write_atomically(path, page(batches))
+    content = page(batches)
+    try:
+        write_atomically(path, content)
+    except OSError as error:  # whose file is the one beside it
+        raise UserError(f"--html: {path}: {error.strerror}") from None
     print(path)
 
 

@@ -48,8 +48,9 @@ def choose(
     rivals = [_settings(rows, keys, values) for _, rows in groups(runs, first)]
     is_choice = _is_best(when) or any(len(settings) > 1 for settings in rivals)
     texts = _same_split(by, report) if is_choice else []
-    warn(texts + _weak_means(df, keys, by, values[:, 0]))
     chosen = [min(settings, key=lambda one: one.rank(sign)) for settings in rivals]
+    texts += _ties(chosen, rivals, sign)
+    warn(texts + _weak_means(df, keys, by, values[:, 0]))
     mean, low, high = _intervals(chosen)
     columns = {by: mean[:, 0], report: mean[:, 1], "low": low[:, 1], "high": high[:, 1]}
     return _frame(chosen, keys, columns)
@@ -185,6 +186,20 @@ def _same_split(by: str, report: str) -> list[str]:
     chosen = "chosen" if by == report else f"chosen by {by}"
     text = f"{report}: {chosen} and reported on the same split: the figure is too good"
     return [f"{text}; evaluate a validation split, {SPLITS}"]
+
+
+def _ties(chosen: Sequence[_Setting], rivals: Sequence[Sequence[_Setting]], sign: int) -> list[str]:
+    """Where nothing speaks for the one that is chosen."""
+    found = []
+    for best, settings in zip(chosen, rivals, strict=True):
+        equal = [one for one in settings if one.rank(sign) == best.rank(sign)]
+        if len(equal) > 1 and len(best.values):
+            some = "; ".join(label(one.keys) for one in equal[:MOST_SHOWN])
+            more = "; …" * (len(equal) > MOST_SHOWN)
+            found.append(
+                f"{len(equal)} settings are equally good, the first is shown: {some}{more}"
+            )
+    return found
 
 
 def _weak_means(df: pd.DataFrame, keys: Sequence[str], by: str, values: np.ndarray) -> list[str]:

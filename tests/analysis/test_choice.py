@@ -63,6 +63,12 @@ def test_the_best_mean_of_validation_is_chosen_and_its_test_reported():
     assert list(chosen) == ["optim_alg", "num_seeds", VAL, TEST, "low", "high"]
 
 
+def test_ties_are_said():
+    df = frame(*runs(), val=[0.9, 0.7, 0.7, 0.9], test=[1, 2, 3, 4])
+    with warned("2 settings are equally good, the first is shown: optim_alg=adamw; optim_alg=sgd"):
+        assert choose(df)["optim_alg"].tolist() == ["adamw"]
+
+
 def test_less_loss_is_better():
     df = frame(*runs(), loss=[0.5, 0.3, 0.2, 0.4], val=[1, 1, 0, 0])
     assert choose(df, "test/last/loss", VAL)["optim_alg"].tolist() == ["adamw"]
@@ -156,7 +162,7 @@ def test_seeds_that_are_missing_or_there_twice_are_said():
 )
 def test_choosing_on_the_split_that_is_reported_is_said(by, report, when, is_same):
     df = frame(*runs(), val=[1, 2, 3, 4], test=[1, 2, 3, 4], loss=[1, 2, 3, 4])
-    df = df.assign(seconds=1.0).assign(**{"train/loss": df["test/last/loss"]})
+    df = df.assign(seconds=[1.0, 1, 2, 2]).assign(**{"train/loss": df["test/last/loss"]})
     with warned(*["reported on the same split: the figure is too good; evaluate a val"] * is_same):
         chosen = choose(df, by, report, when=when)
     assert list(chosen).count(report) == 1
