@@ -21,7 +21,8 @@ from src.analysis.choice import ChoiceWarning, choose
 from src.analysis.curves import direction_of, main_metrics, numbers
 from src.analysis.edges import edge_alarm
 from src.analysis.plots import against, heat_map, learning_curves, tradeoff
-from src.analysis.settings import SEEDS, groups, sort_key, varying
+from src.analysis.plots.seeds import numbers_of, settings_of
+from src.analysis.settings import SEEDS, is_null, is_number, sort_key, varying
 from src.metrics import DIRECTIONS, measure
 from src.names import UserError
 
@@ -132,6 +133,7 @@ def _judged(df: pd.DataFrame, by: str, report: str) -> tuple[pd.DataFrame | None
         warnings.simplefilter("always", ChoiceWarning)
         try:
             choice = choose(df, by, report, per=_named_keys(df)[:1])
+            choice = choice[choice["num_seeds"] > 0]
             alarm = edge_alarm(df, by)
         except UserError as error:
             said.append(str(error))
@@ -156,8 +158,7 @@ def _numeric_keys(df: pd.DataFrame) -> list[str]:
     """Whose values are numbers, null apart; true and false are none."""
 
     def is_numeric(values: pd.Series) -> bool:
-        there = [value for value in values if not _is_null(value)]
-        return all(isinstance(v, int | float) and not isinstance(v, bool) for v in there)
+        return all(is_number(value) for value in values if not is_null(value))
 
     return [key for key in varying(df) if is_numeric(df[key].astype(object))]
 
@@ -169,13 +170,16 @@ def _columns(facts: Mapping[str, Any], df: pd.DataFrame, by: str) -> list[Column
     states = {row["name"]: row["state"] for row in facts["rows"]}
     known = [states.get(str(run), state) for run, state in df["state"].items()]
     keys = varying(df) + [key for key in SEEDS if key in df and df[key].nunique() > 1]
+    ends, bests = _metric_columns(df, by)
     return [
         _coded("run", [_short(name) for name in df.index]),
+        *ends[:1],  # what a phone shows
         *[_coded(key, df[key]) for key in keys],
-        *_metric_columns(df, by),
+        _coded("state", [WORDS.get(state, state) for state in known]),
+        *ends[1:],
+        *bests,
         *([_numeric("epochs", numbers(df, "epoch"))] if "epoch" in df else []),
         _numeric("seconds", df["seconds"].where(df["seconds"] > 0)),
-        _coded("state", [WORDS.get(state, state) for state in known]),
         _coded("outcome", df["outcome"]),
         _coded("node", df["node"]),
     ]
@@ -187,11 +191,12 @@ def _short(name: str) -> str:
     return number if rest and number.isdigit() else str(name)
 
 
-def _metric_columns(df: pd.DataFrame, by: str) -> Iterator[Column]:
-    """Of each metric, the one that is chosen by first, the last value and the best one."""
-    for metric in _shown_metrics(df, by):
-        yield _numeric(metric, numbers(df, metric), part="end")
-        yield _numeric(metric, numbers(df, metric, "best"), part="best")
+def _metric_columns(df: pd.DataFrame, by: str) -> tuple[list[Column], list[Column]]:
+    """Of each metric, the one that is chosen by first: (the last values, the best ones)."""
+    metrics = _shown_metrics(df, by)
+    ends = [_numeric(metric, numbers(df, metric), part="end") for metric in metrics]
+    bests = [_numeric(metric, numbers(df, metric, "best"), part="best") for metric in metrics]
+    return ends, bests
 
 
 def _shown_metrics(df: pd.DataFrame, by: str) -> list[str]:
@@ -211,19 +216,17 @@ def _numeric(title: str, values: pd.Series, *, part: str = "") -> Column:
 def _coded(title: str, values: Any) -> Column:
     """Each value as its position among the different ones, which stand in their order."""
     items = list(values)
-    texts = [None if _is_null(value) else _cell(value) for value in items]
+    texts = [None if is_null(value) else _cell(value) for value in items]
     values_of = {text: value for text, value in zip(texts, items, strict=True) if text is not None}
     options = sorted(values_of, key=lambda text: (*sort_key(values_of[text])[:2], text))
     position = {text: place for place, text in enumerate(options)}
     return Column(title, "", [position[t] if t is not None else None for t in texts], options)
 
 
-def _is_null(value: Any) -> bool:
-    return value is None or bool(np.isscalar(value) and value != value)
-
-
 def _cell(value: Any) -> str:
-    """A value in a table, not cut off."""
+    """A value in a table, not cut off; null is empty."""
+    if is_null(value):
+        return ""
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, default=str)
@@ -281,14 +284,12 @@ def _wanted_pictures(
 
 
 def _best_settings(df: pd.DataFrame, by: str) -> pd.DataFrame:
-    """The runs of the best few settings: no eye tells more curves apart."""
-    sign = direction_of(by)
-    settings = [rows for _, rows in groups(df, varying(df))]
-    means = np.array([sign * numbers(rows, by).mean() for rows in settings])
-    if len(settings) <= MOST_CURVES or np.isnan(means).all():
+    """The runs of those few settings that choose() ranks first: no eye tells more curves apart."""
+    sign, judged, settings = direction_of(by), numbers_of(df, by, "last"), settings_of(df, [])
+    if len(settings) <= MOST_CURVES or np.isnan(judged.values).all():
         return df
-    best = np.argsort(-np.nan_to_num(means, nan=-np.inf), kind="stable")
-    return pd.concat([settings[place] for place in best[:MOST_CURVES]])
+    settings.sort(key=lambda setting: judged.rank(setting, sign))
+    return df.iloc[np.concatenate([setting.rows for setting in settings[:MOST_CURVES]])]
 
 
 def _data_uri(figure: "Figure") -> str:

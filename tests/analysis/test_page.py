@@ -135,6 +135,21 @@ def test_warnings_of_the_choice_are_shown(half_done_page):
     assert "reported on the same split" in half_done_page
 
 
+def test_what_the_choice_does_not_know_is_empty(tmp_path):
+    """An interval of one seed, and null, as in the table of runs."""
+    rows = [({"model": m, "clip_norm": c}, [0.5]) for m, c in (("a", None), ("b", 1.0))]
+    html = written(write_batch(tmp_path / "x", rows))
+    table = html[html.index("The best settings</h2>") :].partition("</table>")[0]
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert [row[0] for row in cells] == ["a", "b"]
+    assert [row[-2:] for row in cells] == [["", ""]] * 2
+    assert "nan" not in table
+    by_null = [({"clip_norm": c}, [a]) for c, a in ((None, 0.6), (1.0, 0.5))]
+    html = written(write_batch(tmp_path / "y", by_null))
+    table = html[html.index("The best setting</h2>") :].partition("</table>")[0]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", table)[:2] == ["", "1"]
+
+
 def test_the_edge_alarm_is_there_with_the_job_file_that_goes_on(half_done_page):
     assert "best base_lr is the largest of 0.0001, 0.5, 10" in half_done_page
     job = re.search(r"<pre><code>([^<]*base_lr[^<]*)</code></pre>", half_done_page)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.analysis.plots.marks import Levels, spans
+from src.analysis.plots.names import literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,10 @@ def log_y(axis: "Axes") -> None:
 
 
 def log_ticks(axis: Any) -> None:
-    """0.1, 0.2, 0.5 of an axis.yaxis, say; only the tens of a long one."""
+    """0.1, 0.2, 0.5 of an axis.yaxis, say; only the tens of a long one.
+
+    When all is drawn: how long it is then decides.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
@@ -102,7 +106,7 @@ def _name_ticks(
     """As many as have room in gaps of that many inches, slanted where they are long."""
     step = max(1, int(np.ceil(TICK / gap)))
     some = list(names)[::step]
-    axis.set_ticks(list(places)[::step], some)
+    axis.set_ticks(list(places)[::step], list(map(literal, some)))
     longest = max(map(len, some), default=0) * LETTER
     if axis.axis_name == "x" and longest > 0.95 * gap * step:
         axis.set_tick_params(rotation=35)

@@ -9,8 +9,8 @@ import pandas as pd
 
 from src.analysis.curves import direction_of
 from src.analysis.plots.axes import is_log_loss, label_of, log_ticks, name_ticks, size_of
-from src.analysis.plots.keys import best_of
 from src.analysis.plots.marks import Levels, levels
+from src.analysis.plots.names import literal
 from src.analysis.plots.panels import (
     GREY,
     Grid,
@@ -22,7 +22,7 @@ from src.analysis.plots.panels import (
     seeds_note,
     unended_note,
 )
-from src.analysis.plots.seeds import Numbers, Setting, metrics_of, numbers_of
+from src.analysis.plots.seeds import Numbers, Setting, best_of, metrics_of, numbers_of
 from src.names import bad_value
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def heat_map(
     for panel, table in zip(grid.panels, tables, strict=True):
         name_ticks(panel.axis.xaxis, keys[0].names)
         name_ticks(panel.axis.yaxis, keys[1].names)
-        _mark(panel, table, direction_of(metric))
+        _mark(panel, table)
     name_axes(grid, x, y)
     grid.each(lambda axis: axis.grid(False))
     add_legends(grid, notes=[*_notes(grid, tables, judge, shown), unended_note(df)])
@@ -75,6 +75,7 @@ class Table:
 
     values: np.ndarray
     is_broken: np.ndarray
+    best: tuple[int, int] | None  # the cell that choose() would choose, where any has a value
 
     @property
     def is_empty(self) -> np.ndarray:
@@ -93,11 +94,14 @@ def _table(
         cells.setdefault((up, across), []).append(setting)
     values = np.full((len(keys[1].values), len(keys[0].values)), np.nan)
     is_broken = np.zeros(values.shape, dtype=bool)
-    for at, inside in cells.items():
-        best = best_of(inside, *judge)
-        values[at] = shown.mean(best)
-        is_broken[at] = shown.has_broken(best)
-    return Table(values, is_broken)
+    best = {at: best_of(inside, *judge) for at, inside in cells.items()}
+    for at, setting in best.items():
+        values[at] = shown.mean(setting)
+        is_broken[at] = shown.has_broken(setting)
+    judged, sign = judge
+    ranks = {at: judged.rank(setting, sign) for at, setting in best.items()}
+    has_value = {at: rank for at, rank in ranks.items() if np.isfinite(rank[1])}
+    return Table(values, is_broken, min(has_value, key=has_value.__getitem__, default=None))
 
 
 def _colour(grid: Grid, tables: Sequence[np.ndarray], metric: str, label: str) -> None:
@@ -118,12 +122,12 @@ def _colour(grid: Grid, tables: Sequence[np.ndarray], metric: str, label: str) -
     if len(finite):
         axes = [panel.axis for panel in grid.panels]
         bar = grid.figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.02)
-        bar.set_label(label)
+        bar.set_label(literal(label))
         if isinstance(norm, LogNorm):
             log_ticks(bar.ax.yaxis)
 
 
-def _mark(panel: Panel, table: Table, sign: int) -> None:
+def _mark(panel: Panel, table: Table) -> None:
     """Frames the best cell, hatches the empty ones, writes numbers where they fit."""
     axis = panel.axis
     middle: Any = {"ha": "center", "va": "center", "fontsize": 8}
@@ -132,10 +136,9 @@ def _mark(panel: Panel, table: Table, sign: int) -> None:
     for up, across in np.argwhere(table.is_broken):
         axis.text(across, up, "×", color=GREY, **middle)
     finite = np.isfinite(table.values)
-    if finite.any():
-        best = np.unravel_index(np.nanargmax(sign * table.values), table.values.shape)
+    if table.best is not None:
         width = 2.5 if max(finite.shape) <= MOST_CELLS else 1.2
-        _outline(panel, *best, edgecolor=FRAME, linewidth=width)
+        _outline(panel, *table.best, edgecolor=FRAME, linewidth=width)
     if _has_room(panel, table.values.shape):
         text = _formatter(table.values[finite])
         for up, across in np.argwhere(finite):
@@ -173,7 +176,7 @@ def _notes(grid: Grid, tables: Sequence[Table], judge: str, shown: Numbers) -> l
         f"best of {rest} by {judge}" if rest else "",
         seeds_note(shown.counts(grid.settings), ""),
     ]
-    if any(np.isfinite(table.values).any() for table in tables):
+    if any(table.best is not None for table in tables):
         notes.append("framed: the best")
     if any(table.is_broken.any() for table in tables):
         notes.append("×: diverged")

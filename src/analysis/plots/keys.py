@@ -21,7 +21,7 @@ from src.analysis.plots.panels import (
     seeds_note,
     unended_note,
 )
-from src.analysis.plots.seeds import Numbers, Setting, metrics_of, numbers_of
+from src.analysis.plots.seeds import Numbers, Setting, best_of, metrics_of, numbers_of
 from src.analysis.run_plot import COLOURS
 from src.names import bad_value
 
@@ -75,14 +75,6 @@ def against(
     name_axes(grid, key, label_of(metric, when))
     add_legends(grid, _handle(found), [*_notes(grid, which, judge, shown), unended_note(df)])
     return grid.figure
-
-
-def best_of(settings: Sequence[Setting], judged: Numbers, sign: int) -> Setting:
-    """The one with the best mean; where all diverged, any that did."""
-    means = np.array([judged.mean(setting) for setting in settings])
-    if np.isnan(means).all():
-        return next((s for s in settings if judged.has_broken(s)), settings[0])
-    return settings[int(np.nanargmax(sign * means))]
 
 
 def _by_level(settings: Iterable[Setting], found: Levels) -> list[list[Setting]]:

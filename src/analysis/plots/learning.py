@@ -12,7 +12,7 @@ from src.analysis.intervals import mean_interval
 from src.analysis.plots.axes import is_log_loss, label_of, log_y, number_axis
 from src.analysis.plots.marks import LINES
 from src.analysis.plots.panels import Grid, Wish, add_legends, grid_of, name_axes, seeds_note
-from src.analysis.plots.seeds import Setting, curves_of, metrics_of
+from src.analysis.plots.seeds import Setting, curves_of, metrics_of, numbers_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,11 +37,12 @@ def learning_curves(
     metric = metrics_of(df, metric)[1]
     curves = curves_of(df, metric)
     grid = grid_of(df, Wish(row, col, colour, style, ax), fine=True, styles=LINES)
-    drawn = {setting.row: _average(curves.iloc[setting.rows]) for setting in grid.settings}
-    _scale(grid, metric, list(drawn.values()))
+    is_broken = numbers_of(df, metric, "last").is_broken
+    drawn = {s.row: _average(curves.iloc[s.rows], is_broken[s.rows]) for s in grid.settings}
     for panel in grid.panels:
         for setting in panel.settings:
             _draw(panel.axis, drawn[setting.row], grid, setting)
+    _scale(grid, metric, list(drawn.values()))
     name_axes(grid, label_of(curves.array.names[1]), metric)  # type: ignore[attr-defined]
     add_legends(grid, _handle, _notes(grid, list(drawn.values())))
     return grid.figure
@@ -68,12 +69,13 @@ class Average:
         return np.isfinite(self.values).all(axis=0)
 
 
-def _average(curves: pd.Series) -> Average:
+def _average(curves: pd.Series, is_broken: np.ndarray) -> Average:
+    """is_broken: (seeds,) those that diverge."""
     index, values = aligned(curves)
     is_there = np.isfinite(values)
     ends = []
-    for curve in curves.array.curves():  # type: ignore[attr-defined]
-        if curve is not None and len(curve[0]) and not np.isfinite(curve[0][-1]):
+    for curve in curves[is_broken].array.curves():  # type: ignore[attr-defined]
+        if curve is not None and len(curve[0]):
             finite = np.flatnonzero(np.isfinite(curve[0]))
             ends.append(float(curve[1][finite[-1] if len(finite) else 0]))
     is_measured = is_there.any(axis=0)  # lines are straight where nothing was evaluated

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from src.analysis.plots.names import literal, names_of
 from src.analysis.run_plot import COLOURS
-from src.analysis.settings import LONGEST, groups, shown, varying
+from src.analysis.settings import LONGEST, groups, is_null, is_number, varying
 from src.names import bad_value, unknown_name
 
 if TYPE_CHECKING:
@@ -39,26 +40,24 @@ class Levels:
     @property
     def names(self) -> list[str]:
         """Short, and different where the values are."""
-        short = [shown(value) for value in self.values]
-        if len(set(short)) == len(short):
-            return short
-        whole = [str(value) for value in self.values]
-        begin = next(
-            (i for i, letters in enumerate(zip(*whole, strict=False)) if len(set(letters)) > 1), 0
-        )
-        return [t if len(t) <= LONGEST else "…" + t[begin:][: LONGEST - 1] for t in whole]
+        return self.short_names(LONGEST)
+
+    def short_names(self, most: int) -> list[str]:
+        """Of at most so many characters."""
+        return names_of(self.values, most)
 
     @property
     def is_numeric(self) -> bool:
-        return bool(self.values) and all(is_number(value) for value in self.values)
+        return bool(self.values) and all(_has_place(value) for value in self.values)
 
     @property
     def is_logarithmic(self) -> bool:
         return self.is_numeric and spans(self.values, LOG_FROM)
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _has_place(value: Any) -> bool:
+    """On an axis."""
+    return is_number(value) and math.isfinite(value)
 
 
 def spans(values: Any, factor: float) -> bool:
@@ -108,8 +107,8 @@ def colours_of(found: Levels | None) -> Marks:
     """Few names in colours that are far apart; numbers, and more names, along a map."""
     if found is None or len(found.values) < 2:
         return Marks(None, COLOURS[1:2])
-    are_numbers = sum(is_number(value) for value in found.values) == len(found.values) - (
-        _is_null(found.values[0])
+    are_numbers = sum(_has_place(value) for value in found.values) == len(found.values) - (
+        is_null(found.values[0])
     )
     if not are_numbers and len(found.values) <= len(COLOURS):
         return Marks(found, COLOURS[: len(found.values)])
@@ -121,7 +120,7 @@ def _along_map(values: Sequence[Any], *, is_measured: bool) -> list[Any]:
     """By their order, or where measured by their size; null is grey."""
     from matplotlib import colormaps
 
-    there = [value for value in values if not _is_null(value)]
+    there = [value for value in values if not is_null(value)]
     if is_measured:
         norm = norm_of(there)
         places = [float(norm(value)) for value in there]
@@ -136,10 +135,6 @@ def norm_of(values: Sequence[float]) -> Any:
 
     kind = LogNorm if spans(values, LOG_FROM) else Normalize
     return kind(min(values), max(values))
-
-
-def _is_null(value: Any) -> bool:
-    return value is None or value != value
 
 
 def styles_of(found: Levels | None, styles: Sequence[Any]) -> Marks:
@@ -167,8 +162,7 @@ def choose(
     free = [found for found in free if not any(_same_split(found, other) for other in said)]
     free.sort(key=lambda found: -len(found.values) if fine else found.is_numeric)
     if by_colour is None:
-        can = (f for f in free if f.is_numeric or len(f.values) <= len(COLOURS))
-        by_colour = next(can, None)
+        by_colour = next(iter(free), None)
     if by_style is None:
         can = (f for f in free if f is not by_colour and len(f.values) <= MOST_STYLES)
         by_style = next(can, None)
@@ -190,12 +184,14 @@ def legend_entries(marks: Marks, draw: Any) -> tuple[list[Any], list[str]]:
     if found is None:
         return [], []
     if marks.has_bar:  # the bar says the others
-        listed = [i for i, value in enumerate(found.values) if _is_null(value)]
+        listed = [i for i, value in enumerate(found.values) if is_null(value)]
     else:
         listed = list(range(len(found.values)))
     if len(listed) > MOST_ENTRIES:
         listed = [int(i) for i in np.linspace(0, len(listed) - 1, MOST_ENTRIES - 1)]
-    handles, names = [draw(marks.marks[i]) for i in listed], [found.names[i] for i in listed]
+    all_names = found.names
+    handles = [draw(marks.marks[i]) for i in listed]
+    names = [literal(all_names[i]) for i in listed]
     left_out = len(found.values) - len(listed)
     if left_out and not marks.has_bar:
         handles.append(draw("none"))
@@ -210,9 +206,9 @@ def colour_bar(marks: Marks, axes: "Sequence[Axes]") -> None:
     from matplotlib.colors import ListedColormap
 
     assert marks.levels is not None
-    there = [value for value in marks.levels.values if not _is_null(value)]
+    there = [value for value in marks.levels.values if not is_null(value)]
     used = ListedColormap(colormaps[MAP](np.linspace(0, MAP_END, 256)))
     bar = axes[0].figure.colorbar(
         ScalarMappable(norm_of(there), used), ax=list(axes), pad=0.02, aspect=30
     )
-    bar.set_label(marks.levels.key)
+    bar.set_label(literal(marks.levels.key))

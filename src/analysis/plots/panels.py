@@ -7,6 +7,7 @@ its legends list every value, and its facets cannot be drawn into an axis that i
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from src.analysis.plots.marks import (
     levels,
     styles_of,
 )
+from src.analysis.plots.names import cut, literal, width_of
 from src.analysis.plots.seeds import Setting, settings_of
+from src.analysis.settings import LONGEST
 from src.names import UserError, bad_value
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ GREY = "#666666"
 LEGEND: Any = {"frameon": False, "handlelength": 2.6, "borderaxespad": 0.2, "alignment": "left"}
 NONE: tuple[list[Any], list[str]] = ([], [])  # of a legend
 CAPTION, ENTRY = 0.155, 0.2  # inches of a line below the panels, and of one of a legend
+TITLE, SHORTEST = 9, 6  # points of a panel's title; letters of a value in it, at least
+BAR, HANDLE, TICKS = 0.9, 0.7, 0.9  # inches: a bar of colours, a legend but its names, the y axis
 
 
 # ---- A grid of panels --------------------------------------------------------------------
@@ -127,6 +132,7 @@ def grid_of(
     if styles[:1] == LINES[:1] and wish.style is None and fine and len(settings) > MANY:
         looks = (looks[0], None)  # nobody sees whether thin lines are dashed
     figure, panels = _panels(settings, row, col, wish.ax)
+    _name_panels(figure, panels, (row, col), looks[0])
     marks = colours_of(looks[0]), styles_of(looks[1], styles or ("-",))
     return Grid(figure, panels, settings, *marks, taken, is_whole=wish.ax is None)
 
@@ -144,14 +150,37 @@ def _panels(
     for axis, (r, c) in zip(axes, cells, strict=False):
         inside = [s for s in settings if _is_in(s, row, r) and _is_in(s, col, c)]
         panels.append(Panel(axis, inside))
-        titles = [f"{f.key}={f.names[i]}" for f, i in ((row, r), (col, c)) if f and f.values]
-        if titles:
-            axis.set_title("\n".join(titles), fontsize=9)
         if not inside:
             _say(axis, "no runs")
     for axis in axes[len(cells) :]:
         axis.remove()
     return figure, panels
+
+
+def _name_panels(
+    figure: Any, panels: Sequence[Panel], facets: Sequence[Levels | None], legend: Levels | None
+) -> None:
+    """legend: what colours mean, which takes room beside the panels."""
+    some = [found for found in facets if found and found.values]
+    if not some:
+        return
+    names = [] if legend is None or legend.is_numeric else legend.names
+    beside = max([BAR, *(HANDLE + width_of(name, 10) for name in names)])
+    num_cols = panels[0].axis.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    room = (figure.get_figwidth() - TICKS - beside) / num_cols
+    lines = product(*(_titles(found, room) for found in some))
+    for panel, titles in zip(panels, lines, strict=True):
+        panel.axis.set_title(literal("\n".join(titles)), fontsize=TITLE)
+
+
+def _titles(found: Levels, room: float) -> list[str]:
+    """'model=tiny/lenet' of each value, as long as has room in so many inches."""
+    titles: list[str] = []
+    for most in range(LONGEST, SHORTEST - 1, -2):
+        titles = [f"{cut(found.key, most)}={name}" for name in found.short_names(most)]
+        if max(width_of(title, TITLE) for title in titles) <= room:
+            break
+    return titles
 
 
 def _say(axis: "Axes", text: str) -> None:
@@ -195,10 +224,10 @@ def name_axes(grid: Grid, x: str, y: str) -> None:
     for panel in grid.panels:
         place = panel.axis.get_subplotspec()
         if _is_lowest(panel, grid):
-            panel.axis.set_xlabel(x)
+            panel.axis.set_xlabel(literal(x))
             panel.axis.tick_params(labelbottom=True)
         if not grid.is_whole or place is None or place.is_first_col():
-            panel.axis.set_ylabel(y)
+            panel.axis.set_ylabel(literal(y))
         panel.axis.grid(alpha=0.25, linewidth=0.6)
         panel.axis.set_axisbelow(True)
         if panel.settings and not np.isfinite(panel.axis.dataLim.get_points()).all():
@@ -254,12 +283,12 @@ def _around(grid: Grid, by_colour: Any, by_style: Any, note: str) -> None:
     inch = 1 / figure.get_figheight()
     figure.get_layout_engine().set(rect=(0.0, below * inch, 1.0, 1.0 - below * inch))
     look: Any = {"fontsize": 8.5, "color": GREY, "ha": "center", "va": "bottom"}
-    figure.text(0.5, 0.3 * CAPTION * inch, "\n".join(lines), **look)
+    figure.text(0.5, 0.3 * CAPTION * inch, literal("\n".join(lines)), **look)
     if by_colour[0]:
-        figure.legend(*by_colour, title=grid.colours.key, loc="outside right upper", **LEGEND)
+        figure.legend(*by_colour, title=_title(grid.colours), loc="outside right upper", **LEGEND)
     if by_style[0]:
         look = {**LEGEND, "bbox_to_anchor": (0.5, caption * inch), "ncols": columns}
-        figure.legend(*by_style, title=grid.styles.key, loc="lower center", **look)
+        figure.legend(*by_style, title=_title(grid.styles), loc="lower center", **look)
 
 
 def _beside(grid: Grid, by_colour: Any, by_style: Any) -> None:
@@ -267,21 +296,26 @@ def _beside(grid: Grid, by_colour: Any, by_style: Any) -> None:
     from matplotlib.legend import Legend
 
     axis: Any = grid.panels[0].axis
-    for key, (handles, names), corner, height in (
-        (grid.colours.key, by_colour, "upper left", 1.0),
-        (grid.styles.key, by_style, "lower left", 0.0),
+    for title, (handles, names), corner, height in (
+        (_title(grid.colours), by_colour, "upper left", 1.0),
+        (_title(grid.styles), by_style, "lower left", 0.0),
     ):
         if handles:
             look: Any = {**LEGEND, "loc": corner, "bbox_to_anchor": (1.0, height)}
-            legend = Legend(axis, handles, names, title=key, fontsize=8, title_fontsize=8, **look)
+            legend = Legend(axis, handles, names, title=title, fontsize=8, title_fontsize=8, **look)
             axis.add_artist(legend)
             legend.set_clip_on(False)  # else the layout leaves no room for it
 
 
+def _title(marks: Marks) -> str:
+    return literal(marks.key or "")
+
+
 def unended_note(df: pd.DataFrame) -> str:
-    """Of runs whose numbers may still change."""
-    num = int((~df["state"].isin(["done", "unstarted"])).sum()) if "state" in df else 0
-    return f"{num} {'run has' if num == 1 else 'runs have'} not ended" if num else ""
+    """'not done: 2 failed, 1 running': their numbers may change, or are missing."""
+    states = df["state"][df["state"] != "done"].value_counts() if "state" in df else pd.Series()
+    counts = ", ".join(f"{num} {state}" for state, num in states.items())
+    return f"not done: {counts}" if counts else ""
 
 
 def seeds_note(counts: Iterable[int], mark: str) -> str:

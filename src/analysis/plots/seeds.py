@@ -1,14 +1,16 @@
 """Settings of a big_df, and their numbers over seeds."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from src.analysis.choice import values_of
 from src.analysis.curves import CurveArray, main_metrics, numbers
-from src.analysis.settings import groups, varying
+from src.analysis.settings import groups, seeds_of, varying
 from src.names import bad_value, unknown_name
 
 
@@ -36,13 +38,27 @@ def settings_of(df: pd.DataFrame, keys: Iterable[str | None]) -> list[Setting]:
 class Numbers:
     """A number a run, and which of them are missing because the run diverged."""
 
-    values: np.ndarray  # (runs,)
+    values: np.ndarray  # (runs,) NaN where it is missing
     is_broken: np.ndarray  # (runs,)
+    seeds: np.ndarray  # (runs,) equal numbers for equal seeds
 
     def of(self, setting: Setting) -> np.ndarray:
-        """(seeds,) Those that are there; NaN where a run diverged."""
+        """(seeds,) Those that are there; NaN where one diverged."""
+        values, is_broken = self._by_seed(setting)
+        return values[np.isfinite(values) | is_broken]
+
+    def _by_seed(self, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+        """((seeds,) values, NaN where there is none, (seeds,) whether because it diverged).
+
+        A seed that ran twice counts once, by the runs that came to a value, as in choose().
+        """
+        _, seed = np.unique(self.seeds[setting.rows], return_inverse=True)
         values = self.values[setting.rows]
-        return values[np.isfinite(values) | self.is_broken[setting.rows]]
+        is_there = np.isfinite(values)
+        num = np.bincount(seed, is_there)
+        sums = np.bincount(seed, np.where(is_there, values, 0.0))
+        is_broken = np.bincount(seed, self.is_broken[setting.rows]) > 0
+        return np.where(num > 0, sums / np.maximum(num, 1), np.nan), is_broken & (num == 0)
 
     def mean(self, setting: Setting) -> float:
         """NaN where a seed diverged: the others alone would flatter the setting."""
@@ -50,22 +66,45 @@ class Numbers:
         return float(values.mean()) if len(values) else np.nan
 
     def counts(self, settings: Iterable[Setting]) -> list[int]:
-        """Of the runs that each mean is over."""
+        """Of the seeds that each mean is over."""
         return [len(self.of(setting)) for setting in settings]
 
     def has_broken(self, setting: Setting) -> bool:
-        return bool(self.is_broken[setting.rows].any())
+        return bool(self._by_seed(setting)[1].any())
+
+    def rank(self, setting: Setting, sign: int) -> tuple[float, float]:
+        """(share of the seeds without a value, what the others reach): as choose() ranks.
+
+        Lower is better. Infinite: no seed has a value.
+        """
+        values, _ = self._by_seed(setting)
+        there = values[np.isfinite(values)]
+        score = -sign * float(there.mean()) if len(there) else np.inf
+        return 1 - len(there) / len(values), score
+
+
+def best_of(settings: Sequence[Setting], judged: Numbers, sign: int) -> Setting:
+    """The one that choose() would choose; where none has a value, one that diverged."""
+
+    def order(setting: Setting) -> tuple[float, float, bool]:
+        missing, score = judged.rank(setting, sign)
+        return missing, score, math.isinf(score) and not judged.has_broken(setting)
+
+    return min(settings, key=order)
 
 
 def numbers_of(df: pd.DataFrame, column: str, when: str | float) -> Numbers:
-    """Raises UserError where there is no such column, or it holds no numbers."""
-    values = numbers(df, column, when).to_numpy(dtype=float)
-    values = np.where(np.isfinite(values), values, np.nan)
-    ends = numbers(df, column, "last").to_numpy(dtype=float)
-    has_curve = np.zeros(len(df), dtype=bool)
+    """A run that diverged is broken whatever it reached before, as is one that ends in NaN.
+
+    Raises UserError where there is no such column, or it holds no numbers.
+    """
+    values, ends = values_of(df, column, when), values_of(df, column, "last")
     if df[column].dtype == "curve":
-        has_curve = np.diff(cast(CurveArray, df[column].array).cells, axis=1)[:, 0] > 0
-    return Numbers(values, np.isnan(values) & has_curve & ~np.isfinite(ends))
+        is_there = np.diff(cast(CurveArray, df[column].array).cells, axis=1)[:, 0] > 0
+    else:
+        is_there = np.isfinite(numbers(df, column).to_numpy(dtype=float))
+    _, seeds = np.unique(seeds_of(df), return_inverse=True)
+    return Numbers(values, np.isnan(values) & is_there & np.isnan(ends), seeds)
 
 
 def metrics_of(df: pd.DataFrame, metric: str | None) -> tuple[str, str]:

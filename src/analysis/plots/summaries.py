@@ -11,11 +11,12 @@ import pandas as pd
 from src.analysis.curves import direction_of
 from src.analysis.intervals import mean_interval
 from src.analysis.plots.cells import heat_map
-from src.analysis.plots.keys import against, best_of
+from src.analysis.plots.keys import against
 from src.analysis.plots.learning import learning_curves
 from src.analysis.plots.marks import Levels, levels
+from src.analysis.plots.names import literal
 from src.analysis.plots.panels import GREY
-from src.analysis.plots.seeds import Numbers, Setting, metrics_of, numbers_of, settings_of
+from src.analysis.plots.seeds import Numbers, Setting, best_of, metrics_of, numbers_of, settings_of
 from src.analysis.plots.tradeoffs import tradeoff
 from src.analysis.settings import shown, varying
 
@@ -59,7 +60,7 @@ class Batch:
     asked: str | None  # the metric, where one was asked for
     judge: str  # the column to choose by
     metric: str  # the one that is shown
-    settings: list[Setting]  # the best first; without those that have no number
+    settings: list[Setting]  # as choose() ranks them; without those that have no number
     shown: Numbers
     keys: list[Levels]  # that vary, the most telling first
 
@@ -69,9 +70,9 @@ class Batch:
         shown_numbers, judged = numbers_of(df, metric, "last"), numbers_of(df, judge, "last")
         sign = direction_of(judge)
         settings = settings_of(df, [])
-        means = {setting.row: judged.mean(setting) for setting in settings}
-        there = [setting for setting in settings if np.isfinite(means[setting.row])]
-        there.sort(key=lambda setting: -sign * means[setting.row])
+        ranks = {setting.row: judged.rank(setting, sign) for setting in settings}
+        there = [setting for setting in settings if np.isfinite(ranks[setting.row][1])]
+        there.sort(key=lambda setting: ranks[setting.row])
         keys = [levels(df, key) for key in varying(df)]
         keys.sort(key=lambda key: -_telling(key, there, judged, sign))
         return cls(df, asked, judge, metric, there, shown_numbers, keys)
@@ -88,7 +89,8 @@ def _telling(key: Levels, settings: Sequence[Setting], judged: Numbers, sign: in
         for code in range(len(key.values))
         if (inside := [s for s in settings if key.codes[s.row] == code])
     ]
-    return float(np.ptp(best)) if best else 0.0
+    there = np.array(best)[np.isfinite(best)]
+    return float(np.ptp(there)) if len(there) else 0.0
 
 
 def _title(figure: Any, df: pd.DataFrame, metric: str) -> None:
@@ -97,7 +99,7 @@ def _title(figure: Any, df: pd.DataFrame, metric: str) -> None:
     counts = df["state"].value_counts() if "state" in df else {}
     states = ", ".join(f"{num} {state}" for state, num in counts.items())
     runs = f"{len(df)} run{'s' * (len(df) != 1)}" + (f": {states}" if states else "")
-    figure.suptitle(f"{names or 'runs'}\n{runs}; {metric}", fontsize=12)
+    figure.suptitle(literal(f"{names or 'runs'}\n{runs}; {metric}"), fontsize=12)
 
 
 # ---- The page ----------------------------------------------------------------------------
@@ -150,7 +152,7 @@ def _draw_curves(axis: "Axes", batch: Batch) -> None:
     colour = batch.keys[0].key if batch.keys and len(best) > 1 else None
     learning_curves(batch.df.iloc[rows], batch.metric, colour=colour, ax=axis)
     if colour:
-        axis.set_title(f"the best setting of each {colour}", fontsize=10)
+        axis.set_title(literal(f"the best setting of each {colour}"), fontsize=10)
 
 
 def _draw_table(axis: "Axes", batch: Batch) -> None:
@@ -159,9 +161,14 @@ def _draw_table(axis: "Axes", batch: Batch) -> None:
     if not best or not batch.keys:
         _say(axis, batch)
         return
-    keys = list(best[0].values)
-    lines = [[shown(s.values[key]) for key in keys] + [_number(batch, s)] for s in best]
-    table = axis.table(lines, colLabels=[*keys, batch.metric], loc="center", cellLoc="left")
+    keys = sorted(batch.keys, key=lambda found: list(best[0].values).index(found.key))
+    names = {found.key: found.names for found in keys}
+    lines = [
+        [literal(names[found.key][found.codes[s.row]]) for found in keys] + [_number(batch, s)]
+        for s in best
+    ]
+    titles = [literal(title) for title in (*names, batch.metric)]
+    table = axis.table(lines, colLabels=titles, loc="center", cellLoc="left")
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     table.auto_set_column_width(range(len(keys) + 1))
@@ -169,17 +176,21 @@ def _draw_table(axis: "Axes", batch: Batch) -> None:
         cell.set(linewidth=0, height=0.16)
         cell.set_text_props(color=GREY if line == 0 else "black")
     by = "" if batch.judge == batch.metric else f" by {batch.judge}"
-    axis.set_title(f"the best {len(best)}{by}: mean and 95 % interval", fontsize=10)
+    axis.set_title(literal(f"the best {len(best)}{by}: mean and 95 % interval"), fontsize=10)
 
 
 def _say(axis: "Axes", batch: Batch) -> None:
     text = "no run has a value yet"
     if batch.settings:
         text = f"{batch.metric}: {_number(batch, batch.settings[0])}"
-    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, color=GREY)
+    look: Any = {"ha": "center", "va": "center", "transform": axis.transAxes, "color": GREY}
+    axis.text(0.5, 0.5, literal(text), **look)
 
 
 def _number(batch: Batch, setting: Setting) -> str:
-    """'0.9512 (0.9480 to 0.9531)'"""
-    mean, low, high = (float(part) for part in mean_interval(batch.shown.of(setting)))
+    """'0.9512 (0.9480 to 0.9531)'; the seeds that are left would flatter the setting."""
+    seeds = batch.shown.of(setting)
+    if num := int(np.isnan(seeds).sum()):
+        return f"{num} of {len(seeds)} diverged"
+    mean, low, high = (float(part) for part in mean_interval(seeds))
     return f"{mean:.4g}" + (f" ({low:.4g} to {high:.4g})" if np.isfinite(low) else "")

@@ -1,5 +1,6 @@
 """to_target: how long settings take to reach a value of the metric."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -10,10 +11,19 @@ import pandas as pd
 from src.analysis.curves import CurveArray, direction_of
 from src.analysis.plots.axes import key_axis, label_of, number_axis
 from src.analysis.plots.keys import joined_along, line_look
-from src.analysis.plots.marks import LINES, POINTS, Levels, levels, spans
+from src.analysis.plots.marks import (
+    LINES,
+    POINTS,
+    Levels,
+    colours_of,
+    levels,
+    spans,
+    styles_of,
+)
+from src.analysis.plots.names import literal, names_of
 from src.analysis.plots.panels import GREY, Grid, Panel, Wish, add_legends, grid_of, name_axes
 from src.analysis.plots.seeds import Setting, curves_of, metrics_of
-from src.analysis.settings import shown
+from src.analysis.settings import label, shown
 from src.names import bad_value
 
 if TYPE_CHECKING:
@@ -21,7 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_SETTINGS = 30  # a row each
-LONGEST = 34  # characters of a row's name
+LONGEST, SHORTEST = 34, 8  # characters of the values that name a row, and of each
+WRAP = 44  # characters of a line of a row's name
+LINE, ROW = 0.13, 0.19  # inches of such a line, and of a row of one
 TIME_SPANS = 20  # from there on the axis of times is logarithmic
 NEVER = "#eeeeee"
 
@@ -52,18 +64,21 @@ def to_target(
     wish = Wish(row, col, colour, style, ax)
     styles = LINES if found and found.is_numeric else POINTS
     grid = grid_of(df, wish, used=[key] if key else [], styles=styles)
+    if not found:  # rows are named: what nobody asked for tells nothing more
+        grid.colours = grid.colours if colour else colours_of(None)
+        grid.styles = grid.styles if style else styles_of(None, POINTS)
     scale = Scale.of(times, "y" if found else "x")
     index_name = cast(CurveArray, curves.array).names[1]
-    label = f"{label_of(index_name)}\nto {metric} {shown(target)}"
+    reached = f"{label_of(index_name)}\nto {metric} {shown(target)}"
     if found:
         _draw_along(grid, times, found, scale)
-        name_axes(grid, found.key, label)
+        name_axes(grid, found.key, reached)
     else:
-        name_axes(grid, label, _draw_rows(grid, times, scale))
+        name_axes(grid, reached, _draw_rows(grid, times, scale))
     grid.each(scale.apply)
     if scale.has_never:
         scale.name_never(grid.panels[-1].axis if found else grid.panels[0].axis)
-    add_legends(grid, _handle(found) if found else None, _notes(df, grid, times, found))
+    add_legends(grid, _handle(found), _notes(df, grid, times, found))
     return grid.figure
 
 
@@ -176,19 +191,51 @@ def _draw_seeds(panel: Panel, scale: Scale, at: float, times: np.ndarray, colour
 
 def _draw_rows(grid: Grid, times: np.ndarray, scale: Scale) -> str:
     """The fastest at the top; the keys that name them."""
-    keys = _keys_of_rows(grid)
     order = _rows_of(grid, times)[:MOST_SETTINGS]
-    names = [" ".join(shown(row[0].values[key]) for key in keys)[:LONGEST] for row in order]
+    keys = _telling(grid, order)
+    names = _names(order, keys)
     place = {setting.row: at for at, row in enumerate(order) for setting in row}
     for panel in grid.panels:
         for setting in panel.settings:
             if setting.row in place:
                 _draw_row(panel, grid, setting, (times, scale, place[setting.row]))
         _name_rows(panel, names)
-    if grid.is_whole and len(names) > 8:
-        lowest = max(1, len({panel.axis.get_position().y0 for panel in grid.panels}))
-        grid.figure.set_figheight(grid.figure.get_figheight() + lowest * 0.19 * (len(names) - 8))
+    if grid.is_whole:
+        _grow(grid, names)
     return ", ".join(keys)
+
+
+def _telling(grid: Grid, order: Sequence[Sequence[Setting]]) -> list[str]:
+    """The keys in which rows differ."""
+    values = {key: {repr(row[0].values[key]) for row in order} for key in _keys_of_rows(grid)}
+    return [key for key, different in values.items() if len(different) > 1]
+
+
+def _names(order: Sequence[Sequence[Setting]], keys: Sequence[str]) -> list[str]:
+    """Of each row its values, in lines."""
+    most = max(SHORTEST, LONGEST // max(1, len(keys)))
+    parts = []
+    for key in keys:
+        values = {repr(row[0].values[key]): row[0].values[key] for row in order}
+        names = dict(zip(values, names_of(list(values.values()), most), strict=True))
+        parts.append([names[repr(row[0].values[key])] for row in order])
+    texts = [" ".join(of_row) for of_row in zip(*parts, strict=True)] or [""] * len(order)
+    return [textwrap.fill(text, WRAP, break_long_words=False) for text in texts]
+
+
+def _shared(grid: Grid, order: Sequence[Sequence[Setting]]) -> str:
+    """'optim_alg=sgd': what no row needs to say of itself."""
+    telling = _telling(grid, order)
+    keys = [key for key in _keys_of_rows(grid) if key not in telling] if order else []
+    return label({key: order[0][0].values[key] for key in keys})
+
+
+def _grow(grid: Grid, names: Sequence[str]) -> None:
+    """By what the rows need more than there is."""
+    lines = max((name.count("\n") + 1 for name in names), default=1)
+    lowest = max(1, len({panel.axis.get_position().y0 for panel in grid.panels}))
+    needed = len(names) * (ROW + LINE * (lines - 1)) - 8 * ROW
+    grid.figure.set_figheight(grid.figure.get_figheight() + lowest * max(0.0, needed))
 
 
 def _keys_of_rows(grid: Grid) -> list[str]:
@@ -205,7 +252,7 @@ def _rows_of(grid: Grid, times: np.ndarray) -> list[list[Setting]]:
 
 
 def _name_rows(panel: Panel, names: Sequence[str]) -> None:
-    panel.axis.set_yticks(range(len(names)), names, fontsize=8)
+    panel.axis.set_yticks(range(len(names)), list(map(literal, names)), fontsize=8)
     panel.axis.set_ylim(len(names) - 0.4, -0.6)
 
 
@@ -231,11 +278,12 @@ def _draw_row(
 # ------------------------------------------------------------------------------------------
 
 
-def _handle(found: Levels) -> Any:
+def _handle(found: Levels | None) -> Any:
     from matplotlib.lines import Line2D
 
     def draw(colour: Any, style: Any) -> Any:
-        return Line2D([], [], markersize=5, color=colour, **line_look(found, style))
+        look = line_look(found, style) if found else {"linestyle": "none", "marker": style}
+        return Line2D([], [], markersize=5, color=colour, **look)
 
     return draw
 
@@ -248,6 +296,8 @@ def _notes(df: pd.DataFrame, grid: Grid, times: np.ndarray, found: Levels | None
         notes.append(f"lines differ in {', '.join(keys)} as well")
     if not found and (more := len(_rows_of(grid, times)) - MOST_SETTINGS) > 0:
         notes.append(f"the fastest {MOST_SETTINGS}; {more} more are not shown")
+    if not found and (same := _shared(grid, _rows_of(grid, times)[:MOST_SETTINGS])):
+        notes.append(f"all rows: {same}")
     if "state" in df and (num := (np.isinf(times) & (df["state"] != "done")).sum()):
         notes.append(f"never: also {num} that have not ended")
     return notes

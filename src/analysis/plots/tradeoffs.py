@@ -1,6 +1,7 @@
 """tradeoff: one metric against another, or against what it costs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def tradeoff(
     The line is the Pareto front of each panel: than its points, none is better in both. Raises
     UserError for names that do not exist, and for metrics of which nobody knows what is better.
     """
-    first, second = numbers_of(df, x, when), numbers_of(df, y, when)
+    first, second = _of_both(numbers_of(df, x, when), numbers_of(df, y, when))
     signs = direction_of(x), direction_of(y)
     wish = Wish(row, col, colour, style, ax)
     grid = grid_of(df, wish, fine=True, styles=POINTS)
@@ -58,8 +59,19 @@ def tradeoff(
         _draw_front(panel, [points[s.row] for s in panel.settings], signs)
     _scale(grid, (x, y), np.array(list(points.values())).reshape(-1, 2))
     name_axes(grid, label_of(x, when), label_of(y, when))
-    add_legends(grid, _handle, [*_notes(grid, (first, second)), unended_note(df)])
+    add_legends(grid, _handle, [*_notes(grid, second), unended_note(df)])
     return grid.figure
+
+
+def _of_both(a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
+    """Of the runs that have both: means of other runs would not belong together."""
+    is_there = np.isfinite(a.values) & np.isfinite(b.values)
+    is_broken = a.is_broken | b.is_broken
+    first, second = (
+        replace(one, values=np.where(is_there, one.values, np.nan), is_broken=is_broken)
+        for one in (a, b)
+    )
+    return first, second
 
 
 def pareto(points: np.ndarray, signs: tuple[int, int]) -> np.ndarray:
@@ -117,9 +129,9 @@ def _handle(colour: Any, style: Any) -> Any:
     return Line2D([], [], color=colour, linestyle="none", marker=style, markersize=6)
 
 
-def _notes(grid: Grid, both: tuple[Numbers, Numbers]) -> list[str]:
+def _notes(grid: Grid, numbers: Numbers) -> list[str]:
     notes = [f"points differ in {', '.join(keys)} as well" if (keys := grid.unsaid()) else ""]
-    notes += [seeds_note(both[1].counts(grid.settings), ""), "line: Pareto front"]
-    if num := sum(any(n.has_broken(s) for n in both) for s in grid.settings):
+    notes += [seeds_note(numbers.counts(grid.settings), ""), "line: Pareto front"]
+    if num := sum(numbers.has_broken(setting) for setting in grid.settings):
         notes.append(f"left out: {num} that diverged")
     return notes

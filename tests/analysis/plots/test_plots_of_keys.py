@@ -31,8 +31,9 @@ def frame() -> pd.DataFrame:
 
 
 def test_the_best_of_the_rest_and_its_interval(frame):
-    worse = batch([({"optim_alg": "sgd", "base_lr": 0.1, "extra": 7}, [0.0, 0.05])], num_seeds=2)
-    both = pd.concat([frame.assign(extra=0), worse], ignore_index=True)
+    keys = {"optim_alg": "sgd", "base_lr": 0.1, "momentum": 0.7}
+    worse = batch([(keys, [0.0, 0.05])], num_seeds=2)
+    both = pd.concat([frame.assign(momentum=0.0), worse], ignore_index=True)
     figure = drawn(against(both, "base_lr", colour="optim_alg", style="optim_alg"))
     adam, sgd = bars(figure)
     assert sgd[0] == [0.01, 0.1, 1.0]
@@ -94,10 +95,10 @@ def test_a_seed_that_diverged_is_not_left_out_of_the_mean():
 
 
 def test_what_may_still_change_is_said(frame):
-    assert "not ended" not in texts(against(frame, "base_lr"))
+    assert "not done" not in texts(against(frame, "base_lr"))
     frame["state"] = ["running", *["done"] * 11]
     for figure in (against(frame, "base_lr"), heat_map(frame, "base_lr", "optim_alg")):
-        assert "1 run has not ended" in texts(figure).replace("\n", " ")
+        assert "not done: 1 running" in texts(figure).replace("\n", " ")
 
 
 def test_numbers_too_close_for_their_axis_stand_side_by_side():
