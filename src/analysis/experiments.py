@@ -28,7 +28,7 @@ from src.yaml_files import read_yaml_file
 RESULTS = Path("results")
 LEDGER = Path(__file__).parents[1] / "defaults.yaml"
 ORDER = ("batch", "state", "outcome", "node", "seconds")  # these columns first
-THREADS = 8  # that wait for the disk
+THREADS = 4  # that wait for the disk; more of them wait for each other
 CHUNK = 128  # runs that a thread takes at once
 WORTH_KEEPING = 100  # runs that were read: a cache for fewer saves nobody time
 NO_SPEC = Unreadable("neither config.yaml nor spec.yaml")

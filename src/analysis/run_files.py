@@ -20,6 +20,7 @@ SPECS = ("config.yaml", "spec.yaml")  # what was in force; else what was asked f
 FILES = (*SPECS, "stats.csv", "status.json", "done")
 Signature = tuple[int, ...]  # of a file: when it was written and changed, its size, its number
 PER_FILE = 4
+PATH = re.compile(r"(\w+): (/[\w./+=-]*)\n?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -54,28 +55,27 @@ def is_run(files: Signature) -> bool:
 def read_run(folder: str) -> Run | Unreadable:
     """An error is handed back: thousands of other runs are read meanwhile."""
     try:
-        return _run(Path(folder).name, {name: _text(f"{folder}/{name}") for name in FILES})
+        return _run(folder)
     except Unreadable as error:
         return error
 
 
 def _text(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Unreadable(f"{os.path.basename(path)}: {error.strerror}") from None
 
 
-def _run(name: str, texts: dict[str, str | None]) -> Run:
-    spec = next((file for file in SPECS if texts[file] is not None), SPECS[0])
-    config = read_flat_yaml(texts[spec] or "", spec)
+def _run(folder: str) -> Run:
+    config = _config(folder)
     if isinstance(splits := config.get("data_splits_map"), str):
         config["data_splits_map"] = _spelled_out(splits)
-    stats = _columns(texts["stats.csv"] or "")
-    done, status = _json(texts["done"]), _json(texts["status.json"])
+    stats = _columns(_text(f"{folder}/stats.csv") or "")
+    done, status = _json(_text(f"{folder}/done")), _json(_text(f"{folder}/status.json"))
     if done is not None and not any(map(len, stats.values())):
         raise Unreadable("stats.csv: nothing in it, though the run is done")
     facts = {
@@ -83,7 +83,15 @@ def _run(name: str, texts: dict[str, str | None]) -> Run:
         "outcome": (done or {}).get("outcome"),
         "node": (status or {}).get("host"),
     }
-    return Run(name, config | facts, stats)
+    return Run(Path(folder).name, config | facts, stats)
+
+
+def _config(folder: str) -> dict[str, Any]:
+    """What was in force, else what was asked for."""
+    for name in SPECS:
+        if (text := _text(f"{folder}/{name}")) is not None:
+            return read_flat_yaml(text, name)
+    raise Unreadable("neither config.yaml nor spec.yaml")
 
 
 def _state(done: dict | None, status: dict | None, *, has_stats: bool) -> str:
@@ -139,8 +147,15 @@ def read_flat_yaml(text: str, source: str) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-@lru_cache(maxsize=100_000)
 def _block(text: str) -> dict[str, Any]:
+    """Paths differ in each run; of these characters they are text in any YAML."""
+    if ": /" in text and (match := PATH.fullmatch(text)):
+        return {match[1]: match[2]}
+    return _parsed(text)
+
+
+@lru_cache(maxsize=100_000)
+def _parsed(text: str) -> dict[str, Any]:
     content = read_yaml(text)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise TypeError
@@ -170,6 +185,7 @@ def _values(cells: Sequence[str], name: str) -> np.ndarray:
     if name == "timestamp":
         return np.array(cells)
     try:
-        return np.array([float(cell or "nan") for cell in cells])
+        whole = cells if all(cells) else [cell or "nan" for cell in cells]
+        return np.array(list(map(float, whole)))
     except ValueError as error:
         raise Unreadable(f"stats.csv: {name}: {error}") from None
