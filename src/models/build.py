@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from src.data.splits import Preprocessing
-from src.models import linear, timm
+from src.models import linear, timm, torchvision
 from src.models.tiny import build as tiny
 from src.models.weights import init_head, load_weights
 from src.names import UserError, bad_value, pick, split_family
@@ -20,9 +20,11 @@ FAMILIES: dict[str, Any] = {
     "linear": linear,
     "tiny": tiny,
     "timm": timm,
+    "torchvision": torchvision,
 }
-WITH_PRETRAINED = {"timm"}  # these also take is_pretrained
-IMAGES_ONLY = {"tiny", "timm"}
+# These also take is_pretrained, and say by preprocessing(name) how their weights were fed.
+WITH_PRETRAINED = {"timm", "torchvision"}
+IMAGES_ONLY = {"tiny", *WITH_PRETRAINED}
 
 
 def build_model(config: "Config", input_shape: tuple[int, ...], n_classes: int | None) -> nn.Module:
@@ -77,7 +79,8 @@ def model_preprocessing(config: "Config") -> Preprocessing | None:
     """
     family, name = split_family(config.model)
     has_weights = config.model_pretrained or config.model_weights is not None
-    return timm.preprocessing(name) if family == "timm" and has_weights else None
+    is_known = has_weights and family in WITH_PRETRAINED
+    return FAMILIES[family].preprocessing(name) if is_known else None
 
 
 def pretrained_options(config: "Config", family: str) -> dict[str, bool]:

@@ -1,0 +1,134 @@
+"""torchvision's classifiers: names, inputs, heads, weights."""
+
+import pytest
+import torch
+from torchvision import models
+
+from src.config import make_config
+from src.models.build import build_model, model_preprocessing
+from src.names import UserError
+from train import run_experiment
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """cached(name) -> the state dict that torchvision finds in its cache as the weights of it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+
+    def write(name: str, tag: str) -> dict[str, torch.Tensor]:
+        start = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        model = models.get_model(
+            name, **start
+        )  # with all that its weights have, auxiliary heads too
+        file = models.get_model_weights(name)[tag].url.rpartition("/")[2]
+        torch.save(model.state_dict(), folder / file)
+        return model.state_dict()
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "head"),
+    [
+        ("resnet18", 32, "fc"),
+        ("squeezenet1_1", 64, "classifier.1"),
+        ("mobilenet_v3_small", 32, "classifier.3"),
+        ("vit_b_32", 64, "heads.head"),
+        ("googlenet", 64, "fc"),
+    ],
+)
+def test_networks_take_the_shape_of_the_data_and_their_head_is_known(config, name, side, head):
+    model = build_model(
+        config(f"torchvision/{name}", model_head_init="zero"), (3, side, side), 7
+    ).eval()
+    with torch.no_grad():
+        assert torch.equal(model(torch.rand(2, 3, side, side)), torch.zeros(2, 7))
+    zeros = [n for n, t in model.state_dict().items() if n.startswith(f"{head}.")]
+    assert zeros == [f"{head}.weight", f"{head}.bias"]
+    assert model.train()(torch.rand(2, 3, side, side)).shape == (2, 7)  # no auxiliary outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "head"),
+    [
+        ("resnet18", "IMAGENET1K_V1", "fc."),
+        ("googlenet", "IMAGENET1K_V1", "fc."),
+        ("inception_v3", "IMAGENET1K_V1", "fc."),
+    ],
+)
+@pytest.mark.parametrize("n_classes", [1000, 10])
+def test_weights_come_from_the_cache_and_take_a_new_head(
+    config, cached, name, tag, head, n_classes
+):
+    file = cached(name, tag)
+    settings = config(f"torchvision/{name}.{tag}", model_pretrained=True)
+    state = build_model(settings, (3, 64, 64), n_classes).state_dict()
+    assert state[f"{head}weight"].shape[0] == n_classes
+    for key, tensor in state.items():
+        is_new = n_classes != 1000 and key.startswith(head)
+        assert is_new or torch.equal(tensor, file[key]), key
+
+
+def test_the_images_are_prepared_as_for_the_weights():
+    looks = model_preprocessing(
+        make_config({"model": "torchvision/resnet50.IMAGENET1K_V2", "model_pretrained": True})
+    )
+    assert looks.input_shape == (3, 224, 224)
+    assert looks.mean == (0.485, 0.456, 0.406)
+    assert (looks.interpolation, looks.crop_pct) == ("bilinear", 224 / 232)
+    assert model_preprocessing(make_config({"model": "torchvision/resnet50"})) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "resnet5",
+            (3, 32, 32),
+            r"unknown 'torchvision/resnet5'; did you mean 'torchvision/resnet50'",
+        ),
+        (
+            "resnet50.IMAGENET1K_V3",
+            (3, 32, 32),
+            r"there is: torchvision/resnet50.DEFAULT, .*, torchvision/resnet50.IMAGENET1K_V2$",
+        ),
+        ("resnet18", (1, 28, 28), r"expected a model for 1 channels; .* \[3, 28, 28\]"),
+        (
+            "vit_b_16",
+            (3, 33, 33),
+            r"expected a model for inputs of shape \(3, 33, 33\) \(.*divisible",
+        ),
+        ("vit_b_16", (3, 32, 64), r"expected a model .* \(it takes squares only\)"),
+        ("resnet18", (64,), r"expected a model for inputs of shape \(64,\)"),
+    ],
+)
+def test_wrong_names_and_shapes_are_told(config, name, shape, message):
+    with pytest.raises(UserError, match=f"^model: .*{message}"):
+        build_model(config(f"torchvision/{name}"), shape, 10)
+
+
+def test_weights_that_cannot_be_fetched_are_told(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    settings = config("torchvision/resnet18", model_pretrained=True)
+    with pytest.raises(UserError, match=r"'torchvision/resnet18'.* a network.* model_weights"):
+        build_model(settings, (3, 32, 32), 10)
+
+
+def test_a_network_learns_digits(tmp_path):
+    keys = {
+        "dataset": "sklearn/digits",
+        "data_splits_map": {"train": "train[:600]", "test": "test[:200]"},
+        "model": "torchvision/shufflenet_v2_x0_5",
+        "model_input_shape": [3, 32, 32],
+        "optim_alg": "adamw",
+        "base_lr": 3e-3,
+        "batch_size": 30,
+        "train_length": 4,
+        "seed_model": 0,
+        "seed_training": 0,
+        "output_dir": str(tmp_path / "run"),
+    }
+    stats = run_experiment(make_config(keys))
+    assert stats["test/last/accuracy"].iloc[-1] > 0.8
