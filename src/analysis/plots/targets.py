@@ -21,7 +21,7 @@ from src.analysis.plots.marks import (
     styles_of,
 )
 from src.analysis.plots.names import literal, names_of
-from src.analysis.plots.panels import GREY, Grid, Panel, Wish, add_legends, grid_of, name_axes
+from src.analysis.plots.panels import Grid, Panel, Wish, add_legends, grid_of, name_axes
 from src.analysis.plots.seeds import Setting, curves_of, metrics_of
 from src.analysis.settings import label, shown
 from src.names import bad_value
@@ -76,8 +76,6 @@ def to_target(
     else:
         name_axes(grid, reached, _draw_rows(grid, times, scale))
     grid.each(scale.apply)
-    if scale.has_never:
-        scale.name_never(grid.panels[-1].axis if found else grid.panels[0].axis)
     add_legends(grid, _handle(found), _notes(df, grid, times, found))
     return grid.figure
 
@@ -137,19 +135,19 @@ class Scale:
             self._grey(axis)
 
     def _grey(self, axis: "Axes") -> None:
+        """With no numbers beside it: what never arrives has none."""
+        from matplotlib.ticker import FixedLocator, FuncFormatter
+
         begin = (self.never**2 / self.high) if self.is_logarithmic else 2 * self.never - self.high
         over = axis.axvspan if self.name == "x" else axis.axhspan
         over(begin, self.high, color=NEVER, zorder=0, label="_never")
-
-    def name_never(self, axis: "Axes") -> None:
-        """Beside the grey."""
-        look: Any = {"fontsize": 8, "color": GREY}
-        if self.name == "x":
-            edge = axis.get_xaxis_transform()
-            axis.text(self.never, 1.01, "never", transform=edge, ha="center", va="bottom", **look)
-        else:
-            edge = axis.get_yaxis_transform()
-            axis.text(1.01, self.never, "never", transform=edge, ha="left", va="center", **look)
+        side = axis.xaxis if self.name == "x" else axis.yaxis
+        there = [at for at in side.get_majorticklocs() if self.low <= at < begin]
+        number = side.get_major_formatter()
+        side.set_major_locator(FixedLocator([*there, self.never]))
+        side.set_major_formatter(
+            FuncFormatter(lambda at, place: "never" if at == self.never else number(at, place))
+        )
 
 
 # ---- Against a key -----------------------------------------------------------------------
