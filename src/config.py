@@ -118,7 +118,7 @@ class DataKeys:
 @dataclass(frozen=True)
 class ModelKeys:
     # family/name: linear, linear/no_bias, tiny/lenet, tiny/wrn_40_2, timm/resnet50,
-    # torchvision/resnet50
+    # torchvision/resnet50; or a function of one's own, my_nets.wide:build
     model: str = "linear/no_bias"
     # start from the weights that the family offers
     model_pretrained: bool = False

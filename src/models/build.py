@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from src.data.splits import Preprocessing
-from src.models import linear, timm, torchvision
+from src.models import linear, own, timm, torchvision
 from src.models.tiny import build as tiny
 from src.models.weights import init_head, load_weights
 from src.names import UserError, bad_value, pick, split_family
+from src.own_code import is_own
 
 if TYPE_CHECKING:
     from src.config import Config
@@ -22,6 +23,7 @@ FAMILIES: dict[str, Any] = {
     "timm": timm,
     "torchvision": torchvision,
 }
+OWN = ":"  # of no name
 # These also take is_pretrained, and say by preprocessing(name) how their weights were fed.
 WITH_PRETRAINED = {"timm", "torchvision"}
 IMAGES_ONLY = {"tiny", *WITH_PRETRAINED}
@@ -34,7 +36,7 @@ def build_model(config: "Config", input_shape: tuple[int, ...], n_classes: int |
     a model that does not take such inputs, and weights that can't be had or don't fit.
     """
     check_model(config)
-    family, name = split_family(config.model)
+    family, name = family_of(config.model)
     if family in IMAGES_ONLY and len(input_shape) != 3:
         expected = (
             f"a model for inputs of shape {input_shape}, such as 'linear'; this one takes images, "
@@ -45,7 +47,7 @@ def build_model(config: "Config", input_shape: tuple[int, ...], n_classes: int |
     # The CPU's generator alone: nothing is drawn on a GPU, and its state is the caller's.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed_model)  # type: ignore[arg-type]
-        model, heads = FAMILIES[family].build(
+        model, heads = builder_of(family).build(
             name, input_shape, output_dim(config, n_classes), **options
         )
         if config.model_weights is not None:
@@ -57,8 +59,17 @@ def build_model(config: "Config", input_shape: tuple[int, ...], n_classes: int |
 
 def check_model(config: "Config") -> None:
     """UserError for what shows before there are data: names, weights that are not to be had."""
-    family, name = split_family(config.model)
-    pick(FAMILIES, family, "model").look_up(name, **pretrained_options(config, family))
+    family, name = family_of(config.model)
+    builder_of(family).look_up(name, **pretrained_options(config, family))
+
+
+def family_of(model: str) -> tuple[str, str]:
+    """'timm/resnet18' -> ('timm', 'resnet18'); a fork's own 'module.path:function' -> (OWN, it)."""
+    return (OWN, model) if is_own(model) else split_family(model)
+
+
+def builder_of(family: str) -> Any:
+    return own if family == OWN else pick(FAMILIES, family, "model")
 
 
 def output_dim(config: "Config", n_classes: int | None) -> int:
@@ -77,7 +88,7 @@ def model_preprocessing(config: "Config") -> Preprocessing | None:
     None, take the data as they are, for a network that starts at random: it learns whatever it
     is given, and stretching small images to the size it was once published with costs time.
     """
-    family, name = split_family(config.model)
+    family, name = family_of(config.model)
     has_weights = config.model_pretrained or config.model_weights is not None
     is_known = has_weights and family in WITH_PRETRAINED
     return FAMILIES[family].preprocessing(name) if is_known else None

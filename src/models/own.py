@@ -1,0 +1,34 @@
+"""module.path:function: a fork's own network, made by function(input_shape, n_outputs)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from src.names import bad_value
+from src.own_code import own_function
+
+
+def build(
+    name: str, input_shape: tuple[int, ...], n_outputs: int
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """'my_nets.wide:build', (3, 32, 32), 10 -> (model, names of its head).
+
+    The function gives a module, or (a module, the names of the modules that make up its head),
+    which model_head_init and model_weights need to know. UserError where it gives other things.
+    """
+    found = look_up(name)(input_shape, n_outputs)
+    model, heads = found if isinstance(found, tuple) and len(found) == 2 else (found, ())
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    if not isinstance(model, nn.Module):
+        given = f"a function that gives a torch.nn.Module, not {type(model).__name__}"
+        raise bad_value("model", name, given)
+    known = dict(model.named_modules())
+    if missing := [head for head in heads if head not in known]:
+        raise bad_value("model", name, f"a head among its modules; {missing[0]!r} is none")
+    return model, heads
+
+
+def look_up(name: str) -> Callable[..., Any]:
+    """The function; UserError where there is none."""
+    return own_function(name, "model")

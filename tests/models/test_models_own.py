@@ -1,0 +1,109 @@
+"""A fork's own network, by module and function."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from src import own_code
+from src.models.build import build_model, check_model
+from src.names import UserError
+from train import run_experiment
+
+NET = """
+import math
+
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, input_shape, n_outputs):
+        super().__init__()
+        n_inputs = math.prod(input_shape)
+        self.body, self.head = nn.Linear(n_inputs, 32), nn.Linear(32, n_outputs)
+
+    def forward(self, inputs):
+        return self.head(self.body(inputs.flatten(1)).relu())
+
+
+def build(input_shape, n_outputs):
+    return Net(input_shape, n_outputs), "head"
+
+
+def headless(input_shape, n_outputs):
+    return Net(input_shape, n_outputs)
+
+
+def no_module(input_shape, n_outputs):
+    return 1
+
+
+def wrong_head(input_shape, n_outputs):
+    return Net(input_shape, n_outputs), "tail"
+"""
+
+
+@pytest.fixture
+def fork(tmp_path, monkeypatch) -> Path:
+    """A repository that holds my_nets/wide.py."""
+    (tmp_path / "my_nets").mkdir()
+    (tmp_path / "my_nets" / "wide.py").write_text(NET)
+    monkeypatch.setattr(own_code, "ROOT", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_nets"]:
+        del sys.modules[name]
+
+
+def test_its_function_makes_the_model(config, fork):
+    model = build_model(config("my_nets.wide:build", model_head_init="zero"), (64,), 10)
+    assert torch.equal(model(torch.rand(2, 64)), torch.zeros(2, 10))
+    again = build_model(config("my_nets.wide:headless"), (64,), 10).state_dict()
+    same = build_model(config("my_nets.wide:headless"), (64,), 10).state_dict()
+    assert all(torch.equal(again[name], same[name]) for name in again)
+
+
+def test_it_learns_digits(digits, fork):
+    stats = run_experiment(digits(model="my_nets.wide:build", train_length=10))
+    assert stats["test/last/accuracy"].iloc[-1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_nets.wide:buidl", r"my_nets.wide has no function 'buidl'; did you mean '.*:build'\?"),
+        ("my_nets.narrow:build", r"a module of this repository; there is no .*my_nets/narrow.py"),
+        ("os:system", "a module of this repository; there is no"),
+        ("my_nets.wide:", "expected module.path:function"),
+        ("../other:build", "expected module.path:function"),
+        ("my_nets/wide.py:build", "expected module.path:function"),
+        ("my_nets.wide:no_module", "gives a torch.nn.Module, not int"),
+        ("my_nets.wide:wrong_head", "'tail' is none"),
+    ],
+)
+def test_what_is_not_there_is_told(config, fork, name, message):
+    with pytest.raises(UserError, match=f"^model: .*{message}"):
+        build_model(config(name), (64,), 10)
+
+
+def test_pretrained_weights_are_refused(config, fork):
+    with pytest.raises(UserError, match=r"no pretrained weights for 'my_nets.wide:build'"):
+        check_model(config("my_nets.wide:build", model_pretrained=True))
+
+
+def test_a_module_elsewhere_of_the_same_name_is_not_run(config, fork):
+    (fork / "json").mkdir()  # which Python has, and has loaded
+    (fork / "json" / "tool.py").write_text("def build(shape, n): raise AssertionError")
+    with pytest.raises(UserError, match=r"another name than that of .*json"):
+        build_model(config("json.tool:build"), (64,), 10)
+
+
+def test_the_command_line_finds_modules_beside_train(tmp_path):
+    """As a fork has them: train.py's own folder is where Python looks first."""
+    command = [sys.executable, "train.py", "test_cfg_digits_linear.yaml", "train_length=1"]
+    command += ["model=examples.best_of_three:missing", f"output_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "examples.best_of_three has no function 'missing'" in done.stderr
