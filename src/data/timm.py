@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 from loguru import logger
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import Subset
 
 from src.data.fetch import alone, missing, one_line, read_timeout
-from src.data.slices import Range, bases_used, check_bases, resolve
-from src.data.splits import Data, DatasetSplit, Preprocessing
-from src.data.transforms import IMAGENET, STATISTICS, image_transforms
-from src.names import UserError, bad_value, pick, unknown_name
+from src.data.images import image_data
+from src.data.slices import bases_used, check_bases
+from src.data.splits import Data, Preprocessing
+from src.data.transforms import STATISTICS
+from src.names import pick, unknown_name
 
 # what torchvision raises on files that are missing or broken
 FAILED = (OSError, RuntimeError, ValueError, EOFError, LookupError, AssertionError)
-IMAGES_LOOKED_AT = 16
 
 
 @dataclass(frozen=True)
@@ -63,31 +63,20 @@ def load(
     looks: the input shape, mean and std that are asked for, where they are.
     """
     check_name(name, splits_map)
-    looks = looks or Preprocessing()
     source, _, rest = name.partition("/")
     if source == "folder":
         bases = _open_folder(rest, splits_map, data_dir)
     else:
         bases = _open_torch(rest, splits_map, data_dir, download)
-    sizes = {base: len(dataset) for base, dataset in bases.items()}
-    ranges = {split: resolve(spelling, sizes) for split, spelling in splits_map.items()}
-    own_shape = _own_shape(bases[ranges["train"][0].base])
-    shape = _input_shape(looks, own_shape, f"timm/{name}")
-    statistics = STATISTICS.get(name.removeprefix("torch/"), IMAGENET)
-    if looks.mean is not None and looks.std is not None:
-        statistics = (looks.mean, looks.std)
-    train_transform, transform = image_transforms(
-        shape,
-        statistics,
-        resize=source == "folder" or own_shape is None or own_shape[1:] != shape[1:],
-        interpolation=looks.interpolation,
-        crop_pct=looks.crop_pct,
+    known = STATISTICS.get(name.removeprefix("torch/"))
+    return image_data(
+        bases,
+        splits_map,
+        looks or Preprocessing(),
+        name=f"timm/{name}",
+        statistics=known,
+        resize=source == "folder",
     )
-    splits = {
-        split: DatasetSplit(_cut(bases, wanted), train_transform, transform)
-        for split, wanted in ranges.items()
-    }
-    return Data(dict(splits), shape, _n_classes(bases))
 
 
 def check_name(name: str, splits_map: Mapping[str, str]) -> None:
@@ -97,47 +86,6 @@ def check_name(name: str, splits_map: Mapping[str, str]) -> None:
         check_bases(splits_map, pick(TORCH_SETS, rest, "dataset").bases, f"timm/{name}")
     elif source != "folder":
         raise unknown_name("dataset", f"timm/{name}", ["timm/torch/NAME", "timm/folder/PATH"])
-
-
-def _cut(bases: Mapping[str, Any], ranges: Iterable[Range]) -> Dataset:
-    parts = [Subset(bases[base], range(start, stop)) for base, start, stop in ranges]
-    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
-
-
-def _own_shape(dataset: Any) -> tuple[int, int, int] | None:
-    """(channels, height, width); None where some of the images looked at differ in size."""
-    looked_at = np.unique(np.linspace(0, len(dataset) - 1, IMAGES_LOOKED_AT).astype(int))
-    images = [dataset[int(index)][0] for index in looked_at]
-    if len({image.size for image in images}) > 1:
-        return None
-    width, height = images[0].size
-    return (1 if images[0].mode == "L" else 3), height, width
-
-
-def _input_shape(
-    looks: Preprocessing, own: tuple[int, int, int] | None, dataset: str
-) -> tuple[int, int, int]:
-    shape = looks.input_shape or own
-    if shape is None:
-        expected = f"[channels, height, width], as the images of {dataset} differ in size"
-        raise bad_value("model_input_shape", None, expected)
-    if len(shape) != 3:
-        raise bad_value("model_input_shape", list(shape), "[channels, height, width] for images")
-    return shape
-
-
-def _n_classes(bases: Mapping[str, Any]) -> int:
-    """The number of classes, on which the parts must agree."""
-    names = {}
-    for base, dataset in bases.items():
-        whole: Any = dataset.dataset if isinstance(dataset, Subset) else dataset
-        names[base] = getattr(whole, "classes", None) or whole.all_categories  # iNaturalist
-    first, *others = names
-    for other in others:
-        if names[other] != names[first]:
-            differ = sorted(set(names[first]) ^ set(names[other]), key=str)
-            raise UserError(f"dataset: the classes of {first} and {other} differ by {differ}")
-    return len(names[first])
 
 
 def _open_folder(path: str, splits_map: Mapping[str, str], data_dir: Path) -> dict[str, Any]:
