@@ -90,7 +90,8 @@ class Seeds:
 
 @dataclass(frozen=True)
 class DataKeys:
-    # family/name: sklearn/digits, libsvm/a9a, timm/torch/cifar10, timm/folder/PATH
+    # family/name: sklearn/digits, libsvm/a9a, timm/torch/cifar10, timm/folder/PATH; or a
+    # function of one's own, my_data.spirals:read
     dataset: str = "libsvm/a9a"
     # folder where data sets live
     data_dir: str = "data"

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.data import libsvm, sklearn, timm
+from src.data import libsvm, own, sklearn, timm
 from src.data.arrays import to_shape, warn_of_absent_classes, with_classes
-from src.data.splits import Data, Preprocessing
+from src.data.splits import Data, DatasetSplit, Preprocessing
 from src.names import UserError, bad_value, pick, split_family
+from src.own_code import is_own
 
 if TYPE_CHECKING:
     from src.config import Config
@@ -17,19 +18,25 @@ if TYPE_CHECKING:
 def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
     """The splits that config.data_splits_map asks for, as the model wants its inputs."""
     check_dataset(config)
-    family, name = split_family(config.dataset)
-    _, build = FAMILIES[family]
+    name, (_, build) = family_of(config.dataset)
     data = build(config, name, _looks(config, preprocessing or Preprocessing()))
     return with_classes(data, config.data_n_classes, config.dataset)
 
 
 def check_dataset(config: "Config") -> None:
     """UserError for what shows before any data are there: names, parts, keys that contradict."""
-    family, name = split_family(config.dataset)
-    check, _ = pick(FAMILIES, family, "dataset")
+    name, (check, _) = family_of(config.dataset)
     check(config, name)
     if (config.data_mean is None) != (config.data_std is None):
         raise UserError("data_mean, data_std: give both or neither")
+
+
+def family_of(dataset: str) -> tuple[str, tuple["Check", "Build"]]:
+    """(the name in its family, what checks and builds it); a fork's own has a colon."""
+    if is_own(dataset):
+        return dataset, (check_own, build_own)
+    family, name = split_family(dataset)
+    return name, pick(FAMILIES, family, "dataset")
 
 
 def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
@@ -91,6 +98,22 @@ def build_timm(config: "Config", name: str, looks: Preprocessing) -> Data:
         download=config.data_download,
         looks=looks,
     )
+
+
+def check_own(config: "Config", name: str) -> None:
+    own.look_up(name)
+
+
+def build_own(config: "Config", name: str, looks: Preprocessing) -> Data:
+    normalize, data_dir = config.data_normalize, Path(config.data_dir)
+    splits = config.data_splits_map
+    data = own.load(name, splits, data_dir=data_dir, normalize=normalize, looks=looks)
+    if any(isinstance(split, DatasetSplit) for split in data.splits.values()):
+        return data  # its transforms do the rest
+    if len(data.input_shape) == 1:
+        _refuse_pixel_statistics(config)
+    warn_of_absent_classes(data)
+    return to_shape(data, looks, config.dataset)
 
 
 Check = Callable[["Config", str], None]
