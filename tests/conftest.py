@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from src.config import Config, make_config
 
 torch.set_num_threads(1)
+
+# A machine whose cores are busy is slow, not wrong.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture
