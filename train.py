@@ -1,6 +1,6 @@
 """Train one model: python train.py cfg.yaml [key=value ...]
 
-Every key stands in src/config.py. Other programs put their own logic between the
+Every key stands in src/keys.py. Other programs put their own logic between the
 epochs: `for stats, model in experiment_generator(config): …`.
 """
 
@@ -318,7 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 for a mistake of the user's, 130 for
     Ctrl-C, 75 (EX_TEMPFAIL) for Slurm's signals: start it again and it goes on."""
     parser = argparse.ArgumentParser(description="Train one model.")
-    parser.add_argument("config", help="YAML file with keys of src/config.py")
+    parser.add_argument("config", help="YAML file with keys of src/keys.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="base_lr=0.1 …")
     options = parser.parse_args(arguments)
     try:

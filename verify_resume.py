@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 def command_line() -> argparse.ArgumentParser:
     parser = OneLineParser(description="Certify that a killed run ends as one never killed.")
     add = parser.add_argument
-    add("config", help="YAML file with keys of src/config.py")
+    add("config", help="YAML file with keys of src/keys.py")
     add("overrides", nargs="*", metavar="key=value", help="base_lr=0.1 …")
     add("--kills", type=int, default=20, metavar="N", help="how often it is killed (20)")
     add("--seed", type=int, metavar="N", help="of the moments; without it, others each time")

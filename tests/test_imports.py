@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GROUND = {
     "config",
+    "keys",
     "names",
     "own_code",
     "expressions",

@@ -16,8 +16,9 @@ import pandas as pd
 from src.analysis.beyond import beyond
 from src.analysis.curves import direction_of, main_metrics, numbers
 from src.analysis.settings import SEEDS, differing, groups, is_null, label, shown, varying
-from src.config import KEYS, Bookkeeping, make_config
+from src.config import KEYS, make_config
 from src.expressions import is_expression
+from src.keys import Bookkeeping
 from src.names import UserError, bad_value
 from src.record.same_run import FOUND, WITHOUT_EFFECT
 from src.submit.identity import identity, same
