@@ -29,7 +29,7 @@ from src.data.loaders import (
     on_device,
     training_batches,
 )
-from src.data.splits import ArraySplit, DatasetSplit
+from src.data.splits import DatasetSplit, has_several_labels, is_text_alone
 from src.durations import Timeline
 from src.engine.checkpoint import prune, save_weights
 from src.engine.evaluation import Sums, evaluate
@@ -129,6 +129,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             host_name=platform.node(),
             data_n_examples=found,
             data_n_classes=data.n_classes,
+            data_version=data.version,
             model_input_shape=list(data.input_shape),
             model_output_dim=output_dim(config, data.n_classes),
             batch_size_accum=config.batch_size // config.grad_accum_steps,
@@ -137,17 +138,18 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         other_splits = {k: on_device(s, device) for k, s in data.splits.items() if k != "train"}
 
         # The model and all that moves its weights.
-        weights = config.loss_class_weights
         loss = build_loss(
             config.loss,
             n_classes=data.n_classes and config.model_output_dim,
-            is_multilabel=isinstance(train_split, ArraySplit) and train_split.targets.ndim == 2,
+            is_multilabel=has_several_labels(train_split),
+            is_text_alone=is_text_alone(train_split),
             label_smoothing=config.label_smoothing,
-            class_weights=None if weights is None else torch.tensor(weights, device=device),
+            class_weights=config.loss_class_weights,
+            device=device,
         )
         no_weights = {"model_weights": None, "model_pretrained": False}  # the state has them
         initial = replace(config, **no_weights) if saved else config
-        model = build_model(initial, data.input_shape, data.n_classes).to(device)
+        model = build_model(initial, data.input_shape, data.n_classes, data.class_names).to(device)
         can_spread = config.multi_gpu and isinstance(train_split, DatasetSplit)
         learner = Learner(
             model=model,
@@ -176,7 +178,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         )
         loading = Loading(config.batch_size, device, config.num_workers)
         loading_eval = replace(loading, batch_size=config.eval_batch_size or config.batch_size)
-        stats = Stats(list(other_splits), list(models), has_accuracy=learner.loss.has_accuracy)
+        stats = Stats(list(other_splits), list(models), loss.measures)
         best = None
         if config.save_best_checkpoint or config.early_stopping_patience:
             columns = metric_columns(config.best_checkpoint_metric, stats.columns)
@@ -234,7 +236,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
 
                 learning_rate = config.base_lr * schedule(step)
                 for group in learner.optimizer.param_groups:
-                    group["lr"] = learning_rate
+                    group["lr"] = learning_rate * group.get("lr_scale", 1)
                 update(learner, inputs, targets, sums)
                 state.step = step + 1
 

@@ -14,7 +14,15 @@ import pydantic
 
 from src.expressions import ExpressionError, evaluate
 from src.files import write_atomically
-from src.keys import Bookkeeping, DataKeys, ModelKeys, OptimKeys, Seeds, WandbKeys
+from src.keys import (
+    AugmentationKeys,
+    Bookkeeping,
+    DataKeys,
+    ModelKeys,
+    OptimKeys,
+    Seeds,
+    WandbKeys,
+)
 from src.names import UserError, bad_value, closest
 from src.yaml_files import read_yaml, read_yaml_file, write_yaml
 
@@ -22,7 +30,7 @@ from src.yaml_files import read_yaml, read_yaml_file, write_yaml
 @pydantic.dataclasses.dataclass(
     frozen=True, kw_only=True, config=pydantic.ConfigDict(strict=True, extra="forbid")
 )
-class Config(WandbKeys, OptimKeys, ModelKeys, DataKeys, Seeds, Bookkeeping):
+class Config(WandbKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seeds, Bookkeeping):
     """Every key in force. Build it with make_config or load_config, which explain mistakes.
 
     (Fields come in the order of the bases from right to left.)
@@ -56,7 +64,8 @@ class Config(WandbKeys, OptimKeys, ModelKeys, DataKeys, Seeds, Bookkeeping):
 
 
 # What config.yaml holds of one data set has no say about another
-FOUND_IN_DATA = {"data_n_examples", "data_n_classes", "model_output_dim", "model_input_shape"}
+FOUND_IN_DATA = {"data_n_examples", "data_n_classes", "data_version"}
+FOUND_IN_DATA |= {"model_output_dim", "model_input_shape"}
 KEYS = {field.name: field for field in dataclasses.fields(Config)}
 
 

@@ -27,6 +27,7 @@ AtLeast0 = Annotated[Whole, Field(ge=0)]
 AtLeast1 = Annotated[Whole, Field(ge=1)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
+Probability = Annotated[Number, Field(ge=0, le=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 
 
@@ -82,8 +83,8 @@ class Seeds:
 
 @dataclass(frozen=True)
 class DataKeys:
-    # family/name: sklearn/digits, libsvm/a9a, timm/torch/cifar10, timm/folder/PATH; or a
-    # function of one's own, my_data.spirals:read
+    # family/name: sklearn/digits, libsvm/a9a, timm/torch/cifar10, timm/folder/PATH, tfds/mnist,
+    # hf/NAME, hf/csv:PATH; or a function of one's own, my_data.spirals:read
     dataset: str = "libsvm/a9a"
     # folder where data sets live
     data_dir: str = "data"
@@ -93,8 +94,8 @@ class DataKeys:
     data_n_examples: dict[str, int] | None = None
     # found, or given where the data do not show all classes
     data_n_classes: AtLeast1 | None = None
-    # our name of a split -> the data set's (train[:90%]); null leaves a split out;
-    # a string is an expression: dict(train="train[:90%]", val="train[90%:]")
+    # our name of a split -> the data set's (train[:90%]); null leaves a split out; a string is an
+    # expression: dict(train="train[:90%]", val="train[90%:]"); of another data set: tfds/x:test
     data_splits_map: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"train": "train", "test": "test"}
     )
@@ -104,26 +105,87 @@ class DataKeys:
     # a number per channel for pixels in 0…1; null: the pretrained model's, else the data set's
     data_mean: list[Number] | None = None
     data_std: list[Positive] | None = None
+    # side of the centre crop over the side of the resized image, in evaluations; null: the
+    # pretrained model's, else 1
+    data_crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
+    # how images are resized; null: the pretrained model's, else bilinear
+    data_interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+    # found, or given: the version of a data set of TFDS, the revision of one of the hub
+    data_version: str | None = None
+    # names of the classes in their order, or imagenet; null: the data set's own
+    data_class_names: list[str] | Literal["imagenet"] | None = None
+    # for splits of other data sets: split -> {its class: ours}, names or numbers; a class that
+    # maps to null is left out; null: by name
+    data_class_map: dict[str, dict[str | Whole, str | Whole | None]] | None = None
+    # hf/…: the columns of a table, or the one of text; null: all but the target, or text
+    data_input_columns: list[str] | None = None
+    # hf/…: the column of classes or real targets; null: label, labels, target, …
+    data_target_column: str | None = None
+    # texts: the tokenizer, a name of the hub or a folder; null: the model's
+    data_tokenizer: str | None = None
+    # tokens of an example at most, of a longer text the first; null: what the model takes, or 512
+    data_text_length: AtLeast1 | None = None
+    # loss next_token: join the texts and cut them into examples of data_text_length tokens;
+    # false: each text is an example
+    data_text_pack: bool = True
+    # batches of texts of about the same length: less padding, and a little less random
+    data_group_by_length: bool = False
     # leave out the last batch of a pass where it is short
     drop_last: bool = False
 
 
 @dataclass(frozen=True)
+class AugmentationKeys:
+    """Of training images that are read one at a time; all are off unless asked for."""
+
+    # pixels added around an image before a random crop of the size that it had; CIFAR: 4
+    aug_pad_crop: AtLeast0 = 0
+    # a random part of the image, resized: its share of the area, from and to; ImageNet: [0.08, 1]
+    aug_crop_scale: list[Positive] | None = None
+    # its width over its height, from and to
+    aug_crop_ratio: list[Positive] = dataclasses.field(default_factory=lambda: [3 / 4, 4 / 3])
+    # probability of a flip, left to right and top to bottom
+    aug_hflip: Probability = 0.0
+    aug_vflip: Probability = 0.0
+    # a policy of timm: rand-m9-mstd0.5-inc1, original, v0, 3a, augmix-m3-w3; null: none
+    aug_auto: str | None = None
+    # how far brightness, contrast and saturation are moved; 0: not at all
+    aug_color_jitter: NotNegative = 0.0
+    # probability that a rectangle is erased, and what it is filled with
+    aug_erase: Probability = 0.0
+    aug_erase_mode: Literal["const", "rand", "pixel"] = "pixel"
+    # parameters of the Beta distributions by which two images are mixed or one is pasted into
+    # the other; 0: neither. Where both are given each batch takes one of the two
+    aug_mixup: NotNegative = 0.0
+    aug_cutmix: NotNegative = 0.0
+    # share of the batches that are mixed, and where both are given of those that are cut
+    aug_mix_prob: Probability = 1.0
+    aug_mix_switch_prob: Probability = 0.5
+    # so many differently augmented copies of an example in a batch; an epoch sees fewer examples
+    aug_repeats: AtLeast1 = 1
+
+
+@dataclass(frozen=True)
 class ModelKeys:
     # family/name: linear, linear/no_bias, tiny/lenet, tiny/wrn_40_2, timm/resnet50,
-    # torchvision/resnet50; or a function of one's own, my_nets.wide:build
+    # torchvision/resnet50, clip/vit_b32, hf/NAME; or a function of one's own, my_nets.wide:build
     model: str = "linear/no_bias"
     # start from the weights that the family offers
     model_pretrained: bool = False
     # start from this file of weights (.pt, .safetensors); a head of another shape is left out
     model_weights: str | None = None
-    # how the last layer starts: zero, rand; null: the model's own way
-    model_head_init: Literal["zero", "rand"] | None = None
+    # how the last layer starts: zero, rand; zero_shot: from the names of the classes (clip/…);
+    # null: the model's own way
+    model_head_init: Literal["zero", "rand", "zero_shot"] | None = None
+    # sentences with {} for the class, or open_clip's: simple (7), openai (80)
+    model_zero_shot_templates: list[str] | Literal["simple", "openai"] = "simple"
+    # a regular expression or several; parameters whose whole name matches keep their values
+    model_freeze: str | list[str] = dataclasses.field(default_factory=list)
     # found from data_n_classes, or given
     model_output_dim: AtLeast1 | None = None
     # found from the pretrained model or the data, or given: [channels, height, width]
     model_input_shape: list[AtLeast1] | None = None
-    # log = xentropy; mse = square; bce for several labels an example
+    # log = xentropy; mse = square; bce for several labels an example; next_token: of texts
     loss: str = "log"
     # share of the target spread over all classes, 0…1; cross-entropy only
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
@@ -161,6 +223,8 @@ class OptimKeys:
     clip_norm: Positive | None = None
     # each entry of the gradients is cut to ± this value; null: never
     clip_value: Positive | None = None
+    # each layer's learning rate is that of the next one times this, as timm groups layers; null: 1
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] | None = None
     # constant, cosine, poly, poly_P, step, step_N_F, step_a,b,c_F (src/optim/schedules.py)
     lr_schedule: str = "constant"
     # steps of linear warm-up

@@ -12,13 +12,12 @@ from contextlib import redirect_stdout
 from functools import cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from src.config import Config, make_config
 from src.data.build import check_dataset
 from src.data.fetch import one_line
-from src.losses import LOSSES, BinaryCrossEntropy, build_loss
+from src.losses import LOSSES, BinaryCrossEntropy, NextToken, build_loss
 from src.models.build import check_model
 from src.names import UserError
 from src.optim.averaging import build_averages
@@ -33,8 +32,9 @@ def check_loss(config: Config) -> None:
         config.loss,
         n_classes=2 if weights is None else len(weights),
         is_multilabel=LOSSES.get(config.loss) is BinaryCrossEntropy,
+        is_text_alone=LOSSES.get(config.loss) is NextToken,
         label_smoothing=config.label_smoothing,
-        class_weights=None if weights is None else torch.tensor(weights),
+        class_weights=weights,
     )
 
 

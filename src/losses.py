@@ -1,10 +1,13 @@
 """Losses as sums over examples, to be divided by a weight: sums add up over micro-batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.data.splits import NO_TOKEN
 from src.names import UserError, bad_value, pick
 
 
@@ -15,7 +18,7 @@ class Loss:
     micro-batches' losses over the sum of their weights, whatever their sizes.
     """
 
-    has_accuracy = True
+    measures: tuple[str, ...] = ("loss", "accuracy")
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The sum () of the examples' losses, in the outputs' floats."""
@@ -29,10 +32,15 @@ class Loss:
         """How many (int64, ()) predictions are right; None for regression."""
         return (outputs.argmax(1) == targets).sum()
 
+    def predictions(self, targets: Tensor) -> int | Tensor:
+        """How many there are."""
+        return len(targets)
+
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """outputs: logits (n, C); targets: class numbers (n,). Smoothing and weights as torch's."""
+    """outputs: logits (n, C); targets: class numbers (n,), or shares of the classes (n, C) of
+    mixed images, whose largest share counts as the class. Smoothing and weights as torch's."""
 
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None  # (C,), on the outputs' device
@@ -47,7 +55,33 @@ class CrossEntropy(Loss):
         )
 
     def weight(self, targets: Tensor) -> float | Tensor:
-        return len(targets) if self.class_weights is None else self.class_weights[targets].sum()
+        if self.class_weights is None:
+            return len(targets)
+        is_mixed = targets.ndim == 2
+        return ((targets @ self.class_weights) if is_mixed else self.class_weights[targets]).sum()
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        return (outputs.argmax(1) == (targets.argmax(1) if targets.ndim == 2 else targets)).sum()
+
+
+class NextToken(Loss):
+    """Mean over tokens; outputs: logits (n, length, V); targets: tokens (n, length), NO_TOKEN
+    where there is none."""
+
+    measures = ("loss", "accuracy", "perplexity")
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        logits = outputs.flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=NO_TOKEN, reduction="sum")
+
+    def weight(self, targets: Tensor) -> float | Tensor:
+        return self.predictions(targets)
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        return (outputs.argmax(-1) == targets).sum()  # no output is NO_TOKEN
+
+    def predictions(self, targets: Tensor) -> Tensor:
+        return (targets != NO_TOKEN).sum()
 
 
 class ClassSquaredError(Loss):
@@ -61,7 +95,7 @@ class ClassSquaredError(Loss):
 class SquaredError(Loss):
     """Mean over the k outputs of their squared distance to real targets (n,) or (n, k)."""
 
-    has_accuracy = False
+    measures = ("loss",)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.numel() != targets.numel():
@@ -95,6 +129,7 @@ LOSSES = {
     "mse": ClassSquaredError,
     "square": ClassSquaredError,
     "bce": BinaryCrossEntropy,
+    "next_token": NextToken,
 }
 
 
@@ -103,30 +138,33 @@ def build_loss(
     *,
     n_classes: int | None,
     is_multilabel: bool = False,
+    is_text_alone: bool = False,
     label_smoothing: float = 0.0,
-    class_weights: Tensor | None = None,
+    class_weights: Sequence[float] | Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Loss:
     """The loss of this name for such targets; combinations without a meaning raise UserError.
 
-    n_classes: None for real targets. class_weights: (n_classes,), on the model's device.
+    n_classes: None for real targets. is_text_alone: the targets are the next tokens.
+    class_weights: (n_classes,). device: the model's.
     """
     loss = pick(LOSSES, name, "loss")
+    if is_text_alone is not (loss is NextToken):
+        expected = "next_token" if is_text_alone else "'log' or another one, as there are targets"
+        raise bad_value("loss", name, expected)
     if n_classes is None and loss is not ClassSquaredError:
         raise bad_value("loss", name, "'mse', as the targets are real numbers")
     if n_classes is not None and is_multilabel and loss is not BinaryCrossEntropy:
         raise bad_value("loss", name, "'bce', as an example has several labels")
     if n_classes is not None and not is_multilabel and loss is BinaryCrossEntropy:
         raise bad_value("loss", name, "'log' or 'mse', as an example has one class")
+    weights = None if class_weights is None else torch.as_tensor(class_weights, device=device)
     if loss is CrossEntropy:
-        _check_class_weights(class_weights, n_classes)
-        return CrossEntropy(label_smoothing, class_weights)
+        if weights is not None and weights.shape != (n_classes,):
+            raise bad_value("loss_class_weights", weights.tolist(), f"{n_classes} numbers")
+        return CrossEntropy(label_smoothing, weights)
     if label_smoothing:
         raise bad_value("label_smoothing", label_smoothing, "0, as loss is not 'log'")
-    if class_weights is not None:
-        raise bad_value("loss_class_weights", class_weights.tolist(), "null, as loss is not 'log'")
+    if weights is not None:
+        raise bad_value("loss_class_weights", weights.tolist(), "null, as loss is not 'log'")
     return SquaredError() if n_classes is None else loss()
-
-
-def _check_class_weights(class_weights: Tensor | None, n_classes: int | None) -> None:
-    if class_weights is not None and class_weights.shape != (n_classes,):
-        raise bad_value("loss_class_weights", class_weights.tolist(), f"{n_classes} numbers")

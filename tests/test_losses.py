@@ -53,7 +53,7 @@ def test_mse_of_real_targets(batch, k, flat):
     loss = build_loss("mse", n_classes=None)
     given = targets.squeeze(1) if flat else targets
     torch.testing.assert_close(mean_of(loss, outputs, given), F.mse_loss(outputs, targets))
-    assert not loss.has_accuracy
+    assert loss.measures == ("loss",)
     assert loss.correct(outputs, given) is None
 
 

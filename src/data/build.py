@@ -1,12 +1,14 @@
 """dataset: family/name -> Data. To add a family: a file beside this one, and a line in FAMILIES."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from src.data import libsvm, own, sklearn, timm
 from src.data.arrays import to_shape, warn_of_absent_classes, with_classes
+from src.data.class_names import imagenet_names, named_classes
+from src.data.other_sets import by_dataset, joined
 from src.data.splits import Data, DatasetSplit, Preprocessing
 from src.names import UserError, bad_value, pick, split_family
 from src.own_code import is_own
@@ -15,28 +17,68 @@ if TYPE_CHECKING:
     from src.config import Config
 
 
+@dataclass(frozen=True)
+class Source:
+    """A data set as the configuration names it, and the splits that come from it."""
+
+    dataset: str  # family/name, or a fork's own module.path:function
+    splits_map: Mapping[str, str]
+    version: str | None = None
+
+    @property
+    def name(self) -> str:
+        """In its family."""
+        return self.dataset if is_own(self.dataset) else split_family(self.dataset)[1]
+
+
 def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
     """The splits that config.data_splits_map asks for, as the model wants its inputs."""
     check_dataset(config)
-    name, (_, build) = family_of(config.dataset)
-    data = build(config, name, _looks(config, preprocessing or Preprocessing()))
-    return with_classes(data, config.data_n_classes, config.dataset)
+    own, *others = _sources(config)
+    data = _load(config, own, _looks(config, preprocessing or Preprocessing()))
+    data = with_classes(data, config.data_n_classes, config.dataset)
+    data = named_classes(data, _class_names(config))
+    # other data are looked at as ours are
+    looks = replace(data.looks, input_shape=data.input_shape)  # type: ignore[arg-type]
+    loaded = {other.dataset: _load(config, other, looks) for other in others}
+    return joined(data, loaded, config.data_class_map or {}, config.data_splits_map)
 
 
 def check_dataset(config: "Config") -> None:
     """UserError for what shows before any data are there: names, parts, keys that contradict."""
-    name, (check, _) = family_of(config.dataset)
-    check(config, name)
+    sources = _sources(config)
+    for source in sources:
+        check, _ = family_of(source.dataset)
+        check(config, source)
     if (config.data_mean is None) != (config.data_std is None):
         raise UserError("data_mean, data_std: give both or neither")
+    if len(sources) > 1 and config.data_normalize == "columns":
+        expected = "another one, as there are splits of other data sets"
+        raise bad_value("data_normalize", "columns", expected)
 
 
-def family_of(dataset: str) -> tuple[str, tuple["Check", "Build"]]:
-    """(the name in its family, what checks and builds it); a fork's own has a colon."""
+def _sources(config: "Config") -> list[Source]:
+    """The data sets that the splits come from, ours first."""
+    splits_of = by_dataset(config.data_splits_map, config.dataset)
+    version = {config.dataset: config.data_version}
+    return [Source(dataset, splits, version.get(dataset)) for dataset, splits in splits_of.items()]
+
+
+def _load(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    _, build = family_of(source.dataset)
+    return build(config, source, looks)
+
+
+def family_of(dataset: str) -> tuple["Check", "Build"]:
+    """What checks and builds it."""
     if is_own(dataset):
-        return dataset, (check_own, build_own)
-    family, name = split_family(dataset)
-    return name, pick(FAMILIES, family, "dataset")
+        return check_own, build_own
+    return pick(FAMILIES, split_family(dataset)[0], "dataset")
+
+
+def _class_names(config: "Config") -> Sequence[str] | None:
+    names = config.data_class_names
+    return imagenet_names() if names == "imagenet" else names
 
 
 def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
@@ -47,77 +89,74 @@ def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
         looks = replace(looks, input_shape=shape)  # type: ignore[arg-type]
     if config.data_mean is not None and config.data_std is not None:
         looks = replace(looks, mean=tuple(config.data_mean), std=tuple(config.data_std))
-    return looks
+    given: dict[str, Any] = {
+        "crop_pct": config.data_crop_pct,
+        "interpolation": config.data_interpolation,
+        "tokenizer": config.data_tokenizer,
+        "text_length": config.data_text_length,
+    }
+    return replace(looks, **{key: value for key, value in given.items() if value is not None})
 
 
-def check_sklearn(config: "Config", name: str) -> None:
-    sklearn.check_name(name, config.data_splits_map)
+def check_sklearn(config: "Config", source: Source) -> None:
+    sklearn.check_name(source.name, source.splits_map)
 
 
-def build_sklearn(config: "Config", name: str, looks: Preprocessing) -> Data:
-    data = sklearn.load(name, config.data_splits_map, normalize=config.data_normalize)
-    if len(data.input_shape) == 1:
-        _refuse_pixel_statistics(config)
-    warn_of_absent_classes(data)
-    return to_shape(data, looks, config.dataset)
+def build_sklearn(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    data = sklearn.load(source.name, source.splits_map, normalize=config.data_normalize)
+    return _shaped(config, source, data, looks)
 
 
-def check_libsvm(config: "Config", name: str) -> None:
-    _refuse_pixel_statistics(config)
-    libsvm.check_name(name, config.data_splits_map, data_dir=Path(config.data_dir))
+def check_libsvm(config: "Config", source: Source) -> None:
+    _refuse_pixel_statistics(config, source)
+    libsvm.check_name(source.name, source.splits_map, data_dir=Path(config.data_dir))
 
 
-def build_libsvm(config: "Config", name: str, looks: Preprocessing) -> Data:
+def build_libsvm(config: "Config", source: Source, looks: Preprocessing) -> Data:
     data = libsvm.load(
-        name,
-        config.data_splits_map,
+        source.name,
+        source.splits_map,
         data_dir=Path(config.data_dir),
         download=config.data_download,
         normalize=config.data_normalize,
     )
-    warn_of_absent_classes(data)
-    return to_shape(data, looks, config.dataset)
+    return _shaped(config, source, data, looks)
 
 
-def check_timm(config: "Config", name: str) -> None:
-    timm.check_name(name, config.data_splits_map)
-    if config.data_normalize not in (None, "none"):
-        expected = "null (pixels by mean and std) or none (pixels between 0 and 1) for images"
-        raise bad_value("data_normalize", config.data_normalize, expected)
-    if config.data_normalize == "none" and config.data_mean is not None:
-        raise UserError("data_normalize: got 'none', but data_mean and data_std are given")
+def check_timm(config: "Config", source: Source) -> None:
+    timm.check_name(source.name, source.splits_map)
+    _check_pixels(config)
 
 
-def build_timm(config: "Config", name: str, looks: Preprocessing) -> Data:
-    if config.data_normalize == "none":
-        looks = replace(looks, mean=(0.0,), std=(1.0,))
+def build_timm(config: "Config", source: Source, looks: Preprocessing) -> Data:
     return timm.load(
-        name,
-        config.data_splits_map,
+        source.name,
+        source.splits_map,
         data_dir=Path(config.data_dir),
         download=config.data_download,
-        looks=looks,
+        looks=_pixels(config, looks),
     )
 
 
-def check_own(config: "Config", name: str) -> None:
-    own.look_up(name)
+def check_own(config: "Config", source: Source) -> None:
+    own.look_up(source.name)
 
 
-def build_own(config: "Config", name: str, looks: Preprocessing) -> Data:
-    normalize, data_dir = config.data_normalize, Path(config.data_dir)
-    splits = config.data_splits_map
-    data = own.load(name, splits, data_dir=data_dir, normalize=normalize, looks=looks)
+def build_own(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    data = own.load(
+        source.name,
+        source.splits_map,
+        data_dir=Path(config.data_dir),
+        normalize=config.data_normalize,
+        looks=looks,
+    )
     if any(isinstance(split, DatasetSplit) for split in data.splits.values()):
         return data  # its transforms do the rest
-    if len(data.input_shape) == 1:
-        _refuse_pixel_statistics(config)
-    warn_of_absent_classes(data)
-    return to_shape(data, looks, config.dataset)
+    return _shaped(config, source, data, looks)
 
 
-Check = Callable[["Config", str], None]
-Build = Callable[["Config", str, Preprocessing], Data]
+Check = Callable[["Config", Source], None]
+Build = Callable[["Config", Source, Preprocessing], Data]
 FAMILIES: dict[str, tuple[Check, Build]] = {
     "libsvm": (check_libsvm, build_libsvm),
     "sklearn": (check_sklearn, build_sklearn),
@@ -125,9 +164,31 @@ FAMILIES: dict[str, tuple[Check, Build]] = {
 }
 
 
-def _refuse_pixel_statistics(config: "Config") -> None:
+def _shaped(config: "Config", source: Source, data: Data, looks: Preprocessing) -> Data:
+    """Arrays as the model wants them."""
+    if len(data.input_shape) == 1:
+        _refuse_pixel_statistics(config, source)
+    warn_of_absent_classes(data)
+    return to_shape(data, looks, source.dataset)
+
+
+def _check_pixels(config: "Config") -> None:
+    """Of images that are read one at a time."""
+    if config.data_normalize not in (None, "none"):
+        expected = "null (pixels by mean and std) or none (pixels between 0 and 1) for images"
+        raise bad_value("data_normalize", config.data_normalize, expected)
+    if config.data_normalize == "none" and config.data_mean is not None:
+        raise UserError("data_normalize: got 'none', but data_mean and data_std are given")
+
+
+def _pixels(config: "Config", looks: Preprocessing) -> Preprocessing:
+    is_raw = config.data_normalize == "none"
+    return replace(looks, mean=(0.0,), std=(1.0,)) if is_raw else looks
+
+
+def _refuse_pixel_statistics(config: "Config", source: Source) -> None:
     if config.data_mean is not None:
         raise UserError(
-            f"data_mean, data_std: for images alone; {config.dataset} is normalised by"
+            f"data_mean, data_std: for images alone; {source.dataset} is normalised by"
             " data_normalize (rows, columns or none)"
         )

@@ -1,12 +1,13 @@
 """From the parts of a data set of PIL images to its splits, for all families of images."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from src.data.slices import Range, resolve
+from src.data.slices import resolve
 from src.data.splits import Data, DatasetSplit, Preprocessing
 from src.data.transforms import IMAGENET, image_transforms
 from src.names import UserError, bad_value
@@ -16,44 +17,63 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, one nu
 
 
 def image_data(
-    bases: Mapping[str, Any],
-    splits_map: Mapping[str, str],
+    splits: Mapping[str, Any],
     looks: Preprocessing,
     *,
     name: str,
+    class_names: Sequence[str] | None,
+    n_classes: int | None = None,
     statistics: Statistics | None = None,
     resize: bool = False,
 ) -> Data:
-    """PIL images, and the transforms that make of them what the model wants.
+    """Splits of PIL images, and the transforms that make of them what the model wants.
 
-    bases: part -> dataset[i] gives (PIL image, class number); its `classes` or, as iNaturalist
-    has it, `all_categories` lists the classes. looks: the input shape, mean and std that are asked
-    for, where they are; else `statistics`, ImageNet's where there are none. name: of the data set.
-    resize: also where all images looked at have the size of the input.
+    splits: split -> dataset[i] gives (PIL image, class number). looks: the input shape, mean and
+    std that are asked for, where they are; else `statistics`, ImageNet's where there are none.
+    name: of the data set. n_classes: where the classes have no names. resize: also where all
+    images looked at have the size of the input.
     """
-    sizes = {base: len(dataset) for base, dataset in bases.items()}
-    ranges = {split: resolve(spelling, sizes) for split, spelling in splits_map.items()}
-    own_shape = _own_shape(bases[ranges["train"][0].base])
+    own_shape = _own_shape(next(iter(splits.values())))
     shape = _input_shape(looks, own_shape, name)
-    if looks.mean is not None and looks.std is not None:
-        statistics = (looks.mean, looks.std)
-    train_transform, transform = image_transforms(
-        shape,
-        statistics or IMAGENET,
-        resize=resize or own_shape is None or own_shape[1:] != shape[1:],
-        interpolation=looks.interpolation,
-        crop_pct=looks.crop_pct,
-    )
-    splits = {
-        split: DatasetSplit(_cut(bases, wanted), train_transform, transform)
-        for split, wanted in ranges.items()
-    }
-    return Data(dict(splits), shape, _n_classes(bases))
+    if looks.mean is None or looks.std is None:
+        mean, std = statistics or IMAGENET
+        looks = replace(looks, mean=mean, std=std)
+    looks = replace(looks, input_shape=shape)
+    resize = resize or own_shape is None or own_shape[1:] != shape[1:]
+    train_transform, transform = image_transforms(looks, resize=resize)
+    made = {k: DatasetSplit(dataset, train_transform, transform) for k, dataset in splits.items()}
+    names = None if class_names is None else tuple(class_names)
+    n_classes = n_classes if names is None else len(names)
+    return Data(dict(made), shape, n_classes, names, looks)
 
 
-def _cut(bases: Mapping[str, Any], ranges: Iterable[Range]) -> Dataset:
-    parts = [Subset(bases[base], range(start, stop)) for base, start, stop in ranges]
-    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
+def cut(bases: Mapping[str, Any], splits_map: Mapping[str, str]) -> dict[str, Dataset]:
+    """The splits, cut out of the parts of a data set."""
+    sizes = {base: len(dataset) for base, dataset in bases.items()}
+    splits: dict[str, Dataset] = {}
+    for split, spelling in splits_map.items():
+        pieces = [Subset(bases[b], range(i, j)) for b, i, j in resolve(spelling, sizes)]
+        splits[split] = pieces[0] if len(pieces) == 1 else ConcatDataset(pieces)
+    return splits
+
+
+def classes_of(bases: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes, on which the parts must agree.
+
+    A dataset lists them as `classes` (of several names of a class, the first is taken) or, as
+    iNaturalist has it, as `all_categories`.
+    """
+    names = {}
+    for base, dataset in bases.items():
+        whole: Any = dataset.dataset if isinstance(dataset, Subset) else dataset
+        known = getattr(whole, "classes", None) or whole.all_categories  # iNaturalist
+        names[base] = tuple(str(n[0] if isinstance(n, tuple) else n) for n in known)
+    first, *others = names
+    for other in others:
+        if names[other] != names[first]:
+            differ = sorted(set(names[first]) ^ set(names[other]))
+            raise UserError(f"dataset: the classes of {first} and {other} differ by {differ}")
+    return names[first]
 
 
 def _own_shape(dataset: Any) -> tuple[int, int, int] | None:
@@ -76,17 +96,3 @@ def _input_shape(
     if len(shape) != 3:
         raise bad_value("model_input_shape", list(shape), "[channels, height, width] for images")
     return shape
-
-
-def _n_classes(bases: Mapping[str, Any]) -> int:
-    """The number of classes, on which the parts must agree."""
-    names = {}
-    for base, dataset in bases.items():
-        whole: Any = dataset.dataset if isinstance(dataset, Subset) else dataset
-        names[base] = getattr(whole, "classes", None) or whole.all_categories  # iNaturalist
-    first, *others = names
-    for other in others:
-        if names[other] != names[first]:
-            differ = sorted(set(names[first]) ^ set(names[other]), key=str)
-            raise UserError(f"dataset: the classes of {first} and {other} differ by {differ}")
-    return len(names[first])

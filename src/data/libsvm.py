@@ -52,7 +52,8 @@ def load(
         for base, (meta, arrays) in parts.items()
     }
     splits = split_arrays(bases, splits_map, normalize or "rows")
-    return Data(dict(splits), (n_features,), len(classes) or None)
+    labels = tuple(f"{label:g}" for label in classes)
+    return Data(dict(splits), (n_features,), len(labels) or None, labels or None)
 
 
 def check_name(name: str, splits_map: Mapping[str, str], *, data_dir: Path) -> None:

@@ -1,13 +1,13 @@
 """From a split to batches on the device.
 
-Arrays live on the device and a batch is one gather; all else is read by worker
+Arrays and tokens live on the device and a batch is one gather; all else is read by worker
 processes. Either way the batches are a function of the seed and the step.
 """
 
 import signal
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.data.arrays import csr_tensor, row_range
 from src.data.order import batches_from, example_seeds
-from src.data.splits import ArraySplit, DatasetSplit, Split
+from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, Split, TextSplit
 from src.generators import generators_kept, seed_everything
 
 SECONDS_TO_OUTLIVE = 120  # that worker processes live on after SIGTERM: a step, and more
@@ -36,6 +36,9 @@ def on_device(split: Split, device: torch.device) -> Split:
     """The split with its arrays where the model lives; other data stay where they are."""
     if isinstance(split, ArraySplit):
         return ArraySplit(split.inputs.to(device), split.targets.to(device))
+    if isinstance(split, TextSplit):
+        targets = None if split.targets is None else split.targets.to(device)
+        return replace(split, tokens=split.tokens.to(device), targets=targets)
     return split
 
 
@@ -49,20 +52,27 @@ def training_batches(
         num_examples=len(split),
         batch_size=loading.batch_size,
         steps_per_pass=steps_per_pass,
+        lengths=split.lengths if isinstance(split, TextSplit) and split.is_grouped else None,
     )
     if isinstance(split, ArraySplit):
         return (take(split, indices.to(loading.device)) for _, indices in order)
+    if isinstance(split, TextSplit):
+        return (take_texts(split, indices) for _, indices in order)
     return _loaded(_TrainingExamples(split, seed), order, loading)
 
 
 def evaluation_batches(split: Split, loading: Loading) -> Generator[Batch, None, None]:
     """Every example once, in the order of the split, the last batch as short as it is.
 
-    Closing it ends its worker processes.
+    Texts come by their lengths, the longest first: what doesn't fit shows at once. Closing it
+    ends its worker processes.
     """
     starts = range(0, len(split), loading.batch_size)
     if isinstance(split, ArraySplit):
         return (take_range(split, i, i + loading.batch_size) for i in starts)
+    if isinstance(split, TextSplit):
+        by_length = split.lengths.argsort(descending=True, stable=True)
+        return (take_texts(split, by_length[i : i + loading.batch_size]) for i in starts)
     order = ((0, torch.arange(i, min(i + loading.batch_size, len(split)))) for i in starts)
     return _loaded(_Examples(split), order, loading)
 
@@ -81,6 +91,25 @@ def take(split: ArraySplit, indices: Tensor) -> Batch:
 def take_range(split: ArraySplit, start: int, stop: int) -> Batch:
     """Examples start … stop-1: views where the arrays allow it."""
     return row_range(split.inputs, start, stop), split.targets[start:stop]
+
+
+def take_texts(split: TextSplit, indices: Tensor) -> Batch:
+    """The texts with these indices, (n,) on the CPU, padded to the longest with NO_TOKEN.
+
+    inputs: (n, length) int64. targets: (n,), or the next tokens (n, length) where the split has
+    none of its own; then inputs are without the last token.
+    """
+    device = split.tokens.device
+    starts, lengths = split.starts[indices], split.lengths[indices]
+    positions = torch.arange(int(lengths.max()))
+    wanted = (starts[:, None] + positions).clamp_(max=len(split.tokens) - 1)
+    is_there = (positions < lengths[:, None]).to(device, non_blocking=True)
+    tokens = split.tokens[wanted.to(device, non_blocking=True)].long()
+    tokens = torch.where(is_there, tokens, NO_TOKEN)
+    if split.targets is not None:
+        return tokens, split.targets[indices.to(device, non_blocking=True)]
+    inputs = torch.where(is_there[:, 1:], tokens[:, :-1], NO_TOKEN)
+    return inputs, tokens[:, 1:]
 
 
 def micro_batches(inputs: Tensor, targets: Tensor, size: int) -> list[Batch]:

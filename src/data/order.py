@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+GROUP = 50  # batches, among which texts are sorted by length; as Hugging Face's Trainer has it
+
 
 def permutation(seed: int, pass_number: int, num_examples: int) -> Tensor:
     """The order of one pass through the data: (num_examples,) int64 on the CPU."""
@@ -20,18 +22,41 @@ def permutation(seed: int, pass_number: int, num_examples: int) -> Tensor:
 
 
 def batches_from(
-    step: int, *, seed: int, num_examples: int, batch_size: int, steps_per_pass: int
+    step: int,
+    *,
+    seed: int,
+    num_examples: int,
+    batch_size: int,
+    steps_per_pass: int,
+    lengths: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """(pass, indices of one batch) for this step and all that follow, without an end.
 
-    steps_per_pass says whether the short last batch of a pass is used.
+    steps_per_pass says whether the short last batch of a pass is used. lengths: (num_examples,)
+    of texts whose batches are to be of about the same length.
     """
     pass_number, position = divmod(step, steps_per_pass)
     while True:
         order = permutation(seed, pass_number, num_examples)
+        if lengths is not None:
+            batch_order = permutation(seed, pass_number, num_examples // batch_size)
+            order = grouped(order, lengths, batch_size, batch_order)
         for start in range(position * batch_size, steps_per_pass * batch_size, batch_size):
             yield pass_number, order[start : start + batch_size]
         pass_number, position = pass_number + 1, 0
+
+
+def grouped(order: Tensor, lengths: Tensor, batch_size: int, batch_order: Tensor) -> Tensor:
+    """The order with texts of about the same length in each batch of batch_size.
+
+    Runs of GROUP batches are sorted by length, then the batches come as batch_order, a
+    permutation of the full ones, says; the short last batch stays the last.
+    """
+    runs = order.split(GROUP * batch_size)
+    by_length = torch.cat([run[lengths[run].argsort(descending=True)] for run in runs])
+    full = len(batch_order) * batch_size
+    batches = by_length[:full].view(-1, batch_size)[batch_order]
+    return torch.cat([batches.flatten(), by_length[full:]])
 
 
 def example_seeds(seed: int, pass_number: int, indices: Tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.data.arrays import split_arrays
-from src.data.images import image_data
+from src.data.images import classes_of, cut, image_data
 from src.data.slices import check_bases
 from src.data.splits import ArraySplit, Data, Preprocessing
 from src.names import bad_value
@@ -40,9 +40,8 @@ def load(
         raise bad_value(KEY, name, f"a function that gives part -> data, not {_told(parts)}")
     check_bases(splits_map, list(parts), name)
     if all(isinstance(part, Dataset) for part in parts.values()):
-        return image_data(
-            parts, splits_map, _pixels(looks or Preprocessing(), normalize), name=name
-        )
+        looks = _pixels(looks or Preprocessing(), normalize)
+        return image_data(cut(parts, splits_map), looks, name=name, class_names=classes_of(parts))
     arrays = {part: _arrays(name, part, given) for part, given in parts.items()}
     first = next(iter(arrays.values()))
     for part, split in arrays.items():

@@ -16,7 +16,7 @@ from loguru import logger
 from torch.utils.data import Subset
 
 from src.data.fetch import alone, missing, one_line, read_timeout
-from src.data.images import image_data
+from src.data.images import classes_of, cut, image_data
 from src.data.slices import bases_used, check_bases
 from src.data.splits import Data, Preprocessing
 from src.data.transforms import STATISTICS
@@ -70,10 +70,10 @@ def load(
         bases = _open_torch(rest, splits_map, data_dir, download)
     known = STATISTICS.get(name.removeprefix("torch/"))
     return image_data(
-        bases,
-        splits_map,
+        cut(bases, splits_map),
         looks or Preprocessing(),
         name=f"timm/{name}",
+        class_names=classes_of(bases),
         statistics=known,
         resize=source == "folder",
     )

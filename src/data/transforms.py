@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.data.splits import Preprocessing
 from src.names import bad_value
 
 if TYPE_CHECKING:
@@ -64,42 +65,39 @@ class ToNormalizedTensor:
         return values.mul_(self.scale).add_(self.shift)
 
 
-def image_transforms(
-    shape: tuple[int, int, int],
-    statistics: tuple[Sequence[float], Sequence[float]],
-    *,
-    resize: bool,
-    interpolation: str = "bilinear",
-    crop_pct: float = 1.0,
-) -> tuple[Transform, Transform]:
-    """The transforms for training and for evaluation, from PIL image to float32 `shape`.
+def image_transforms(looks: Preprocessing, *, resize: bool) -> tuple[Transform, Transform]:
+    """The transforms for training and for evaluation, from PIL image to float32 input_shape.
 
-    statistics: mean and std of pixels between 0 and 1, one number or one a channel.
+    looks: with shape, mean and std (of pixels between 0 and 1, one number or one a channel).
     resize: whether the images may have another size than the shape.
     """
-    channels, height, width = shape
+    channels, height, width = looks.input_shape or (0, 0, 0)
     if channels not in MODES:
-        raise bad_value("model_input_shape", list(shape), "1 or 3 channels first")
+        shape = [channels, height, width]
+        raise bad_value("model_input_shape", shape, "1 or 3 channels first")
     from torchvision.transforms import Compose
 
-    mean, std = (fit_channels(values, channels) for values in statistics)
+    mean, std = (fit_channels(values or (), channels) for values in (looks.mean, looks.std))
     steps: list[Any] = [ToMode(MODES[channels])]
     if resize:
-        steps += _resize_and_crop(height, width, interpolation, crop_pct)
+        steps += _resize_and_crop(height, width, looks)
     transform = Compose([*steps, ToNormalizedTensor(mean, std)])
     return transform, transform
 
 
-def _resize_and_crop(height: int, width: int, interpolation: str, crop_pct: float) -> list[Any]:
+def _resize_and_crop(height: int, width: int, looks: Preprocessing) -> list[Any]:
     """As timm evaluates: the image covers the size over crop_pct, its centre is cut out."""
     from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
     from torchvision.transforms import CenterCrop, Resize
 
-    size = floor(height / crop_pct), floor(width / crop_pct)
-    if height == width:
-        resize = Resize(size[0], interpolation=str_to_interp_mode(interpolation))
+    mode = str_to_interp_mode(looks.interpolation)
+    size = floor(height / looks.crop_pct), floor(width / looks.crop_pct)
+    if looks.is_squashed:
+        resize = Resize(size, interpolation=mode)
+    elif height == width:
+        resize = Resize(size[0], interpolation=mode)
     else:
-        resize = ResizeKeepRatio(size, interpolation=interpolation)
+        resize = ResizeKeepRatio(size, interpolation=looks.interpolation)
     return [resize, CenterCrop((height, width))]
 
 

@@ -1,5 +1,6 @@
 """Sums of loss and correct predictions, and one pass over a split."""
 
+import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from time import perf_counter
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from src.generators import generators_kept
 from src.losses import Loss
+
+MOST_LOSS = 700.0  # of which a float holds the exponential
 
 
 class Sums:
@@ -26,11 +29,11 @@ class Sums:
         self.total = torch.zeros((), dtype=precision, device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.weight: float | Tensor = 0
-        self.examples = 0
+        self.predictions: int | Tensor = 0
         self.at_last_reading = [0.0, 0.0, 0, 0]
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("total", "correct", "weight", "examples", "at_last_reading")
+        names = ("total", "correct", "weight", "predictions", "at_last_reading")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -41,12 +44,12 @@ class Sums:
         """Count a batch: its summed loss (detached), outputs (n, C), targets (n,)."""
         self.total += loss_sum
         self.weight += self.loss.weight(targets)
-        self.examples += len(targets)
-        if self.loss.has_accuracy:
+        self.predictions += self.loss.predictions(targets)
+        if "accuracy" in self.loss.measures:
             self.correct += self.loss.correct(outputs, targets)  # type: ignore[arg-type]
 
     def averages(self) -> dict[str, float]:
-        """loss and, for classes, accuracy of everything so far; waits for the device."""
+        """The loss's measures of everything so far; waits for the device."""
         return self._averages(self._read())
 
     def recent(self) -> dict[str, float]:
@@ -56,15 +59,18 @@ class Sums:
         return self._averages([a - b for a, b in zip(now, then, strict=True)])
 
     def _read(self) -> list[float]:
-        """[summed loss, its weight, correct, examples]."""
-        return [self.total.item(), float(self.weight), self.correct.item(), self.examples]
+        """[summed loss, its weight, correct, predictions]."""
+        return [float(self.total), float(self.weight), int(self.correct), int(self.predictions)]
 
     def _averages(self, sums: list[float]) -> dict[str, float]:
-        total, weight, correct, examples = sums
-        averages = {"loss": total / weight if weight else float("nan")}
-        if self.loss.has_accuracy:
-            averages["accuracy"] = correct / examples if examples else float("nan")
-        return averages
+        total, weight, correct, predictions = sums
+        loss = total / weight if weight else math.nan
+        averages = {
+            "loss": loss,
+            "accuracy": correct / predictions if predictions else math.nan,
+            "perplexity": math.inf if loss > MOST_LOSS else math.exp(loss),  # of nan it is nan
+        }
+        return {measure: averages[measure] for measure in self.loss.measures}
 
 
 @torch.no_grad()
@@ -78,7 +84,7 @@ def evaluate(
     name: str,
     log_interval: int | None,
 ) -> dict[str, float]:
-    """One pass in eval mode: loss, accuracy (classes only), time and data_time in seconds.
+    """One pass in eval mode: the loss's measures, time and data_time in seconds.
 
     Averages weigh by example, so a short last batch counts as what it is. However it ends,
     batches is closed.
@@ -105,5 +111,5 @@ def evaluate(
 
 def in_words(averages: Mapping[str, float]) -> str:
     """'loss 0.3121 | accuracy 0.9120'."""
-    shown = [f"{key} {averages[key]:.4f}" for key in ("loss", "accuracy") if key in averages]
+    shown = [f"{k} {averages[k]:.4f}" for k in ("loss", "accuracy", "perplexity") if k in averages]
     return " | ".join(shown)

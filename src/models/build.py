@@ -1,12 +1,14 @@
 """From the configuration to the model."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from src.data.splits import Preprocessing
-from src.models import linear, own, timm, torchvision
+from src.models import clip, hf, linear, own, timm, torchvision
+from src.models.freezing import check_patterns, freeze
 from src.models.tiny import build as tiny
 from src.models.weights import init_head, load_weights
 from src.names import UserError, bad_value, pick, split_family
@@ -22,14 +24,21 @@ FAMILIES: dict[str, Any] = {
     "tiny": tiny,
     "timm": timm,
     "torchvision": torchvision,
+    "clip": clip,
+    "hf": hf,
 }
 OWN = ":"  # of no name
 # These also take is_pretrained, and say by preprocessing(name) how their weights were fed.
-WITH_PRETRAINED = {"timm", "torchvision"}
-IMAGES_ONLY = {"tiny", *WITH_PRETRAINED}
+WITH_PRETRAINED = {"timm", "torchvision", "clip", "hf"}
+IMAGES_ONLY = {"tiny", "timm", "torchvision", "clip"}
 
 
-def build_model(config: "Config", input_shape: tuple[int, ...], n_classes: int | None) -> nn.Module:
+def build_model(
+    config: "Config",
+    input_shape: tuple[int, ...],
+    n_classes: int | None,
+    class_names: Sequence[str] | None = None,
+) -> nn.Module:
     """The model of the configuration, on the CPU, a function of seed_model alone.
 
     input_shape: of one example. n_classes: None for regression. UserError for an unknown name,
@@ -43,7 +52,9 @@ def build_model(config: "Config", input_shape: tuple[int, ...], n_classes: int |
             "as which rows pass where model_input_shape says [channels, height, width]"
         )
         raise bad_value("model", config.model, expected)
-    options = pretrained_options(config, family)
+    options: dict[str, bool] = pretrained_options(config, family)
+    if family == "hf":
+        options["is_language_model"] = config.loss == "next_token"
     # The CPU's generator alone: nothing is drawn on a GPU, and its state is the caller's.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed_model)  # type: ignore[arg-type]
@@ -52,8 +63,11 @@ def build_model(config: "Config", input_shape: tuple[int, ...], n_classes: int |
         )
         if config.model_weights is not None:
             load_weights(model, config.model_weights, heads)
-        if config.model_head_init is not None:
+        if config.model_head_init == "zero_shot":
+            clip.init_zero_shot(model, name, class_names, config.model_zero_shot_templates)
+        elif config.model_head_init is not None:
             init_head(model, heads, config.model_head_init)
+    freeze(model, freeze_patterns(config))
     return model
 
 
@@ -61,6 +75,14 @@ def check_model(config: "Config") -> None:
     """UserError for what shows before there are data: names, weights that are not to be had."""
     family, name = family_of(config.model)
     builder_of(family).look_up(name, **pretrained_options(config, family))
+    check_patterns(freeze_patterns(config))
+    if config.model_head_init == "zero_shot" and family != "clip":
+        raise bad_value("model_head_init", "zero_shot", "a model clip/… for it, or null")
+
+
+def freeze_patterns(config: "Config") -> list[str]:
+    given = config.model_freeze
+    return [given] if isinstance(given, str) else given
 
 
 def family_of(model: str) -> tuple[str, str]:
@@ -90,6 +112,8 @@ def model_preprocessing(config: "Config") -> Preprocessing | None:
     """
     family, name = family_of(config.model)
     has_weights = config.model_pretrained or config.model_weights is not None
+    if family == "hf":
+        return hf.preprocessing(name, has_weights=has_weights)  # a text model's tokenizer
     is_known = has_weights and family in WITH_PRETRAINED
     return FAMILIES[family].preprocessing(name) if is_known else None
 

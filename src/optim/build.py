@@ -29,6 +29,7 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
         model,
         weight_decay=config.weight_decay,
         weight_decay_biases=config.weight_decay_biases,
+        layer_decay=config.layer_decay,
     )
     family, name = split_family(config.optim_alg)
     try:

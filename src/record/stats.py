@@ -2,9 +2,11 @@
 
 epoch, step, timestamp; train/loss, train/accuracy, train/time, train/data_time,
 train/seen_examples, train/learning_rate; for each other split and each evaluated model
-SPLIT/MODEL/loss, …/accuracy, …/time, …/data_time. No accuracy where targets are real.
+SPLIT/MODEL/loss, …/accuracy, …/time, …/data_time. No accuracy where targets are real; also
+…/perplexity where tokens are predicted.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,8 @@ import pandas as pd
 class Stats:
     """The rows so far."""
 
-    def __init__(self, splits: list[str], models: list[str], *, has_accuracy: bool) -> None:
-        """splits: those that are evaluated; models: last, av, …"""
-        measures = ["loss", "accuracy"] if has_accuracy else ["loss"]
+    def __init__(self, splits: list[str], models: list[str], measures: Sequence[str]) -> None:
+        """splits: those that are evaluated; models: last, av, …; measures: loss, accuracy, …"""
         of_training = [*measures, "time", "data_time", "seen_examples", "learning_rate"]
         self.columns = ["epoch", "step", "timestamp", *(f"train/{x}" for x in of_training)]
         self.columns += [
@@ -52,7 +53,7 @@ def read_stats(folder: str | Path) -> pd.DataFrame:
 def summary(stats: pd.DataFrame, folder: str | None) -> str:
     """What a run reached, and where to look: a line each."""
     last = stats.iloc[-1]
-    shown = [c for c in stats.columns if c.endswith(("/loss", "/accuracy"))]
+    shown = [c for c in stats.columns if c.endswith(("/loss", "/accuracy", "/perplexity"))]
     lines = [f"{column:<20} {last[column]:.4f}" for column in shown]
     if folder:
         lines.append(f"{'run folder':<20} {folder}")

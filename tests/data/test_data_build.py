@@ -1,32 +1,19 @@
 """build_data: what the keys of the configuration do, whatever the family."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits, load_wine
 
+from src.config import Config, make_config
 from src.data.build import build_data, check_dataset
 from src.data.sklearn import stratified_split
 from src.data.splits import Preprocessing
 from src.names import UserError
 
 
-def config(**keys) -> SimpleNamespace:
-    defaults = {
-        "dataset": "sklearn/digits",
-        "data_dir": "nowhere",
-        "data_download": False,
-        "data_splits_map": {"train": "train", "test": "test"},
-        "data_n_classes": None,
-        "data_normalize": None,
-        "data_mean": None,
-        "data_std": None,
-        "model_input_shape": None,
-    }
-    assert keys.keys() <= defaults.keys()
-    return SimpleNamespace(**defaults | keys)
+def config(**keys) -> Config:
+    return make_config({"dataset": "sklearn/digits", "data_dir": "nowhere"} | keys)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +95,6 @@ def test_found_values_given_again_change_nothing():
         ({"data_mean": [0.5]}, "data_mean, data_std: give both"),
         ({"dataset": "sklearn/iris", "data_mean": [0.5], "data_std": [1]}, "for images alone"),
         ({"dataset": "sklearn/iris", "model_input_shape": [5]}, r"model_input_shape: got \[5\]"),
-        ({"data_normalize": "row"}, "data_normalize: got 'row', expected rows, columns, none"),
         (
             {"dataset": "timm/torch/mnist", "data_normalize": "rows"},
             "data_normalize: got 'rows', expected null",

@@ -1,6 +1,7 @@
 """PIL images become the tensors that torchvision and timm would make of them."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from src.data.splits import Preprocessing
 from src.data.transforms import STATISTICS, image_transforms
 from src.names import UserError
 
@@ -24,7 +26,7 @@ def picture(mode: str, width: int = 40, height: int = 30) -> Image.Image:
 def test_pixels_are_normalised_as_torchvision_does(mode, mean, std):
     image = picture(mode)
     shape = (len(mean), 30, 40)
-    for transform in image_transforms(shape, (mean, std), resize=False):
+    for transform in image_transforms(Preprocessing(shape, mean, std), resize=False):
         got = transform(image)
         assert got.shape == shape
         assert got.is_contiguous()
@@ -35,9 +37,8 @@ def test_pixels_are_normalised_as_torchvision_does(mode, mean, std):
 @pytest.mark.parametrize("size", [(24, 24), (16, 32)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
 def test_images_are_resized_as_timm_does_for_evaluation(size, crop_pct):
-    _, got = image_transforms(
-        (3, *size), (MEAN, STD), resize=True, interpolation="bicubic", crop_pct=crop_pct
-    )
+    looks = Preprocessing((3, *size), MEAN, STD, "bicubic", crop_pct)
+    _, got = image_transforms(looks, resize=True)
     timm = create_transform(
         (3, *size),
         interpolation="bicubic",
@@ -52,15 +53,27 @@ def test_images_are_resized_as_timm_does_for_evaluation(size, crop_pct):
 @pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1), ("P", 3), ("RGBA", 3)])
 def test_channels_are_those_of_the_model(mode, channels):
     image = picture("RGB").convert(mode)
-    transform, _ = image_transforms((channels, 30, 40), ((0.0,), (1.0,)), resize=False)
+    looks = Preprocessing((channels, 30, 40), (0.0,), (1.0,))
+    transform, _ = image_transforms(looks, resize=False)
     expected = ToTensor()(image.convert("L" if channels == 1 else "RGB"))
     torch.testing.assert_close(transform(image), expected)
 
 
 def test_statistics_fit_the_channels():
-    grey, _ = image_transforms((1, 30, 40), ((0.1, 0.2, 0.6), (0.2, 0.2, 0.2)), resize=False)
+    looks = Preprocessing((1, 30, 40), (0.1, 0.2, 0.6), (0.2, 0.2, 0.2))
+    grey, _ = image_transforms(looks, resize=False)
     torch.testing.assert_close(grey(picture("L")), Normalize(0.3, 0.2)(ToTensor()(picture("L"))))
     with pytest.raises(UserError, match="data_mean, data_std: got"):
-        image_transforms((3, 30, 40), ((0.1, 0.2), (1.0,)), resize=False)
+        image_transforms(Preprocessing((3, 30, 40), (0.1, 0.2), (1.0,)), resize=False)
     with pytest.raises(UserError, match="model_input_shape: got"):
-        image_transforms((4, 30, 40), ((0.1,), (1.0,)), resize=False)
+        image_transforms(Preprocessing((4, 30, 40), (0.1,), (1.0,)), resize=False)
+
+
+def test_a_squashed_image_keeps_its_edges():
+    image = Image.new("L", (40, 20))
+    image.paste(255, (0, 0, 4, 20))  # a tenth on the left is white
+    looks = Preprocessing((1, 20, 20), (0.0,), (1.0,), "nearest")
+    _, cropped = image_transforms(looks, resize=True)
+    _, squashed = image_transforms(replace(looks, is_squashed=True), resize=True)
+    assert cropped(image).max() == 0
+    assert squashed(image)[0, :, :2].min() == 1

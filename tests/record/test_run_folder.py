@@ -111,7 +111,7 @@ def test_keys_without_effect_may_differ_from_the_finished_run(tmp_path):
 
 
 def test_stats_keep_their_columns_however_few_are_filled(tmp_path):
-    stats = Stats(["test"], ["last", "av"], has_accuracy=False)
+    stats = Stats(["test"], ["last", "av"], ["loss"])
     stats.add(1, 10, {"train": {"loss": 0.25}})
     frame = stats.frame()
     assert list(frame)[3:7] == [

@@ -1,0 +1,175 @@
+"""Splits of other data sets beside our own: v2: 'tfds/imagenet_v2:test'; their classes as ours."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from loguru import logger
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from src.data.loaders import take
+from src.data.splits import ArraySplit, Data, DatasetSplit, Split, TextSplit
+from src.names import UserError, bad_value, closest
+
+MOST_SHOWN = 8
+LEFT_OUT = -1
+ClassMap = Mapping[str | int, str | int | None]
+
+
+def by_dataset(splits_map: Mapping[str, str], own: str) -> dict[str, dict[str, str]]:
+    """Data set -> split -> the data set's spelling of it; our own first.
+
+    >>> by_dataset({"train": "train[:9]", "v2": "tfds/x:test[:9]"}, "tfds/y")
+    {'tfds/y': {'train': 'train[:9]'}, 'tfds/x': {'v2': 'test[:9]'}}
+    """
+    found: dict[str, dict[str, str]] = {own: {}}
+    for split, spelling in splits_map.items():
+        # the slice's colon stands in brackets; a data set's version has one of its own
+        start = spelling.rfind(":", 0, spelling.find("[") if "[" in spelling else None)
+        dataset, rest = (own, spelling) if start < 0 else (spelling[:start], spelling[start + 1 :])
+        if split == "train" and dataset != own:
+            raise bad_value("data_splits_map", spelling, f"train to be a part of {own}, dataset")
+        found.setdefault(dataset, {})[split] = rest
+    return found
+
+
+def joined(
+    data: Data, others: Mapping[str, Data], class_maps: Mapping[str, ClassMap], order: Iterable[str]
+) -> Data:
+    """Our data and the splits of other data sets, with our numbers for their classes.
+
+    class_maps: split -> {its class: ours}, by name or number, what is missing there by name;
+    None leaves its examples out. UserError where a class is none of ours, and where the
+    examples look different.
+    """
+    splits = dict(data.splits)
+    known = {split for other in others.values() for split in other.splits}
+    if unknown := [split for split in class_maps if split not in known]:
+        raise bad_value("data_class_map", unknown[0], "a split of another data set")
+    for dataset, other in others.items():
+        if other.input_shape != data.input_shape:
+            expected = f"one with examples of shape {list(data.input_shape)} for other splits"
+            raise bad_value(
+                "data_splits_map", dataset, f"{expected}, not {list(other.input_shape)}"
+            )
+        for name, split in other.splits.items():
+            table = _table(data, other, class_maps.get(name, {}), f"{name} ({dataset})")
+            splits[name] = split if table is None else _renumbered(split, table)
+            if not len(splits[name]):
+                raise bad_value("data_class_map", name, "a split of which some class is left")
+    return replace(data, splits={split: splits[split] for split in order})
+
+
+def _table(ours: Data, other: Data, class_map: ClassMap, where: str) -> list[int] | None:
+    """The number of ours for each class of the other; None where they are the same already."""
+    if ours.n_classes is None or other.n_classes is None:
+        if ours.n_classes == other.n_classes:
+            return None
+        raise UserError(f"data_splits_map: {where}: one has classes, the other real targets")
+    if not class_map and (ours.class_names is None or other.class_names is None):
+        if ours.n_classes == other.n_classes:
+            return None
+        raise UserError(
+            f"data_splits_map: {where} has {other.n_classes} classes, ours are {ours.n_classes}, "
+            f"and there are no names to match them by: give data_class_map"
+        )
+    own_numbers = _numbers(ours)
+    given = {_number(other, key, where): value for key, value in class_map.items()}
+    table, lost = [], []
+    for number in range(other.n_classes):
+        name = other.class_names[number] if other.class_names else str(number)
+        if number in given:
+            ours_is = given[number]
+            table.append(LEFT_OUT if ours_is is None else _number(ours, ours_is, where))
+        elif other.class_names and _plain(name) in own_numbers:
+            table.append(own_numbers[_plain(name)])
+        else:
+            lost.append(name)
+    if lost:
+        raise _unmapped(lost, ours, where)
+    return None if table == list(range(ours.n_classes)) else table
+
+
+def _numbers(data: Data) -> dict[str, int]:
+    return {_plain(name): number for number, name in enumerate(data.class_names or ())}
+
+
+def _plain(name: str) -> str:
+    """'Tiger_Cat' is 'tiger cat'."""
+    return " ".join(name.casefold().replace("_", " ").split())
+
+
+def _number(data: Data, name: str | int, where: str) -> int:
+    """The number of a class given by its name or number."""
+    known = _numbers(data)
+    if _plain(str(name)) in known:  # of digits the names are numbers
+        return known[_plain(str(name))]
+    if isinstance(name, int) and 0 <= name < (data.n_classes or 0):
+        return name
+    near = closest(str(name), data.class_names or ())
+    hint = f"; did you mean {near!r}?" if near else f"; there are {data.n_classes}"
+    raise UserError(f"data_class_map: {where}: no class {name!r}{hint}")
+
+
+def _unmapped(lost: Sequence[str], ours: Data, where: str) -> UserError:
+    more = ", …" * (len(lost) > MOST_SHOWN)
+    names = ours.class_names or tuple(map(str, range(ours.n_classes or 0)))
+    near = {name: closest(name, names) for name in lost[:1]}
+    example = f"{lost[0]!r}: {near[lost[0]] or names[0]!r}"
+    return UserError(
+        f"data_class_map: {where} has {len(lost)} classes that are none of ours: "
+        f"{', '.join(map(repr, lost[:MOST_SHOWN]))}{more}; say which they are, such as "
+        f"{{{example}}}, or null to leave them out; ours are {', '.join(names[:MOST_SHOWN])}"
+        + ", …"
+        * (len(names) > MOST_SHOWN)
+    )
+
+
+def _renumbered(split: Split, table: Sequence[int]) -> Split:
+    """The split with our class numbers, without the examples that are left out."""
+    numbers = torch.tensor(table)
+    if isinstance(split, DatasetSplit):
+        dataset: Dataset = split.dataset
+        if LEFT_OUT in table:
+            kept = torch.nonzero(numbers[_labels(dataset)] != LEFT_OUT)[:, 0]
+            dataset = Subset(dataset, kept.tolist())
+        return replace(split, dataset=_Renumbered(dataset, tuple(table)))
+    if split.targets is None or split.targets.ndim != 1:
+        raise UserError("data_class_map: only where an example has one class")
+    targets = numbers[split.targets]
+    kept = torch.nonzero(targets != LEFT_OUT)[:, 0]
+    if isinstance(split, TextSplit):
+        return replace(
+            split, starts=split.starts[kept], ends=split.ends[kept], targets=targets[kept]
+        )
+    inputs = take(split, kept)[0] if len(kept) < len(targets) else split.inputs
+    return ArraySplit(inputs, targets[kept])
+
+
+@dataclass(frozen=True)
+class _Renumbered(Dataset):
+    """A dataset of (image, class) with other numbers for the classes."""
+
+    dataset: Any
+    table: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.dataset[index]
+        return image, self.table[int(label)]
+
+
+def _labels(dataset: Any) -> Tensor:
+    """(n,) int64 class numbers, without reading the images where the dataset lists them."""
+    if isinstance(dataset, Subset):
+        return _labels(dataset.dataset)[torch.as_tensor(list(dataset.indices))]
+    if isinstance(dataset, ConcatDataset):
+        return torch.cat([_labels(part) for part in dataset.datasets])
+    if (listed := getattr(dataset, "targets", None)) is not None:
+        return torch.as_tensor(listed)
+    logger.info("reading {:,} examples for their classes", len(dataset))
+    return torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
