@@ -54,7 +54,7 @@ def sparse(data_dir: Path) -> dict:
         "grad_accum_steps": 2,
         "averaging": ["ema_0.99", "poly_8"],
         "lr_schedule": "cosine",
-        "train_length": 20,
+        "train_length": 40,  # its steps are short, and a busy machine is late
     }
 
 
