@@ -37,6 +37,9 @@ def split_arrays(
         for whole in bases.values():
             rows_to_unit_norm(whole.inputs)
     elif normalize == "columns":
+        if "train" not in ranges:  # of another data set than that of our train split
+            expected = "rows or none, as there are splits of other data sets with other columns"
+            raise bad_value("data_normalize", "columns", expected)
         standardize_columns(
             [whole.inputs for whole in bases.values()], take(bases, ranges["train"]).inputs
         )

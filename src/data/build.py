@@ -46,15 +46,11 @@ def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
 
 def check_dataset(config: "Config") -> None:
     """UserError for what shows before any data are there: names, parts, keys that contradict."""
-    sources = _sources(config)
-    for source in sources:
+    for source in _sources(config):
         check, _ = family_of(source.dataset)
         check(config, source)
     if (config.data_mean is None) != (config.data_std is None):
         raise UserError("data_mean, data_std: give both or neither")
-    if len(sources) > 1 and config.data_normalize == "columns":
-        expected = "another one, as there are splits of other data sets"
-        raise bad_value("data_normalize", "columns", expected)
 
 
 def _sources(config: "Config") -> list[Source]:
