@@ -1,0 +1,116 @@
+"""Fetch and prepare all that runs need, once: python prepare.py cfg.yaml|jobs/x.yaml [key=value …]
+
+Every data set and every set of pretrained weights of a configuration or of a whole grid, on a
+machine that has a network, so that jobs start with all at hand. Without it the first of them
+fetches and the others wait.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
+from time import perf_counter
+from typing import Any
+
+from loguru import logger
+
+from src.config import Config, load_config, make_config, parse_overrides
+from src.data.build import build_data
+from src.data.splits import Data, Preprocessing
+from src.keys import DataKeys, ModelKeys
+from src.models.build import build_model, check_model, model_preprocessing
+from src.names import OneLineParser, UserError
+from src.submit.grid import expand
+from src.submit.job_file import read_job
+from src.yaml_files import read_yaml_file
+
+OF_DATA = [field.name for field in fields(DataKeys)] + ["model_input_shape", "loss"]
+OF_MODEL = [field.name for field in fields(ModelKeys)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, 2 for what can't be had, 130 for Ctrl-C."""
+    parser = OneLineParser(description="Fetch and prepare all that runs need.")
+    parser.add_argument("file", help="YAML file: a configuration, or a job file with a grid")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all: data_dir=…")
+    with suppress(ValueError):
+        logger.remove(0)  # loguru's own, which prints everything
+    messages = logger.add(lambda line: print(f"  {line}", end=""), format="{message}")
+    try:
+        options = parser.parse_args(arguments)
+        configs = configurations(options.file, options.overrides)
+        return prepare(distinct(configs))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    finally:
+        logger.remove(messages)
+
+
+def configurations(path: str, overrides: Sequence[str]) -> list[Config]:
+    """The one of a configuration, or those of all rows of a grid."""
+    content = read_yaml_file(path)
+    if not isinstance(content, dict) or "parameters" not in content:
+        return [load_config(path, overrides)]
+    job, changes = read_job(path), parse_overrides(overrides)
+    rows: Iterable[Mapping[str, Any]] = expand(job.parameters).rows
+    return [make_config({**job.common, **row, **changes}) for row in rows]
+
+
+def distinct(configs: Iterable[Config]) -> list[Config]:
+    """One of all that ask for the same data and the same model; it may fetch, being asked to."""
+    found: dict[str, Config] = {}
+    for config in configs:
+        values = [getattr(config, key) for key in [*OF_DATA, *OF_MODEL]]
+        found.setdefault(repr(values), replace(config, data_download=True, seed_model=0))
+    return list(found.values())
+
+
+def prepare(needs: Sequence[Config]) -> int:
+    """Fetch what they need, the failures of one no hindrance to the others; the exit code."""
+    failures: dict[str, None] = {}
+    kept: tuple[str, Data | UserError] | None = None  # one at a time: they may fill the memory
+    for number, config in enumerate(needs, 1):
+        print(f"{number}/{len(needs)} {config.dataset}, {config.model}", flush=True)
+        started = perf_counter()
+        try:
+            check_model(config)
+            looks = model_preprocessing(config)
+            wanted = repr(([getattr(config, key) for key in OF_DATA], looks))
+            if kept is None or kept[0] != wanted:
+                kept = wanted, data_of(config, looks)
+            print(f"  {found_in(kept[1], config)}, {perf_counter() - started:.1f} s", flush=True)
+        except UserError as error:
+            print("  not to be had, see below", flush=True)
+            failures[str(error)] = None
+    if failures:
+        print("\n".join(failures), file=sys.stderr)
+        return 2
+    print("all is at hand")
+    return 0
+
+
+def data_of(config: Config, looks: Preprocessing | None) -> Data | UserError:
+    """The data, or why there are none, which holds for other models as well."""
+    try:
+        return build_data(config, looks)
+    except UserError as error:
+        return error
+
+
+def found_in(data: Data | UserError, config: Config) -> str:
+    """What was found, in words: the sizes of the splits, and the weights where there are some."""
+    if isinstance(data, UserError):
+        raise data
+    found = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    if config.model_pretrained or config.model_weights is not None:
+        build_model(config, data.input_shape, data.n_classes, data.class_names)
+        found += ", weights"
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
