@@ -16,6 +16,13 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
+def seed_cpu(seed: int) -> None:
+    """The same without those of GPUs, in a twentieth of the time: once an example counts."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """What is drawn inside leaves no trace outside."""

@@ -21,6 +21,12 @@ def batch():
     return outputs, classes, labels, torch.randn(N, C, generator=g)
 
 
+def mixed(classes):
+    """(N, C) shares: each example's class by 0.7, its partner's by 0.3."""
+    one_hot = F.one_hot(classes, C).float()
+    return 0.7 * one_hot + 0.3 * one_hot.flip(0)
+
+
 def mean_of(loss, outputs, targets):
     return loss(outputs, targets) / loss.weight(targets)
 
@@ -37,6 +43,33 @@ def test_log_is_the_cross_entropy_of_torch(batch, name, class_weights, label_smo
         outputs, classes, weight=class_weights, label_smoothing=label_smoothing
     )
     torch.testing.assert_close(mean_of(loss, outputs, classes), expected)
+
+
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_shares_of_classes_are_those_of_torch(batch, class_weights, label_smoothing):
+    """As a sum; torch's mean over shares forgets the classes' weights in what it divides by."""
+    outputs, classes, _, _ = batch
+    keys = {"label_smoothing": label_smoothing}
+    loss = build_loss("log", n_classes=C, class_weights=class_weights, **keys)
+    shares = mixed(classes)
+    keys |= {"weight": class_weights}
+    expected = F.cross_entropy(outputs, shares, reduction="sum", **keys)
+    torch.testing.assert_close(loss(outputs, shares), expected)
+    # as mixed as the examples are
+    ours, theirs = loss(outputs, classes), loss(outputs, classes.flip(0))
+    torch.testing.assert_close(loss(outputs, shares), 0.7 * ours + 0.3 * theirs)
+    assert float(loss.weight(shares)) == pytest.approx(float(loss.weight(classes)))
+    whole = F.one_hot(classes, C).float()
+    expected = F.cross_entropy(outputs, classes, **keys)
+    torch.testing.assert_close(mean_of(loss, outputs, whole), expected)
+
+
+def test_of_shares_of_classes_the_largest_one_is_right():
+    outputs = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+    shares = torch.tensor([[0.4, 0.6], [0.4, 0.6], [0.1, 0.9]])
+    correct = build_loss("log", n_classes=2).correct(outputs, shares)
+    assert (correct.item(), correct.dtype) == (2, torch.int64)
 
 
 @pytest.mark.parametrize("name", ["mse", "square"])
@@ -80,6 +113,7 @@ CASES = {
         {"n_classes": C, "label_smoothing": 0.1, "class_weights": WEIGHTS},
         1,
     ),
+    "log of shares": ({"n_classes": C, "label_smoothing": 0.1, "class_weights": WEIGHTS}, 1),
     "bce": ({"n_classes": C, "is_multilabel": True}, 2),
     "mse": ({"n_classes": C}, 1),
     "mse of real targets": ({"n_classes": None}, 3),
@@ -92,6 +126,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_large_batch(batch, case, si
     """The last one is shorter where size does not divide N."""
     keywords, which = CASES[case]
     outputs, targets = batch[0].clone().requires_grad_(), batch[which]
+    targets = mixed(targets) if "shares" in case else targets
     loss = build_loss(case.split()[0], **keywords)
     (whole,) = torch.autograd.grad(mean_of(loss, outputs, targets), outputs)
     weight = loss.weight(targets)

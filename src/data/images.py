@@ -39,7 +39,7 @@ def image_data(
         mean, std = statistics or IMAGENET
         looks = replace(looks, mean=mean, std=std)
     looks = replace(looks, input_shape=shape)
-    resize = resize or own_shape is None or own_shape[1:] != shape[1:]
+    resize = resize or looks.is_cropped or own_shape is None or own_shape[1:] != shape[1:]
     train_transform, transform = image_transforms(looks, resize=resize)
     made = {k: DatasetSplit(dataset, train_transform, transform) for k, dataset in splits.items()}
     names = None if class_names is None else tuple(class_names)

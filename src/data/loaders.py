@@ -5,18 +5,21 @@ processes. Either way the batches are a function of the seed and the step.
 """
 
 import signal
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.arrays import csr_tensor, row_range
-from src.data.order import batches_from, example_seeds
+from src.data.mixing import Mixing
+from src.data.order import batches_from, example_seeds, step_seed
 from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, Split, TextSplit
-from src.generators import generators_kept, seed_everything
+from src.data.transforms import ImageTransform
+from src.generators import generators_kept, seed_cpu
 
 SECONDS_TO_OUTLIVE = 120  # that worker processes live on after SIGTERM: a step, and more
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -30,6 +33,9 @@ class Loading:
     batch_size: int
     device: torch.device
     num_workers: int = 0
+    # of training batches: how examples are mixed, and how many copies of each are in a batch
+    mixing: Mixing | None = None
+    repeats: int = 1
 
 
 def on_device(split: Split, device: torch.device) -> Split:
@@ -53,12 +59,24 @@ def training_batches(
         batch_size=loading.batch_size,
         steps_per_pass=steps_per_pass,
         lengths=split.lengths if isinstance(split, TextSplit) and split.is_grouped else None,
+        repeats=loading.repeats,
     )
     if isinstance(split, ArraySplit):
-        return (take(split, indices.to(loading.device)) for _, indices in order)
-    if isinstance(split, TextSplit):
-        return (take_texts(split, indices) for _, indices in order)
-    return _loaded(_TrainingExamples(split, seed), order, loading)
+        batches = (take(split, indices.to(loading.device)) for _, indices in order)
+    elif isinstance(split, TextSplit):
+        batches = (take_texts(split, indices) for _, indices in order)
+    else:
+        batches = _loaded(_TrainingExamples(split, seed), order, loading)
+    return _mixed(batches, loading.mixing, seed, first_step) if loading.mixing else batches
+
+
+def _mixed(
+    batches: Generator[Batch, None, None], mixing: Mixing, seed: int, first_step: int
+) -> Generator[Batch, None, None]:
+    """The batches of first_step and all that follow, mixed. Closing it closes them."""
+    with closing(batches):
+        for step, (inputs, targets) in enumerate(batches, first_step):
+            yield mixing(inputs, targets, seed=step_seed(seed, step))
 
 
 def evaluation_batches(split: Split, loading: Loading) -> Generator[Batch, None, None]:
@@ -74,7 +92,7 @@ def evaluation_batches(split: Split, loading: Loading) -> Generator[Batch, None,
         by_length = split.lengths.argsort(descending=True, stable=True)
         return (take_texts(split, by_length[i : i + loading.batch_size]) for i in starts)
     order = ((0, torch.arange(i, min(i + loading.batch_size, len(split)))) for i in starts)
-    return _loaded(_Examples(split), order, loading)
+    return _loaded(_Examples(split, split.transform), order, loading)
 
 
 # ---- Arrays ------------------------------------------------------------------------------
@@ -135,16 +153,21 @@ def _take_rows(csr: Tensor, indices: Tensor) -> Tensor:
 
 
 class _Examples(Dataset):
-    """Batches of (pass, indices) in the form that a DataLoader asks for them."""
+    """Batches of (pass, indices) in the form that a DataLoader asks for them.
 
-    def __init__(self, split: DatasetSplit) -> None:
-        self.split = split
+    `normalize` makes of their inputs what the model wants, on its device.
+    """
+
+    def __init__(self, split: DatasetSplit, transform: Callable[[Any], Tensor]) -> None:
+        self.split, self.read = split, transform
+        self.normalize: Callable[[Tensor], Tensor] = _nothing
+        if isinstance(transform, ImageTransform) and not transform.on_tensor:
+            self.read, self.normalize = transform.pixels, transform.to_tensor.normalize
 
     def __getitems__(self, request: tuple[int, Tensor]) -> Batch:
         _, indices = request
-        dataset, transform = self.split.dataset, self.split.transform
-        examples = [dataset[i] for i in indices.tolist()]
-        inputs = torch.stack([transform(image) for image, _ in examples])
+        examples = [self.split.dataset[i] for i in indices.tolist()]
+        inputs = torch.stack([self.read(image) for image, _ in examples])
         return inputs, torch.tensor([target for _, target in examples])
 
 
@@ -152,7 +175,7 @@ class _TrainingExamples(_Examples):
     """The same with augmentation, each example's randomness its own."""
 
     def __init__(self, split: DatasetSplit, seed: int) -> None:
-        super().__init__(split)
+        super().__init__(split, split.train_transform)
         self.seed = seed
 
     def __getitems__(self, request: tuple[int, Tensor]) -> Batch:
@@ -160,12 +183,13 @@ class _TrainingExamples(_Examples):
             return super().__getitems__(request)
         pass_number, indices = request
         seeds = example_seeds(self.seed, pass_number, indices).tolist()
+        indices = indices % len(self.split)  # of copies
         targets, inputs = [], []
         with generators_kept():  # without workers this is the training process
             for index, seed in zip(indices.tolist(), seeds, strict=True):
-                seed_everything(seed)
+                seed_cpu(seed)
                 image, target = self.split.dataset[index]
-                inputs.append(self.split.train_transform(image))
+                inputs.append(self.read(image))
                 targets.append(target)
         return torch.stack(inputs), torch.tensor(targets)
 
@@ -187,10 +211,8 @@ def _loaded(
     with _signals_blocked():
         batches = iter(loader)  # starts the workers
     for inputs, targets in batches:
-        yield (
-            inputs.to(loading.device, non_blocking=on_gpu),
-            targets.to(loading.device, non_blocking=on_gpu),
-        )
+        inputs = inputs.to(loading.device, non_blocking=on_gpu)
+        yield examples.normalize(inputs), targets.to(loading.device, non_blocking=on_gpu)
 
 
 @contextmanager
@@ -216,3 +238,7 @@ def _outlive_signals(worker: int) -> None:
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _nothing(inputs: Tensor) -> Tensor:
+    return inputs

@@ -29,11 +29,12 @@ def batches_from(
     batch_size: int,
     steps_per_pass: int,
     lengths: Tensor | None = None,
+    repeats: int = 1,
 ) -> Iterator[tuple[int, Tensor]]:
     """(pass, indices of one batch) for this step and all that follow, without an end.
 
     steps_per_pass says whether the short last batch of a pass is used. lengths: (num_examples,)
-    of texts whose batches are to be of about the same length.
+    of texts whose batches are to be of about the same length. repeats: see repeated().
     """
     pass_number, position = divmod(step, steps_per_pass)
     while True:
@@ -41,6 +42,8 @@ def batches_from(
         if lengths is not None:
             batch_order = permutation(seed, pass_number, num_examples // batch_size)
             order = grouped(order, lengths, batch_size, batch_order)
+        if repeats > 1:
+            order = repeated(order, repeats)
         for start in range(position * batch_size, steps_per_pass * batch_size, batch_size):
             yield pass_number, order[start : start + batch_size]
         pass_number, position = pass_number + 1, 0
@@ -49,14 +52,33 @@ def batches_from(
 def grouped(order: Tensor, lengths: Tensor, batch_size: int, batch_order: Tensor) -> Tensor:
     """The order with texts of about the same length in each batch of batch_size.
 
-    Runs of GROUP batches are sorted by length, then the batches come as batch_order, a
-    permutation of the full ones, says; the short last batch stays the last.
+    Runs of GROUP full batches are sorted by length, then the batches come as batch_order, a
+    permutation of them, says. The short last batch stays as it is: where it is left out, long
+    texts are as short ones are.
     """
-    runs = order.split(GROUP * batch_size)
-    by_length = torch.cat([run[lengths[run].argsort(descending=True)] for run in runs])
     full = len(batch_order) * batch_size
-    batches = by_length[:full].view(-1, batch_size)[batch_order]
-    return torch.cat([batches.flatten(), by_length[full:]])
+    runs = order[:full].split(GROUP * batch_size)
+    by_length = [run[lengths[run].argsort(descending=True, stable=True)] for run in runs]
+    batches = torch.cat([order[:0], *by_length]).view(-1, batch_size)[batch_order]
+    return torch.cat([batches.flatten(), order[full:]])
+
+
+def repeated(order: Tensor, repeats: int) -> Tensor:
+    """As many examples of which each comes `repeats` times in a row: the first of the order.
+
+    Copy c of example i is i + c * len(order), a number of its own to draw its augmentation by.
+    A batch of a multiple of `repeats` has all copies of its examples; others share some with
+    the next. (timm's RepeatAugSampler gives the copies to several processes.)
+    """
+    num_examples = len(order)
+    examples = order[: -(-num_examples // repeats)]
+    copies = torch.arange(repeats) * num_examples
+    return (examples[:, None] + copies).flatten()[:num_examples]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed for what is drawn for the batch of a step, a whole number below 2**32."""
+    return int(np.random.SeedSequence([seed, step, 2]).generate_state(1)[0])
 
 
 def example_seeds(seed: int, pass_number: int, indices: Tensor) -> np.ndarray:

@@ -99,6 +99,7 @@ class Preprocessing:
     input_shape: (channels, height, width). mean, std: one number a channel, for
     pixels between 0 and 1. crop_pct: side of the centre crop over the resized side.
     is_squashed: an image of other proportions is squeezed into the shape, nothing cut off.
+    is_cropped: crop_pct counts also where all images have the size of the shape.
     Of texts: the tokenizer, a folder or a name of the hub, and how many tokens are taken.
     """
 
@@ -108,6 +109,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     is_squashed: bool = False
+    is_cropped: bool = False
     augmentation: Augmentation = Augmentation()
     tokenizer: str | None = None
     text_length: int | None = None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.data.augmentation import steps_on_images, steps_on_tensors, switched_on
 from src.data.splits import Preprocessing
 from src.names import bad_value
 
@@ -59,17 +60,50 @@ class ToNormalizedTensor:
         object.__setattr__(self, "shift", (-mean / std).float())
 
     def __call__(self, image: "Image") -> Tensor:
-        pixels = torch.from_numpy(np.array(image))  # (h, w) or (h, w, 3), uint8
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        return self.normalize(pixels_of(image))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 (…, channels, height, width), an image or a batch, on any device."""
+        scale, shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
         values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        return values.mul_(self.scale).add_(self.shift)
+        return values.mul_(scale).add_(shift)
+
+
+def pixels_of(image: "Image") -> Tensor:
+    """uint8 (channels, height, width)."""
+    pixels = torch.from_numpy(np.array(image))  # (h, w) or (h, w, 3)
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """PIL image -> float32 (channels, height, width): work on the image, then on the tensor.
+
+    Where there is none on the tensor, `pixels` gives bytes, which are normalised a batch at a
+    time where the model lives: a quarter of the memory to pass on.
+    """
+
+    on_image: Callable[["Image"], "Image"]
+    to_tensor: ToNormalizedTensor
+    on_tensor: Sequence[Callable[[Tensor], Tensor]] = ()
+
+    def __call__(self, image: "Image") -> Tensor:
+        tensor = self.to_tensor(self.on_image(image))
+        for step in self.on_tensor:
+            tensor = step(tensor)
+        return tensor
+
+    def pixels(self, image: "Image") -> Tensor:
+        """uint8 (channels, height, width), not yet normalised."""
+        return pixels_of(self.on_image(image))
 
 
 def image_transforms(looks: Preprocessing, *, resize: bool) -> tuple[Transform, Transform]:
     """The transforms for training and for evaluation, from PIL image to float32 input_shape.
 
     looks: with shape, mean and std (of pixels between 0 and 1, one number or one a channel).
-    resize: whether the images may have another size than the shape.
+    resize: whether the images may have another size than the shape. The two are the same object
+    where looks.augmentation asks for nothing.
     """
     channels, height, width = looks.input_shape or (0, 0, 0)
     if channels not in MODES:
@@ -78,11 +112,18 @@ def image_transforms(looks: Preprocessing, *, resize: bool) -> tuple[Transform, 
     from torchvision.transforms import Compose
 
     mean, std = (fit_channels(values or (), channels) for values in (looks.mean, looks.std))
-    steps: list[Any] = [ToMode(MODES[channels])]
-    if resize:
-        steps += _resize_and_crop(height, width, looks)
-    transform = Compose([*steps, ToNormalizedTensor(mean, std)])
-    return transform, transform
+    to_mode, to_tensor = ToMode(MODES[channels]), ToNormalizedTensor(mean, std)
+    fit = _resize_and_crop(height, width, looks) if resize else []
+    transform = ImageTransform(Compose([to_mode, *fit]), to_tensor)
+    asked = looks.augmentation
+    if not switched_on(asked):
+        return transform, transform
+    on_images = steps_on_images(
+        asked, (height, width), mean=mean, interpolation=looks.interpolation
+    )
+    fit = [] if asked.crop_scale else fit  # that crop is resized itself
+    steps = Compose([to_mode, *fit, *on_images])
+    return ImageTransform(steps, to_tensor, steps_on_tensors(asked)), transform
 
 
 def _resize_and_crop(height: int, width: int, looks: Preprocessing) -> list[Any]:

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_data_timm import write_mnist
 from timm.data import create_transform
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from src.config import make_config
+from src.data.build import build_data
 from src.data.splits import Preprocessing
 from src.data.transforms import STATISTICS, image_transforms
 from src.names import UserError
@@ -48,6 +51,29 @@ def test_images_are_resized_as_timm_does_for_evaluation(size, crop_pct):
         use_prefetcher=False,
     )
     torch.testing.assert_close(got(picture("RGB")), timm(picture("RGB")))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(("crop_pct", "size"), [(0.8, 24), (1.0, 24), (0.875, 28)])
+def test_the_keys_of_the_crop_do_what_timm_does_for_evaluation(
+    tmp_path, interpolation, crop_pct, size
+):
+    """Also where the images have the size of the input."""
+    write_mnist(tmp_path)
+    keys = {"dataset": "timm/torch/fashion_mnist", "data_dir": str(tmp_path)}
+    keys |= {"data_crop_pct": crop_pct, "data_interpolation": interpolation}
+    shape = [1, size, size]
+    test = build_data(make_config(keys | {"model_input_shape": shape}), None).splits["test"]
+    image, _ = test.dataset[0]
+    timm = create_transform(
+        shape,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+        mean=(0.2860,),
+        std=(0.3530,),
+        use_prefetcher=False,
+    )
+    torch.testing.assert_close(test.transform(image), timm(image))
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1), ("P", 3), ("RGBA", 3)])

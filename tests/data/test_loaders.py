@@ -1,3 +1,4 @@
+import multiprocessing
 import random
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from src.data.loaders import (
     micro_batches,
     take,
     take_range,
+    take_texts,
     training_batches,
 )
-from src.data.splits import ArraySplit, DatasetSplit
+from src.data.mixing import Mixing
+from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, TextSplit
+from src.losses import NextToken
 
 CPU = torch.device("cpu")
 
@@ -88,9 +92,9 @@ def plain(number):
     return torch.tensor([number, 0, 0, 0])
 
 
-def noisy_batches(num_workers, first_step=0, seed=5, count=6):
+def noisy_batches(num_workers, first_step=0, seed=5, count=6, repeats=1):
     split = DatasetSplit(Numbers(), train_transform=noisy, transform=plain)
-    loading = Loading(10, CPU, num_workers)
+    loading = Loading(10, CPU, num_workers, repeats=repeats)
     batches = training_batches(split, loading, seed=seed, steps_per_pass=3, first_step=first_step)
     return [torch.cat([x, t[:, None]], 1) for x, t in islice(batches, count)]
 
@@ -114,6 +118,22 @@ def test_noise_differs_between_examples_passes_and_seeds():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+def test_copies_of_an_example_differ_in_their_noise_alone(num_workers):
+    whole = noisy_batches(num_workers, repeats=2)
+    assert [len(batch) for batch in whole] == [10, 10, 3] * 2
+    for batch in (*whole[:2], *whole[3:5]):
+        number, target, noise = batch[:, 0], batch[:, 4], batch[:, 1:4]
+        assert torch.equal(number, target)
+        assert torch.equal(number[::2], number[1::2])
+        assert len(number.unique()) == 5
+        assert all(len(draws.unique()) == 10 for draws in noise.T)
+    first_copies = torch.cat(whole[:3])[::2]
+    alone = torch.cat(noisy_batches(0, count=3))[: len(first_copies)]
+    assert torch.equal(first_copies, alone)
+    assert same(noisy_batches(2, first_step=4, count=2, repeats=2), whole[4:])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_loading_leaves_the_generators_of_the_training_process_alone(num_workers):
     def states():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
@@ -124,6 +144,91 @@ def test_loading_leaves_the_generators_of_the_training_process_alone(num_workers
     seen = torch.cat([t for _, t in evaluation_batches(split, Loading(10, CPU, num_workers))])
     assert seen.tolist() == list(range(23))
     assert states() == before
+
+
+def test_closing_ends_the_workers_of_mixed_batches():
+    split = DatasetSplit(Numbers(), lambda _: torch.rand(1, 4, 4), str)
+    loading = Loading(10, CPU, 2, mixing=Mixing(23, mixup=1.0))
+    batches = training_batches(split, loading, seed=5, steps_per_pass=3)
+    inputs, shares = next(batches)
+    assert (inputs.shape, shares.shape) == ((10, 1, 4, 4), (10, 23))
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+TEXTS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17], [18, 19, 20]]
+
+
+def texts(with_targets: bool, is_grouped: bool = False) -> TextSplit:
+    tokens = torch.tensor([token for text in TEXTS for token in text], dtype=torch.int32)
+    ends = torch.tensor([len(text) for text in TEXTS]).cumsum(0)
+    starts = ends - torch.tensor([len(text) for text in TEXTS])
+    targets = torch.arange(len(TEXTS)) if with_targets else None
+    return TextSplit(tokens, starts, ends, targets, is_grouped)
+
+
+def padded_by_hand(chosen: list[list[int]]) -> list[list[int]]:
+    longest = max(map(len, chosen))
+    return [text + [NO_TOKEN] * (longest - len(text)) for text in chosen]
+
+
+def test_texts_are_padded_to_the_longest_of_their_batch():
+    for indices in ([0, 1, 2], [6], [3, 1], [1, 1]):
+        inputs, targets = take_texts(texts(True), torch.tensor(indices))
+        assert inputs.tolist() == padded_by_hand([TEXTS[i] for i in indices])
+        assert targets.tolist() == indices
+        assert (inputs.dtype, targets.dtype) == (torch.int64, torch.int64)
+
+
+def test_the_targets_of_texts_alone_are_their_next_tokens():
+    for indices in ([0, 2, 3], [6], [3, 4]):
+        inputs, targets = take_texts(texts(False), torch.tensor(indices))
+        assert inputs.tolist() == padded_by_hand([TEXTS[i][:-1] for i in indices])
+        assert targets.tolist() == padded_by_hand([TEXTS[i][1:] for i in indices])
+
+
+@pytest.mark.parametrize("is_grouped", [False, True])
+def test_batches_of_texts_hold_each_once_a_pass_and_continue_anywhere(is_grouped):
+    def batches(first_step: int, count: int) -> list:
+        loading = Loading(3, CPU)
+        split = texts(True, is_grouped)
+        made = training_batches(split, loading, seed=1, steps_per_pass=3, first_step=first_step)
+        return list(islice(made, count))
+
+    whole = batches(0, 6)
+    assert [len(targets) for _, targets in whole] == [3, 3, 1] * 2
+    for inputs, targets in whole:
+        assert inputs.tolist() == padded_by_hand([TEXTS[i] for i in targets])
+    for first in (0, 3):
+        seen = torch.cat([targets for _, targets in whole[first : first + 3]])
+        assert sorted(seen.tolist()) == list(range(7))
+    for ours, theirs in zip(batches(4, 2), whole[4:], strict=True):
+        assert same(ours, theirs)
+
+
+def test_an_evaluation_of_texts_begins_with_the_longest():
+    batches = list(evaluation_batches(texts(True), Loading(3, CPU)))
+    assert [targets.tolist() for _, targets in batches] == [[3, 5, 0], [6, 2, 4], [1]]
+
+
+def test_micro_batches_of_texts_add_up_to_their_loss():
+    split, model = texts(False), torch.nn.Embedding(21, 21)
+    indices = torch.tensor([0, 2, 3, 4, 5, 6])
+    inputs, targets = take_texts(split, indices)
+    pieces = micro_batches(inputs, targets, 4)
+    assert [len(y) for _, y in pieces] == [4, 2]
+    loss = NextToken()
+    by_hand = sum(
+        torch.nn.functional.cross_entropy(model.weight[text[:-1]], torch.tensor(text[1:]))
+        * (len(text) - 1)
+        for text in (TEXTS[i] for i in indices)
+    )
+    whole = loss(model(inputs.clamp(min=0)), targets)
+    parts = sum(loss(model(x.clamp(min=0)), y) for x, y in pieces)
+    torch.testing.assert_close(whole, by_hand)
+    torch.testing.assert_close(parts, by_hand)
+    assert sum(int(loss.weight(y)) for _, y in pieces) == loss.weight(targets) == 13
 
 
 SIGNALLED_WORKERS = """

@@ -44,3 +44,80 @@ def test_seeds_of_examples_depend_on_seed_pass_and_index_alone():
         s for seed in (0, 1) for p in (0, 1) for s in example_seeds(seed, p, torch.arange(5000))
     ]
     assert len(set(everything)) > 19_990  # 20,000 draws from 2**32 hold about 0.05 doubles
+
+
+def test_copies_of_an_example_come_in_a_row_and_a_pass_is_as_long_as_ever():
+    keys = {"num_examples": 23, "batch_size": 6, "steps_per_pass": 4}
+    plain, copied = flat(0, 8, **keys), flat(0, 8, repeats=3, **keys)
+    assert [(p, len(i)) for p, i in copied] == [(p, len(i)) for p, i in plain]
+    for number in (0, 1):
+        seen = [x for p, indices in copied if p == number for x in indices]
+        assert len(set(seen)) == 23  # each copy has a number, and augmentation, of its own
+        first = [x for p, indices in plain if p == number for x in indices][:8]
+        assert [x % 23 for x in seen] == [x for x in first for _ in range(3)][:23]
+        assert [x // 23 for x in seen] == [0, 1, 2] * 7 + [0, 1]
+    for _, indices in copied[:3]:
+        assert sorted(x % 23 for x in indices)[::3] == sorted({x % 23 for x in indices})
+
+
+@pytest.mark.parametrize(("batch_size", "steps_per_pass"), [(6, 4), (5, 5), (5, 4), (2, 12)])
+def test_copies_continue_anywhere(batch_size, steps_per_pass):
+    keys = {"num_examples": 23, "batch_size": batch_size, "steps_per_pass": steps_per_pass}
+    whole = flat(0, 15, repeats=4, **keys)
+    for step in range(15):
+        assert flat(step, 15 - step, repeats=4, **keys) == whole[step:]
+
+
+LENGTHS = torch.randint(1, 200, (1037,), generator=torch.Generator().manual_seed(0))
+
+
+def grouped_by_length(step, count, batch_size=10, **keys):
+    keys = {"num_examples": 1037, "lengths": LENGTHS, "steps_per_pass": 104} | keys
+    return flat(step, count, batch_size=batch_size, **keys)
+
+
+def padded(batches) -> int:
+    return sum(int(LENGTHS[indices].max()) * len(indices) for _, indices in batches)
+
+
+def test_batches_of_one_length_are_of_the_same_examples_and_hold_little_padding():
+    plain = flat(0, 208, num_examples=1037, batch_size=10, steps_per_pass=104)
+    batches = grouped_by_length(0, 208)
+    assert [len(indices) for _, indices in batches] == [len(i) for _, i in plain]
+    passes = [[x for p, indices in batches if p == number for x in indices] for number in (0, 1)]
+    assert [sorted(seen) for seen in passes] == [list(range(1037))] * 2
+    assert passes[0] != passes[1]
+    tokens = 2 * int(LENGTHS.sum())
+    assert padded(batches) < 1.05 * tokens < 1.5 * tokens < padded(plain)
+
+
+def test_the_longest_batches_come_anywhere_and_the_short_last_one_is_of_any_length():
+    batches = grouped_by_length(0, 104)
+    means = torch.tensor([LENGTHS[indices].float().mean() for _, indices in batches])
+    position = int(means.argmax())
+    assert 0 < position < 103
+    first = means[:52].mean() - means[52:103].mean()
+    assert abs(first) < 20  # of 100: not sorted from long to short
+    left_out = [i for p in range(30) for _, i in grouped_by_length(103 + 104 * p, 1)]
+    assert {len(indices) for indices in left_out} == {7}
+    mean = LENGTHS[[x for indices in left_out for x in indices]].float().mean()
+    assert abs(mean - LENGTHS.float().mean()) < 15
+
+
+@pytest.mark.parametrize("steps_per_pass", [104, 103])
+def test_batches_of_one_length_continue_anywhere(steps_per_pass):
+    whole = grouped_by_length(0, 320, steps_per_pass=steps_per_pass)
+    for step in (1, 50, 103, 104, 210, 319):
+        rest = grouped_by_length(step, 320 - step, steps_per_pass=steps_per_pass)
+        assert rest == whole[step:]
+
+
+def test_fewer_texts_than_a_batch_are_one():
+    ((_, indices),) = grouped_by_length(0, 1, num_examples=5, batch_size=9, steps_per_pass=1)
+    assert sorted(indices) == list(range(5))
+
+
+def test_more_copies_than_examples_are_of_one():
+    ((_, indices),) = flat(0, 1, num_examples=3, batch_size=9, steps_per_pass=1, repeats=5)
+    assert len({x % 3 for x in indices}) == 1
+    assert [x // 3 for x in indices] == [0, 1, 2]

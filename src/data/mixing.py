@@ -1,0 +1,72 @@
+"""Mixup and CutMix: the images of a batch two by two, their classes by the same shares."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.data.splits import ArraySplit, Split, TextSplit
+from src.generators import generators_kept, seed_cpu
+from src.names import bad_value
+
+MIXABLE_LOSSES = ("log", "xentropy")  # cross-entropy, which takes shares of classes
+Batch = tuple[Tensor, Tensor]
+
+
+class Mixing:
+    """mixing(inputs, targets, seed=…) -> mixed inputs, and the shares of the classes in each.
+
+    inputs: (n, *shape), changed in place, on any device. targets: (n,) int64 -> (n, num_classes).
+    The first is mixed with the last and so on, one share a batch; the last of an odd number
+    stays as it is. A function of the seed: the global generators are as they were afterwards.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        prob: float = 1.0,
+        switch_prob: float = 0.5,
+    ) -> None:
+        """mixup, cutmix: parameters of Beta distributions, one of them above 0. prob: of a batch
+        to be mixed. switch_prob: where both are given, of CutMix."""
+        from timm.data.mixup import Mixup
+
+        self.num_classes = num_classes
+        self.mix = Mixup(
+            mixup_alpha=mixup,
+            cutmix_alpha=cutmix,
+            prob=prob,
+            switch_prob=switch_prob,
+            label_smoothing=0.0,  # the loss smooths
+            num_classes=num_classes,
+        )
+
+    def __call__(self, inputs: Tensor, targets: Tensor, *, seed: int) -> Batch:
+        even = len(targets) - len(targets) % 2
+        with generators_kept():
+            seed_cpu(seed)
+            mixed, shares = self.mix(inputs[:even], targets[:even])
+        if even == len(targets):
+            return mixed, shares
+        last = F.one_hot(targets[even:], self.num_classes).to(shares.dtype)
+        return torch.cat([mixed, inputs[even:]]), torch.cat([shares, last])
+
+
+def check_mixable(split: Split, *, mixup: float, cutmix: float) -> None:
+    """UserError for data of which no two examples can be mixed.
+
+    Those of several labels or real targets are refused with their losses.
+    """
+    key, value = ("aug_mixup", mixup) if mixup else ("aug_cutmix", cutmix)
+    if isinstance(split, TextSplit):
+        raise bad_value(key, value, "0, as texts cannot be mixed")
+    if not isinstance(split, ArraySplit):
+        return
+    if split.inputs.layout != torch.strided:
+        raise bad_value(key, value, "0, as sparse data cannot be mixed")
+    if cutmix and split.inputs.ndim != 4:
+        shape = list(split.inputs.shape[1:])
+        expected = f"0, as there is nothing to cut out of examples of shape {shape}"
+        raise bad_value("aug_cutmix", cutmix, expected)
