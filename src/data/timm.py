@@ -1,11 +1,11 @@
-"""timm/torch/NAME and timm/folder/PATH: image sets through timm's dataset factory, torchvision's
-classes behind it.
+"""timm/torch/NAME, timm/folder/PATH and timm/tar/PATH: image sets as timm's dataset factory names
+them, torchvision's classes behind it.
 
 timm's factory takes any name of a split, and gives the test set for those it does not
 know; so it is only ever asked for 'train' and one other, and slices are cut here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,8 +19,9 @@ from src.data.fetch import alone, missing, one_line, read_timeout
 from src.data.images import classes_of, cut, image_data
 from src.data.slices import bases_used, check_bases
 from src.data.splits import Data, Preprocessing
+from src.data.tars import TarImages
 from src.data.transforms import STATISTICS
-from src.names import pick, unknown_name
+from src.names import bad_value, pick, unknown_name
 
 # what torchvision raises on files that are missing or broken
 FAILED = (OSError, RuntimeError, ValueError, EOFError, LookupError, AssertionError)
@@ -46,7 +47,9 @@ TORCH_SETS = {
     "places365": TorchSet("places365", ".", ("train", "val")),
     "inaturalist": TorchSet("inaturalist", ".", ("train", "val")),  # of 2021
 }
-# part -> the folders that may hold it, the first that is there
+# what timm reads as a stream, and what there is instead
+STREAMS = {"wds": "timm/tar/PATH or timm/folder/PATH", "hfids": "timm/hfds/NAME"}
+# part -> the folders, or the tars, that may hold it; the first that is there
 FOLDERS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
 
 
@@ -64,8 +67,8 @@ def load(
     """
     check_name(name, splits_map)
     source, _, rest = name.partition("/")
-    if source == "folder":
-        bases = _open_folder(rest, splits_map, data_dir)
+    if source in LAYOUTS:
+        bases = _open_files(name, splits_map, data_dir)
     else:
         bases = _open_torch(rest, splits_map, data_dir, download)
     known = STATISTICS.get(name.removeprefix("torch/"))
@@ -75,8 +78,15 @@ def load(
         name=f"timm/{name}",
         class_names=classes_of(bases),
         statistics=known,
-        resize=source == "folder",
+        resize=source in LAYOUTS,
     )
+
+
+def name_elsewhere(name: str) -> str | None:
+    """'hfds/beans' -> 'hf/beans': of what other families read, as the libraries do behind timm."""
+    source, _, rest = name.partition("/")
+    family = {"hfds": "hf", "tfds": "tfds"}.get(source)
+    return family and f"{family}/{rest}"
 
 
 def check_name(name: str, splits_map: Mapping[str, str]) -> None:
@@ -84,36 +94,62 @@ def check_name(name: str, splits_map: Mapping[str, str]) -> None:
     source, _, rest = name.partition("/")
     if source == "torch":
         check_bases(splits_map, pick(TORCH_SETS, rest, "dataset").bases, f"timm/{name}")
-    elif source != "folder":
-        raise unknown_name("dataset", f"timm/{name}", ["timm/torch/NAME", "timm/folder/PATH"])
+    elif source in STREAMS:
+        expected = f"{STREAMS[source]}, as a stream has no exact order, nor goes on in the middle"
+        raise bad_value("dataset", f"timm/{name}", expected)
+    elif source not in LAYOUTS:
+        known = ["torch/NAME", "folder/PATH", "tar/PATH", "tfds/NAME", "hfds/NAME"]
+        raise unknown_name("dataset", f"timm/{name}", [f"timm/{one}" for one in known])
 
 
-def _open_folder(path: str, splits_map: Mapping[str, str], data_dir: Path) -> dict[str, Any]:
-    """The parts of data_dir/path, each a folder with one folder a class, sorted by name.
+def _open_files(name: str, splits_map: Mapping[str, str], data_dir: Path) -> dict[str, Any]:
+    """The parts of data_dir/PATH, of name folder/PATH or tar/PATH.
 
     Shuffled once and for all, since a slice of images sorted by class would lack classes.
     """
-    folder, dataset = data_dir / path, f"timm/folder/{path}"
-    known = {
-        base: next(folder / name for name in names if (folder / name).is_dir())
-        for base, names in FOLDERS.items()
-        if any((folder / name).is_dir() for name in names)
-    }
+    source, _, path = name.partition("/")
+    folder, dataset = data_dir / path, f"timm/{name}"
+    find, read, files = LAYOUTS[source]
+    found = {base: [find(folder, part) for part in parts] for base, parts in FOLDERS.items()}
+    known = {base: next(filter(None, places)) for base, places in found.items() if any(places)}
     if "train" not in known:
-        raise missing(dataset, "has no folder train", folder, "train/CLASS/IMAGE.jpg")
+        raise missing(dataset, f"has no {source} train", folder, files)
     check_bases(splits_map, known, dataset)
-    from timm.data import create_dataset
-
     bases = {}
     for base in bases_used(splits_map):
-        try:  # torchvision's, as timm's own gives another image for one that it cannot read
-            images = create_dataset("torch/folder", str(known[base]), search_split=False)
+        try:
+            images = read(known[base])
         except FAILED as error:
-            files = f"{known[base].name}/CLASS/IMAGE.jpg"
+            files = files.replace("train", known[base].stem)
             raise missing(dataset, f"cannot be read ({one_line(error)})", folder, files) from error
         order = np.random.RandomState(0).permutation(len(images))  # numbers that never change
         bases[base] = Subset(images, order.tolist())
     return bases
+
+
+def _folder_of(folder: Path, part: str) -> Path | None:
+    return folder / part if (folder / part).is_dir() else None
+
+
+def _tar_of(folder: Path, part: str) -> Path | None:
+    """Of one tar, or of a folder of tars."""
+    if (folder / f"{part}.tar").is_file():
+        return folder / f"{part}.tar"
+    return folder / part if any((folder / part).glob("*.tar")) else None
+
+
+def _images_of_folder(folder: Path) -> Any:
+    """torchvision's, as timm's own gives another image for one that it cannot read."""
+    from timm.data import create_dataset
+
+    return create_dataset("torch/folder", str(folder), search_split=False)
+
+
+# source -> what finds a part, what opens it, and how its files are laid out
+LAYOUTS: dict[str, tuple[Callable[[Path, str], Path | None], Callable[[Path], Any], str]] = {
+    "folder": (_folder_of, _images_of_folder, "train/CLASS/IMAGE.jpg"),
+    "tar": (_tar_of, TarImages, "train.tar with CLASS/IMAGE.jpg, or train/CLASS.tar"),
+}
 
 
 def _open_torch(

@@ -2,15 +2,21 @@
 
 import gzip
 import hashlib
+import io
 import pickle
+import shutil
 import struct
+import tarfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 
 from src.data import timm
@@ -213,6 +219,118 @@ def test_bad_folders_are_explained(tmp_path):
     (tmp_path / "pets" / "train" / "empty").mkdir()
     with pytest.raises(UserError, match=r"cannot be read .*empty"):
         load("folder/pets", tmp_path, {"train": "train"})
+
+
+def write_tar(file: Path, members: dict[str, bytes]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def images(classes: Iterable[str], number: int = 10) -> dict[str, bytes]:
+    """CLASS/i.png -> an image whose red is 20 times the class, and whose blue is i."""
+    found = {}
+    for red, name in enumerate(classes):
+        for i in range(number):
+            file = io.BytesIO()
+            Image.new("RGB", (6, 5), (20 * red, 0, i)).save(file, "PNG")
+            found[f"{name}/{i}.png"] = file.getvalue()
+    return found
+
+
+CLASSES = ["c2", "c10", "d"]  # numbers in names count as such
+
+
+def tars_of(layout: str, place: Path) -> None:
+    """A part in each of the layouts that timm reads."""
+    members = images(CLASSES)
+    by_class = {c: {n: b for n, b in members.items() if n.startswith(f"{c}/")} for c in CLASSES}
+    if layout == "one":
+        write_tar(place.with_suffix(".tar"), {f"./x/{n}": b for n, b in members.items()})
+    elif layout == "folders":
+        write_tar(place / "first.tar", by_class["d"] | by_class["c2"])
+        write_tar(place / "second.tar", by_class["c10"])
+    else:
+        for name, content in by_class.items():
+            write_tar(place / f"{name}.tar", {Path(n).name: b for n, b in content.items()})
+    if layout == "nested":
+        inner = {f"{name}.tar": (place / f"{name}.tar").read_bytes() for name in CLASSES}
+        shutil.rmtree(place)
+        write_tar(place.with_suffix(".tar"), inner)
+
+
+@pytest.mark.parametrize("layout", ["one", "folders", "classes", "nested"])
+def test_tars_have_the_images_and_classes_that_timm_finds(tmp_path, layout):
+    for part in ("train", "validation"):
+        tars_of(layout, tmp_path / "pets" / part)
+    splits_map = {"train": "train[:40%]", "rest": "train[40%:]", "val": "val"}
+    data = load("tar/pets", tmp_path, splits_map)
+    theirs = ReaderImageInTar(
+        str(next(path for path in (tmp_path / "pets").iterdir() if path.stem == "train"))
+    )
+    expected = [(Image.open(image).getpixel((0, 0)), int(label)) for image, label in theirs]
+    split = [data.splits[name].dataset for name in ("train", "rest")]
+    found = [dataset[i] for dataset in split for i in range(len(dataset))]
+    assert sorted((image.getpixel((0, 0)), label) for image, label in found) == sorted(expected)
+    assert data.class_names == tuple(theirs.class_name_to_idx) == tuple(CLASSES)
+    assert {type(label) for _, label in found} == {int}
+    assert {label for _, label in found[:12]} == {0, 1, 2}  # a slice is not the first class
+    assert (len(data.splits["val"]), data.input_shape) == (30, (3, 5, 6))
+
+
+@pytest.mark.parametrize("layout", ["one", "nested"])
+def test_workers_read_a_tar_at_once(tmp_path, layout):
+    """As timm's reader does not, whose open file they would share."""
+    tars_of(layout, tmp_path / "pets" / "train")
+    dataset = load("tar/pets", tmp_path, {"train": "train"}).splits["train"].dataset
+    expected = [example(dataset, i) for i in range(30)]
+    again = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - our own
+    assert [example(again, i) for i in range(30)] == expected
+    for num_workers in (1, 2):
+        loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=plain)
+        for _ in range(3):
+            assert list(loader) == expected
+
+
+def example(dataset, index: int) -> tuple[bytes, int]:
+    return plain(dataset[index])
+
+
+def plain(pair) -> tuple[bytes, int]:
+    return pair[0].tobytes(), pair[1]
+
+
+def test_bad_tars_are_explained(tmp_path):
+    write_tar(tmp_path / "pets" / "train.tar", images("ab"))
+    write_tar(tmp_path / "pets" / "test.tar", images("abc"))
+    with pytest.raises(UserError, match=r"classes of train and test differ by \['c'\]"):
+        load("tar/pets", tmp_path)
+    with pytest.raises(UserError, match="has no 'val', there is: 'train', 'test'"):
+        load("tar/pets", tmp_path, {"train": "train", "val": "val"})
+    with pytest.raises(UserError, match=r"timm/tar/dogs has no tar train; .*train.tar with CLASS"):
+        load("tar/dogs", tmp_path)
+    whole = (tmp_path / "pets" / "train.tar").read_bytes()
+    for content, words in {
+        whole[:3000]: "train.tar: unexpected end of data",
+        gzip.compress(whole): "train.tar: ",
+        b"": "train.tar: ",
+        bytes(10240): "there are no images in .*train.tar",
+    }.items():
+        (tmp_path / "pets" / "train.tar").write_bytes(content)
+        with pytest.raises(UserError, match=f"timm/tar/pets cannot be read .*{words}"):
+            load("tar/pets", tmp_path, {"train": "train"})
+    write_tar(tmp_path / "pets" / "train.tar", {"a.png": images("a")["a/0.png"]})
+    with pytest.raises(UserError, match=r"a.png in .*train.tar is in no folder of a class"):
+        load("tar/pets", tmp_path, {"train": "train"})
+
+
+@pytest.mark.parametrize("name", ["wds/pets", "hfids/pets"])
+def test_streams_are_refused_with_the_reason(tmp_path, name):
+    with pytest.raises(UserError, match=f"'timm/{name}', expected timm/.* no exact order"):
+        load(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["torch/cifar", "torch/image_folder", "tfds/cifar10", "cifar10"])
