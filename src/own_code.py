@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def is_own(name: str) -> bool:
-    """Whether a name in YAML is meant so."""
-    return ":" in name
+    """Whether a name in YAML is meant so, unlike hf/csv:PATH and others of family/…:…"""
+    path, colon, _ = name.partition(":")
+    return bool(colon) and ("/" not in path or path.endswith(".py"))
 
 
 def own_function(name: str, key: str) -> Callable[..., Any]:

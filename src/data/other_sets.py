@@ -1,5 +1,6 @@
 """Splits of other data sets beside our own: v2: 'tfds/imagenet_v2:test'; their classes as ours."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,8 +27,8 @@ def by_dataset(splits_map: Mapping[str, str], own: str) -> dict[str, dict[str, s
     """
     found: dict[str, dict[str, str]] = {own: {}}
     for split, spelling in splits_map.items():
-        # the slice's colon stands in brackets; a data set's version has one of its own
-        start = spelling.rfind(":", 0, spelling.find("[") if "[" in spelling else None)
+        # a slice's colon stands in brackets; a data set may have others of its own
+        start = re.sub(r"\[[^]]*\]", lambda match: "_" * len(match[0]), spelling).rfind(":")
         dataset, rest = (own, spelling) if start < 0 else (spelling[:start], spelling[start + 1 :])
         if split == "train" and dataset != own:
             raise bad_value("data_splits_map", spelling, f"train to be a part of {own}, dataset")
