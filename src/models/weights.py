@@ -1,5 +1,6 @@
 """What a model's parameters start from: a file of weights, another start of its head."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -86,6 +87,10 @@ def init_head(model: nn.Module, heads: tuple[str, ...], how: Literal["zero", "ra
     layers = [m for m in inside if isinstance(m, Linear | nn.Linear | nn.Conv2d)]
     if not layers:
         raise bad_value("model_head_init", how, "null: this model has no linear head")
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    if any(uses[id(p)] > 1 for layer in layers for p in layer.parameters()):
+        expected = "null: the head of this model shares its weights with the embedding"
+        raise bad_value("model_head_init", how, expected)
     for layer in layers:
         if how == "rand":
             layer.reset_parameters()

@@ -77,7 +77,7 @@ def test_it_learns_digits(digits, fork):
         ("my_nets.narrow:build", r"a module of this repository; there is no .*my_nets/narrow.py"),
         ("os:system", "a module of this repository; there is no"),
         ("my_nets.wide:", "expected module.path:function"),
-        ("../other:build", "expected module.path:function"),
+        ("../other:build", r"unknown '\.\.'"),
         ("my_nets/wide.py:build", "expected module.path:function"),
         ("my_nets.wide:no_module", "gives a torch.nn.Module, not int"),
         ("my_nets.wide:wrong_head", "'tail' is none"),
