@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from src.names import UserError
 
 DIRECTIONS = {"accuracy": 1, "loss": -1, "error": -1, "perplexity": -1}
+# what runs are compared by where nobody says; perplexity is there for language models alone
+BY_IMPORTANCE = ("perplexity", "accuracy", "loss")
 
 
 def metric_columns(

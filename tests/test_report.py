@@ -283,12 +283,13 @@ def test_a_torn_last_line_does_not_count(tmp_path):
 
 
 def test_rows_are_ranked_by_validation_where_there_is_one_else_as_the_configuration_says():
-    assert DEFAULT_METRICS[1] == Config().best_checkpoint_metric
+    assert Config().best_checkpoint_metric in DEFAULT_METRICS
     columns = ["epoch", "train/accuracy", "test/last/loss", "val/last/loss"]
     assert columns_to_rank_by(None, columns) == ["val/last/loss"]
     columns += ["test/av/accuracy"]
     assert columns_to_rank_by(None, columns) == ["test/av/accuracy"]
     assert columns_to_rank_by(None, [*columns, "val/av/accuracy"]) == ["val/av/accuracy"]
+    assert columns_to_rank_by(None, [*columns, "test/last/perplexity"]) == ["test/last/perplexity"]
     assert columns_to_rank_by("val/.*", columns) == ["val/last/loss"]
     with pytest.raises(UserError, match="--metric"):
         columns_to_rank_by("epoch", columns)

@@ -114,6 +114,7 @@ def test_numbers_by_name(frame):
         (["test/av/accuracy", "test/last/loss", "test/last/accuracy"], ["test/last/accuracy"] * 2),
         (["test/last/accuracy", "val/last/accuracy"], ["val/last/accuracy", "test/last/accuracy"]),
         (["train/loss", "val/last/loss"], ["val/last/loss"] * 2),
+        (["test/last/accuracy", "test/last/perplexity"], ["test/last/perplexity"] * 2),
     ],
 )
 def test_the_metrics_that_matter(columns, expected):
