@@ -20,6 +20,12 @@ SETS = {
     "iris": "columns",
     "wine": "columns",
 }
+# those whose first line says what the classes are called
+FILES_WITH_NAMES = {
+    "breast_cancer": "breast_cancer.csv",
+    "iris": "iris.csv",
+    "wine": "wine_data.csv",
+}
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 
@@ -40,7 +46,7 @@ def load(name: str, splits_map: Mapping[str, str], *, normalize: str | None = No
     }
     splits = split_arrays(bases, splits_map, normalize or SETS[name])
     n_classes = None if is_regression else int(targets.max()) + 1
-    return Data(dict(splits), inputs.shape[1:], n_classes)
+    return Data(dict(splits), inputs.shape[1:], n_classes, class_names(name))
 
 
 def check_name(name: str, splits_map: Mapping[str, str]) -> None:
@@ -58,22 +64,33 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray]:
         inputs = _table("diabetes_data_raw.csv.gz", delimiter=None)
         centred = inputs - inputs.mean(0)
         return centred / np.sqrt((centred**2).sum(0)), _table("diabetes_target.csv.gz")
-    file, lines_before = {
-        "breast_cancer": ("breast_cancer.csv", 1),
-        "digits": ("digits.csv.gz", 0),
-        "iris": ("iris.csv", 1),
-        "wine": ("wine_data.csv", 1),
-    }[name]
-    table = _table(file, skiprows=lines_before)
+    if name == "digits":
+        table = _table("digits.csv.gz")
+    else:
+        table = _table(FILES_WITH_NAMES[name], skiprows=1)
     return table[:, :-1], table[:, -1].astype(int)
 
 
+def class_names(name: str) -> tuple[str, ...] | None:
+    """What sklearn.datasets.load_NAME().target_names has, as text; None for regression."""
+    if name == "digits":
+        return tuple("0123456789")
+    if name not in FILES_WITH_NAMES:
+        return None
+    with open(_folder() / FILES_WITH_NAMES[name], encoding="utf-8") as file:
+        _, _, *names = file.readline().strip().split(",")  # after numbers of rows and columns
+    return tuple(names)
+
+
 def _table(file: str, *, delimiter: str | None = ",", skiprows: int = 0) -> np.ndarray:
+    return np.loadtxt(_folder() / file, delimiter=delimiter, skiprows=skiprows)
+
+
+def _folder() -> Path:
     spec = find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("dataset: sklearn/… needs `pip install scikit-learn`")
-    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
-    return np.loadtxt(folder / file, delimiter=delimiter, skiprows=skiprows)
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data"
 
 
 def stratified_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
