@@ -1,6 +1,7 @@
 # make demo     a first run: sets up .venv, trains on bundled data, draws the curves
 # make test     installs the rest, checks style and types, runs the tests
 # make test-all the same, and the tests that take minutes each
+# make extras   what data and models named tfds/…, hf/… and clip/… need
 # make notebook JupyterLab, with the notebook that looks at results
 # make bench    speed and memory beside a bare PyTorch loop and other trainers
 # make format   puts the code into shape
@@ -8,10 +9,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all lint format notebook bench
+.PHONY: demo extras test test-all lint format notebook bench
 
 demo: .venv/core
 	$(BIN)/python train.py test_cfg_digits_linear.yaml
+
+extras: .venv/extras
 
 test: .venv/test lint
 	$(BIN)/python -m pytest
@@ -35,8 +38,12 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/survival.py
 	$(BIN)/python benchmarks/results.py
+	$(BIN)/python benchmarks/inputs.py
 
 # One stamp an installed set; pyproject.toml is the list.
+FOR_extras := clip hf tfds
+FOR_test := $(FOR_extras) tensorflow
+FOR_bench := $(FOR_test)
 .venv/core: pyproject.toml | .venv/bin/uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r pyproject.toml
 	@$(BIN)/python -c "import torchvision" || { echo \
@@ -44,8 +51,9 @@ bench: .venv/bench
 	  "Delete .venv, and let one command install both."; exit 1; }
 	@touch $@
 
-.venv/test .venv/bench .venv/notebook: .venv/%: .venv/core
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r pyproject.toml --extra $*
+.venv/test .venv/bench .venv/notebook .venv/extras: .venv/%: .venv/core
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r pyproject.toml \
+	  $(addprefix --extra ,$(filter-out extras,$*) $(FOR_$*))
 	@touch $@
 
 # uv installs several times faster than pip; it comes from the same place. It compiles

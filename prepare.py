@@ -107,7 +107,10 @@ def found_in(data: Data | UserError, config: Config) -> str:
         raise data
     found = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     if config.model_pretrained or config.model_weights is not None:
-        build_model(config, data.input_shape, data.n_classes, data.class_names)
+        n_classes, names = data.n_classes, data.class_names
+        if config.model_head_init == "zero_shot" and names:  # two are enough to fetch all
+            config, n_classes, names = replace(config, model_output_dim=None), 2, names[:2]
+        build_model(config, data.input_shape, n_classes, names)
         found += ", weights"
     return found
 

@@ -21,14 +21,8 @@ from torch.optim import Optimizer
 
 from src.analysis.run_plot import save_learning_curves
 from src.config import Config, draw_missing, load_config
-from src.data.build import build_data
-from src.data.loaders import (
-    Loading,
-    evaluation_batches,
-    micro_batches,
-    on_device,
-    training_batches,
-)
+from src.data.build import build_data, build_loading
+from src.data.loaders import evaluation_batches, micro_batches, on_device, training_batches
 from src.data.splits import DatasetSplit, has_several_labels, is_text_alone
 from src.durations import Timeline
 from src.engine.checkpoint import prune, save_weights
@@ -147,9 +141,9 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             class_weights=config.loss_class_weights,
             device=device,
         )
-        no_weights = {"model_weights": None, "model_pretrained": False}  # the state has them
-        initial = replace(config, **no_weights) if saved else config
-        model = build_model(initial, data.input_shape, data.n_classes, data.class_names).to(device)
+        no_weights = {"model_weights": None, "model_pretrained": False, "model_head_init": None}
+        initial = replace(config, **no_weights) if saved else config  # the state has them
+        model = build_model(initial, data.input_shape, data.n_classes, data.class_names, device)
         can_spread = config.multi_gpu and isinstance(train_split, DatasetSplit)
         learner = Learner(
             model=model,
@@ -176,7 +170,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         schedule = build_schedule(
             config.lr_schedule, num_steps=num_steps, warmup_steps=config.warmup_steps
         )
-        loading = Loading(config.batch_size, device, config.num_workers)
+        loading = build_loading(config, data, device)
         loading_eval = replace(loading, batch_size=config.eval_batch_size or config.batch_size)
         stats = Stats(list(other_splits), list(models), loss.measures)
         best = None

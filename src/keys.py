@@ -83,8 +83,8 @@ class Seeds:
 
 @dataclass(frozen=True)
 class DataKeys:
-    # family/name: sklearn/digits, libsvm/a9a, timm/torch/cifar10, timm/folder/PATH, tfds/mnist,
-    # hf/NAME, hf/csv:PATH; or a function of one's own, my_data.spirals:read
+    # family/name: sklearn/digits, libsvm/a9a, timm/torch/cifar10, timm/folder/PATH, timm/tar/PATH,
+    # tfds/mnist, hf/NAME, hf/csv:PATH; or a function of one's own, my_data.spirals:read
     dataset: str = "libsvm/a9a"
     # folder where data sets live
     data_dir: str = "data"
@@ -128,7 +128,7 @@ class DataKeys:
     # loss next_token: join the texts and cut them into examples of data_text_length tokens;
     # false: each text is an example
     data_text_pack: bool = True
-    # batches of texts of about the same length: less padding, and a little less random
+    # of texts with classes: batches of about the same length, less padding, a little less random
     data_group_by_length: bool = False
     # leave out the last batch of a pass where it is short
     drop_last: bool = False
@@ -136,32 +136,36 @@ class DataKeys:
 
 @dataclass(frozen=True)
 class AugmentationKeys:
-    """Of training images that are read one at a time; all are off unless asked for."""
+    """Of training images that are read one at a time; mixup and cutmix of all dense examples with
+    one class. Everything is off unless asked for."""
 
     # pixels added around an image before a random crop of the size that it had; CIFAR: 4
     aug_pad_crop: AtLeast0 = 0
-    # a random part of the image, resized: its share of the area, from and to; ImageNet: [0.08, 1]
+    # instead, a random part of the image, resized: its share of the area; ImageNet: [0.08, 1]
     aug_crop_scale: list[Positive] | None = None
     # its width over its height, from and to
     aug_crop_ratio: list[Positive] = dataclasses.field(default_factory=lambda: [3 / 4, 4 / 3])
     # probability of a flip, left to right and top to bottom
     aug_hflip: Probability = 0.0
     aug_vflip: Probability = 0.0
-    # a policy of timm: rand-m9-mstd0.5-inc1, original, v0, 3a, augmix-m3-w3; null: none
+    # a policy of timm: rand-m9-mstd0.5-inc1, original, v0, 3a, augmix-m3-w3; null: none.
+    # Colours are moved beside it where aug_color_jitter says so
     aug_auto: str | None = None
     # how far brightness, contrast and saturation are moved; 0: not at all
     aug_color_jitter: NotNegative = 0.0
-    # probability that a rectangle is erased, and what it is filled with
+    # probability that a rectangle is erased, and what it is filled with: the mean, one random
+    # colour, or one a pixel
     aug_erase: Probability = 0.0
     aug_erase_mode: Literal["const", "rand", "pixel"] = "pixel"
-    # parameters of the Beta distributions by which two images are mixed or one is pasted into
-    # the other; 0: neither. Where both are given each batch takes one of the two
+    # parameters of the Beta distributions by which two examples of a batch are mixed, or a part
+    # of one image is pasted into another; 0: neither. Where both are given, a batch takes one
     aug_mixup: NotNegative = 0.0
     aug_cutmix: NotNegative = 0.0
     # share of the batches that are mixed, and where both are given of those that are cut
     aug_mix_prob: Probability = 1.0
     aug_mix_switch_prob: Probability = 0.5
-    # so many differently augmented copies of an example in a batch; an epoch sees fewer examples
+    # so many differently augmented copies of an example in a batch; a pass is as long as ever, and
+    # sees a 1 / aug_repeats of the examples
     aug_repeats: AtLeast1 = 1
 
 

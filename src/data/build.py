@@ -1,15 +1,21 @@
 """dataset: family/name -> Data. To add a family: a file beside this one, and a line in FAMILIES."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.data import libsvm, own, sklearn, timm
+import torch
+from loguru import logger
+
+from src.data import hf, hf_files, libsvm, own, sklearn, tfds, timm
 from src.data.arrays import to_shape, warn_of_absent_classes, with_classes
+from src.data.augmentation import check_augmentation, switched_on
 from src.data.class_names import imagenet_names, named_classes
+from src.data.loaders import Loading
+from src.data.mixing import MIXABLE_LOSSES, Mixing, check_mixable
 from src.data.other_sets import by_dataset, joined
-from src.data.splits import Data, DatasetSplit, Preprocessing
+from src.data.splits import ArraySplit, Augmentation, Data, DatasetSplit, Preprocessing
 from src.names import UserError, bad_value, pick, split_family
 from src.own_code import is_own
 
@@ -36,12 +42,30 @@ def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
     check_dataset(config)
     own, *others = _sources(config)
     data = _load(config, own, _looks(config, preprocessing or Preprocessing()))
+    if not isinstance(data.splits["train"], DatasetSplit):
+        _refuse_augmentation(config, config.dataset)
     data = with_classes(data, config.data_n_classes, config.dataset)
     data = named_classes(data, _class_names(config))
     # other data are looked at as ours are
     looks = replace(data.looks, input_shape=data.input_shape)  # type: ignore[arg-type]
     loaded = {other.dataset: _load(config, other, looks) for other in others}
     return joined(data, loaded, config.data_class_map or {}, config.data_splits_map)
+
+
+def build_loading(config: "Config", data: Data, device: torch.device) -> Loading:
+    """How training batches are made; config.model_output_dim was found."""
+    mixing = None
+    if config.aug_mixup or config.aug_cutmix:
+        shares = {"mixup": config.aug_mixup, "cutmix": config.aug_cutmix}
+        check_mixable(data.splits["train"], **shares)
+        mixing = Mixing(
+            config.model_output_dim,  # type: ignore[arg-type]
+            **shares,
+            prob=config.aug_mix_prob,
+            switch_prob=config.aug_mix_switch_prob,
+        )
+    repeats = config.aug_repeats
+    return Loading(config.batch_size, device, config.num_workers, mixing, repeats)
 
 
 def check_dataset(config: "Config") -> None:
@@ -51,6 +75,40 @@ def check_dataset(config: "Config") -> None:
         check(config, source)
     if (config.data_mean is None) != (config.data_std is None):
         raise UserError("data_mean, data_std: give both or neither")
+    check_keys_of_augmentation(config)
+
+
+def check_keys_of_augmentation(config: "Config") -> None:
+    """UserError for values that mean nothing, and for contradictions between the keys."""
+    asked = _augmentation(config)
+    check_augmentation(asked)
+    if config.aug_repeats > 1 and not switched_on(asked):
+        expected = "1, as copies of an example would be the same: no aug_… of single images is on"
+        raise bad_value("aug_repeats", config.aug_repeats, expected)
+    if (config.aug_mixup or config.aug_cutmix) and config.loss not in MIXABLE_LOSSES:
+        expected = (
+            f"{MIXABLE_LOSSES[0]!r}, as aug_mixup and aug_cutmix give an example shares of classes"
+        )
+        raise bad_value("loss", config.loss, expected)
+
+
+def _augmentation(config: "Config") -> Augmentation:
+    """Of single images."""
+    keys = {field.name: getattr(config, f"aug_{field.name}") for field in fields(Augmentation)}
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
+    return Augmentation(**given)
+
+
+def _refuse_augmentation(config: "Config", dataset: str) -> None:
+    """Of single images, where our own data are whole arrays in memory, or texts."""
+    names = switched_on(_augmentation(config)) if dataset == config.dataset else []
+    for name in names[:1]:
+        nothing = "0" if isinstance(getattr(config, f"aug_{name}"), int | float) else "null"
+        expected = (
+            f"{nothing}, as {dataset} is not read image by image, unlike timm/…, tfds/… and"
+            " a Dataset of one's own"
+        )
+        raise bad_value(f"aug_{name}", getattr(config, f"aug_{name}"), expected)
 
 
 def _sources(config: "Config") -> list[Source]:
@@ -86,7 +144,9 @@ def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
     if config.data_mean is not None and config.data_std is not None:
         looks = replace(looks, mean=tuple(config.data_mean), std=tuple(config.data_std))
     given: dict[str, Any] = {
+        "augmentation": _augmentation(config),
         "crop_pct": config.data_crop_pct,
+        "is_cropped": config.data_crop_pct is not None or None,
         "interpolation": config.data_interpolation,
         "tokenizer": config.data_tokenizer,
         "text_length": config.data_text_length,
@@ -95,6 +155,7 @@ def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
 
 
 def check_sklearn(config: "Config", source: Source) -> None:
+    _refuse_augmentation(config, source.dataset)
     sklearn.check_name(source.name, source.splits_map)
 
 
@@ -104,6 +165,7 @@ def build_sklearn(config: "Config", source: Source, looks: Preprocessing) -> Dat
 
 
 def check_libsvm(config: "Config", source: Source) -> None:
+    _refuse_augmentation(config, source.dataset)
     _refuse_pixel_statistics(config, source)
     libsvm.check_name(source.name, source.splits_map, data_dir=Path(config.data_dir))
 
@@ -120,11 +182,17 @@ def build_libsvm(config: "Config", source: Source, looks: Preprocessing) -> Data
 
 
 def check_timm(config: "Config", source: Source) -> None:
+    if elsewhere := timm.name_elsewhere(source.name):
+        check, _ = family_of(elsewhere)
+        return check(config, replace(source, dataset=elsewhere))
     timm.check_name(source.name, source.splits_map)
     _check_pixels(config)
 
 
 def build_timm(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    if elsewhere := timm.name_elsewhere(source.name):
+        logger.info("{} is read as {}", source.dataset, elsewhere)
+        return _load(config, replace(source, dataset=elsewhere), looks)
     return timm.load(
         source.name,
         source.splits_map,
@@ -132,6 +200,54 @@ def build_timm(config: "Config", source: Source, looks: Preprocessing) -> Data:
         download=config.data_download,
         looks=_pixels(config, looks),
     )
+
+
+def check_tfds(config: "Config", source: Source) -> None:
+    data_dir = Path(config.data_dir)
+    tfds.check_name(source.name, source.splits_map, data_dir=data_dir, version=source.version)
+    _check_pixels(config)
+
+
+def build_tfds(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    return tfds.load(
+        source.name,
+        source.splits_map,
+        data_dir=Path(config.data_dir),
+        download=config.data_download,
+        version=source.version,
+        looks=_pixels(config, looks),
+    )
+
+
+def check_hf(config: "Config", source: Source) -> None:
+    hf_files.check_name(source.name, source.splits_map, revision=source.version)
+    if config.data_group_by_length and config.loss == "next_token":
+        # a batch's loss is a mean over its tokens, so those of short texts would count for more
+        expected = "false, as loss is next_token; data_text_pack leaves no padding at all"
+        raise bad_value("data_group_by_length", True, expected)
+
+
+def build_hf(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    """Images, texts or rows: the data tell which keys have a say."""
+    wanted = hf.Wanted(
+        config.data_input_columns,
+        config.data_target_column,
+        is_continued=config.loss == "next_token",
+        is_packed=config.data_text_pack,
+        is_grouped=config.data_group_by_length,
+        normalize=config.data_normalize,
+    )
+    place = hf_files.Place(Path(config.data_dir), config.data_download, source.version)
+    seen = _pixels(config, looks)
+    data = hf.load(source.name, source.splits_map, place, looks=seen, wanted=wanted)
+    split = next(iter(data.splits.values()))
+    if isinstance(split, ArraySplit):
+        return _shaped(config, source, data, looks)
+    if isinstance(split, DatasetSplit):
+        _check_pixels(config)
+    else:
+        _refuse_pixel_statistics(config, source)
+    return data
 
 
 def check_own(config: "Config", source: Source) -> None:
@@ -154,8 +270,10 @@ def build_own(config: "Config", source: Source, looks: Preprocessing) -> Data:
 Check = Callable[["Config", Source], None]
 Build = Callable[["Config", Source, Preprocessing], Data]
 FAMILIES: dict[str, tuple[Check, Build]] = {
+    "hf": (check_hf, build_hf),
     "libsvm": (check_libsvm, build_libsvm),
     "sklearn": (check_sklearn, build_sklearn),
+    "tfds": (check_tfds, build_tfds),
     "timm": (check_timm, build_timm),
 }
 

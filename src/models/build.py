@@ -11,6 +11,7 @@ from src.models import clip, hf, linear, own, timm, torchvision
 from src.models.freezing import check_patterns, freeze
 from src.models.tiny import build as tiny
 from src.models.weights import init_head, load_weights
+from src.models.zero_shot import Prompts, check_templates
 from src.names import UserError, bad_value, pick, split_family
 from src.own_code import is_own
 
@@ -38,8 +39,9 @@ def build_model(
     input_shape: tuple[int, ...],
     n_classes: int | None,
     class_names: Sequence[str] | None = None,
+    device: torch.device | None = None,
 ) -> nn.Module:
-    """The model of the configuration, on the CPU, a function of seed_model alone.
+    """The model of the configuration on the device (None: the CPU), a function of seed_model alone.
 
     input_shape: of one example. n_classes: None for regression. UserError for an unknown name,
     a model that does not take such inputs, and weights that can't be had or don't fit.
@@ -52,23 +54,26 @@ def build_model(
             "as which rows pass where model_input_shape says [channels, height, width]"
         )
         raise bad_value("model", config.model, expected)
-    options: dict[str, bool] = pretrained_options(config, family)
+    options: dict[str, Any] = pretrained_options(config, family)
     if family == "hf":
         options["is_language_model"] = config.loss == "next_token"
+    if family == "clip":
+        options["weights"] = config.model_weights
+    if config.model_head_init == "zero_shot":
+        templates = config.model_zero_shot_templates
+        options["prompts"] = Prompts(class_names, templates, device or torch.device("cpu"))
     # The CPU's generator alone: nothing is drawn on a GPU, and its state is the caller's.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed_model)  # type: ignore[arg-type]
         model, heads = builder_of(family).build(
             name, input_shape, output_dim(config, n_classes), **options
         )
-        if config.model_weights is not None:
+        if config.model_weights is not None and family != "clip":  # which has read them
             load_weights(model, config.model_weights, heads)
-        if config.model_head_init == "zero_shot":
-            clip.init_zero_shot(model, name, class_names, config.model_zero_shot_templates)
-        elif config.model_head_init is not None:
+        if config.model_head_init is not None and config.model_head_init != "zero_shot":
             init_head(model, heads, config.model_head_init)
     freeze(model, freeze_patterns(config))
-    return model
+    return model if device is None else model.to(device)
 
 
 def check_model(config: "Config") -> None:
@@ -76,8 +81,12 @@ def check_model(config: "Config") -> None:
     family, name = family_of(config.model)
     builder_of(family).look_up(name, **pretrained_options(config, family))
     check_patterns(freeze_patterns(config))
-    if config.model_head_init == "zero_shot" and family != "clip":
-        raise bad_value("model_head_init", "zero_shot", "a model clip/… for it, or null")
+    if config.loss == "next_token" and family not in ("hf", OWN):
+        raise bad_value("model", config.model, "hf/… or one of your own, as loss is next_token")
+    if config.model_head_init == "zero_shot":
+        if family != "clip":
+            raise bad_value("model_head_init", "zero_shot", "a model clip/… for it, or null")
+        check_templates(config.model_zero_shot_templates)
 
 
 def freeze_patterns(config: "Config") -> list[str]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from loguru import logger
 
 from src.config import KEYS, Config, make_config
+from src.keys import AugmentationKeys
 from src.names import UserError
 from src.submit import slurm
 from src.submit.journal import LOCAL
@@ -34,8 +36,19 @@ QUESTIONS = {
         "data_mean",
         "data_std",
         "data_version",
+        "data_group_by_length",
+        *(field.name for field in fields(AugmentationKeys)),
+        "loss",
     ),
-    "model": ("model", "model_pretrained", "model_weights", "model_head_init", "model_freeze"),
+    "model": (
+        "model",
+        "model_pretrained",
+        "model_weights",
+        "model_head_init",
+        "model_zero_shot_templates",
+        "model_freeze",
+        "loss",
+    ),
     "optim_alg": ("optim_alg", "optim_args", "momentum", "ada_eps"),
     "lr_schedule": ("lr_schedule", "warmup_steps"),
     "averaging": ("averaging",),

@@ -131,7 +131,7 @@ def test_names_are_checked_without_the_data(tmp_path, dataset):
         ({"dataset": "mnist"}, "dataset: unknown 'mnist'"),
         ({"dataset": "sklearn/irsi"}, "dataset: unknown 'irsi'; did you mean 'iris'"),
         ({"dataset": "libsvm/a99a"}, "dataset: unknown 'libsvm/a99a'; did you mean 'libsvm/a9a'"),
-        ({"dataset": "timm/tfds/mnist"}, "dataset: unknown 'timm/tfds/mnist'"),
+        ({"dataset": "timm/torchs/mnist"}, "dataset: unknown 'timm/torchs/mnist'"),
         ({"dataset": "timm/torch/cifar"}, "dataset: unknown 'cifar'; did you mean 'cifar10'"),
         ({"data_splits_map": {"train": "trian"}}, "sklearn/digits has no 'trian'"),
         ({"dataset": "libsvm/abalone"}, "libsvm/abalone has no 'test'"),

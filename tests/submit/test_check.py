@@ -190,11 +190,20 @@ def test_the_lookup_sees_no_gpu_and_fetches_nothing(other_lookup):
         ({"loss": "lgo"}, "loss: unknown 'lgo'; did you mean 'log'"),
         ({"loss": "mse", "label_smoothing": 0.1}, "label_smoothing: got 0.1, expected 0"),
         ({"loss": "bce", "loss_class_weights": [1, 2]}, "loss_class_weights: got"),
+        ({"aug_auto": "rand-x"}, "aug_auto: got 'rand-x'"),
+        ({"aug_mixup": 0.2, "loss": "mse"}, "loss: got 'mse', expected 'log'"),
+        ({"dataset": "sklearn/digits", "aug_hflip": 0.5}, "aug_hflip: got 0.5, expected 0"),
+        ({"model": "linear", "model_freeze": "("}, "model_freeze: got '('"),
+        ({"model": "linear", "model_head_init": "zero_shot"}, "model_head_init: got 'zero_shot'"),
+        (
+            {"data_splits_map": {"train": "train", "o": "sklearn/irsi:test"}},
+            "dataset: unknown 'irsi'",
+        ),
     ],
 )
 def test_what_a_run_would_refuse_is_refused(settings, error):
     kinds = [kind for kind, keys in QUESTIONS.items() if set(settings) <= set(keys)]
-    (line,) = lookup.answer(kinds[0], settings)["errors"]
+    (line,) = (e for kind in kinds for e in lookup.answer(kind, settings).get("errors", []))
     assert line.startswith(error)
 
 
@@ -237,7 +246,7 @@ def test_what_a_library_prints_is_no_answer(monkeypatch, capsys):
     assert capsys.readouterr().out == "[{}]\n"
 
 
-TYPES_SUFFICE = {"base_lr", "weight_decay", "weight_decay_biases"}
+TYPES_SUFFICE = {"base_lr", "weight_decay", "weight_decay_biases", "layer_decay"}
 
 
 @pytest.mark.parametrize(
