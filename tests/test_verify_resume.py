@@ -21,6 +21,7 @@ from src.engine.kills import Failed, Kill, KilledRun, Pace, TooShort, plan
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 from test_data_libsvm import seed_cache, table
 from test_data_timm import idx
+from whole_runs import certificate
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,17 +68,9 @@ def images(data_dir: Path) -> dict:
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx((np.arange(n) % 10).astype(np.uint8)))
     keys = {"dataset": "timm/torch/fashion_mnist", "data_dir": str(data_dir)}
     keys |= {"data_download": False, "num_workers": 2, "batch_size": 20, "train_length": 8}
+    keys |= {"aug_pad_crop": 2, "aug_hflip": 0.5, "aug_auto": "rand-m9-mstd0.5-inc1"}
+    keys |= {"aug_erase": 0.3, "aug_mixup": 0.2, "aug_cutmix": 1.0, "aug_repeats": 2}
     return NETWORK | keys
-
-
-# What a fork adds to image_transforms to augment
-AUGMENTED = (
-    "src/data/transforms.py",
-    "    return transform, transform\n",
-    "    from torchvision.transforms import RandomCrop, RandomHorizontalFlip\n"
-    "    augmented = [RandomCrop((height, width), padding=2), RandomHorizontalFlip()]\n"
-    "    return Compose([*augmented, *transform.transforms]), transform\n",
-)
 
 
 def fork(folder: Path, *edits: tuple[str, str, str]) -> Path:
@@ -92,22 +85,6 @@ def fork(folder: Path, *edits: tuple[str, str, str]) -> Path:
     return folder
 
 
-def certificate(code: Path, keys: dict, tmp_path: Path, *options: str) -> tuple[int, str]:
-    """The exit code, and what was printed."""
-    config, temporary = tmp_path / "cfg.yaml", tmp_path / "temporary"
-    config.write_text(yaml.safe_dump(keys))
-    temporary.mkdir()
-    done = subprocess.run(
-        [sys.executable, code / "verify_resume.py", config, *options],
-        env=os.environ | {"TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )
-    return done.returncode, done.stdout
-
-
 # ---- Whole certificates ------------------------------------------------------------------
 
 
@@ -115,8 +92,7 @@ def certificate(code: Path, keys: dict, tmp_path: Path, *options: str) -> tuple[
 @pytest.mark.parametrize("family", ["dense", "sparse", "images"])
 def test_twenty_kills_leave_no_trace(tmp_path, family):
     keys = {"dense": lambda _: DENSE, "sparse": sparse, "images": images}[family](tmp_path)
-    code = fork(tmp_path / "fork", AUGMENTED) if family == "images" else ROOT
-    returncode, text = certificate(code, keys, tmp_path)
+    returncode, text = certificate(keys, tmp_path)
     assert returncode == 0, text
     assert text.startswith("20 kills (7 KILL, 7 TERM, 6 USR1; ")
     parts = "weights, optimizer, sums, av, av2, " + ("best, " if family == "dense" else "")
@@ -140,7 +116,7 @@ FAULTS = {
 def test_what_is_left_out_of_the_state_is_found(tmp_path, fault):
     code = fork(tmp_path / "fork", ("train.py", *FAULTS[fault]))
     keys = DENSE | {"model": "linear", "train_length": 40}
-    returncode, text = certificate(code, keys, tmp_path, "--kills=3", "--seed=0")
+    returncode, text = certificate(keys, tmp_path, "--kills=3", "--seed=0", code=code)
     assert returncode == 1
     assert "straight and killed run differ (--seed 0):\n  weights " in text
     folder = Path(text.splitlines()[-1].removeprefix("both runs are kept in "))
@@ -149,7 +125,7 @@ def test_what_is_left_out_of_the_state_is_found(tmp_path, fault):
 
 def test_a_run_too_short_is_no_certificate(tmp_path):
     keys = DENSE | {"model": "linear", "train_length": 2}
-    returncode, text = certificate(ROOT, keys, tmp_path)
+    returncode, text = certificate(keys, tmp_path)
     assert (returncode, text) == (
         1,
         "a run of 30 steps: too short for 20 kills; take a longer train_length, or fewer --kills\n",

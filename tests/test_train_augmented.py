@@ -1,0 +1,122 @@
+"""Whole runs on augmented and mixed images: stopped, cut into micro-batches, by other workers."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_resume import end_of, interrupt, run_through  # noqa: F401 - one is a fixture
+
+from src.config import load_config, make_config
+from src.names import UserError
+from train import run_experiment
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+from test_data_timm import write_cifar, write_mnist
+
+MIXED = {"aug_mixup": 0.2, "aug_cutmix": 1.0, "aug_mix_prob": 0.8}
+EVERYTHING = MIXED | {
+    "aug_pad_crop": 2,
+    "aug_hflip": 0.5,
+    "aug_vflip": 0.5,
+    "aug_auto": "rand-m9-mstd0.5-inc1",
+    "aug_color_jitter": 0.4,
+    "aug_erase": 0.5,
+    "aug_repeats": 2,
+}
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    """A Config for 30 noisy images: three epochs of four steps, of 9, 9, 9 and 3 examples."""
+    write_mnist(tmp_path)
+
+    def build(**keys):
+        small = {
+            "dataset": "timm/torch/fashion_mnist",
+            "data_dir": str(tmp_path),
+            "data_download": False,
+            "model": "tiny/lenet",
+            "optim_alg": "adam",
+            "base_lr": 0.003,
+            "batch_size": 9,
+            "train_length": 3,
+            "num_workers": 0,
+            "seed_model": 1,
+            "seed_training": 2,
+            "save_plot": False,
+        }
+        return make_config(small | keys)
+
+    return build
+
+
+def without_times(stats: pd.DataFrame) -> pd.DataFrame:
+    return stats[[c for c in stats if not c.endswith(("time", "timestamp"))]]
+
+
+CROPPED = EVERYTHING | {"aug_pad_crop": 0, "aug_crop_scale": [0.3, 1.0], "aug_repeats": 4}
+
+
+@pytest.mark.parametrize("keys", [EVERYTHING, CROPPED], ids=["everything", "cropped"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_stopped_anywhere_it_ends_the_same(fashion, tmp_path, interrupt, keys, num_workers):  # noqa: F811
+    straight = fashion(output_dir=str(tmp_path / "straight"), **keys)
+    run_experiment(straight)
+    interrupt(2, 3, 7, 12)
+    stopped = fashion(output_dir=str(tmp_path / "run"), num_workers=num_workers, **keys)
+    assert run_through(stopped) > 3
+    assert end_of(stopped) == end_of(straight)
+
+
+@pytest.mark.parametrize("key", EVERYTHING)
+def test_each_key_has_a_say_in_training_alone(fashion, key):
+    others = {k: v for k, v in EVERYTHING.items() if k != key}
+    some, all_on = (run_experiment(fashion(train_length=0.5, **k)) for k in (others, EVERYTHING))
+    assert some["train/loss"].iloc[0] != all_on["train/loss"].iloc[0]
+    unmoved = [
+        run_experiment(fashion(train_length=0, **k))["test/last/loss"].iloc[0]
+        for k in (others, EVERYTHING)
+    ]
+    assert unmoved[0] == unmoved[1]
+
+
+@pytest.mark.parametrize("keys", [{}, {"loss_class_weights": [0.1, 1, 2, 3, 4, 5, 0.5, 0.5, 1, 7]}])
+def test_micro_batches_of_mixed_images_train_as_the_whole_batch(fashion, keys):
+    keys = MIXED | {"aug_hflip": 0.5, "label_smoothing": 0.1} | keys
+    whole, cut = (
+        run_experiment(fashion(grad_accum_steps=number, optim_alg="sgd", base_lr=0.01, **keys))
+        for number in (1, 3)
+    )
+    np.testing.assert_allclose(without_times(whole), without_times(cut), rtol=2e-4)
+
+
+def test_arrays_of_images_are_mixed_too(digits):
+    keys = {"aug_cutmix": 1.0, "model": "tiny/lenet", "model_input_shape": [1, 32, 32]}
+    keys |= {"output_dir": None, "train_length": 6, "base_lr": 0.003}
+    stats = run_experiment(digits(**keys))
+    assert stats["test/last/accuracy"].iloc[-1] > 0.85
+    assert stats["train/accuracy"].iloc[-1] < stats["test/last/accuracy"].iloc[-1]
+    assert stats["train/loss"].iloc[-1] > 0.5  # a mixed image is never sure
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"aug_hflip": 0.5}, "aug_hflip: got 0.5, expected 0, as sklearn/digits is not"),
+        ({"aug_mixup": 0.5, "loss": "mse"}, "loss: got 'mse', expected 'log'"),
+        ({"aug_cutmix": 0.5, "model_input_shape": [64]}, "aug_cutmix: got 0.5, expected 0"),
+    ],
+)
+def test_what_the_data_do_not_allow_is_refused(digits, keys, words):
+    with pytest.raises(UserError, match=words):
+        run_experiment(digits(output_dir=None, **keys))
+
+
+def test_the_augmented_run_on_cifar10_works_on_its_files(tmp_path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch)
+    overrides = [f"data_dir={tmp_path}", f"output_dir={tmp_path / 'run'}", "data_download=false"]
+    overrides += ["train_length=1", "model=tiny/wrn_10_1", "num_workers=1"]
+    stats = run_experiment(load_config("test_cfg_cifar10_wrn_augmented.yaml", overrides))
+    assert stats["train/seen_examples"].tolist() == [50]

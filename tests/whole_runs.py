@@ -1,0 +1,50 @@
+"""What tests of whole runs share: the certificate, a grid on this machine, stats without times."""
+
+import os
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from src.record.stats import read_stats
+
+ROOT = Path(__file__).parents[1]
+TIMES = ("time", "timestamp")
+LIMIT_SECONDS = 900
+
+
+def lasting(stats: pd.DataFrame) -> str:
+    """What is the same in each run of a configuration: all but the times."""
+    return stats.drop(columns=[c for c in stats if c.endswith(TIMES)]).to_csv()
+
+
+def certificate(keys: dict, folder: Path, *options: str, code: Path = ROOT) -> tuple[int, str]:
+    """The exit code of verify_resume.py, and what was printed."""
+    config, temporary = folder / "cfg.yaml", folder / "temporary"
+    config.write_text(yaml.safe_dump({k: v for k, v in keys.items() if k != "output_dir"}))
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, code / "verify_resume.py", config, *options],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+    return done.returncode, done.stdout
+
+
+def grid_here(parameters: dict, folder: Path) -> list[pd.DataFrame]:
+    """The stats of the rows, two of which run at a time, by `submit_multiple.py -s local`."""
+    details = {"name": "grid", "output_dir": str(folder / "batches")}
+    parameters = {k: v for k, v in parameters.items() if k != "output_dir"}
+    job = folder / "job.yaml"
+    job.write_text(yaml.safe_dump({"job_details": details, "parameters": parameters}))
+    command = [sys.executable, "submit_multiple.py", job, "-s", "local", "--jobs", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    batch = folder / "batches" / f"{date.today():%y-%m-%d}-grid"
+    return [read_stats(file.parent) for file in sorted(batch.glob("*/stats.csv"))]
