@@ -1,9 +1,9 @@
-"""array_record files, which the run's own process never opens.
+"""array_record files, which a process that has workers never opens.
 
 The library has threads, and a worker process that is forked from one with such threads crashes
 or hangs at its first record (array_record 0.8.6: what they were waiting for stands on stacks
-that are gone). So the run asks a process of its own, `python -m src.data.array_records`, and its
-workers, forked where no file was opened, read by themselves.
+that are gone). So a run with workers asks a process of its own, `python -m
+src.data.array_records`, and its workers, forked where no file was opened, read by themselves.
 """
 
 import json
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from weakref import finalize
 
 from src.data.fetch import one_line
@@ -29,7 +29,8 @@ class ArrayRecords(Records):
     """ValueError for files that are broken, missing, or of another number of records than the
     instructions say."""
 
-    def __init__(self, instructions: Sequence[Any], reader: "Reader") -> None:
+    def __init__(self, instructions: Sequence[Any], reader: "Reader | OpenFiles") -> None:
+        """reader: OpenFiles, which is faster, where no workers are to come."""
         super().__init__(instructions)
         self.owner = self.opened_by = os.getpid()
         self.source: Reader | OpenFiles | None = reader
@@ -41,7 +42,8 @@ class ArrayRecords(Records):
     def read(self, part: int, position: int) -> bytes:
         if self.source is None or self.opened_by != os.getpid():
             self.opened_by = os.getpid()
-            self.source = Reader() if self.opened_by == self.owner else OpenFiles()
+            is_worker = self.opened_by != self.owner
+            self.source = OpenFiles() if is_worker and OpenFiles.is_safe() else Reader()
         return self.source.read(self.files[part], position)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,6 +52,13 @@ class ArrayRecords(Records):
 
 class OpenFiles:
     """Files that this process opens, once each."""
+
+    processes: ClassVar[set[int]] = set()  # that did so: this one, and those that it comes from
+
+    @classmethod
+    def is_safe(cls) -> bool:
+        """Whether no process did that this one was forked from."""
+        return cls.processes <= {os.getpid()}
 
     def __init__(self) -> None:
         self.readers: dict[str, Any] = {}
@@ -69,6 +78,7 @@ class OpenFiles:
     def _open(self, file: str) -> Any:
         from array_record.python.array_record_module import ArrayRecordReader
 
+        self.processes.add(os.getpid())
         options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 2**15}
         reader = ArrayRecordReader(file, **options)  # for single records, as TFDS has it
         if not reader.ok():

@@ -216,6 +216,7 @@ def build_tfds(config: "Config", source: Source, looks: Preprocessing) -> Data:
         download=config.data_download,
         version=source.version,
         looks=_pixels(config, looks),
+        has_workers=config.num_workers > 0,
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +24,7 @@ from src.generators import generators_kept, seed_cpu
 
 SECONDS_TO_OUTLIVE = 120  # that worker processes live on after SIGTERM: a step, and more
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+Request = tuple[int, np.ndarray]  # the number of a pass, and which examples
 Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
 
 
@@ -159,15 +161,18 @@ class _Examples(Dataset):
     """
 
     def __init__(self, split: DatasetSplit, transform: Callable[[Any], Tensor]) -> None:
-        self.split, self.read = split, transform
+        self.split = split
+        self.read: Callable[[Any], Any] = transform
+        self.batch_of: Callable[[list[Any]], Tensor] = torch.stack
         self.normalize: Callable[[Tensor], Tensor] = _nothing
         if isinstance(transform, ImageTransform) and not transform.on_tensor:
-            self.read, self.normalize = transform.pixels, transform.to_tensor.normalize
+            self.read, self.batch_of = transform.pixels, transform.batch_of
+            self.normalize = transform.to_tensor.normalize
 
-    def __getitems__(self, request: tuple[int, Tensor]) -> Batch:
+    def __getitems__(self, request: Request) -> Batch:
         _, indices = request
         examples = [self.split.dataset[i] for i in indices.tolist()]
-        inputs = torch.stack([self.read(image) for image, _ in examples])
+        inputs = self.batch_of([self.read(image) for image, _ in examples])
         return inputs, torch.tensor([target for _, target in examples])
 
 
@@ -178,7 +183,7 @@ class _TrainingExamples(_Examples):
         super().__init__(split, split.train_transform)
         self.seed = seed
 
-    def __getitems__(self, request: tuple[int, Tensor]) -> Batch:
+    def __getitems__(self, request: Request) -> Batch:
         if self.split.train_transform is self.split.transform:  # nothing is drawn
             return super().__getitems__(request)
         pass_number, indices = request
@@ -191,7 +196,7 @@ class _TrainingExamples(_Examples):
                 image, target = self.split.dataset[index]
                 inputs.append(self.read(image))
                 targets.append(target)
-        return torch.stack(inputs), torch.tensor(targets)
+        return self.batch_of(inputs), torch.tensor(targets)
 
 
 def _loaded(
@@ -199,9 +204,11 @@ def _loaded(
 ) -> Generator[Batch, None, None]:
     """Batches in this order, read by worker processes, on the device."""
     on_gpu = loading.device.type == "cuda"
+    # as tensors the indices would travel to the workers in files of their own
+    requests: Iterable[Any] = ((number, indices.numpy()) for number, indices in order)
     loader = DataLoader(
         examples,
-        batch_sampler=order,  # type: ignore[arg-type]
+        batch_sampler=requests,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         num_workers=loading.num_workers,
         pin_memory=on_gpu,

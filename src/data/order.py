@@ -81,14 +81,14 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step, 2]).generate_state(1)[0])
 
 
-def example_seeds(seed: int, pass_number: int, indices: Tensor) -> np.ndarray:
+def example_seeds(seed: int, pass_number: int, indices: np.ndarray) -> np.ndarray:
     """A seed for the augmentation of each example: (len(indices),) uint32.
 
     A function of (seed, pass, index) alone: the finaliser of SplitMix64 (Steele, Lea and
     Flood 2014) over the three, spread by odd constants.
     """
     base = np.random.SeedSequence([seed, pass_number, 1]).generate_state(1, np.uint64)[0]
-    z = base + indices.numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = base + indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((z ^ (z >> np.uint64(31))) >> np.uint64(32)).astype(np.uint32)

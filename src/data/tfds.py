@@ -17,7 +17,7 @@ from loguru import logger
 from torch.utils.data import Dataset
 
 from src.data import tfds_files
-from src.data.array_records import ArrayRecords, Reader
+from src.data.array_records import ArrayRecords, OpenFiles, Reader
 from src.data.fetch import missing, one_line
 from src.data.images import image_data
 from src.data.records import Records
@@ -39,12 +39,14 @@ def load(
     download: bool = True,
     version: str | None = None,
     looks: Preprocessing | None = None,
+    has_workers: bool = True,
 ) -> Data:
     """PIL images, and the transforms that make of them what the model wants.
 
     A split is spelled as TFDS has it: train[:90%], train[10:20]+test, all. version: where it is
-    None, the newest in data_dir. UserError for what is not there and cannot be had, and for data
-    other than images of one class each.
+    None, the newest in data_dir. has_workers: whether worker processes will read as well.
+    UserError for what is not there and cannot be had, and for data other than images of one
+    class each.
     """
     asked, folder = find(asked_for(name, version), data_dir)
     if folder is None and not download:
@@ -55,7 +57,7 @@ def load(
     logger.info("{}: {} files in {}", asked, info.file_format.value, folder)
     splits = {
         split: Examples(records, wanted, f"{asked}:{splits_map[split]}")
-        for split, records in _records(info, splits_map, asked).items()
+        for split, records in _records(info, splits_map, asked, has_workers).items()
     }
     for examples in splits.values():
         examples[0]  # has a class, or is refused now
@@ -182,7 +184,9 @@ def _instructions(info: Any, split: str, spelling: str, asked: Asked) -> list[An
     return found
 
 
-def _records(info: Any, splits_map: Mapping[str, str], asked: Asked) -> dict[str, Records]:
+def _records(
+    info: Any, splits_map: Mapping[str, str], asked: Asked, has_workers: bool
+) -> dict[str, Records]:
     """The serialised examples of each split."""
     parts = {
         split: _instructions(info, split, spelling, asked) for split, spelling in splits_map.items()
@@ -192,7 +196,7 @@ def _records(info: Any, splits_map: Mapping[str, str], asked: Asked) -> dict[str
         if form == "tfrecord":
             return {split: TFRecords(instructions) for split, instructions in parts.items()}
         if form == "array_record":
-            reader = Reader()
+            reader = Reader() if has_workers else OpenFiles()
             return {split: ArrayRecords(given, reader) for split, given in parts.items()}
     except (OSError, ValueError) as error:
         raise missing(str(asked), f"cannot be read ({one_line(error)})", folder, FILES) from error

@@ -581,6 +581,26 @@ print(count() - before)
     assert int(in_another_process(script, folders["array_record"])) < 8
 
 
+def test_without_workers_it_opens_them_and_workers_that_come_all_the_same_read_on(folders):
+    """A run without workers, then one with them, in the same process."""
+    script = """
+import pathlib, sys
+from torch.utils.data import DataLoader
+from src.data import tfds
+as_lists = lambda example: (example[0].tobytes(), example[1])
+load = lambda **keys: tfds.load("colours", {"train": "train"}, data_dir=where, **keys)
+where = pathlib.Path(sys.argv[1])
+for data in load(has_workers=False), load(), load(has_workers=False):
+    dataset = data.splits["train"].dataset
+    alone = [as_lists(dataset[i]) for i in range(20)]
+    options = {"batch_size": None, "collate_fn": as_lists, "num_workers": 2}
+    assert list(DataLoader(dataset, sampler=range(20), **options)) == alone
+    print(type(dataset.records.source).__name__)
+"""
+    found = in_another_process(script, folders["array_record"])
+    assert found.split() == ["OpenFiles", "Reader", "OpenFiles"]
+
+
 def test_what_reads_array_record_for_the_process(folders, monkeypatch):
     """It outlives the signals that are meant for the run, and mixes no answers up."""
     dataset = load("colours", folders["array_record"]).splits["train"].dataset

@@ -37,6 +37,22 @@ def test_pixels_are_normalised_as_torchvision_does(mode, mean, std):
         assert torch.equal(pickle.loads(pickle.dumps(transform))(image), got)  # noqa: S301
 
 
+@pytest.mark.parametrize(("mode", "mean", "std"), [("L", (0.3,), (0.2,)), ("RGB", MEAN, STD)])
+def test_a_batch_of_bytes_becomes_what_its_images_become(mode, mean, std):
+    images = [picture(mode), picture(mode).rotate(180), picture(mode).rotate(180).transpose(0)]
+    _, transform = image_transforms(Preprocessing((len(mean), 30, 40), mean, std), resize=False)
+    pixels = transform.batch_of([transform.pixels(image) for image in images])
+    batch = transform.to_tensor.normalize(pixels)
+    assert batch.is_contiguous()
+    assert torch.equal(batch, torch.stack([transform(image) for image in images]))
+
+
+def test_an_image_of_another_size_is_refused_though_it_has_as_many_pixels():
+    _, transform = image_transforms(Preprocessing((3, 30, 40), MEAN, STD), resize=False)
+    with pytest.raises(ValueError, match="an image of 30 x 40 pixels among those of 40 x 30"):
+        transform.pixels(picture("RGB", width=30, height=40))
+
+
 @pytest.mark.parametrize("size", [(24, 24), (16, 32)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
 def test_images_are_resized_as_timm_does_for_evaluation(size, crop_pct):
