@@ -16,6 +16,7 @@ from loguru import logger
 
 from src.config import Config, load_config, make_config, parse_overrides
 from src.data.build import build_data
+from src.data.fetch import one_line
 from src.data.splits import Data, Preprocessing
 from src.keys import DataKeys, ModelKeys
 from src.models.build import build_model, check_model, model_preprocessing
@@ -83,9 +84,10 @@ def prepare(needs: Sequence[Config]) -> int:
             if kept is None or kept[0] != wanted:
                 kept = wanted, data_of(config, looks)
             print(f"  {found_in(kept[1], config)}, {perf_counter() - started:.1f} s", flush=True)
-        except UserError as error:
+        except Exception as error:  # a fork's own function may raise what it likes
             print("  not to be had, see below", flush=True)
-            failures[str(error)] = None
+            known = isinstance(error, UserError)
+            failures[str(error) if known else f"{config.dataset}: {one_line(error)}"] = None
     if failures:
         print("\n".join(failures), file=sys.stderr)
         return 2

@@ -105,12 +105,13 @@ class DataKeys:
     # a number per channel for pixels in 0…1; null: the pretrained model's, else the data set's
     data_mean: list[Number] | None = None
     data_std: list[Positive] | None = None
-    # side of the centre crop over the side of the resized image, in evaluations; null: the
-    # pretrained model's, else 1
+    # side of the centre crop over the side of the resized image, in training too unless it crops
+    # at random by aug_crop_scale; null: the pretrained model's, else 1
     data_crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
     # how images are resized; null: the pretrained model's, else bilinear
     data_interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
-    # found, or given: the version of a data set of TFDS, the revision of one of the hub
+    # found, or given: the version of a data set of TFDS, the revision of one of the hub; not of
+    # those that other splits come from
     data_version: str | None = None
     # names of the classes in their order, or imagenet; null: the data set's own
     data_class_names: list[str] | Literal["imagenet"] | None = None
@@ -123,7 +124,8 @@ class DataKeys:
     data_target_column: str | None = None
     # texts: the tokenizer, a name of the hub or a folder; null: the model's
     data_tokenizer: str | None = None
-    # tokens of an example at most, of a longer text the first; null: what the model takes, or 512
+    # tokens of an example at most, of a longer text the first; null: what the model takes, at
+    # most 1024, or 512
     data_text_length: AtLeast1 | None = None
     # loss next_token: join the texts and cut them into examples of data_text_length tokens;
     # false: each text is an example

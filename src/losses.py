@@ -10,6 +10,8 @@ from torch import Tensor
 from src.data.splits import NO_TOKEN
 from src.names import UserError, bad_value, pick
 
+LEAST_WEIGHT = 1e-30  # of a batch whose classes all count for nothing: its gradients are zero
+
 
 class Loss:
     """loss(outputs, targets) / loss.weight(targets) is the loss of a batch.
@@ -58,7 +60,8 @@ class CrossEntropy(Loss):
         if self.class_weights is None:
             return len(targets)
         is_mixed = targets.ndim == 2
-        return ((targets @ self.class_weights) if is_mixed else self.class_weights[targets]).sum()
+        weights = (targets @ self.class_weights) if is_mixed else self.class_weights[targets]
+        return weights.sum().clamp_min(LEAST_WEIGHT)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         return (outputs.argmax(1) == (targets.argmax(1) if targets.ndim == 2 else targets)).sum()

@@ -45,6 +45,13 @@ def test_log_is_the_cross_entropy_of_torch(batch, name, class_weights, label_smo
     torch.testing.assert_close(mean_of(loss, outputs, classes), expected)
 
 
+def test_a_batch_of_classes_that_count_for_nothing_moves_nothing():
+    loss = build_loss("log", n_classes=2, class_weights=[0.0, 1.0])
+    outputs, classes = torch.randn(3, 2, requires_grad=True), torch.zeros(3, dtype=torch.int64)
+    (loss(outputs, classes) / loss.weight(classes)).backward()
+    assert torch.equal(outputs.grad, torch.zeros(3, 2))
+
+
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_shares_of_classes_are_those_of_torch(batch, class_weights, label_smoothing):

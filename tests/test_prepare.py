@@ -87,9 +87,20 @@ def test_being_asked_to_fetch_it_fetches(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(build.libsvm, "load", lambda *_, download, **__: asked.append(download))
     path = written(tmp_path / "cfg.yaml", {"data_download": False, "data_dir": str(tmp_path)})
-    with pytest.raises(AttributeError):  # there are no data after all
-        prepare.main([path])
+    assert prepare.main([path]) == 2  # there are no data after all
     assert asked == [True]
+
+
+def test_what_a_function_of_one_s_own_raises_hinders_nothing_else(tmp_path, monkeypatch, capsys):
+    def read(data_dir):
+        raise FileNotFoundError("no such points")
+
+    monkeypatch.setattr("tests.own_parts.read", read)
+    grid = {"dataset": ["tests.own_parts:read", "sklearn/iris"]}
+    assert prepare.main([written(tmp_path / "job.yaml", {"parameters": grid})]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "tests.own_parts:read: FileNotFoundError: no such points\n"
+    assert "120 train, 30 test" in captured.out
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,8 @@ def test_stopped_it_goes_on_without_its_weights(keys, files, tmp_path, monkeypat
     assert (log.count("| attempt "), log.count("zero-shot head")) == (2, 1)
 
 
-def test_data_without_names_are_given_some(keys):
+def test_data_without_names_are_given_some(keys, monkeypatch):
+    monkeypatch.setattr("src.data.sklearn.class_names", lambda name: None)
     keys |= {"dataset": "sklearn/digits", "data_splits_map": {"train": "train", "val": "test[:50]"}}
     with pytest.raises(UserError, match=r"model_head_init: .* give them as data_class_names"):
         run_experiment(make_config(keys))

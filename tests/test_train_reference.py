@@ -88,6 +88,16 @@ def test_an_evaluation_uses_the_model_as_it_is_used_and_leaves_it_in_training(di
     assert result["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_weights_of_classes_are_summed_as_finely_as_losses():
+    sums = Sums(build_loss("log", n_classes=2, class_weights=[0.1, 1.0]), CPU)
+    sums.weight = torch.tensor(2.0**24, dtype=torch.float64)  # where float32 has no 0.1 to add
+    sums.add(torch.tensor(0.0), torch.zeros(1, 2), torch.tensor([0]))
+    assert float(sums.weight) == pytest.approx(2**24 + 0.1, abs=1e-6)
+    fresh = Sums(sums.loss, CPU)
+    fresh.add(torch.tensor(0.0), torch.zeros(1, 2), torch.tensor([0]))
+    assert fresh.weight.dtype == torch.float64
+
+
 def test_recent_averages_are_those_since_the_last_time_they_were_asked():
     sums = Sums(build_loss("log", n_classes=2), CPU)
     right, wrong = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 9.0]])

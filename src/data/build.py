@@ -284,7 +284,10 @@ def _shaped(config: "Config", source: Source, data: Data, looks: Preprocessing) 
     if len(data.input_shape) == 1:
         _refuse_pixel_statistics(config, source)
     warn_of_absent_classes(data)
-    return to_shape(data, looks, source.dataset)
+    data = to_shape(data, looks, source.dataset)
+    # pixels that no mean was taken from; for splits of other data sets, which should look alike
+    mean, std = looks.mean or (0.0,), looks.std or (1.0,)
+    return replace(data, looks=replace(looks, mean=mean, std=std))
 
 
 def _check_pixels(config: "Config") -> None:

@@ -33,13 +33,15 @@ def image_data(
     name: of the data set. n_classes: where the classes have no names. resize: also where all
     images looked at have the size of the input.
     """
-    own_shape = _own_shape(next(iter(splits.values())))
+    shapes = {split: _own_shape(dataset) for split, dataset in splits.items()}
+    own_shape = shapes.get("train", next(iter(shapes.values())))
     shape = _input_shape(looks, own_shape, name)
     if looks.mean is None or looks.std is None:
         mean, std = statistics or IMAGENET
         looks = replace(looks, mean=mean, std=std)
     looks = replace(looks, input_shape=shape)
-    resize = resize or looks.is_cropped or own_shape is None or own_shape[1:] != shape[1:]
+    differ = any(own is None or own[1:] != shape[1:] for own in shapes.values())
+    resize = resize or looks.is_cropped or differ
     train_transform, transform = image_transforms(looks, resize=resize)
     made = {k: DatasetSplit(dataset, train_transform, transform) for k, dataset in splits.items()}
     names = None if class_names is None else tuple(class_names)
@@ -83,7 +85,7 @@ def _own_shape(dataset: Any) -> tuple[int, int, int] | None:
     if len({image.size for image in images}) > 1:
         return None
     width, height = images[0].size
-    return (1 if images[0].mode == "L" else 3), height, width
+    return (1 if all(image.mode == "L" for image in images) else 3), height, width
 
 
 def _input_shape(

@@ -163,7 +163,7 @@ class _Examples(Dataset):
     def __init__(self, split: DatasetSplit, transform: Callable[[Any], Tensor]) -> None:
         self.split = split
         self.read: Callable[[Any], Any] = transform
-        self.batch_of: Callable[[list[Any]], Tensor] = torch.stack
+        self.batch_of: Callable[[Any], Tensor] = torch.stack
         self.normalize: Callable[[Tensor], Tensor] = _nothing
         if isinstance(transform, ImageTransform) and not transform.on_tensor:
             self.read, self.batch_of = transform.pixels, transform.batch_of
@@ -171,9 +171,17 @@ class _Examples(Dataset):
 
     def __getitems__(self, request: Request) -> Batch:
         _, indices = request
-        examples = [self.split.dataset[i] for i in indices.tolist()]
-        inputs = self.batch_of([self.read(image) for image, _ in examples])
-        return inputs, torch.tensor([target for _, target in examples])
+        inputs, targets = zip(*map(self._example, indices.tolist()), strict=True)
+        return self.batch_of(inputs), torch.tensor(targets)
+
+    def _example(self, index: int) -> tuple[Any, Any]:
+        """What goes into a batch; an error says of which example it is."""
+        try:
+            image, target = self.split.dataset[index]
+            return self.read(image), target
+        except Exception as error:
+            error.add_note(f"example {index} of {len(self.split):,}")
+            raise
 
 
 class _TrainingExamples(_Examples):
@@ -189,13 +197,12 @@ class _TrainingExamples(_Examples):
         pass_number, indices = request
         seeds = example_seeds(self.seed, pass_number, indices).tolist()
         indices = indices % len(self.split)  # of copies
-        targets, inputs = [], []
+        examples = []
         with generators_kept():  # without workers this is the training process
             for index, seed in zip(indices.tolist(), seeds, strict=True):
                 seed_cpu(seed)
-                image, target = self.split.dataset[index]
-                inputs.append(self.read(image))
-                targets.append(target)
+                examples.append(self._example(index))
+        inputs, targets = zip(*examples, strict=True)
         return self.batch_of(inputs), torch.tensor(targets)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from loguru import logger
 from torch import Tensor
@@ -76,7 +77,8 @@ def _table(ours: Data, other: Data, class_map: ClassMap, where: str) -> list[int
             f"data_splits_map: {where} has {other.n_classes} classes, ours are {ours.n_classes}, "
             f"and there are no names to match them by: give data_class_map"
         )
-    own_numbers = _numbers(ours)
+    if not class_map and ours.class_names == other.class_names:
+        return None  # also where some have the same name
     given = {_number(other, key, where): value for key, value in class_map.items()}
     table, lost = [], []
     for number in range(other.n_classes):
@@ -84,8 +86,11 @@ def _table(ours: Data, other: Data, class_map: ClassMap, where: str) -> list[int
         if number in given:
             ours_is = given[number]
             table.append(LEFT_OUT if ours_is is None else _number(ours, ours_is, where))
-        elif other.class_names and _plain(name) in own_numbers:
-            table.append(own_numbers[_plain(name)])
+        elif other.class_names and (found := _called(ours, name)):
+            if len(found) > 1:
+                expected = f"one class of ours that is called {name!r}, not {len(found)}"
+                raise UserError(f"data_class_map: {where}: {expected}; say which it is")
+            table.append(found[0])
         else:
             lost.append(name)
     if lost:
@@ -93,8 +98,12 @@ def _table(ours: Data, other: Data, class_map: ClassMap, where: str) -> list[int
     return None if table == list(range(ours.n_classes)) else table
 
 
-def _numbers(data: Data) -> dict[str, int]:
-    return {_plain(name): number for number, name in enumerate(data.class_names or ())}
+def _called(data: Data, name: str) -> list[int]:
+    """The numbers of the classes of that name, to the letter or, where there is none, nearly."""
+    names = data.class_names or ()
+    if exact := [number for number, own in enumerate(names) if own == name]:
+        return exact
+    return [number for number, own in enumerate(names) if _plain(own) == _plain(name)]
 
 
 def _plain(name: str) -> str:
@@ -104,11 +113,13 @@ def _plain(name: str) -> str:
 
 def _number(data: Data, name: str | int, where: str) -> int:
     """The number of a class given by its name or number."""
-    known = _numbers(data)
-    if _plain(str(name)) in known:  # of digits the names are numbers
-        return known[_plain(str(name))]
-    if isinstance(name, int) and 0 <= name < (data.n_classes or 0):
-        return name
+    is_number = isinstance(name, int) and 0 <= name < (data.n_classes or 0)
+    found = _called(data, str(name))
+    if len(found) > 1 or (found and is_number and found != [name]):
+        numbers = f"class {name} is called {data.class_names[name]!r}" if is_number else found  # type: ignore[index]
+        raise UserError(f"data_class_map: {where}: {name!r} may be several classes ({numbers})")
+    if found or is_number:
+        return found[0] if found else int(name)
     near = closest(str(name), data.class_names or ())
     hint = f"; did you mean {near!r}?" if near else f"; there are {data.n_classes}"
     raise UserError(f"data_class_map: {where}: no class {name!r}{hint}")
@@ -170,7 +181,8 @@ def _labels(dataset: Any) -> Tensor:
         return _labels(dataset.dataset)[torch.as_tensor(list(dataset.indices))]
     if isinstance(dataset, ConcatDataset):
         return torch.cat([_labels(part) for part in dataset.datasets])
-    if (listed := getattr(dataset, "targets", None)) is not None:
+    listed = getattr(dataset, "targets", None)
+    if listed is not None and np.shape(listed) == (len(dataset),):
         return torch.as_tensor(listed)
     logger.info("reading {:,} examples for their classes", len(dataset))
     return torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])

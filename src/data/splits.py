@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 NO_TOKEN = -1  # in a batch of texts, where a text has ended
+SECOND = -2  # token t of the second text of a pair is SECOND - t, where the tokenizer tells them
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class DatasetSplit:
 class TextSplit:
     """Texts as tokens, in memory: text i is tokens[starts[i]:ends[i]]; texts may overlap.
 
-    tokens: (all,) int32. starts, ends: (n,) int64, on the CPU. targets: (n,) int64 class
-    numbers or float32 for regression; None where each text's own next tokens are predicted.
+    tokens: (all,) int32, see SECOND. starts, ends: (n,) int64, on the CPU. targets: (n,) int64
+    class numbers or float32 for regression; None where each text's own next tokens are predicted.
     """
 
     tokens: Tensor

@@ -16,7 +16,7 @@ from torch import Tensor
 from src.data.fetch import alone, one_line
 from src.data.hub import why_out_of_reach
 from src.data.slices import Range
-from src.data.splits import TextSplit
+from src.data.splits import SECOND, TextSplit
 from src.names import UserError, bad_value
 
 KEY = "data_tokenizer"
@@ -98,26 +98,34 @@ class ToClassify:
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        return "classify", self.length
+        return "classify", self.length, SECOND
 
     def __call__(self, *columns: list[str]) -> Ids:
         own = self.tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
         if self.length <= own:  # which would leave the texts as long as they are
             expected = f"at least {own + 1}, as the tokenizer adds {own} of its own"
             raise bad_value("data_text_length", self.length, expected)
-        ids = self.tokenizer(
+        has_types = len(columns) > 1 and "token_type_ids" in self.tokenizer.model_input_names
+        found = self.tokenizer(
             *columns,
             truncation=True,
             max_length=self.length,
             return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+            return_token_type_ids=has_types,
+        )
+        ids = found["input_ids"]
+        if has_types:
+            ids = [_with_types(*both) for both in zip(ids, found["token_type_ids"], strict=True)]
         if all(ids):
             return ids
         end = end_of_text(self.tokenizer)
         if end is None:
             raise UserError("dataset: some texts have no tokens, and the tokenizer no eos_token")
         return [text or [end] for text in ids]
+
+
+def _with_types(ids: list[int], types: list[int]) -> list[int]:
+    return [SECOND - i if kind == 1 else i for i, kind in zip(ids, types, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _open_files(name: str, splits_map: Mapping[str, str], data_dir: Path) -> dic
     find, read, files = LAYOUTS[source]
     found = {base: [find(folder, part) for part in parts] for base, parts in FOLDERS.items()}
     known = {base: next(filter(None, places)) for base, places in found.items() if any(places)}
-    if "train" not in known:
+    if not known:
         raise missing(dataset, f"has no {source} train", folder, files)
     check_bases(splits_map, known, dataset)
     bases = {}

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from src.data.augmentation import steps_on_images, steps_on_tensors, switched_on
 from src.data.splits import Preprocessing
-from src.names import bad_value
+from src.names import UserError, bad_value
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Transform = Callable[["Image"], Tensor]
 MODES = {1: "L", 3: "RGB"}
+MORE_THAN_A_BYTE = ("I", "F")  # whole numbers, also of 16 bits, and floats
 
 # Mean and standard deviation of the pixels of the training set, a channel. Those of
 # fashion_mnist were computed from its files, the others are the values in common use:
@@ -41,6 +42,9 @@ class ToMode:
     mode: str
 
     def __call__(self, image: "Image") -> "Image":
+        if image.mode.startswith(MORE_THAN_A_BYTE):  # which Pillow would cut off at 255
+            expected = "images of a byte a pixel and channel; make them so first"
+            raise UserError(f"dataset: an image has mode {image.mode!r}, expected {expected}")
         return image if image.mode == self.mode else image.convert(self.mode)
 
 

@@ -41,9 +41,10 @@ class Sums:
             setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
 
     def add(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Count a batch: its summed loss (detached), outputs (n, C), targets (n,)."""
+        """Count a batch: its summed loss (detached), outputs and targets as the loss has them."""
         self.total += loss_sum
-        self.weight += self.loss.weight(targets)
+        weight = self.loss.weight(targets)
+        self.weight += weight.to(self.total.dtype) if isinstance(weight, Tensor) else weight
         self.predictions += self.loss.predictions(targets)
         if "accuracy" in self.loss.measures:
             self.correct += self.loss.correct(outputs, targets)  # type: ignore[arg-type]
@@ -86,8 +87,8 @@ def evaluate(
 ) -> dict[str, float]:
     """One pass in eval mode: the loss's measures, time and data_time in seconds.
 
-    Averages weigh by example, so a short last batch counts as what it is. However it ends,
-    batches is closed.
+    Averages weigh by example or token, so a short last batch counts as what it is. However it
+    ends, batches is closed.
     """
     started = waited_from = perf_counter()
     data_time = 0.0

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from src.data.splits import Preprocessing
+from src.generators import generators_kept, seed_cpu
 from src.models import clip, hf, linear, own, timm, torchvision
 from src.models.freezing import check_patterns, freeze
 from src.models.tiny import build as tiny
@@ -17,6 +18,8 @@ from src.own_code import is_own
 
 if TYPE_CHECKING:
     from src.config import Config
+
+USUAL_SIDE = 224  # of an image, from which on networks for photographs take all
 
 # family -> module with look_up(name in the family), which raises where there is no such model,
 # and build(name, input shape, number of outputs): the model, and the names of its head's modules
@@ -62,9 +65,9 @@ def build_model(
     if config.model_head_init == "zero_shot":
         templates = config.model_zero_shot_templates
         options["prompts"] = Prompts(class_names, templates, device or torch.device("cpu"))
-    # The CPU's generator alone: nothing is drawn on a GPU, and its state is the caller's.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed_model)  # type: ignore[arg-type]
+    # On the CPU: nothing is drawn on a GPU. A fork's own network may draw from any generator.
+    with generators_kept():
+        seed_cpu(config.seed_model)  # type: ignore[arg-type]
         model, heads = builder_of(family).build(
             name, input_shape, output_dim(config, n_classes), **options
         )
@@ -72,8 +75,23 @@ def build_model(
             load_weights(model, config.model_weights, heads)
         if config.model_head_init is not None and config.model_head_init != "zero_shot":
             init_head(model, heads, config.model_head_init)
+        if family in ("timm", "torchvision") and min(input_shape[1:]) < USUAL_SIDE:
+            _try_out(model, input_shape, config.model)
     freeze(model, freeze_patterns(config))
     return model if device is None else model.to(device)
+
+
+@torch.no_grad()
+def _try_out(model: nn.Module, input_shape: tuple[int, ...], name: str) -> None:
+    """UserError for a network that can't take images so small."""
+    model.eval()
+    try:
+        model(torch.zeros(1, *input_shape))
+    except Exception as error:  # each network has its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        expected = f"a model for images of shape {input_shape} ({reason})"
+        raise bad_value("model", name, f"{expected}; model_input_shape resizes them") from error
+    model.train()
 
 
 def check_model(config: "Config") -> None:
@@ -81,6 +99,8 @@ def check_model(config: "Config") -> None:
     family, name = family_of(config.model)
     builder_of(family).look_up(name, **pretrained_options(config, family))
     check_patterns(freeze_patterns(config))
+    if config.layer_decay not in (None, 1) and family == "linear":
+        raise bad_value("layer_decay", config.layer_decay, "null, as a linear model is one layer")
     if config.loss == "next_token" and family not in ("hf", OWN):
         raise bad_value("model", config.model, "hf/… or one of your own, as loss is next_token")
     if config.model_head_init == "zero_shot":

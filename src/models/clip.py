@@ -153,6 +153,9 @@ def build(
         _check_text_tower(weights, is_whole=is_whole, is_pretrained=is_pretrained)
     tokenizer = None if prompts is None else _tokenizer(name, clip)
     file = weights if is_whole else None
+    if is_whole and name == clip.name and clip.weights:  # without a tag
+        kind = "QuickGELU" if clip.weights.get("quick_gelu") else "GELU"
+        logger.warning("clip/{0}: with {1}; clip/{0}.TAG has what TAG's weights need", name, kind)
     if is_pretrained and clip.folder is None:
         file = _fetched(name, clip)
     has_text = prompts is not None or is_pretrained or is_whole

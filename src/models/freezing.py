@@ -18,7 +18,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     A batch norm that is frozen goes on with the statistics it has. Raises UserError for a
     pattern that matches nothing, and where nothing would be left to train.
     """
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))  # shared ones by each name
     for pattern in patterns:
         matched = [name for name in named if _compiled(pattern).fullmatch(name)]
         if not matched:

@@ -11,7 +11,7 @@ import torch
 from loguru import logger
 from torch import nn
 
-from src.data.splits import Preprocessing
+from src.data.splits import NO_TOKEN, Preprocessing
 from src.models import hf_preprocessing
 from src.models.hf_networks import Images, LastToken, Network, NextTokens, Texts, most_positions
 from src.names import UserError, bad_value
@@ -60,7 +60,7 @@ def build(
         if is_pretrained:
             network = _with_weights(factory, name, settings, n_outputs)
         else:
-            network = factory.from_config(settings, dtype=torch.float32, trust_remote_code=False)
+            network = _at_random(factory, name, settings)
         model = _model(network, kind)
         _try_out(model, name, input_shape, kind)
     return model.train(), tuple(f"network.{head}" for head in _heads(network, n_outputs))
@@ -156,6 +156,14 @@ def _fit_to_tokens(settings: Any, n_tokens: int, name: str, *, is_pretrained: bo
 # ---- The network -------------------------------------------------------------------------
 
 
+def _at_random(factory: Any, name: str, settings: Any) -> Any:
+    try:
+        return factory.from_config(settings, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:  # of a network's own code
+        expected = f"settings that make a network ({_line(error)})"
+        raise bad_value(KEY, f"hf/{name}", expected) from error
+
+
 def _with_weights(factory: Any, name: str, settings: Any, n_outputs: int) -> Any:
     """The network with its weights; what is new is logged, UserError where that is too much."""
     try:
@@ -172,7 +180,7 @@ def _with_weights(factory: Any, name: str, settings: Any, n_outputs: int) -> Any
             raise UserError(
                 f"model_pretrained: the weights of 'hf/{name}' are neither in the hub's cache nor "
                 f"could they be fetched ({type(error).__name__}); run once where there is a "
-                f"network, or give a file as model_weights"
+                f"network, or give a folder that holds them, hf/FOLDER"
             ) from error
         expected = f"weights that can be read in {name} ({_line(error)})"
         raise bad_value("model_pretrained", True, expected) from error
@@ -193,6 +201,15 @@ def _with_weights(factory: Any, name: str, settings: Any, n_outputs: int) -> Any
     new = sorted([*missing, *(found[0] for found in report["mismatched_keys"])])
     if new:
         logger.info("hf/{}: new, as the weights have none that fit: {}", name, _some(new))
+    elif network.get_output_embeddings() is None and n_outputs > 1:
+        labels = [settings.id2label[number] for number in sorted(settings.id2label)]
+        logger.info("hf/{}: its head is kept, for the classes {}", name, _some(labels))
+    embeddings = network.get_output_embeddings()
+    is_tied = embeddings is None or embeddings.weight is network.get_input_embeddings().weight
+    if not is_tied and network.config.get_text_config().tie_word_embeddings:
+        # from the settings alone, when the run goes on, it would be another network
+        expected = f"tie_word_embeddings: false in the config.json of {name}, as its file has both"
+        raise bad_value("model_pretrained", True, f"{expected} embeddings")
     return network
 
 
@@ -223,6 +240,8 @@ def _try_out(model: Network, name: str, input_shape: tuple[int, ...], kind: str)
             expected = f"a network for images of shape {input_shape} ({_line(error)})"
             raise bad_value(KEY, f"hf/{name}", expected) from error
         return
+    if kind == TEXTS and not _leaves_padding_out(model):
+        logger.warning("hf/{}: what it makes of a text depends on the padding of its batch", name)
     most = most_positions(model.network)
     if most is not None and input_shape[0] > most:
         expected = f"at most {most} tokens for 'hf/{name}'"
@@ -232,6 +251,13 @@ def _try_out(model: Network, name: str, input_shape: tuple[int, ...], kind: str)
         if (first - other).abs().max() > LEAST_CHANGE * first.abs().max():
             expected = "a network that sees what comes before a token alone, such as hf/gpt2"
             raise bad_value(KEY, f"hf/{name}", f"{expected} (or is_decoder in its config.json)")
+
+
+def _leaves_padding_out(model: Network) -> bool:
+    """Whether a text has the outputs that it has alone; not so in XLNet, FNet and CANINE."""
+    text, padding = torch.tensor([[0, 1, 0]]), torch.full((1, 2), NO_TOKEN)
+    alone, padded = model(text), model(torch.cat([text, padding], 1))
+    return bool((alone - padded).abs().max() <= LEAST_CHANGE * alone.abs().max())
 
 
 def _body(network: Any) -> str:

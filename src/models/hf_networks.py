@@ -1,5 +1,6 @@
 """Networks of transformers in the form of all models here: one tensor in, logits out."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.data.splits import NO_TOKEN
+from src.data.splits import NO_TOKEN, SECOND
 from src.names import UserError
 
 # What transformers calls the list of a network's blocks, or of its stages: encoder.layer.3 in
@@ -39,27 +40,32 @@ class Images(Network):
 
 
 class Texts(Network):
-    """Classes of texts. Of a pair the second has the token type of the first."""
+    """Classes of texts, or of pairs of them."""
 
     def __init__(self, network: Any, *, padding: int) -> None:
         """padding: the token that stands where a text has ended."""
         super().__init__(network)
         self.padding = padding
+        inputs = inspect.signature(network.forward).parameters
+        self.has_types = "token_type_ids" in inputs and _number_of_types(network) > 1
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(n, length) int64, NO_TOKEN where a text has ended -> logits."""
+        """(n, length) int64, NO_TOKEN where a text has ended, see SECOND -> logits."""
         if tokens.is_floating_point():
             raise UserError("model: hf/… takes images or texts, and the data are rows of numbers")
-        is_there = tokens != NO_TOKEN
+        is_there, is_second = tokens != NO_TOKEN, tokens <= SECOND
+        ids = torch.where(is_second, SECOND - tokens, tokens)
+        types = {"token_type_ids": is_second.long()} if self.has_types else {}
         try:
-            return self.logits(torch.where(is_there, tokens, self.padding), is_there)
+            return self.logits(torch.where(is_there, ids, self.padding), is_there, **types)
         except IndexError as error:
             expected = "null for the model's own, as there are tokens beyond its vocabulary"
             raise UserError(f"data_tokenizer: expected {expected}") from error
 
-    def logits(self, ids: Tensor, is_there: Tensor) -> Tensor:
-        """(n, C) for ids (n, length) and where there are any (n, length)."""
-        return self.network(input_ids=ids, attention_mask=is_there.long()).logits
+    def logits(self, ids: Tensor, is_there: Tensor, **types: Tensor) -> Tensor:
+        """(n, C) for ids (n, length), where there are any (n, length), and which text they are
+        of, for a network that asks."""
+        return self.network(input_ids=ids, attention_mask=is_there.long(), **types).logits
 
 
 class LastToken(Texts):
@@ -68,7 +74,7 @@ class LastToken(Texts):
     transformers looks for the last that is no padding, a token which may end a text as well.
     """
 
-    def logits(self, ids: Tensor, is_there: Tensor) -> Tensor:
+    def logits(self, ids: Tensor, is_there: Tensor, **_: Tensor) -> Tensor:
         hidden = self.network.base_model(input_ids=ids, attention_mask=is_there.long())[0]
         rows = torch.arange(len(ids), device=ids.device)
         return self.network.score(hidden[rows, is_there.sum(1) - 1])
@@ -77,9 +83,13 @@ class LastToken(Texts):
 class NextTokens(Texts):
     """What follows each token; as nothing after it has a say, there is no need of a mask."""
 
-    def logits(self, ids: Tensor, is_there: Tensor) -> Tensor:
+    def logits(self, ids: Tensor, is_there: Tensor, **_: Tensor) -> Tensor:
         """(n, length, vocabulary)."""
         return self.network(input_ids=ids).logits
+
+
+def _number_of_types(network: Any) -> int:
+    return getattr(network.config.get_text_config(), "type_vocab_size", None) or 1
 
 
 def most_positions(network: nn.Module) -> int | None:

@@ -12,8 +12,15 @@ from src.data.splits import Preprocessing
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 COLOURS = 3
 SQUASHED_FROM = 384  # pixels a side, from which on the processor of ConvNeXt cuts nothing off
+# whose processors do something else than to resize, crop and normalise
+OTHERWISE = ("MobileViT", "PPLCNet", "Donut", "PoolFormer", "Perceiver", "TextNet", "ImageGPT")
 LEVITS_CROP = 224 / 256  # which stands in its code
 TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "*.model")
+# which count positions from behind the padding's number
+FROM_PADDING = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert"),
+    *("data2vec-text", "longformer", "mpnet", "luke", "ibert", "esm"),
+)
 MOST_TOKENS = 1024  # unless more are asked for: attention costs their square
 
 
@@ -25,8 +32,9 @@ def of_images(name: str, settings: Any) -> Preprocessing:
         says = AutoImageProcessor.from_pretrained(name, trust_remote_code=False).to_dict()
     except OSError:
         return Preprocessing()
-    if says.get("do_flip_channel_order"):
-        logger.warning("hf/{}: its weights have seen BGR, and see RGB here", name)
+    if says["image_processor_type"].startswith(OTHERWISE):
+        kind = says["image_processor_type"]
+        logger.warning("hf/{}: its {} prepares images otherwise than is done here", name, kind)
     channels = getattr(getattr(settings, "vision_config", settings), "num_channels", None)
     mean, std = _pixels(says)
     (height, width), crop_pct, is_squashed = _sides(says)
@@ -46,6 +54,8 @@ def _pixels(says: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ..
     if not says.get("do_normalize"):
         return (0.0,), (1 / scale,)
     mean, std = says["image_mean"], says["image_std"]
+    if says.get("include_top"):  # EfficientNet's divides by the std twice
+        return tuple(m / scale for m in mean), tuple(s * s / scale for s in std)
     return tuple(m / scale for m in mean), tuple(s / scale for s in std)
 
 
@@ -77,7 +87,11 @@ def of_texts(name: str, settings: Any) -> Preprocessing:
 
     folder = Path(name)
     has_tokenizer = not folder.is_dir() or any(any(folder.glob(f)) for f in TOKENIZER_FILES)
-    limits = [getattr(settings.get_text_config(), "max_position_embeddings", None)]
+    texts = settings.get_text_config()
+    most = getattr(texts, "max_position_embeddings", None)
+    if most and texts.model_type in FROM_PADDING:
+        most -= texts.pad_token_id + 1
+    limits = [most]
     if has_tokenizer:
         limits.append(get_tokenizer_config(name).get("model_max_length"))
     known = [int(limit) for limit in limits if limit]

@@ -31,8 +31,21 @@ def build(
             f"could they be fetched ({type(error).__name__}); run once where there is a network, "
             f"or give a file as model_weights"
         ) from error
+    if "img_size" in arguments:
+        _check_patches(model, name, input_shape)
     heads = settings.classifier or ()
     return model, (heads,) if isinstance(heads, str) else tuple(heads)
+
+
+def _check_patches(model: Any, name: str, input_shape: tuple[int, ...]) -> None:
+    """UserError where the patches leave some pixels out."""
+    patches = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    patches = (patches, patches) if isinstance(patches, int) else patches
+    pairs = list(zip(input_shape[1:], patches or (), strict=False))
+    if any(side % patch for side, patch in pairs):
+        like = [input_shape[0], *(-(-side // patch) * patch for side, patch in pairs)]
+        expected = f"a model for images of shape {input_shape}; its patches are {patches} pixels"
+        raise bad_value("model", f"timm/{name}", f"{expected} (model_input_shape: {like})")
 
 
 def look_up(name: str, *, is_pretrained: bool = False) -> Any:

@@ -8,6 +8,7 @@ from src.data.splits import Preprocessing
 from src.names import UserError, bad_value, unknown_name
 
 CHANNELS = 3
+# which also take the means and stds that they were first trained with in TensorFlow
 WITH_SIDE_HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 HEAD_TYPES = (nn.Linear, nn.Conv2d)  # the latter in SqueezeNet
 
@@ -48,6 +49,8 @@ def build(
     for side_head in WITH_SIDE_HEADS.get(architecture, ()):  # which give outputs of their own
         model.aux_logits = False
         setattr(model, side_head, None)
+    # with weights it would change the mean and std of its inputs: preprocessing() says them
+    model.transform_input = False
     _replace_head(model, n_outputs)
     return model, (_head(model),)
 
@@ -73,10 +76,11 @@ def preprocessing(name: str) -> Preprocessing:
     """How torchvision feeds the network that its weights belong to."""
     looks = look_up(name).transforms()
     (side,), (resized,) = looks.crop_size, looks.resize_size
+    is_transformed = name.partition(".")[0] in WITH_SIDE_HEADS
     return Preprocessing(
         input_shape=(CHANNELS, side, side),
-        mean=tuple(looks.mean),
-        std=tuple(looks.std),
+        mean=(0.5,) * CHANNELS if is_transformed else tuple(looks.mean),
+        std=(0.5,) * CHANNELS if is_transformed else tuple(looks.std),
         interpolation=looks.interpolation.value,
         crop_pct=side / resized,
     )

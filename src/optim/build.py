@@ -38,7 +38,7 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
         return _torch_optimizer(config, groups)
     except UserError:
         raise
-    except (TypeError, ValueError) as error:  # of the optimizer's own checks
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:  # its own checks
         raise UserError(f"optim_alg {config.optim_alg!r}: {error}") from error
 
 
@@ -52,7 +52,7 @@ def _torch_optimizer(config: Config, groups: list[dict[str, Any]]) -> Optimizer:
     else:
         beta2 = momenta[1] if len(momenta) > 1 else 0.999
         arguments = arguments | {"betas": (momenta[0], beta2), "eps": config.ada_eps}
-    if not config.optim_args.keys() & {"foreach", "fused"}:
+    if not config.optim_args.keys() & {"foreach", "fused", "differentiable"}:
         arguments["fused"] = _can_fuse(groups)
     _check_arguments(config.optim_args, optimizer)
     return optimizer(groups, **{"lr": float(config.base_lr), **arguments, **config.optim_args})

@@ -22,7 +22,10 @@ def layer_numbers(model: nn.Module) -> dict[str, int]:
         return group_parameters(model, matcher(coarse=False), reverse=True)
     numbers: dict[str, int] = {}
     number, has_layer = 0, False
-    for names, is_layer in _pieces(model):
+    known = dict(model.named_parameters())  # of a shared one the first name
+    for piece, has_weights in _pieces(model):
+        names = [name for name in piece if name in known]
+        is_layer = has_weights and bool(names)
         number += is_layer and has_layer
         has_layer = has_layer or is_layer
         numbers |= dict.fromkeys(names, number)

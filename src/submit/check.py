@@ -47,6 +47,7 @@ QUESTIONS = {
         "model_head_init",
         "model_zero_shot_templates",
         "model_freeze",
+        "layer_decay",
         "loss",
     ),
     "optim_alg": ("optim_alg", "optim_args", "momentum", "ada_eps"),

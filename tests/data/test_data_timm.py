@@ -207,6 +207,26 @@ def test_folders_whose_images_differ_need_a_shape(tmp_path):
     assert load("folder/same", tmp_path, {"train": "train"}).input_shape == (3, 20, 30)
 
 
+def test_a_grey_image_among_coloured_ones_and_one_of_another_size_are_no_rule(tmp_path):
+    write_folder(tmp_path / "pets", folders=("train", "test"), sizes=((30, 20),))
+    for part in "train", "test":
+        for number, path in enumerate(sorted((tmp_path / "pets" / part).rglob("*.png"))):
+            if part == "test":
+                Image.open(path).resize((12, 12)).save(path)
+            elif number % 2:
+                Image.open(path).convert("L").save(path)
+    for splits_map in {"test": "test", "train": "train"}, {"train": "train[1:]", "test": "test"}:
+        data = load("folder/pets", tmp_path, splits_map)
+        assert data.input_shape == (3, 20, 30)
+        for split in data.splits.values():
+            assert split.transform(split.dataset[0][0]).shape == (3, 20, 30)
+
+
+def test_a_folder_may_have_a_test_part_alone(tmp_path):
+    write_folder(tmp_path / "pets", folders=("test",), sizes=((30, 20),))
+    assert len(load("folder/pets", tmp_path, {"v2": "test"}).splits["v2"]) == 20
+
+
 def test_bad_folders_are_explained(tmp_path):
     write_folder(tmp_path / "pets", folders=("train",), sizes=((30, 20),))
     write_folder(tmp_path / "pets", folders=("test",), classes="abc", sizes=((30, 20),))

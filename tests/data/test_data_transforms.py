@@ -47,6 +47,16 @@ def test_a_batch_of_bytes_becomes_what_its_images_become(mode, mean, std):
     assert torch.equal(batch, torch.stack([transform(image) for image in images]))
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_a_byte_are_refused_not_cut_off(mode):
+    pixels = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    image = Image.fromarray(np.full((30, 40), 1000, pixels))
+    assert image.mode == mode
+    _, transform = image_transforms(Preprocessing((1, 30, 40), (0.5,), (0.5,)), resize=False)
+    with pytest.raises(UserError, match=f"dataset: an image has mode '{mode}', expected images"):
+        transform(image)
+
+
 def test_an_image_of_another_size_is_refused_though_it_has_as_many_pixels():
     _, transform = image_transforms(Preprocessing((3, 30, 40), MEAN, STD), resize=False)
     with pytest.raises(ValueError, match="an image of 30 x 40 pixels among those of 40 x 30"):

@@ -180,7 +180,9 @@ def test_without_a_hub_what_is_on_disk_is_taken_and_the_rest_told_soon(hub, star
     hub.server_close()
     kept = outcome(start("own/pets"))
     assert (kept["sizes"], kept["revision"]) == ({"train": 4}, NEW)
-    assert any(f"hf/own/pets as it was fetched: revision {NEW}" in line for line in kept["log"])
+    assert any(
+        f"hf/own/pets:default as it was fetched: revision {NEW}" in line for line in kept["log"]
+    )
     for keys, message in (
         ({"name": "own/pets", "revision": OLD}, f"hf/own/pets of revision {OLD} is not in "),
         ({"name": "own/dogs"}, "hf/own/dogs is not in "),
@@ -217,6 +219,21 @@ def test_a_silent_hub_is_given_up_soon(hub, start):
 )
 def test_what_the_hub_does_not_have_is_told_in_a_line(start, keys, message):
     assert message in outcome(start(**keys))["error"]
+
+
+def test_a_branch_that_was_fetched_is_found_without_a_hub(hub, start):
+    assert outcome(start("own/pets", revision="main"))["revision"] == NEW
+    hub.shutdown()
+    hub.server_close()
+    kept = outcome(start("own/pets", revision="main"))
+    assert (kept["sizes"], kept["revision"]) == ({"train": 4}, NEW)
+
+
+def test_another_configuration_is_not_taken_for_the_one_that_is_meant(start):
+    outcome(start("own/two:large"))
+    for revision in (None, NEW):
+        lost = outcome(start("own/two", download=False, revision=revision))
+        assert "one of its configurations: hf/own/two:large" in lost["error"]
 
 
 def test_configurations_are_told_apart(start):

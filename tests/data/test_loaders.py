@@ -103,6 +103,25 @@ def same(some, others):
     return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
+class Broken(Numbers):
+    def __getitem__(self, index):
+        if index == 7:
+            raise OSError("image file is truncated")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("transform", [plain, noisy])
+def test_an_example_that_cannot_be_read_is_named(transform):
+    split = DatasetSplit(Broken(), train_transform=transform, transform=plain)
+    for batches in (
+        training_batches(split, Loading(23, CPU), seed=0, steps_per_pass=1),
+        evaluation_batches(split, Loading(23, CPU)),
+    ):
+        with pytest.raises(OSError, match="truncated") as raised:
+            next(batches)
+        assert raised.value.__notes__ == ["example 7 of 23"]
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_batches_and_their_noise_do_not_depend_on_the_number_of_workers(num_workers):
     assert same(noisy_batches(num_workers), noisy_batches(0))

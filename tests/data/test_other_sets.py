@@ -132,6 +132,40 @@ def test_labels_that_a_dataset_lists_are_not_read():
     assert examples(kept) == [(2, 0), (0, 0)]
 
 
+@pytest.mark.parametrize("names", [("A", "a", "b"), ("crane", "dog", "crane")])
+def test_the_same_names_are_the_same_classes_also_where_some_are_alike(names):
+    theirs = arrays([0, 1, 2], names, "v2")
+    ours = arrays([0], names)
+    assert joined(ours, {"x": theirs}, {}, ["v2"]).splits["v2"].targets.tolist() == [0, 1, 2]
+
+
+def test_a_name_to_the_letter_goes_before_one_that_is_nearly_it():
+    ours, theirs = arrays([0], ("A", "a", "Big_b")), arrays([0, 1], ("a", "big B"), "v2")
+    assert joined(ours, {"x": theirs}, {}, ["v2"]).splits["v2"].targets.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "class_map"),
+    [
+        (("crane", "dog", "crane"), ("crane", "dog"), {}),
+        (("1", "2", "3"), ("x", "y", "z"), {"x": 1, "y": 2, "z": 0}),
+    ],
+)
+def test_what_may_be_several_classes_is_asked(ours, theirs, class_map):
+    theirs = arrays(list(range(len(theirs))), theirs, "v2")
+    with pytest.raises(UserError, match=r"^data_class_map: v2 \(x\)"):
+        joined(arrays([0], ours), {"x": theirs}, {"v2": class_map}, ["v2"])
+
+
+def test_targets_of_another_shape_are_no_classes():
+    """As those of QMNIST, eight numbers an image."""
+    listing = Pictures([0, 1, 0])
+    listing.targets = [[0, 5], [1, 5], [0, 5]]
+    theirs = Data({"v2": DatasetSplit(listing, picture, picture)}, (1,), 2, ("cat", "lion"))
+    kept = joined(arrays([0]), {"x": theirs}, {"v2": {"lion": None}}, ["v2"]).splits["v2"]
+    assert examples(kept) == [(0, 0), (2, 0)]
+
+
 @pytest.mark.parametrize(
     ("theirs", "class_map", "words"),
     [
@@ -190,6 +224,23 @@ def test_a_split_of_another_data_set_is_looked_at_as_ours(tmp_path):
         image, target = split.dataset[index]
         expected = ((50, 200)[target] / 255 - 0.5) / 0.1
         torch.testing.assert_close(split.transform(image), torch.full((1, 4, 4), expected))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [({}, 51 / 255), ({"data_mean": [0.5], "data_std": [0.1]}, (51 / 255 - 0.5) / 0.1)],
+)
+def test_beside_images_in_memory_those_of_files_look_as_they_do(tmp_path, keys, expected):
+    (tmp_path / "grey" / "test" / "0").mkdir(parents=True)
+    Image.new("L", (8, 8), 51).save(tmp_path / "grey" / "test" / "0" / "0.png")
+    keys |= {"dataset": "sklearn/digits", "data_dir": str(tmp_path)}
+    keys |= {"data_splits_map": {"train": "train", "o": "timm/folder/grey:test"}}
+    data = build_data(make_config(keys), None)
+    assert data.input_shape == (1, 8, 8)
+    split = data.splits["o"]
+    torch.testing.assert_close(
+        split.transform(split.dataset[0][0]), torch.full((1, 8, 8), expected)
+    )
 
 
 def test_other_data_sets_are_checked_as_ours_are():

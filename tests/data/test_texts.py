@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from src.config import make_config
 from src.data.build import build_data
 from src.data.loaders import Loading, evaluation_batches
+from src.data.splits import SECOND
 from src.engine.evaluation import evaluate
 from src.losses import NextToken
 from src.names import UserError
@@ -47,10 +48,11 @@ def write_tokenizer(folder: Path, kind: str = BERT, words=WORDS) -> str:
     if kind == BERT:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
             special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
         )
         keys |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        keys |= {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     if kind == GPT:
         keys |= {"eos_token": "<eos>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **keys).save_pretrained(folder)
@@ -121,8 +123,10 @@ def test_pairs_share_the_length(load):
     columns = {"a": TEXTS, "b": TEXTS[::-1], "label": [0, 1] * 4}
     data = load(columns=columns, data_input_columns=["a", "b"], data_text_length=8)
     first, second = examples(data.splits["train"])[:2]
-    assert first == [2, *ids("the quick", BERT), 3, *ids("a a a", BERT), 3]  # both were cut
-    assert second == [2, *ids("a dog", BERT), 3, *ids("sleeps over", BERT), 3]
+    later = [SECOND - i for i in [*ids("a a a", BERT), 3]]
+    assert first == [2, *ids("the quick", BERT), 3, *later]  # both were cut
+    later = [SECOND - i for i in [*ids("sleeps over", BERT), 3]]
+    assert second == [2, *ids("a dog", BERT), 3, *later]
 
 
 @pytest.mark.parametrize("name", ["text", "sentence", "content", "anything"])

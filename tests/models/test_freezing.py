@@ -9,6 +9,7 @@ from torch import nn
 
 from src.engine.state_files import StateFiles
 from src.models.build import build_model, check_model
+from src.models.freezing import freeze
 from src.names import UserError
 from src.optim.build import build_optimizer
 from train import experiment_generator, run_experiment
@@ -53,6 +54,15 @@ def test_patterns_match_whole_names(config, patterns, expected):
 def test_what_freezes_nothing_or_all_is_told(config, patterns, message):
     with pytest.raises(UserError, match=message):
         build_model(config("tiny/lenet", model_freeze=patterns), SHAPE, 10)
+
+
+def test_a_shared_parameter_is_known_by_each_of_its_names():
+    model = nn.Module()
+    model.table, model.other = nn.Embedding(5, 3), nn.Linear(3, 3)
+    model.head = nn.Linear(3, 5)
+    model.head.weight = model.table.weight
+    freeze(model, [r"head\.weight"])
+    assert frozen(model) == {"table.weight"}
 
 
 def test_what_is_no_pattern_shows_without_building(config):

@@ -23,13 +23,15 @@ from tiny_networks import (
 from torch import nn
 
 from src.data.loaders import Loading, evaluation_batches
-from src.data.splits import TextSplit
+from src.data.splits import NO_TOKEN, SECOND, TextSplit
 from src.engine.evaluation import evaluate
 from src.losses import build_loss
 from src.models.build import build_model
 from src.models.hf_networks import layer_numbers
 from src.names import UserError
 from src.optim.averaging import Average
+
+PADDING = "what it makes of a text depends on the padding of its batch"
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -41,6 +43,46 @@ def shaken(model: nn.Module) -> nn.Module:
 
 
 # ---- Texts -------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2"])
+def test_of_a_pair_the_second_text_has_the_second_type(config, folder, kind):
+    """Where a network tells them apart; others see the same tokens."""
+    model = shaken(build_model(config(f"hf/{folder(kind)}"), (LENGTH,), 3))
+    first, second = texts_of([4, 3])
+    ids = torch.cat([first, second])[None]
+    found = model(torch.cat([first, SECOND - second, torch.tensor([NO_TOKEN] * 2)])[None])
+    types = {"token_type_ids": torch.tensor([[0] * 4 + [1] * 3])} if kind == "bert" else {}
+    if kind in DECODERS:
+        model.network.config.pad_token_id = None
+    theirs = model.network(input_ids=ids, **types).logits
+    torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-5)
+    if kind == "bert":
+        assert not torch.allclose(found, model(ids), atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_network_that_sees_the_padding_is_told(config, tmp_path, log_lines):
+    settings = {"model_type": "fnet", "hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 40}
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"intermediate_size": 32}))
+    build_model(config(f"hf/{tmp_path}"), (LENGTH,), 3)
+    assert log_lines == [f"hf/{tmp_path}: {PADDING}"]
+
+
+def test_embeddings_that_a_file_has_twice_are_not_the_settings_one(config, weights):
+    path, state = weights("gpt2", "AutoModelForCausalLM", tie_word_embeddings=False)
+    assert not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"])
+    language_model(config, path, model_pretrained=True)
+    file = Path(path, "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    with pytest.raises(UserError, match=r"^model_pretrained: .* tie_word_embeddings: false"):
+        language_model(config, path, model_pretrained=True)
+
+
+def test_settings_of_which_no_network_can_be_made_are_told(config, folder):
+    with pytest.raises(UserError, match=r"^model: .* settings that make a network \(KeyError: 'ge"):
+        build_model(config(f"hf/{folder('bert', hidden_act='gelux')}"), (LENGTH,), 3)
 
 
 @torch.no_grad()
@@ -194,7 +236,8 @@ def test_a_head_stays_where_it_has_as_many_outputs(config, weights, log_lines, n
     told = [
         f"hf/{path}: new, as the weights have none that fit: classifier.bias, classifier.weight"
     ]
-    assert log_lines == (told if n_outputs == 5 else [])
+    kept = [f"hf/{path}: its head is kept, for the classes a, b, c"]
+    assert log_lines == (told if n_outputs == 5 else kept)
 
 
 @pytest.mark.parametrize("is_pretrained", [True, False])

@@ -44,6 +44,10 @@ PROCESSORS = {
         "ViTImageProcessor",
         {"size": {"height": 16, "width": 12}, "rescale_factor": 1 / 127.5, "resample": 3},
     ),
+    "twice over the std": (
+        "EfficientNetImageProcessor",
+        {"size": {"height": 16, "width": 12}, "include_top": True},
+    ),
     "as they are": (
         "ViTImageProcessor",
         {"size": {"height": 16, "width": 16}, "do_normalize": False},
@@ -68,11 +72,12 @@ def test_images_are_prepared_as_by_the_processor(config, folder, case):
     assert (ours - theirs).abs().mean() < 0.012
 
 
-def test_channels_in_another_order_are_told(config, folder, log_lines):
+def test_what_a_processor_does_beside_is_told(config, folder, log_lines):
     path = folder("vit", num_channels=3)
     transformers.MobileViTImageProcessor().save_pretrained(path)
     model_preprocessing(config(f"hf/{path}", model_weights="w.pt"))
-    assert log_lines == [f"hf/{path}: its weights have seen BGR, and see RGB here"]
+    told = "its MobileViTImageProcessor prepares images otherwise than is done here"
+    assert log_lines == [f"hf/{path}: {told}"]
 
 
 def test_images_without_weights_or_a_processor_are_left_as_they_are(config, folder):
@@ -87,6 +92,7 @@ def test_images_without_weights_or_a_processor_are_left_as_they_are(config, fold
     [
         ("bert", {}, {"model_max_length": 16}, 16),
         ("bert", {}, {"model_max_length": 10**30}, LENGTH),
+        ("roberta", {}, {}, LENGTH),  # the table has 4 more, from before the first word
         ("bert", {}, {}, LENGTH),
         ("llama", {"max_position_embeddings": 4096}, {}, 1024),
     ],

@@ -1,9 +1,11 @@
 """A fork's own network, by module and function."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,10 @@ from train import run_experiment
 
 NET = """
 import math
+import random
 
+import numpy as np
+import torch
 from torch import nn
 
 
@@ -40,6 +45,12 @@ def no_module(input_shape, n_outputs):
     return 1
 
 
+def by_numpy(input_shape, n_outputs):
+    net = Net(input_shape, n_outputs)
+    net.head.bias.data = torch.tensor(np.random.rand(n_outputs) + random.random()).float()
+    return net
+
+
 def wrong_head(input_shape, n_outputs):
     return Net(input_shape, n_outputs), "tail"
 """
@@ -63,6 +74,19 @@ def test_its_function_makes_the_model(config, fork):
     again = build_model(config("my_nets.wide:headless"), (64,), 10).state_dict()
     same = build_model(config("my_nets.wide:headless"), (64,), 10).state_dict()
     assert all(torch.equal(again[name], same[name]) for name in again)
+
+
+def test_its_start_is_the_seed_s_whatever_it_draws_from(config, fork):
+    random.seed(3)
+    np.random.seed(3)
+    own = random.getstate(), np.random.get_state()[1].tolist()
+    first, again, other = (
+        build_model(config("my_nets.wide:by_numpy", seed_model=s), (64,), 10).head.bias
+        for s in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == own
 
 
 def test_it_learns_digits(digits, fork):

@@ -50,6 +50,22 @@ def test_networks_take_the_shape_of_the_data(config, name, shape):
 
 
 @pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "test_vit",
+            (1, 28, 28),
+            r"patches are \(16, 16\) .*model_input_shape: \[1, 32, 32\]",
+        ),
+        ("vgg11", (1, 8, 8), r"a model for images of shape \(1, 8, 8\) \(.*; model_input_shape"),
+    ],
+)
+def test_images_that_it_would_not_see_or_not_take_are_told(config, name, shape, message):
+    with pytest.raises(UserError, match=f"^model: got 'timm/{name}', expected .*{message}"):
+        build_model(config(f"timm/{name}"), shape, 7)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("resnet5", r"unknown 'timm/resnet5'; did you mean 'timm/resnet50'\? there is: .* in all"),

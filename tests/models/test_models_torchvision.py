@@ -5,6 +5,7 @@ import torch
 from torchvision import models
 
 from src.config import make_config
+from src.data.transforms import IMAGENET
 from src.models.build import build_model, model_preprocessing
 from src.names import UserError
 from train import run_experiment
@@ -64,7 +65,7 @@ def test_weights_come_from_the_cache_and_take_a_new_head(
 ):
     file = cached(name, tag)
     settings = config(f"torchvision/{name}.{tag}", model_pretrained=True)
-    state = build_model(settings, (3, 64, 64), n_classes).state_dict()
+    state = build_model(settings, (3, 96, 96), n_classes).state_dict()
     assert state[f"{head}weight"].shape[0] == n_classes
     for key, tensor in state.items():
         is_new = n_classes != 1000 and key.startswith(head)
@@ -81,9 +82,26 @@ def test_the_images_are_prepared_as_for_the_weights():
     assert model_preprocessing(make_config({"model": "torchvision/resnet50"})) is None
 
 
+@torch.no_grad()
+def test_a_network_that_moves_its_inputs_is_given_them_moved(config, cached):
+    """So that it is the same network from a state, which does not hold what it does to inputs."""
+    name, images = "googlenet.IMAGENET1K_V1", torch.rand(2, 3, 64, 64)
+    weights = cached("googlenet", "IMAGENET1K_V1")
+    settings = config(f"torchvision/{name}", model_pretrained=True)
+    looks, ours = model_preprocessing(settings), build_model(settings, (3, 64, 64), 1000).eval()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (looks.mean, looks.std))
+    theirs = models.googlenet(init_weights=False, transform_input=True)
+    theirs.load_state_dict(weights)
+    usual_mean, usual_std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+    found, expected = ours((images - mean) / std), theirs.eval()((images - usual_mean) / usual_std)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not ours.transform_input
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
+        ("inception_v3", (3, 64, 64), r"of shape \(3, 64, 64\) \(.*\); model_input_shape resizes"),
         (
             "resnet5",
             (3, 32, 32),

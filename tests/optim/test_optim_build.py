@@ -128,6 +128,8 @@ def test_optim_args_reach_the_optimizer_and_come_first():
         ({"optim_alg": "timm/adan", "momentum": "0.9,0.9"}, "a number or 3 with commas"),
         ({"optim_args": {"nestrov": True}}, "optim_args: unknown 'nestrov'; did you mean 'nest"),
         ({"optim_alg": "timm/lion", "optim_args": {"eps": 1e-8}}, "optim_args: unknown 'eps'"),
+        ({"optim_alg": "adam", "optim_args": {"betas": [0.9]}}, "optim_alg 'adam': "),
+        ({"optim_args": {"fused": True, "foreach": True}}, "optim_alg 'sgd': "),
         ({"optim_args": {"dampening": 0.5}}, "optim_alg 'sgd': Nesterov momentum requires"),
     ],
 )

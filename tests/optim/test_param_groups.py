@@ -100,6 +100,12 @@ def test_layers_of_a_network_that_does_not_say_them():
         assert scale == 0.5 ** (5 - layer), name
 
 
+def test_a_head_that_is_the_embedding_is_no_layer_of_its_own():
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 5, bias=False))
+    model[2].weight = model[0].weight
+    assert scales(model) == {"0.weight": 0.5, "1.weight": 1, "1.bias": 1}
+
+
 @pytest.mark.parametrize(
     ("model", "num_layers", "expected"),
     [
