@@ -166,13 +166,21 @@ def _fit_images(images: Tensor, shape: tuple[int, ...], wanted: Preprocessing) -
     if images.shape[1] not in (1, shape[0]):
         raise bad_value("model_input_shape", list(shape), f"{images.shape[1]} channels")
     if images.shape[2:] != shape[1:]:
-        mode = wanted.interpolation if wanted.interpolation == "bicubic" else "bilinear"
-        images = F.interpolate(images, shape[1:], mode=mode, antialias=True)
+        images = _resized(images, shape[1:], wanted.interpolation)
     images = images.expand(-1, shape[0], -1, -1)
     if wanted.mean is not None and wanted.std is not None:
         mean, std = torch.tensor(wanted.mean), torch.tensor(wanted.std)
         images = (images - mean[:, None, None]) / std[:, None, None]
     return images.contiguous()
+
+
+def _resized(images: Tensor, size: tuple[int, ...], interpolation: str) -> Tensor:
+    if interpolation == "nearest":
+        return F.interpolate(images, size, mode="nearest-exact")
+    if interpolation == "lanczos":
+        logger.warning("data_interpolation: images in memory are resized by bilinear, not lanczos")
+    mode = "bicubic" if interpolation == "bicubic" else "bilinear"
+    return F.interpolate(images, size, mode=mode, antialias=True)
 
 
 def with_classes(data: Data, asked: int | None, dataset: str) -> Data:

@@ -73,6 +73,11 @@ def check_dataset(config: "Config") -> None:
     for source in _sources(config):
         check, _ = family_of(source.dataset)
         check(config, source)
+    own = config.dataset
+    family = "" if is_own(own) else split_family(own.removeprefix("timm/"))[0]
+    if config.data_version is not None and family not in ("tfds", "hf", "hfds"):
+        expected = f"null, as {own} is neither tfds/… nor hf/…"
+        raise bad_value("data_version", config.data_version, expected)
     if (config.data_mean is None) != (config.data_std is None):
         raise UserError("data_mean, data_std: give both or neither")
     check_keys_of_augmentation(config)

@@ -144,3 +144,19 @@ def test_names_are_checked_without_the_data(tmp_path, dataset):
 def test_what_shows_without_the_data_is_refused_without_them(keys, words):
     with pytest.raises(UserError, match=words):
         check_dataset(config(**keys))
+
+
+@pytest.mark.parametrize("dataset", ["sklearn/digits", "timm/torch/mnist", "tests.own_parts:read"])
+def test_a_version_of_data_that_have_none_is_refused(dataset):
+    with pytest.raises(UserError, match=r"^data_version: got '9.9', expected null, as "):
+        check_dataset(config(dataset=dataset, data_version="9.9"))
+
+
+def test_images_in_memory_are_resized_as_asked():
+    def resized(how: str) -> torch.Tensor:
+        keys = {"model_input_shape": [1, 12, 12], "data_interpolation": how}
+        return build_data(config(**keys), None).splits["test"].inputs
+
+    found = {how: resized(how) for how in ("nearest", "bilinear", "bicubic")}
+    assert {how: len(images.unique()) for how, images in found.items()}["nearest"] <= 17
+    assert len({images.sum().item() for images in found.values()}) == 3
