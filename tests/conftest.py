@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from loguru import logger
 
 from src.config import Config, make_config
 
@@ -70,3 +71,12 @@ def small_files():
     yield limit
     limit(None)
     signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.fixture
+def log_lines():
+    """The messages logged while the test runs."""
+    lines: list[str] = []
+    handle = logger.add(lambda message: lines.append(message.record["message"]))
+    yield lines
+    logger.remove(handle)

@@ -1,19 +1,9 @@
-"""What the tests of data share: lines logged, and a server on the loopback."""
+"""What the tests of data share: a server on the loopback."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from loguru import logger
-
-
-@pytest.fixture
-def log_lines():
-    """The messages logged while the test runs."""
-    lines: list[str] = []
-    handle = logger.add(lambda message: lines.append(message.record["message"]))
-    yield lines
-    logger.remove(handle)
 
 
 class Site(ThreadingHTTPServer):

@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-from loguru import logger
 from tiny_networks import SETTINGS
 from torch import nn
 
@@ -51,12 +50,3 @@ def weights(folder):
         return path, network.state_dict()
 
     return write
-
-
-@pytest.fixture
-def log_lines():
-    """The messages logged while the test runs."""
-    lines: list[str] = []
-    handle = logger.add(lambda message: lines.append(message.record["message"]))
-    yield lines
-    logger.remove(handle)
