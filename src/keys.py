@@ -193,9 +193,9 @@ class ModelKeys:
     model_input_shape: list[AtLeast1] | None = None
     # log = xentropy; mse = square; bce for several labels an example; next_token: of texts
     loss: str = "log"
-    # share of the target spread over all classes, 0…1; cross-entropy only
+    # share of the target spread over all classes, 0…1; cross-entropy only, evaluations' too
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    # one weight a class, cross-entropy only; null: all count the same
+    # one weight a class, cross-entropy only, evaluations' too; null: all count the same
     loss_class_weights: list[NotNegative] | None = None
 
 

@@ -73,6 +73,7 @@ def outputs(notebook: nbformat.NotebookNode, source: str) -> list[nbformat.Noteb
     return cells[0].outputs
 
 
+@pytest.mark.slow
 def test_every_picture_is_shown_once(executed):
     drawn = ("learning_curves", "against", "heat_map", "tradeoff", "to_target", "summary")
     cells = [c for c in executed.cells if c.cell_type == "code" and c.source.startswith(drawn)]

@@ -94,6 +94,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_costs_nothing(fashion_
     assert 10 <= states[0] < states[1] < 200
 
 
+@pytest.mark.slow
 def test_pretrained_weights_fine_tune(efficientnet, tmp_path):
     """EfficientNet-Lite0 knows shapes: a few hundred digits teach it what noise cannot."""
     keys = {

@@ -49,6 +49,7 @@ def eventually(holds, seconds: float = 60) -> None:
 # ---- What comes of it --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_example_runs_on_four_nodes_and_here_with_the_same_stats(cluster, repository):
     output = repository.submit("jobs/digits-example.yaml", "-s", "submit_cpu.sh", env=cluster.env)
     assert "24 rows = " in output
@@ -355,6 +356,7 @@ def test_a_refusal_stops_with_slurms_words_and_a_corrected_call_goes_on(
     assert len(repository.rows()) == 3
 
 
+@pytest.mark.slow
 def test_a_controller_stopped_in_the_middle_costs_no_row_and_doubles_none(
     start_cluster, repository
 ):

@@ -174,6 +174,7 @@ def test_a_cancelled_row_does_not_come_back(rows):
     assert [row["kind"] for row in rows.report()] == ["cancelled"] * 2
 
 
+@pytest.mark.slow
 def test_what_slurm_restarts_counts_as_preempted_and_has_a_limit(rows):
     rows.change_script("attempt train.py", "attempt --max-preemptions 1 train.py")
     rows.submit(1)
@@ -190,6 +191,7 @@ def test_what_slurm_restarts_counts_as_preempted_and_has_a_limit(rows):
     assert "2 restarts by Slurm: raise --max-preemptions (1)" in found["cause"]
 
 
+@pytest.mark.slow
 def test_time_limits_have_a_limit_and_a_retry_starts_to_count_anew(rows):
     rows.change_script("attempt train.py", "attempt --max-timeouts 1 train.py")
     rows.submit(1)
@@ -225,6 +227,7 @@ def test_without_a_step_between_two_time_limits_it_is_no_use(rows):
     assert "without a step between: raise --time" in found["cause"]
 
 
+@pytest.mark.slow
 def test_a_time_limit_that_came_without_a_warning_is_one(rows):
     rows.change_script("#SBATCH --signal", "## SBATCH --signal")
     rows.submit(1)
