@@ -20,7 +20,7 @@ class Average:
     """average ← (1 - c(t)) average + c(t) weights at the updates t = 1, 2, …
 
     `model` is a frozen copy in eval mode that holds the average. Floating-point buffers
-    are averaged like weights, integer ones copied. The model may not move afterwards.
+    are averaged like weights, integer and infinite ones copied. The model may not move afterwards.
     """
 
     def __init__(self, model: nn.Module, coefficient: Callable[[int], float]) -> None:
@@ -29,8 +29,8 @@ class Average:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         # parameters() and buffers() name a tensor that is shared once, in both models
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
-        floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        others = [pair for pair in pairs if not pair[0].is_floating_point()]
+        floating = [pair for pair in pairs if _has_averages(pair[0])]
+        others = [pair for pair in pairs if not _has_averages(pair[0])]
         self._averages, self._weights = [a for a, _ in floating], [w for _, w in floating]
         self._copies, self._originals = [a for a, _ in others], [w for _, w in others]
 
@@ -48,6 +48,11 @@ class Average:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.t = state["t"]
         self.model.load_state_dict(state["model"])
+
+
+def _has_averages(tensor: Tensor) -> bool:
+    """Not so whole numbers and, as in causal masks, infinite ones: of two the mean is nan."""
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

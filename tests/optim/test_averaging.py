@@ -105,6 +105,14 @@ def test_the_average_is_frozen_for_evaluation_and_leaves_the_model_alone():
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_a_mask_of_infinities_stays_one():
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    average = build_averages("ema_0.9", model)["av"]
+    average.update()
+    assert torch.equal(average.model.mask, model.mask)
+
+
 def test_a_resumed_average_goes_on_bit_for_bit():
     torch.manual_seed(0)
     model = Net()
