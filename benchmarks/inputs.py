@@ -1,6 +1,6 @@
 """Images per second of each family beside timm's own loader, and texts beside a plain one.
 
-    python benchmarks/inputs.py                  all of it, about 15 minutes
+    python benchmarks/inputs.py                  all of it, about ten minutes
     python benchmarks/inputs.py folder texts     some of it
 
 The same files, the same work (a random crop and a flip, as timm trains by default), batches of
@@ -21,7 +21,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -233,7 +233,8 @@ def tfds_table(folder: Path) -> None:
     from photos_builder import Photos
 
     for form in "array_record", "tfrecord":
-        Photos(data_dir=folder / form, file_format=form).download_and_prepare()
+        with redirect_stdout(sys.stderr):
+            Photos(data_dir=folder / form, file_format=form).download_and_prepare()
     theirs = timms_images("tfds/photos", folder / "tfrecord", [3, 224, 224])
     for form in "tfrecord", "array_record":
         ours = our_images("tfds/photos", folder / form, [3, 224, 224])

@@ -9,6 +9,7 @@ import ast
 import csv
 import json
 import random
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -67,5 +68,8 @@ def write_language_model(folder: Path) -> None:
 
 if __name__ == "__main__":
     write_table(Path("data/docstrings.csv"))
-    write_language_model(Path("data/tiny_gpt2"))
+    try:
+        write_language_model(Path("data/tiny_gpt2"))
+    except ImportError as error:
+        sys.exit(f"wrote data/docstrings.csv; a language model needs `make extras` ({error})")
     print("wrote data/docstrings.csv and data/tiny_gpt2")

@@ -167,7 +167,7 @@ class AugmentationKeys:
     aug_mix_prob: Probability = 1.0
     aug_mix_switch_prob: Probability = 0.5
     # so many differently augmented copies of an example in a batch; a pass is as long as ever, and
-    # sees a 1 / aug_repeats of the examples
+    # sees one of aug_repeats examples
     aug_repeats: AtLeast1 = 1
 
 

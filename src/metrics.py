@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from src.names import UserError
 
-DIRECTIONS = {"accuracy": 1, "loss": -1, "error": -1, "perplexity": -1}
-# what runs are compared by where nobody says; perplexity is there for language models alone
-BY_IMPORTANCE = ("perplexity", "accuracy", "loss")
+# the first that there is compares runs where nobody says by what; only language models have the
+# perplexity
+DIRECTIONS = {"perplexity": -1, "accuracy": 1, "loss": -1, "error": -1}
 
 
 def metric_columns(

@@ -75,7 +75,7 @@ def test_it_learns(kinds, kind):
     assert stats["test/last/loss"].iloc[-1] < stats["test/last/loss"].iloc[0]
 
 
-def test_the_same_images_in_three_formats_are_the_same_run(kinds):
+def test_the_same_images_in_four_formats_are_the_same_run(kinds):
     """But for the order in which a format lists them."""
     runs = [
         run_experiment(make_config(ALL | kinds[kind] | {"train_length": 0}))

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.extensions import ExtensionArray, ExtensionDtype, register_extension_dtype
 
-from src.metrics import BY_IMPORTANCE, DIRECTIONS, direction, measure
+from src.metrics import DIRECTIONS, direction, measure
 from src.names import UserError, bad_value, unknown_name
 
 COSTS = {"seconds", "time", "data_time", "seen_examples", "step", "epoch"}
@@ -297,14 +297,14 @@ def direction_of(column: str) -> int:
 
 
 def main_metrics(df: pd.DataFrame) -> tuple[str, str]:
-    """(the column to choose by, the column to report): perplexities, else accuracies, else
-    losses, of `last`.
+    """(the column to choose by, the column to report): the first of
+    DIRECTIONS that there is, of `last`.
 
     The choice is made on a split that is neither train nor test where there is one. Raises
     UserError where no other split than train was evaluated.
     """
     columns = [str(name) for name in df.columns if df[name].dtype == "curve"]
-    for wanted in BY_IMPORTANCE:
+    for wanted in DIRECTIONS:
         found = [c for c in columns if re.fullmatch(rf"(?!train/).+/last/{wanted}", c)]
         if found:
             report = next((c for c in found if c.startswith("test/")), found[0])

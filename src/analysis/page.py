@@ -200,7 +200,7 @@ def _metric_columns(df: pd.DataFrame, by: str) -> tuple[list[Column], list[Colum
 
 
 def _shown_metrics(df: pd.DataFrame, by: str) -> list[str]:
-    """Of evaluations, SPLIT/MODEL/MEASURE: accuracies before losses."""
+    """Of evaluations, SPLIT/MODEL/MEASURE: those by which runs are compared first."""
     order = list(DIRECTIONS)
     curves = [str(c) for c in df.columns if df[c].dtype == "curve" and str(c).count("/") == 2]
     metrics = [c for c in curves if measure(c) in order and c != by]

@@ -95,7 +95,7 @@ def _try_out(model: nn.Module, input_shape: tuple[int, ...], name: str) -> None:
 
 
 def check_model(config: "Config") -> None:
-    """UserError for what shows before there are data: names, weights that are not to be had."""
+    """UserError for what shows before there are data: names, keys that contradict each other."""
     family, name = family_of(config.model)
     builder_of(family).look_up(name, **pretrained_options(config, family))
     check_patterns(freeze_patterns(config))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.data.splits import Preprocessing
-from src.models.weights import load_weights
+from src.models.weights import load_weights, out_of_reach
 from src.models.zero_shot import Prompts, check_prompts, init_zero_shot
 from src.names import UserError, bad_value, closest, unknown_name
 
@@ -276,11 +276,7 @@ def _fetched(name: str, clip: Clip) -> str:
     try:
         return open_clip.download_pretrained(dict(clip.weights))
     except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"model_pretrained: the weights of 'clip/{name}' are neither in the hub's cache nor "
-            f"could they be fetched ({type(error).__name__}); run once where there is a network, "
-            f"or give a file as model_weights"
-        ) from error
+        raise out_of_reach(f"clip/{name}", error) from error
 
 
 def _create(

@@ -14,6 +14,7 @@ from torch import nn
 from src.data.splits import NO_TOKEN, Preprocessing
 from src.models import hf_preprocessing
 from src.models.hf_networks import Images, LastToken, Network, NextTokens, Texts, most_positions
+from src.models.weights import out_of_reach
 from src.names import UserError, bad_value
 
 KEY = "model"
@@ -177,11 +178,7 @@ def _with_weights(factory: Any, name: str, settings: Any, n_outputs: int) -> Any
         )
     except Exception as error:
         if isinstance(error, OSError) and not Path(name).is_dir():
-            raise UserError(
-                f"model_pretrained: the weights of 'hf/{name}' are neither in the hub's cache nor "
-                f"could they be fetched ({type(error).__name__}); run once where there is a "
-                f"network, or give a folder that holds them, hf/FOLDER"
-            ) from error
+            raise out_of_reach(f"hf/{name}", error, "a folder with them, hf/FOLDER") from error
         expected = f"weights that can be read in {name} ({_line(error)})"
         raise bad_value("model_pretrained", True, expected) from error
     heads = _heads(network, n_outputs)

@@ -5,7 +5,8 @@ from typing import Any
 from torch import nn
 
 from src.data.splits import Preprocessing
-from src.names import UserError, bad_value, unknown_name
+from src.models.weights import out_of_reach
+from src.names import bad_value, unknown_name
 
 
 def build(
@@ -26,11 +27,7 @@ def build(
     try:
         model = timm.create_model(name, pretrained=is_pretrained, **arguments)
     except OSError as error:
-        raise UserError(
-            f"model_pretrained: the weights of 'timm/{name}' are neither in the hub's cache nor "
-            f"could they be fetched ({type(error).__name__}); run once where there is a network, "
-            f"or give a file as model_weights"
-        ) from error
+        raise out_of_reach(f"timm/{name}", error) from error
     if "img_size" in arguments:
         _check_patches(model, name, input_shape)
     heads = settings.classifier or ()

@@ -5,7 +5,8 @@ from typing import Any
 from torch import nn
 
 from src.data.splits import Preprocessing
-from src.names import UserError, bad_value, unknown_name
+from src.models.weights import out_of_reach
+from src.names import bad_value, unknown_name
 
 CHANNELS = 3
 # which also take the means and stds that they were first trained with in TensorFlow
@@ -38,11 +39,7 @@ def build(
             start = {"init_weights": True} if architecture in WITH_SIDE_HEADS else {}
             model = models.get_model(architecture, num_classes=n_outputs, **sizes, **start)
     except OSError as error:
-        raise UserError(
-            f"model_pretrained: the weights of 'torchvision/{name}' are neither in the hub's cache "
-            f"nor could they be fetched ({type(error).__name__}); run once where there is a "
-            f"network, or give a file as model_weights"
-        ) from error
+        raise out_of_reach(f"torchvision/{name}", error) from error
     except (ValueError, AssertionError) as error:
         shape = f"a model for inputs of shape {input_shape} ({error})"
         raise bad_value("model", f"torchvision/{name}", shape) from None

@@ -32,6 +32,16 @@ def load_weights(model: nn.Module, path: str, heads: tuple[str, ...]) -> None:
     model.load_state_dict(found, strict=False)
 
 
+def out_of_reach(
+    model: str, error: Exception, instead: str = "a file as model_weights"
+) -> UserError:
+    """What to say of weights that a library neither has nor could fetch."""
+    return UserError(
+        f"model_pretrained: the weights of {model!r} are neither in the hub's cache nor could they "
+        f"be fetched ({type(error).__name__}); run once where there is a network, or give {instead}"
+    )
+
+
 def read_state_dict(path: str) -> dict[str, Tensor]:
     """name -> tensor, from .safetensors or torch.save; UserError where the file isn't that."""
     if not Path(path).is_file():

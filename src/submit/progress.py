@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from src.metrics import BY_IMPORTANCE, direction, metric_columns
+from src.metrics import DIRECTIONS, direction, metric_columns
 from src.names import UserError
 from src.submit.failures import Group, group_rows
 from src.submit.folders import Batch, Row, open_batch
@@ -21,7 +21,7 @@ from src.submit.status import RowStatus, read_journal, row_statuses
 RESULTS = Path("results")
 MOST_BATCHES = 5  # where none is named
 # The first that a batch has: what is looked at again and again is no test any more.
-DEFAULT_METRICS = [f"{split}/.*/{name}" for name in BY_IMPORTANCE for split in ("val", "test")]
+DEFAULT_METRICS = [f"{split}/.*/{name}" for name in DIRECTIONS for split in ("val", "test")]
 
 
 @dataclass(frozen=True)

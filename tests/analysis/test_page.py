@@ -5,13 +5,17 @@ import re
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 import report
-from src.analysis.page import _coded
+from src.analysis.curves import CurveArray
+from src.analysis.page import _coded, _shown_metrics
 from src.names import UserError
+
+SPLITS = ("val", "test")
 
 HOSTILE = "</script><script>document.title='x'</script><img src=x onerror=\"document.title='y'\">"
 RATES = [0.5, 0.0001, 10.0]
@@ -175,6 +179,13 @@ def test_the_metric_asked_for_orders_the_rows(tmp_path):
     assert by_accuracy["order"][1] == "desc"
     assert by_loss["order"][1] == "asc"
     assert by_loss["rows"][0][by_loss["order"][0]] == loss(RATES[0] / 20)
+
+
+def test_the_table_shows_the_perplexity_that_is_reported_beside_the_one_that_chooses():
+    names = [f"{split}/last/{m}" for m in ("loss", "accuracy", "perplexity") for split in SPLITS]
+    curve = CurveArray.of([(np.array([1.0, 2.0]), np.array([1, 2]))], "x", "epoch")
+    df = pd.DataFrame(dict.fromkeys(names, curve))
+    assert _shown_metrics(df, "val/last/perplexity")[:2] == [f"{s}/last/perplexity" for s in SPLITS]
 
 
 def test_a_batch_that_has_not_begun_has_a_page(tmp_path):
