@@ -5,8 +5,9 @@ epochs: `for stats, model in experiment_generator(config): …`.
 """
 
 import argparse
+import os
 import platform
-import signal
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,35 +22,33 @@ from torch.optim import Optimizer
 
 from src.analysis.run_plot import save_learning_curves
 from src.config import Config, draw_missing, load_config
-from src.data.build import build_data, build_loading
-from src.data.loaders import evaluation_batches, micro_batches, on_device, training_batches
-from src.data.splits import DatasetSplit, has_several_labels, is_text_alone
+from src.data.build import build_data, build_loading, found_in
+from src.data.loaders import micro_batches, on_device, training_batches
+from src.data.splits import has_several_labels, is_text, is_text_alone
 from src.durations import Timeline
 from src.engine.checkpoint import prune, save_weights
-from src.engine.evaluation import Sums, evaluate
-from src.engine.runtime import pick_device, spread_over_gpus
+from src.engine.computing import Computing, Forward
+from src.engine.evaluation import Evaluation, Sums
+from src.engine.launch import launch, num_processes
+from src.engine.parallel import Parallel
+from src.engine.runtime import pick_device
 from src.engine.saving import Saver
 from src.engine.signals import Signals, StopRequested
 from src.engine.state import State
 from src.engine.state_files import StateFiles
 from src.engine.stopping import Best, has_diverged
+from src.engine.world import World, ended, find_place, is_main_process
 from src.generators import generators_kept, seed_everything
 from src.losses import Loss, build_loss
 from src.metrics import metric_columns
-from src.models.build import build_model, model_preprocessing, output_dim
+from src.models.build import build_model, model_preprocessing, output_dim, without_weights
 from src.names import UserError
 from src.optim.averaging import Average, build_averages, evaluated_models
-from src.optim.build import build_optimizer
+from src.optim.build import build_optimizer, in_words
 from src.optim.schedules import build_schedule
 from src.record.console import Progress, log_setup
-from src.record.run_folder import RunFolder
-from src.record.same_run import (
-    check_same_data,
-    check_same_epochs,
-    continued,
-    is_finished,
-    is_longer,
-)
+from src.record.run_folder import open_folder
+from src.record.same_run import check_same_data, check_same_epochs, continued, is_finished
 from src.record.stats import Stats, read_stats, summary
 
 
@@ -58,9 +57,11 @@ class Learner:
     """What a training step changes, and how."""
 
     model: nn.Module
-    forward: nn.Module  # the model as it is called: itself, or spread over GPUs
+    forward: Forward  # the model as it is called: compiled, in its precision, over processes
+    parallel: Parallel
     loss: Loss
     optimizer: Optimizer
+    scaler: torch.amp.GradScaler  # of the loss in fp16; in other precisions it does nothing
     averages: dict[str, Average]
     micro_batch_size: int
     clip_norm: float | None
@@ -73,19 +74,26 @@ class Learner:
 def update(learner: Learner, inputs: Tensor, targets: Tensor, sums: Sums) -> None:
     """One optimizer step on one batch: inputs (n, *shape), targets (n,) or (n, C)."""
     # The loss is a sum over examples, scaled by the weight of the whole batch: so the
-    # gradients of the micro-batches add up to that of the batch, however it is cut.
-    scale = torch.as_tensor(1 / learner.loss.weight(targets), device=targets.device)
-    for x, y in micro_batches(inputs, targets, learner.micro_batch_size):
+    # gradients of the micro-batches add up to that of the batch, however it is cut. Those of
+    # several processes are averaged, hence their number.
+    world = learner.parallel.world
+    scale = world.size / world.total(learner.loss.weight(targets))
+    scale = learner.scaler.scale(torch.as_tensor(scale, device=targets.device))
+    pieces = micro_batches(inputs, targets, learner.micro_batch_size)
+    for number, (x, y) in enumerate(pieces, 1):
+        learner.parallel.sync(number == len(pieces))
         outputs = learner.forward(x)
         loss_sum = learner.loss(outputs, y)
         loss_sum.backward(scale)
         sums.add(loss_sum.detach(), outputs, y)
 
+    learner.scaler.unscale_(learner.optimizer)
     if learner.clip_norm is not None:
         nn.utils.clip_grad_norm_(learner.parameters, learner.clip_norm)
     if learner.clip_value is not None:
         nn.utils.clip_grad_value_(learner.parameters, learner.clip_value)
-    learner.optimizer.step()
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
     for parameter in learner.parameters:  # optimizer.zero_grad() at a tenth of its time
         parameter.grad = None
 
@@ -101,33 +109,26 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
     exist or keys contradict the data.
     """
     with (
-        Signals() as signals,
-        RunFolder(
-            config.output_dir, log_to_terminal=config.log_to_stdout, is_longer=is_longer(config)
-        ) as folder,
-        Progress() as progress,
+        World(find_place(os.environ) if config.multi_gpu else None) as world,
+        Signals(world) as signals,
+        open_folder(config, world.rank) as folder,
+        Progress(world.rank) as progress,
         ExitStack() as resources,
     ):
         # An earlier attempt is continued. Else what is null is drawn or found here, once, and
         # written to config.yaml: running that file is running this experiment again.
-        files = StateFiles(folder.path and folder.path / "state", folder.ensure_ours)
-        saved, asked = files.newest(), config
-        is_continued = bool(saved)
-        config = continued(config, saved["config"]) if saved else draw_missing(config)
-        device = pick_device(config.device)
+        is_ours = {"ensure": folder.ensure_ours, "is_read_only": not world.is_main}
+        files = StateFiles.of_run(config.output_dir, **is_ours)
+        saved, asked = world.main_first(files.newest), config
+        entropy = world.from_main(secrets.randbits(128))
+        config = continued(config, saved["config"]) if saved else draw_missing(config, entropy)
+        device = world.device(pick_device(config.device))
         data = build_data(config, model_preprocessing(config))
-        found = {name: len(split) for name, split in data.splits.items()}
-        check_same_data(config, found, is_continued=is_continued)
-        config = replace(
-            config,
-            host_name=platform.node(),
-            data_n_examples=found,
-            data_n_classes=data.n_classes,
-            data_version=data.version,
-            model_input_shape=list(data.input_shape),
-            model_output_dim=output_dim(config, data.n_classes),
-            batch_size_accum=config.batch_size // config.grad_accum_steps,
-        )
+        found = found_in(config, data)
+        is_continued, found_step = bool(saved), saved["step"] if saved else 0
+        check_same_data(config, found["data_n_examples"], is_continued=is_continued)
+        found["model_output_dim"] = output_dim(config, data.n_classes)
+        config = replace(config, host_name=platform.node(), **found)
         train_split = on_device(data.splits["train"], device)
         other_splits = {k: on_device(s, device) for k, s in data.splits.items() if k != "train"}
 
@@ -141,22 +142,32 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             class_weights=config.loss_class_weights,
             device=device,
         )
-        no_weights = {"model_weights": None, "model_pretrained": False, "model_head_init": None}
-        initial = replace(config, **no_weights) if saved else config  # the state has them
+        initial = without_weights(config) if saved else config  # the state has them
         model = build_model(initial, data.input_shape, data.n_classes, data.class_names, device)
-        can_spread = config.multi_gpu and isinstance(train_split, DatasetSplit)
+        world.start(device, step=found_step, data=found["data_n_examples"])
+        computing = Computing.on(device, config.precision, config.channels_last, config.compile)
+        resources.enter_context(computing.in_force())
+        parallel = Parallel(world, config.multi_gpu, device)
+        model = parallel.prepare(computing.placed(model), sync_bn=config.sync_bn)
+        loading = build_loading(config, data, device, world.rank, world.size)
+        network = computing.compiled(model, loading.own_size, fixed_shape=not is_text(train_split))
         learner = Learner(
             model=model,
-            forward=spread_over_gpus(model, device) if can_spread else model,
+            forward=computing.forward(parallel.spread(network)),
+            parallel=parallel,
             loss=loss,
             optimizer=build_optimizer(config, model),
+            scaler=computing.scaler(),
             averages=build_averages(config.averaging, model),
-            micro_batch_size=config.batch_size_accum,
+            micro_batch_size=loading.own_size,
             clip_norm=config.clip_norm,
             clip_value=config.clip_value,
         )
         models = {"last": model} | {k: a.model for k, a in learner.averages.items()}
         models = evaluated_models(models, config.evaluate_models)
+        loading_eval = loading.for_evaluation(config.eval_batch_size)
+        every = config.log_interval_eval
+        evaluation = Evaluation(other_splits, models, loading_eval, computing, log_interval=every)
 
         # When things happen, in optimizer steps.
         timeline = Timeline(
@@ -170,8 +181,6 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         schedule = build_schedule(
             config.lr_schedule, num_steps=num_steps, warmup_steps=config.warmup_steps
         )
-        loading = build_loading(config, data, device)
-        loading_eval = replace(loading, batch_size=config.eval_batch_size or config.batch_size)
         stats = Stats(list(other_splits), list(models), loss.measures)
         best = None
         if config.save_best_checkpoint or config.early_stopping_patience:
@@ -180,10 +189,11 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
 
         # All that must survive a kill.
         seed_everything(config.seed_training)
-        sums = Sums(loss, device)
-        parts = {"model": model, "optimizer": learner.optimizer, "stats": stats, "sums": sums}
+        sums = Sums(loss, device, world)
+        parts = parallel.states(model, learner.optimizer) | {"stats": stats, "sums": sums}
         parts |= learner.averages | ({"best": best} if best else {})
-        state = State(parts, {"asked": asdict(asked), "in_force": asdict(config)})
+        parts |= {"scaler": learner.scaler} if learner.scaler.is_enabled() else {}
+        state = State(parts, {"asked": asdict(asked), "in_force": asdict(config)}, world.size)
         if saved:
             state.load_state_dict(saved)
             check_same_epochs(timeline, num_steps, stats.rows)
@@ -199,8 +209,10 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             is_continued=is_continued,
             facts=lambda: state.facts() | progress.status(state.step),
         )
-        log_setup(config, sum(p.numel() for p in model.parameters()), device)
-        saver = resources.enter_context(Saver(files, state, minutes=config.checkpoint_minutes))
+        chosen = computing.in_words(), in_words(learner.optimizer), parallel.in_words()
+        log_setup(config, sum(p.numel() for p in model.parameters()), device, chosen)
+        saver = Saver(files, state, world, minutes=config.checkpoint_minutes)
+        resources.enter_context(saver)
         batches = training_batches(
             train_split,
             loading,
@@ -231,6 +243,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                 learning_rate = config.base_lr * schedule(step)
                 for group in learner.optimizer.param_groups:
                     group["lr"] = learning_rate * group.get("lr_scale", 1)
+                world.seed(config.seed_training, step)
                 update(learner, inputs, targets, sums)
                 state.step = step + 1
 
@@ -241,31 +254,23 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                     if has_diverged(recent["loss"], config.max_allowed_loss):
                         state.end("diverged", f"loss {recent['loss']} at step {state.step}")
                         break
-                saver.by_the_clock()
-                signals.check()
+                if world.is_time_to_agree():
+                    saver.by_the_clock()
+                    signals.check()
             state.training.stop()
 
             # Evaluate every split with every model. A diverged one has nothing to show.
             results = {
                 "train": sums.averages()
+                | state.times()
                 | {
-                    "time": state.training.seconds,
-                    "data_time": state.data_time,
                     "seen_examples": timeline.samples_after(state.step),
                     "learning_rate": config.base_lr * schedule(state.step - 1) if steps else 0.0,
                 }
             }
             if state.outcome != "diverged":
-                for split_name, split in other_splits.items():
-                    for model_name, evaluated in models.items():
-                        results[f"{split_name}/{model_name}"] = evaluate(
-                            evaluated,
-                            signals.watched(evaluation_batches(split, loading_eval)),
-                            learner.loss,
-                            device=device,
-                            name=f"{split_name}/{model_name}",
-                            log_interval=config.log_interval_eval,
-                        )
+                parallel.same_buffers(models.values())
+                results |= evaluation.of_all(sums.empty, signals.watched)
 
             # Save: the row, then weights where they are asked for.
             row = stats.add(epoch, state.step, results)
@@ -295,10 +300,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
 
         saver.at_end()
         if config.save_plot and folder.path:
-            try:
-                save_learning_curves(stats.frame(), folder.path / "curves.png")
-            except Exception as error:  # a picture is no reason to lose a finished run
-                logger.warning("no learning curves: {}: {}", type(error).__name__, error)
+            save_learning_curves(stats.frame(), folder.path / "curves.png")
         folder.finish(state.outcome, state.reason)
         files.prune(1 if config.keep_state else 0)
 
@@ -324,20 +326,19 @@ def main(arguments: list[str] | None = None) -> int:
                 "this run is finished; delete its folder or choose another output_dir to repeat it"
             )
             stats = read_stats(config.output_dir)
+        elif (number := num_processes(config.multi_gpu, config.device, config.dataset)) > 1:
+            return launch([__file__, options.config, *options.overrides], number)
         else:
             stats = run_experiment(config)
-        print(summary(stats, config.output_dir))
+        if is_main_process():
+            print(summary(stats, config.output_dir))
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return ended(error, 2)
     except StopRequested as stop:
-        is_ctrl_c = stop.signal == signal.SIGINT
-        how = "interrupted" if is_ctrl_c else f"stopped by {stop.signal.name}"
-        print(how + "; the same command goes on" * bool(config.output_dir), file=sys.stderr)
-        return 130 if is_ctrl_c else 75
+        words = stop.words + "; the same command goes on" * bool(config.output_dir)
+        return ended(words, stop.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return ended("interrupted", 130)
     return 0
 
 

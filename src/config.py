@@ -26,6 +26,14 @@ from src.keys import (
 from src.names import UserError, bad_value, closest
 from src.yaml_files import read_yaml, read_yaml_file, write_yaml
 
+# What does not go together: a way of multi_gpu, a key, and what that is to be
+APART = (
+    ("fsdp", "averaging", "null"),
+    ("fsdp", "compile", "false"),
+    ("fsdp", "precision", "fp32, tf32 or bf16"),
+    ("dp", "compile", "false"),
+)
+
 
 @pydantic.dataclasses.dataclass(
     frozen=True, kw_only=True, config=pydantic.ConfigDict(strict=True, extra="forbid")
@@ -52,6 +60,10 @@ class Config(WandbKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seeds,
             raise bad_value("samples_per_epoch", self.samples_per_epoch, expected)
         if self.device and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
             raise bad_value("device", self.device, "cpu, cuda, cuda:NUMBER, mps or null")
+        for kind, key, expected in APART:
+            value = getattr(self, key)
+            if self.multi_gpu == kind and value and str(value) not in expected:
+                raise bad_value(key, value, f"{expected}, as multi_gpu is {kind}")
         try:
             re.compile(self.best_checkpoint_metric)
         except re.error as error:
@@ -163,13 +175,14 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
 # ---- What a run draws --------------------------------------------------------------------
 
 
-def draw_missing(config: Config) -> Config:
+def draw_missing(config: Config, entropy: int | None = None) -> Config:
     """The config with its seeds drawn where they were null, and a random base_lr drawn.
 
     The learning rate is a function of seed_training, so the same seeds give the same run.
+    entropy: that the seeds are drawn from; None: the system's.
     """
-    entropy = np.random.SeedSequence()
-    seed_model, seed_training = (int(s) for s in entropy.generate_state(2))
+    seeds = np.random.SeedSequence(entropy).generate_state(2)
+    seed_model, seed_training = (int(seed) for seed in seeds)
     drawn: dict[str, Any] = {
         "seed_model": seed_model if config.seed_model is None else config.seed_model,
         "seed_training": seed_training if config.seed_training is None else config.seed_training,

@@ -28,6 +28,7 @@ AtLeast1 = Annotated[Whole, Field(ge=1)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, le=1)]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 
 
@@ -59,8 +60,21 @@ class Bookkeeping:
     device: str | None = None
     # found
     host_name: str | None = None
-    # spread each batch of images over all visible GPUs of the node; arrays stay on one
-    multi_gpu: bool = True
+    # true: a process a GPU, all that are visible of the node by itself (data of libsvm/… and
+    # sklearn/… stay on one), of several nodes by torchrun or srun; fsdp: each holds a slice of the
+    # model as well, where it doesn't fit one; dp: torch's DataParallel, one process; false: one GPU
+    multi_gpu: Literal["fsdp", "dp"] | bool = True
+    # several processes: batch norms take the statistics of the whole batch, not of each share
+    sync_bn: bool = False
+    # floats of matrix products and convolutions: fp32 (torch's own, in which convolutions of
+    # NVIDIA's GPUs since Ampere round to tf32), tf32 (products as well), bf16, fp16 with a scaled
+    # loss; weights, optimizer, losses and sums are float32 in each
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    # torch.compile of the network for full batches; true is its mode default; reduce-overhead
+    # records CUDA graphs. Where it cannot be done, a warning says so and the run goes on
+    compile: CompileMode | bool = False
+    # weights and batches of images with the channels innermost: faster convolutions on GPUs
+    channels_last: bool = False
     # processes that load data which do not fit in memory; 0: the training process itself
     num_workers: AtLeast0 = 2
     # examples in a batch of an evaluation; null: batch_size

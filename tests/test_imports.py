@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 GROUND = {
+    "child_processes",
     "config",
     "keys",
     "names",

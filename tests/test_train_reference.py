@@ -80,7 +80,7 @@ def test_an_evaluation_uses_the_model_as_it_is_used_and_leaves_it_in_training(di
     before = {name: t.clone() for name, t in model.state_dict().items()}
     batches = evaluation_batches(data, Loading(100, CPU))
     loss = build_loss("log", n_classes=10)
-    result = evaluate(model, batches, loss, device=CPU, name="test", log_interval=None)
+    result = evaluate(model, batches, Sums(loss, CPU), name="test", log_interval=None)
     assert model.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     with torch.no_grad():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from loguru import logger
 
 from src.files import write_atomically
 
@@ -51,7 +52,10 @@ def _draw(axis: "Axes", stats: pd.DataFrame, measure: str) -> None:
 
 
 def save_learning_curves(stats: pd.DataFrame, path: Path) -> None:
-    """learning_curves as a PNG."""
+    """learning_curves as a PNG; an error is logged, as a picture is no reason to lose a run."""
     picture = io.BytesIO()
-    learning_curves(stats).savefig(picture, format="png", dpi=120)
-    write_atomically(path, picture.getvalue())
+    try:
+        learning_curves(stats).savefig(picture, format="png", dpi=120)
+        write_atomically(path, picture.getvalue())
+    except Exception as error:
+        logger.warning("no learning curves: {}: {}", type(error).__name__, error)

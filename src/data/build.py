@@ -14,6 +14,7 @@ from src.data.augmentation import check_augmentation, switched_on
 from src.data.class_names import imagenet_names, named_classes
 from src.data.loaders import Loading
 from src.data.mixing import MIXABLE_LOSSES, Mixing, check_mixable
+from src.data.order import check_shares
 from src.data.other_sets import by_dataset, joined
 from src.data.splits import ArraySplit, Augmentation, Data, DatasetSplit, Preprocessing
 from src.names import UserError, bad_value, pick, split_family
@@ -52,8 +53,26 @@ def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
     return joined(data, loaded, config.data_class_map or {}, config.data_splits_map)
 
 
-def build_loading(config: "Config", data: Data, device: torch.device) -> Loading:
-    """How training batches are made; config.model_output_dim was found."""
+def found_in(config: "Config", data: Data) -> dict[str, Any]:
+    """What the found keys of the data are."""
+    return {
+        "data_n_examples": {name: len(split) for name, split in data.splits.items()},
+        "data_n_classes": data.n_classes,
+        "data_version": data.version,
+        "model_input_shape": list(data.input_shape),
+        "batch_size_accum": config.batch_size // config.grad_accum_steps,
+    }
+
+
+def build_loading(
+    config: "Config", data: Data, device: torch.device, rank: int = 0, num_processes: int = 1
+) -> Loading:
+    """How training batches are made; the found keys of config are filled in.
+
+    rank, num_processes: which process this is, of how many that share each batch.
+    """
+    sizes = config.batch_size, config.batch_size_accum or config.batch_size
+    check_shares(len(data.splits["train"]), *sizes, num_processes, config.drop_last)
     mixing = None
     if config.aug_mixup or config.aug_cutmix:
         shares = {"mixup": config.aug_mixup, "cutmix": config.aug_cutmix}
@@ -64,8 +83,16 @@ def build_loading(config: "Config", data: Data, device: torch.device) -> Loading
             prob=config.aug_mix_prob,
             switch_prob=config.aug_mix_switch_prob,
         )
-    repeats = config.aug_repeats
-    return Loading(config.batch_size, device, config.num_workers, mixing, repeats)
+    return Loading(
+        config.batch_size,
+        device,
+        config.num_workers,
+        mixing,
+        config.aug_repeats,
+        rank=rank,
+        num_processes=num_processes,
+        micro_batch_size=config.batch_size_accum,
+    )
 
 
 def check_dataset(config: "Config") -> None:

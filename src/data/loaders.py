@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.data.arrays import csr_tensor, row_range
 from src.data.mixing import Mixing
-from src.data.order import batches_from, example_seeds, step_seed
+from src.data.order import batches_from, example_seeds, share, share_of_batch, step_seed
 from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, Split, TextSplit
 from src.data.transforms import ImageTransform
 from src.generators import generators_kept, seed_cpu
@@ -38,6 +38,32 @@ class Loading:
     # of training batches: how examples are mixed, and how many copies of each are in a batch
     mixing: Mixing | None = None
     repeats: int = 1
+    # which process this is, of how many that share each micro-batch
+    rank: int = 0
+    num_processes: int = 1
+    micro_batch_size: int | None = None  # None: the batch
+
+    @property
+    def own_size(self) -> int:
+        """How many examples of a full micro-batch are this process's."""
+        size = self.micro_batch_size or self.batch_size
+        first, last = share(size, self.rank, self.num_processes)
+        return last - first
+
+    def for_evaluation(self, batch_size: int | None) -> "Loading":
+        """null: batches as large as those of training; they are not cut."""
+        return replace(self, batch_size=batch_size or self.batch_size, micro_batch_size=None)
+
+    def own(self, indices: Tensor) -> Tensor:
+        """This process's share of a training batch."""
+        size = self.micro_batch_size or self.batch_size
+        return share_of_batch(indices, self.rank, self.num_processes, size)
+
+    def own_part(self, start: int, num_examples: int) -> tuple[int, int]:
+        """Its share of the evaluation batch that begins there: from, up to but not."""
+        size = min(self.batch_size, num_examples - start)
+        first, last = share(size, self.rank, self.num_processes)
+        return start + first, start + last
 
 
 def on_device(split: Split, device: torch.device) -> Split:
@@ -54,7 +80,7 @@ def training_batches(
     split: Split, loading: Loading, *, seed: int, steps_per_pass: int, first_step: int = 0
 ) -> Generator[Batch, None, None]:
     """The batches of step first_step, first_step + 1, …, without an end."""
-    order = batches_from(
+    whole_batches = batches_from(
         first_step,
         seed=seed,
         num_examples=len(split),
@@ -63,6 +89,7 @@ def training_batches(
         lengths=split.lengths if isinstance(split, TextSplit) and split.is_grouped else None,
         repeats=loading.repeats,
     )
+    order = ((number, loading.own(indices)) for number, indices in whole_batches)
     if isinstance(split, ArraySplit):
         batches = (take(split, indices.to(loading.device)) for _, indices in order)
     elif isinstance(split, TextSplit):
@@ -84,17 +111,32 @@ def _mixed(
 def evaluation_batches(split: Split, loading: Loading) -> Generator[Batch, None, None]:
     """Every example once, in the order of the split, the last batch as short as it is.
 
-    Texts come by their lengths, the longest first: what doesn't fit shows at once. Closing it
-    ends its worker processes.
+    Texts come by their lengths, the longest first: what doesn't fit shows at once. Where several
+    processes share batches, all have as many; a share of nothing is one example's inputs and no
+    targets, as networks want something. Closing it ends its worker processes.
     """
     starts = range(0, len(split), loading.batch_size)
+    own = [loading.own_part(start, len(split)) for start in starts]
+    parts = [(min(i, j - 1), j) for i, j in own]
+    sizes = iter([j - i for i, j in own])
     if isinstance(split, ArraySplit):
-        return (take_range(split, i, i + loading.batch_size) for i in starts)
-    if isinstance(split, TextSplit):
+        batches = (take_range(split, i, j) for i, j in parts)
+    elif isinstance(split, TextSplit):
         by_length = split.lengths.argsort(descending=True, stable=True)
-        return (take_texts(split, by_length[i : i + loading.batch_size]) for i in starts)
-    order = ((0, torch.arange(i, min(i + loading.batch_size, len(split)))) for i in starts)
-    return _loaded(_Examples(split, split.transform), order, loading)
+        batches = (take_texts(split, by_length[i:j]) for i, j in parts)
+    else:
+        order = ((0, torch.arange(i, j)) for i, j in parts)
+        batches = _loaded(_Examples(split, split.transform), order, loading)
+    return _without_targets_of_others(batches, sizes) if loading.num_processes > 1 else batches
+
+
+def _without_targets_of_others(
+    batches: Generator[Batch, None, None], sizes: Iterator[int]
+) -> Generator[Batch, None, None]:
+    """Of shares of nothing the target of the example that fills it is taken away."""
+    with closing(batches):
+        for (inputs, targets), size in zip(batches, sizes, strict=True):
+            yield inputs, targets[:size]
 
 
 # ---- Arrays ------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.names import bad_value
+
 GROUP = 50  # batches, among which texts are sorted by length; as Hugging Face's Trainer has it
 
 
@@ -74,6 +76,38 @@ def repeated(order: Tensor, repeats: int) -> Tensor:
     examples = order[: -(-num_examples // repeats)]
     copies = torch.arange(repeats) * num_examples
     return (examples[:, None] + copies).flatten()[:num_examples]
+
+
+def share(num_examples: int, rank: int, num_processes: int) -> tuple[int, int]:
+    """Which of so many examples are a process's: from, and up to but not. Those that are left
+    over go one each to the first processes."""
+    each, left = divmod(num_examples, num_processes)
+    start = rank * each + min(rank, left)
+    return start, start + each + (rank < left)
+
+
+def share_of_batch(indices: Tensor, rank: int, num_processes: int, micro_batch_size: int) -> Tensor:
+    """A process's share of each micro-batch: what one process would do at once is done at once."""
+    if num_processes == 1:
+        return indices
+    pieces = indices.split(micro_batch_size)
+    return torch.cat([p[slice(*share(len(p), rank, num_processes))] for p in pieces])
+
+
+def check_shares(
+    num_examples: int, batch_size: int, micro_batch_size: int, num_processes: int, drop_last: bool
+) -> None:
+    """UserError where a process would get nothing of a micro-batch."""
+    if micro_batch_size < num_processes:
+        expected = f"at least one example for each of {num_processes} processes in a micro-batch"
+        raise bad_value("batch_size", batch_size, expected)
+    left = 0 if drop_last else num_examples % batch_size % micro_batch_size
+    if 0 < left < num_processes:
+        expected = (
+            f"another one, or drop_last: true, as the last micro-batch of a pass has {left} "
+            f"examples for {num_processes} processes"
+        )
+        raise bad_value("batch_size", batch_size, expected)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -74,6 +74,10 @@ def has_several_labels(split: Split) -> bool:
     return isinstance(split, ArraySplit) and split.targets.ndim == 2
 
 
+def is_text(split: Split) -> bool:
+    return isinstance(split, TextSplit)
+
+
 def is_text_alone(split: Split) -> bool:
     return isinstance(split, TextSplit) and split.targets is None
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from src.engine.state import snapshot
 from src.files import write_atomically
 from src.names import UserError
 from src.optim.averaging import Average
@@ -20,12 +21,14 @@ def save_weights(
 ) -> None:
     """Write {'epoch', 'last': state dict, 'av': state dict, …} whole or not at all.
 
-    path=None, a run without a folder, writes nothing. Raises UserError where the disk refuses.
+    path=None, a run without a folder or another process than the main one, writes nothing.
+    Raises UserError where the disk refuses.
     """
-    if path is None:
-        return
     content: dict[str, Any] = {"epoch": epoch, "last": model.state_dict()}
     content |= {name: average.model.state_dict() for name, average in averages.items()}
+    content = snapshot(content, is_kept=path is not None)
+    if path is None:
+        return
     buffer = io.BytesIO()
     torch.save(content, buffer)
     try:

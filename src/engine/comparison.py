@@ -16,7 +16,7 @@ from torch import Tensor
 from src.engine.state_files import BrokenState, StateFiles, read_state
 
 # What a state holds besides results: what was asked for, and seconds
-NOT_RESULTS = {"config", "data_time", "training_seconds", "run_seconds"}
+NOT_RESULTS = {"config", "data_time", "training_seconds", "run_seconds", "num_processes"}
 TIMES = {"time", "data_time", "timestamp"}  # ends of the names of columns of stats.csv
 NAMES = {"model": "weights", "generators": "random generators"}
 

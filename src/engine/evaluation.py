@@ -1,7 +1,7 @@
 """Sums of loss and correct predictions, and one pass over a split."""
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from time import perf_counter
 from typing import Any
@@ -10,18 +10,27 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
+from src.data.loaders import Batch, Loading, evaluation_batches
+from src.data.splits import Split, is_text
+from src.engine.computing import Computing, Forward
+from src.engine.world import ALONE, World
 from src.generators import generators_kept
 from src.losses import Loss
 
+Batches = Generator[Batch, None, None]
 MOST_LOSS = 700.0  # of which a float holds the exponential
 
 
 class Sums:
-    """Totals over examples that stay on the device until they are read."""
+    """Totals over examples that stay on the device until they are read, of all processes."""
 
-    def __init__(self, loss: Loss, device: torch.device) -> None:
-        self.loss, self.device = loss, device
+    def __init__(self, loss: Loss, device: torch.device, world: World = ALONE) -> None:
+        self.loss, self.device, self.world = loss, device, world
         self.reset()
+
+    def empty(self) -> "Sums":
+        """Others of the same kind."""
+        return Sums(self.loss, self.device, self.world)
 
     def reset(self) -> None:
         # float32 sums of half a million losses are off in the fourth digit; MPS has no float64
@@ -33,12 +42,29 @@ class Sums:
         self.at_last_reading = [0.0, 0.0, 0, 0]
 
     def state_dict(self) -> dict[str, Any]:
+        """Called by all processes: what each has, (processes, numbers)."""
         names = ("total", "correct", "weight", "predictions", "at_last_reading")
-        return {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in names}
+        return state | ({"shares": self.world.gather(self._own())} if self.world.size > 1 else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
+        """Each process takes what was its own; of another number, the main one takes all."""
+        shares = state.get("shares")
+        if shares is None and self.world.is_main:
+            for name, value in state.items():
+                setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
+            return
+        self.at_last_reading = state["at_last_reading"]
+        if shares is not None and len(shares) == self.world.size:
+            self._take(shares[self.world.rank].tolist())
+        elif shares is not None and self.world.is_main:
+            self._take(shares.sum(0).tolist())
+
+    def _take(self, numbers: list[float]) -> None:
+        total, weight, correct, predictions = numbers
+        self.total.fill_(total)
+        self.correct.fill_(int(correct))
+        self.weight, self.predictions = weight, int(predictions)
 
     def add(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Count a batch: its summed loss (detached), outputs and targets as the loss has them."""
@@ -60,7 +86,10 @@ class Sums:
         return self._averages([a - b for a, b in zip(now, then, strict=True)])
 
     def _read(self) -> list[float]:
-        """[summed loss, its weight, correct, predictions]."""
+        return self.world.sum(self._own())
+
+    def _own(self) -> list[float]:
+        """[summed loss, its weight, correct, predictions] of this process's shares."""
         return [float(self.total), float(self.weight), int(self.correct), int(self.predictions)]
 
     def _averages(self, sums: list[float]) -> dict[str, float]:
@@ -74,32 +103,75 @@ class Sums:
         return {measure: averages[measure] for measure in self.loss.measures}
 
 
+class Evaluation:
+    """Every split with every model, after an epoch."""
+
+    def __init__(
+        self,
+        splits: Mapping[str, Split],
+        models: Mapping[str, nn.Module],
+        loading: Loading,
+        computing: Computing,
+        *,
+        log_interval: int | None,
+    ) -> None:
+        """loading: how batches are made, of an evaluation's size."""
+        self.splits, self.models, self.loading = splits, models, loading
+        self.log_interval = log_interval
+        fixed_shape = not any(is_text(split) for split in splits.values())
+        self.forwards = {
+            name: computing.forward(
+                computing.compiled(model, loading.own_size, fixed_shape=fixed_shape)
+            )
+            for name, model in models.items()
+        }
+
+    def of_all(
+        self, new_sums: Callable[[], Sums], watched: Callable[[Batches], Batches]
+    ) -> dict[str, dict[str, float]]:
+        """'SPLIT/MODEL' -> measures. watched: what looks at the batches as they come."""
+        return {
+            f"{split_name}/{name}": evaluate(
+                model,
+                watched(evaluation_batches(split, self.loading)),
+                new_sums(),
+                forward=self.forwards[name],
+                name=f"{split_name}/{name}",
+                log_interval=self.log_interval,
+            )
+            for split_name, split in self.splits.items()
+            for name, model in self.models.items()
+        }
+
+
 @torch.no_grad()
 @generators_kept()
 def evaluate(
     model: nn.Module,
-    batches: Generator[tuple[Tensor, Tensor], None, None],
-    loss: Loss,
+    batches: Batches,
+    sums: Sums,
     *,
-    device: torch.device,
+    forward: Forward | None = None,
     name: str,
     log_interval: int | None,
 ) -> dict[str, float]:
     """One pass in eval mode: the loss's measures, time and data_time in seconds.
 
-    Averages weigh by example or token, so a short last batch counts as what it is. However it
-    ends, batches is closed.
+    sums: empty ones. forward: the model as it is called, if not by itself. Averages weigh by
+    example or token, so a short last batch counts as what it is, and an empty share of one as
+    nothing. However it ends, batches is closed.
     """
     started = waited_from = perf_counter()
     data_time = 0.0
-    sums = Sums(loss, device)
+    forward = forward or model
     was_training = model.training
     model.eval()
     with closing(batches):
         for number, (inputs, targets) in enumerate(batches, 1):
             data_time += perf_counter() - waited_from
-            outputs = model(inputs)
-            sums.add(loss(outputs, targets), outputs, targets)
+            outputs = forward(inputs)
+            if len(targets):
+                sums.add(sums.loss(outputs, targets), outputs, targets)
             if log_interval and number % log_interval == 0:
                 logger.info("{} | batch {} | {}", name, number, in_words(sums.averages()))
             waited_from = perf_counter()

@@ -11,6 +11,7 @@ from loguru import logger
 from src.engine.signals import StopRequested
 from src.engine.state import State, snapshot
 from src.engine.state_files import BrokenState, StateFiles, read_state
+from src.engine.world import ALONE, World
 from src.names import UserError
 
 # At an epoch's end a state is saved only if saving has cost at most this share of the time.
@@ -24,15 +25,19 @@ class Saver:
     A save that fails (a full disk) is reported; the files of before stay, the run goes on.
     """
 
-    def __init__(self, files: StateFiles, state: State, *, minutes: float) -> None:
-        self.files, self.state = files, state
+    def __init__(
+        self, files: StateFiles, state: State, world: World = ALONE, *, minutes: float
+    ) -> None:
+        """world: what is saved is put together by all processes, and written by the main one."""
+        self.files, self.state, self.world = files, state, world
         self.seconds_between = 60 * minutes
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
-        self.cost = 0.0 if files.folder else inf  # seconds of the last save, the thread's included
+        # seconds of the last save, the thread's included
+        self.cost = 0.0 if files.is_written else inf
         self.is_proven = False  # that what is written can be read
         self.last = perf_counter()
-        self.due = self.last + self.seconds_between if files.folder else inf
+        self.due = self.last + self.seconds_between if files.is_written else inf
 
     def __enter__(self) -> "Saver":
         return self
@@ -46,19 +51,20 @@ class Saver:
             self.thread.join()
 
     def by_the_clock(self) -> None:
-        """Called after every step: save every so many minutes."""
-        if perf_counter() >= self.due:
+        """Called after a step: save every so many minutes."""
+        if self.world.max(perf_counter() >= self.due and not self._is_busy()):
             self._start()
 
     def at_epoch_end(self) -> None:
         """Save, unless the last save is so young that this would slow the run down."""
-        if (perf_counter() - self.last) * SHARE >= self.cost:
+        is_cheap = (perf_counter() - self.last) * SHARE >= self.cost
+        if self.world.max(is_cheap and not self._is_busy()):
             self._start()
 
     def _at_stop(self) -> None:
         """Raises UserError where there is nothing to go on from."""
         error = self.now()
-        if error and self.files.folder and not self.files.paths():
+        if error and self.files.is_written and not self.files.paths():
             raise UserError(f"stopped, and no state could be saved: {error}")
         self._report(error)
 
@@ -73,16 +79,21 @@ class Saver:
     def now(self) -> Exception | None:
         """Save and wait until it is on disk; what prevented it."""
         self._finish_thread()
-        self._write(self.state.step, [snapshot(self.state.state_dict())])
+        self._write(self.state.step, [self._snapshot()])
         error, self.error = self.error, None
         return error
 
+    def _is_busy(self) -> bool:
+        """Whether the disk is slower than the clock."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def _snapshot(self) -> dict[str, Any]:
+        return snapshot(self.state.state_dict(), is_kept=self.world.is_main)
+
     def _start(self) -> None:
-        if self.thread and self.thread.is_alive():
-            return  # the disk is slower than the clock
         self._finish_thread()
         started = perf_counter()
-        arguments = (self.state.step, [snapshot(self.state.state_dict())])
+        arguments = (self.state.step, [self._snapshot()])
         self.cost = perf_counter() - started
         self.last, self.due = started, started + self.seconds_between
         self.thread = threading.Thread(target=self._write, args=arguments, name="saving")
@@ -90,6 +101,8 @@ class Saver:
 
     def _write(self, step: int, content: list[dict[str, Any]]) -> None:
         """content: one snapshot, taken out of the list so that its memory is free when written."""
+        if not self.files.is_written:
+            return
         started = perf_counter()
         try:
             self.files.save(step, content.pop())

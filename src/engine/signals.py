@@ -12,6 +12,8 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
+from src.engine.world import ALONE, World
+
 T = TypeVar("T")
 
 NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -23,6 +25,9 @@ class StopRequested(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
         super().__init__(self.signal.name)
+        is_ctrl_c = self.signal == signal.SIGINT
+        self.words = "interrupted" if is_ctrl_c else f"stopped by {self.signal.name}"
+        self.exit_code = 130 if is_ctrl_c else 75  # EX_TEMPFAIL
 
 
 class Signals:
@@ -33,7 +38,8 @@ class Signals:
     progress between two time limits. A second Ctrl-C ends the run at once in any case.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, world: World = ALONE) -> None:
+        self.world = world
         self.received: int | None = None
         self.num_interrupts = 0
         self.is_waiting = self.is_over = False
@@ -77,16 +83,19 @@ class Signals:
         self.is_waiting = True
 
     def check(self) -> None:
-        """Raises StopRequested if a signal has come."""
-        if self.received is not None:
-            raise StopRequested(self.received)
+        """Raises StopRequested if a signal has come to one of the processes, in all of them."""
+        if number := self.world.max(self.received or 0):
+            raise StopRequested(number)
 
     def watched(self, items: Generator[T, None, None]) -> Generator[T, None, None]:
         """The items, with a check before each; closed together with them."""
+        self.world.agree_next()
         with closing(items):
             for item in items:
-                self.check()
+                if self.world.is_time_to_agree():
+                    self.check()
                 yield item
+        self.world.agree_next()
 
     @contextmanager
     def released(self) -> Iterator[None]:

@@ -10,7 +10,9 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import torch
+from loguru import logger
 
+from src.engine.sharded import whole
 from src.generators import Generators
 from src.names import UserError
 
@@ -53,6 +55,7 @@ class State:
 
     parts: dict[str, Stateful]
     config: dict[str, dict[str, Any]]
+    num_processes: int = 1
     step: int = 0  # optimizer steps done
     epoch: int = 0  # the last one that was evaluated
     outcome: str | None = None  # finished, early_stopped, diverged; None: there is more to do
@@ -69,6 +72,10 @@ class State:
         self.epoch, self.data_time = epoch, 0.0
         self.training.reset()
 
+    def times(self) -> dict[str, float]:
+        """Of the training of the epoch under way, in seconds."""
+        return {"time": self.training.seconds, "data_time": self.data_time}
+
     def facts(self) -> dict[str, Any]:
         """What status.json says of it."""
         return {"epoch": self.epoch, "seconds_before": round(self.run.before, 1)}
@@ -77,6 +84,7 @@ class State:
         """Tensors, numbers, texts, lists and dicts; the tensors are those in use."""
         return {
             "config": self.config,
+            "num_processes": self.num_processes,
             "step": self.step,
             "epoch": self.epoch,
             "outcome": self.outcome,
@@ -107,16 +115,28 @@ class State:
         self.training.before = content["training_seconds"]
         self.run.before = content["run_seconds"]
         Generators().load_state_dict(content["generators"])
+        if (before := content.get("num_processes", 1)) != self.num_processes:
+            logger.warning(
+                "goes on in {} processes instead of {}: sums are equal to rounding, what the model "
+                "draws at random (dropout) is not",
+                self.num_processes,
+                before,
+            )
 
 
-def snapshot(value: Any) -> Any:
-    """A copy on the CPU that training does not change any more."""
+def snapshot(value: Any, *, is_kept: bool = True) -> Any:
+    """A copy on the CPU that training does not change any more.
+
+    Of a sharded model the slices are put together, which all processes do; those that do not
+    write keep nothing.
+    """
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        value = whole(value.detach())
+        return value.to("cpu", copy=True) if is_kept else None
     if isinstance(value, dict):
         copied = copy.copy(value)  # with the notes on versions that torch's modules leave there
-        copied.update((key, snapshot(item)) for key, item in value.items())
+        copied.update((key, snapshot(item, is_kept=is_kept)) for key, item in value.items())
         return copied
     if isinstance(value, list | tuple):
-        return type(value)(snapshot(item) for item in value)
+        return type(value)(snapshot(item, is_kept=is_kept) for item in value)
     return value

@@ -121,13 +121,27 @@ class StateFiles:
     folder=None, a run without a folder, has none and writes none.
     """
 
-    def __init__(self, folder: Path | None, ensure: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        ensure: Callable[[], object] = lambda: None,
+        *,
+        is_read_only: bool = False,
+    ) -> None:
         """ensure: called before anything is changed; raises where the folder is not ours."""
         self.folder, self.ensure = folder, ensure
+        self.is_written = folder is not None and not is_read_only
+
+    @classmethod
+    def of_run(
+        cls, output_dir: str | None, ensure: Callable[[], object], *, is_read_only: bool
+    ) -> "StateFiles":
+        folder = None if output_dir is None else Path(output_dir) / "state"
+        return cls(folder, ensure, is_read_only=is_read_only)
 
     def save(self, step: int, content: dict[str, Any]) -> None:
         """Raises OSError; what was there before is still there then."""
-        if self.folder is None:
+        if self.folder is None or not self.is_written:
             return
         self.ensure()
         self.folder.mkdir(exist_ok=True)
@@ -137,7 +151,7 @@ class StateFiles:
         self.prune(KEPT)
 
     def prune(self, keep: int) -> None:
-        for old in self.paths()[keep:]:
+        for old in self.paths()[keep:] if self.is_written else ():
             old.unlink(missing_ok=True)
 
     def newest(self) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """From the configuration to the model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,11 @@ OWN = ":"  # of no name
 # These also take is_pretrained, and say by preprocessing(name) how their weights were fed.
 WITH_PRETRAINED = {"timm", "torchvision", "clip", "hf"}
 IMAGES_ONLY = {"tiny", "timm", "torchvision", "clip"}
+
+
+def without_weights(config: "Config") -> "Config":
+    """The same, for a model whose weights come from elsewhere."""
+    return replace(config, model_weights=None, model_pretrained=False, model_head_init=None)
 
 
 def build_model(

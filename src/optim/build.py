@@ -42,6 +42,12 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
         raise UserError(f"optim_alg {config.optim_alg!r}: {error}") from error
 
 
+def in_words(optimizer: Optimizer) -> str:
+    """'fused Adam'; foreach is torch's own choice on GPUs where nothing is said."""
+    ways = [way for way in ("fused", "foreach") if optimizer.defaults.get(way)]
+    return " ".join([*ways, type(optimizer).__name__])
+
+
 def _torch_optimizer(config: Config, groups: list[dict[str, Any]]) -> Optimizer:
     if config.optim_alg not in TORCH_OPTIMIZERS:
         raise unknown_name("optim_alg", config.optim_alg, [*TORCH_OPTIMIZERS, "timm/NAME"])

@@ -1,9 +1,10 @@
 """What a person sees while a run goes: lines in training.log, a bar on a terminal."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from io import FileIO
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -33,13 +34,21 @@ class Log:
         *,
         to_terminal: bool,
         may_write: Callable[[], bool] | None = None,
+        rank: int = 0,
     ) -> None:
-        """may_write: asked before each line of the file."""
+        """may_write: asked before each line of the file. rank: of several processes the others
+        than 0 are silent but for warnings, in their file."""
         self.is_paused = False
         self.may_write = may_write or (lambda: True)
         with suppress(ValueError):
             logger.remove(0)  # loguru's own, which prints everything
         common: dict[str, Any] = {"diagnose": False, "filter": self._is_ours}
+        if rank:
+            of_rank = common | {"format": LINE, "level": "WARNING"}
+            self.sinks = (
+                [] if path is None else [logger.add(_LogFile(path, is_lazy=True), **of_rank)]
+            )
+            return
         to_file = common | {"filter": self._is_for_file}
         self.sinks = [] if path is None else [logger.add(_LogFile(path), format=LINE, **to_file)]
         if to_terminal:
@@ -67,13 +76,18 @@ class Log:
 class _LogFile:
     """A file that a full disk makes incomplete; loguru's own would end the run."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_lazy: bool = False) -> None:
+        """is_lazy: there is no file before the first line."""
         self.path = path
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by stop
+        self.file = None if is_lazy else self._open()
         self.is_complete = True
+
+    def _open(self) -> FileIO:
+        return open(self.path, "ab", buffering=0)
 
     def write(self, line: str) -> None:
         try:
+            self.file = self.file or self._open()
             self.file.write(line.encode())
         except OSError as error:
             if self.is_complete:
@@ -81,7 +95,8 @@ class _LogFile:
             self.is_complete = False
 
     def stop(self) -> None:
-        self.file.close()
+        if self.file:
+            self.file.close()
 
 
 def _print_above_bar(line: str) -> None:
@@ -92,8 +107,10 @@ def _warn_above_bar(line: str) -> None:
     tqdm.write(line, end="", file=sys.stderr)
 
 
-def log_setup(config: Config, num_parameters: int, device: object) -> None:
-    """The first lines of a log: what was found and chosen."""
+def log_setup(
+    config: Config, num_parameters: int, device: object, chosen: Iterable[str | None]
+) -> None:
+    """The first lines of a log: what was found and chosen. chosen: how it computes, in words."""
     examples = ", ".join(f"{name} {n:,}" for name, n in (config.data_n_examples or {}).items())
     logger.info("data {}: {} examples", config.dataset, examples)
     logger.info(
@@ -104,6 +121,7 @@ def log_setup(config: Config, num_parameters: int, device: object) -> None:
         config.model_output_dim,
         device,
     )
+    logger.info("computes in {}", ", ".join(filter(None, chosen)))
     if config.wandb:
         logger.warning("wandb: true has no effect in this version; stats.csv holds every value")
 
@@ -111,8 +129,10 @@ def log_setup(config: Config, num_parameters: int, device: object) -> None:
 class Progress:
     """Lines and a bar of one run's training; the bar on a terminal only. A context."""
 
-    def __init__(self) -> None:
-        self.bar = tqdm(unit="step", disable=not sys.stderr.isatty(), leave=False)
+    def __init__(self, rank: int = 0) -> None:
+        """rank: of several processes only 0 draws."""
+        is_shown = sys.stderr.isatty() and not rank
+        self.bar = tqdm(unit="step", disable=not is_shown, leave=False)
         self.start(0)
 
     def __enter__(self) -> "Progress":

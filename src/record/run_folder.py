@@ -3,6 +3,7 @@
 spec.yaml        what was asked for
 config.yaml      what was in force, with all that was found out or drawn
 training.log     lines of progress; the traceback of a run that died
+training.rankN.log         warnings and the traceback of another process than the main one
 stats.csv        one row an epoch
 status.json      state, progress and time left, rewritten while the run goes
 provenance.json  commit, packages, command, machine; uncommitted.diff beside it
@@ -38,11 +39,21 @@ from src.names import UserError
 from src.record.claim import Claim
 from src.record.console import Log
 from src.record.provenance import slurm_job, write_provenance
-from src.record.same_run import OtherRun
+from src.record.same_run import OtherRun, is_longer
 from src.yaml_files import read_yaml_file
 
 SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more than they
 CARRIED = ("step", "num_steps", "progress", "epoch", "seconds_before")  # from attempt to attempt
+
+
+def open_folder(config: Config, rank: int) -> "RunFolder":
+    """The folder that the configuration names, for a process of this rank."""
+    return RunFolder(
+        config.output_dir,
+        log_to_terminal=config.log_to_stdout,
+        is_longer=is_longer(config),
+        rank=rank,
+    )
 
 
 class RunFolder:
@@ -53,10 +64,20 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | None, *, log_to_terminal: bool = False, is_longer: bool = False
+        self,
+        path: str | None,
+        *,
+        log_to_terminal: bool = False,
+        is_longer: bool = False,
+        rank: int = 0,
     ) -> None:
-        self.path = None if path is None else Path(path)
-        self.log_to_terminal, self.is_longer = log_to_terminal, is_longer
+        """rank: of several processes only 0 writes; what the others complain of goes into
+        training.rankN.log."""
+        self.path = None if path is None or rank else Path(path)
+        self.log_path = self.path and self.path / "training.log"
+        if path is not None and rank:
+            self.log_path = Path(path) / f"training.rank{rank}.log"
+        self.log_to_terminal, self.is_longer, self.rank = log_to_terminal, is_longer, rank
         self.state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "error": None}
         self.facts: Callable[[], dict[str, Any]] = dict
         self.next_status = 0.0
@@ -69,9 +90,10 @@ class RunFolder:
         if self.path:
             self._take()
         self.log = Log(
-            self.path / "training.log" if self.path else None,
+            self.log_path,
             to_terminal=self.log_to_terminal,
             may_write=self.claim.holds if self.claim else None,
+            rank=self.rank,
         )
         try:
             self.state |= {"host": platform.node(), "job": slurm_job(), "started": _now()}

@@ -1,9 +1,11 @@
 """One attempt at a run, and the request for the next one: what a submit script ends in.
 
-    exec python -m src.submit.attempt [--max-timeouts N] [--max-preemptions N] train.py SPEC
+    exec python -m src.submit.attempt [--srun] [--max-timeouts N] [--max-preemptions N] \
+        train.py SPEC
 
-Starts train.py, passes signals on to it, and leaves with its exit code. Where train.py was
-stopped because the time limit is near, Slurm is asked for another attempt
+Starts train.py (--srun: once a task of the job, on all its nodes), passes signals on to it, and
+leaves with its exit code. Where it was stopped because the time limit is near, Slurm is asked
+for another attempt
 (src/submit/continuation.py): SIGUSR1 says so, by --signal=B:USR1@120, and SIGTERM where
 Slurm names the time limit as its reason. After any other SIGTERM Slurm has decided: it
 restarts a preempted job by itself, and a cancelled one must not come back.
@@ -20,6 +22,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from src.child_processes import PASSED_ON, hold_signals, run_programs
 from src.names import OneLineParser, UserError
 from src.record.claim import live_owner
 from src.record.provenance import slurm_job
@@ -30,7 +33,8 @@ from src.yaml_files import read_yaml_file
 STOPPED, NOT_CONTINUED = 75, 69  # EX_TEMPFAIL, EX_UNAVAILABLE
 STOPPING = {signal.SIGUSR1, signal.SIGTERM}
 SECONDS_BETWEEN_LOOKS = 5  # at a folder in which somebody else runs
-PASSED_ON = STOPPING | {signal.SIGINT, signal.SIGHUP}
+# The main process's exit code is the run's; if a process fails, the others do not wait for it.
+SRUN = ["srun", "--kill-on-bad-exit=1", sys.executable]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,21 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    command = [options.program, options.spec, *options.overrides]
+    program, *start = SRUN if options.srun else [sys.executable]
+    command = [*start, options.program, options.spec, *options.overrides]
     job = slurm_job()
     if job is None:
-        return exit_code(run(command)[0])
+        return exit_code(run_programs(program, command, [os.environ])[0])
     attempt = Attempt(job, run_folder(options.spec), options)
     if reason := attempt.begin():
         return attempt.give_up(reason)
     if number := attempt.wait_for_folder():
         return attempt.end(-number, {number})
-    return attempt.end(*run(command))
+    return attempt.end(*run_programs(program, command, [os.environ]))
 
 
 def command_line() -> OneLineParser:
     parser = OneLineParser(description="Run train.py in a job of Slurm, as often as it takes.")
     add = parser.add_argument
+    add("--srun", action="store_true", help="a process a task: several GPUs, several nodes")
     add("--max-timeouts", type=count, default=100, metavar="N", help="time limits to go on after")
     add("--max-preemptions", type=count, default=1000, metavar="N", help="restarts by Slurm")
     add("program", help="train.py")
@@ -76,43 +82,6 @@ def run_folder(spec: str) -> Path:
         if isinstance(folder := (read_yaml_file(Path(spec)) or {}).get("output_dir"), str):
             return Path(folder)
     return Path(spec).parent
-
-
-# ---- The program, and the signals that it gets -------------------------------------------
-
-
-def hold_signals() -> None:
-    """From here on signals wait until run() takes them, and none is lost.
-
-    The submit script ignores SIGUSR1 until now: it would have killed the job. Of what is
-    ignored, as SIGCHLD is by default, POSIX says not whether it can be waited for.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON | {signal.SIGCHLD})
-    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-
-
-def run(command: Sequence[str]) -> tuple[int, set[int]]:
-    """Run a Python program; (its exit code or minus the signal that killed it, signals heard)."""
-    # A process group of its own: Ctrl-C and `scancel --full` reach us alone, not it twice.
-    child = os.posix_spawn(
-        sys.executable,
-        [sys.executable, *command],
-        os.environ,
-        setpgroup=0,
-        setsigmask=(),
-        setsigdef=PASSED_ON | {signal.SIGCHLD},
-    )
-    heard: set[int] = set()
-    while True:
-        number = signal.sigwait(PASSED_ON | {signal.SIGCHLD})
-        if number != signal.SIGCHLD:
-            heard.add(number)
-            os.kill(child, number)
-            continue
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status), heard
 
 
 def exit_code(code: int) -> int:

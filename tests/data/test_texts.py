@@ -19,7 +19,7 @@ from src.config import make_config
 from src.data.build import build_data
 from src.data.loaders import Loading, evaluation_batches
 from src.data.splits import SECOND
-from src.engine.evaluation import evaluate
+from src.engine.evaluation import Sums, evaluate
 from src.losses import NextToken
 from src.names import UserError
 
@@ -308,7 +308,7 @@ def test_perplexity_is_that_of_all_tokens_however_they_are_batched(load, is_pack
     best = [rows[a].argmax().item() == b for text in texts for a, b in pairwise(text)]
     device = torch.device("cpu")
     batches = evaluation_batches(data.splits["train"], Loading(batch_size, device))
-    found = evaluate(model, batches, NextToken(), device=device, name="all", log_interval=None)
+    found = evaluate(model, batches, Sums(NextToken(), device), name="all", log_interval=None)
     mean = sum(losses) / len(losses)
     assert found["loss"] == pytest.approx(mean, rel=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-6)

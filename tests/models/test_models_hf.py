@@ -24,13 +24,14 @@ from torch import nn
 
 from src.data.loaders import Loading, evaluation_batches
 from src.data.splits import NO_TOKEN, SECOND, TextSplit
-from src.engine.evaluation import evaluate
+from src.engine.evaluation import Sums, evaluate
 from src.losses import build_loss
 from src.models.build import build_model
 from src.models.hf_networks import layer_numbers
 from src.names import UserError
 from src.optim.averaging import Average
 
+CPU = torch.device("cpu")
 PADDING = "what it makes of a text depends on the padding of its batch"
 
 
@@ -139,9 +140,8 @@ def test_perplexity_is_that_of_transformers_own_loss_on_each_text_alone(
     split = TextSplit(torch.cat(texts).int(), starts, ends)
     found = evaluate(
         model,
-        evaluation_batches(split, Loading(batch_size, torch.device("cpu"))),
-        build_loss("next_token", n_classes=VOCABULARY, is_text_alone=True),
-        device=torch.device("cpu"),
+        evaluation_batches(split, Loading(batch_size, CPU)),
+        Sums(build_loss("next_token", n_classes=VOCABULARY, is_text_alone=True), CPU),
         name="test",
         log_interval=None,
     )

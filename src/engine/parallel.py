@@ -1,0 +1,149 @@
+"""One model in several processes, or on several GPUs of one: multi_gpu.
+
+true: DistributedDataParallel (Li et al. 2020): each process has the whole model and a share of
+every batch; gradients are averaged while the backward pass goes on. fsdp: fully_shard of torch
+(FSDP2; Zhao et al. 2023): each has a slice of every weight, and fetches the rest layer by layer.
+dp: DataParallel, one process for all GPUs of a machine.
+"""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+from warnings import catch_warnings
+
+import torch
+import torch.distributed as dist
+from loguru import logger
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from src.engine.sharded import ShardedModel, ShardedOptimizer
+from src.engine.state import Stateful
+from src.engine.world import World
+from src.generators import generators_kept
+from src.names import bad_value
+
+Kind = str | bool
+LAYERS = (nn.Sequential, nn.ModuleList)  # whose items are sharded each by itself
+
+
+class Parallel:
+    """How the processes of `world` share the work on one model."""
+
+    def __init__(self, world: World, kind: Kind, device: torch.device) -> None:
+        """kind: multi_gpu. UserError where it needs processes that there are not."""
+        self.world, self.kind, self.device = world, kind, device
+        self.is_sharded = kind == "fsdp"
+        if self.is_sharded and world.size == 1:
+            expected = "true or false, as there is one process, and one GPU, alone"
+            raise bad_value("multi_gpu", kind, expected)
+        if kind == "dp" and world.size > 1:
+            raise bad_value("multi_gpu", kind, f"true or fsdp, as there are {world.size} processes")
+
+    def prepare(self, model: nn.Module, *, sync_bn: bool) -> nn.Module:
+        """Before there is an optimizer. With fsdp each process keeps its slice, in place."""
+        if sync_bn and self.world.size > 1:
+            if self.device.type != "cuda":
+                raise bad_value("sync_bn", True, f"false, as torch has none for {self.device.type}")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if self.is_sharded:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh(self.device.type, (self.world.size,))
+            for block in _blocks(model):
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        return model
+
+    def states(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Stateful]:
+        """Both as parts of the state, which one process can read whatever wrote it."""
+        if self.is_sharded:
+            return {"model": ShardedModel(model), "optimizer": ShardedOptimizer(optimizer)}
+        return {"model": model, "optimizer": optimizer}
+
+    def spread(self, network: nn.Module) -> nn.Module:
+        """The network as it is called in training."""
+        self.network = network
+        if self.kind == "dp":
+            return _spread_by_threads(network, self.device)
+        if self.world.size > 1 and not self.is_sharded:
+            self.network = _Synchronized(network)
+        return self.network
+
+    def sync(self, is_last: bool) -> None:
+        """Before each micro-batch: the gradients travel with the last one of the batch alone."""
+        if self.is_sharded:
+            self.network.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+        elif self.world.size > 1:
+            self.network.is_last = is_last  # type: ignore[assignment]
+
+    def same_buffers(self, models: Iterable[nn.Module]) -> None:
+        """All take the main process's statistics of batch norms, which come of its share alone."""
+        if self.world.size > 1:
+            for model in models:
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, src=0)
+
+    def in_words(self) -> str | None:
+        """For the log; None: one process, one device."""
+        if self.world.size == 1:
+            return None
+        how = "fully sharded" if self.is_sharded else "a share of each batch each"
+        return f"{self.world.size} processes, {how}"
+
+
+class _Synchronized(nn.Module):
+    """DistributedDataParallel that takes the gradients of a batch's micro-batches as one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        with catch_warnings(category=FutureWarning, action="ignore"):  # a name to come
+            # static_graph: weights that the outputs do not depend on are left alone, as by one
+            # process. Buffers do not matter in training; before evaluations all take the main
+            # process's. The inputs are on the device already.
+            self.network = nn.parallel.DistributedDataParallel(
+                network, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+            )
+        self.is_last, self.is_warm = True, False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.is_warm:
+            self._warm_up(inputs)
+        with nullcontext() if self.is_last else self.network.no_sync():
+            return self.network(inputs)
+
+    @generators_kept()
+    def _warm_up(self, inputs: Tensor) -> None:
+        """In its first pass it learns which weights are used and in which order gradients come,
+        and rounds differently: it counts for nothing, or a resumed run would not be the same."""
+        buffers = [buffer.clone() for buffer in self.network.buffers()]
+        outputs = self.network(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            outputs.float().sum().backward()
+        with torch.no_grad():
+            for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        self.is_warm = True
+
+
+def _spread_by_threads(network: nn.Module, device: torch.device) -> nn.Module:
+    """On all visible GPUs, where there are several to choose from."""
+    if device.type != "cuda" or device.index is not None or torch.cuda.device_count() == 1:
+        return network
+    logger.info("each batch is spread over {} GPUs", torch.cuda.device_count())
+    return nn.DataParallel(network)
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The items of the outermost lists: transformers' and residual networks' blocks."""
+    found: list[nn.Module] = []
+    child: Any
+    for child in model.children():
+        is_list = isinstance(child, LAYERS)
+        found += (
+            [x for x in child if any(True for _ in x.parameters())] if is_list else _blocks(child)
+        )
+    return found

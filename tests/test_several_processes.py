@@ -1,0 +1,318 @@
+"""Two and four processes train as one does, stop as one, go on as one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+from several_processes import together
+
+import train
+from src.config import make_config, save_config
+from src.engine.comparison import first_differences
+from src.engine.signals import StopRequested
+from src.engine.state_files import StateFiles
+from src.engine.world import EndedElsewhere
+from src.names import UserError
+from src.record.stats import read_stats
+from train import experiment_generator, run_experiment
+
+ROOT = Path(__file__).parents[1]
+STEPS = 50
+DROPOUT = {"dataset": "tests.own_parts:read", "model": "tests.own_parts:build"}
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory) -> str:
+    """A data_dir with sparse rows as libsvmdata leaves them, and images in folders."""
+    from PIL import Image
+
+    data_dir, rng = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
+    (data_dir / "libsvm").mkdir()
+    rows = scipy.sparse.random(330, 40, 0.1, "csc", np.float64, rng)
+    scipy.sparse.save_npz(data_dir / "libsvm" / "rcv1.binary_X.npz", rows, compressed=False)
+    classes = np.sign(rows[:, :20].sum(1).A1 - rows[:, 20:].sum(1).A1 + 1e-9)
+    np.save(data_dir / "libsvm" / "rcv1.binary_y.npy", classes)
+    for number in range(330):
+        path = data_dir / "images" / ("test" if number % 3 == 0 else "train") / f"c{number % 4}"
+        path.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 120, (12, 12, 3)) + 30 * (number % 4)
+        Image.fromarray(pixels.astype(np.uint8)).save(path / f"{number}.png")
+    return str(data_dir)
+
+
+def config_of(kind: str, sets: str, folder: Path, **keys):
+    """A run of STEPS steps whose batches do not divide evenly among 2 or 4 processes."""
+    of_all = {
+        "data_dir": sets,
+        "batch_size": 22,
+        "grad_accum_steps": 2,
+        "eval_batch_size": 19,
+        "optim_alg": "sgd",
+        "base_lr": 0.05,
+        "clip_norm": 1.0,
+        "averaging": ["ema_0.9", "poly_8"],
+        "train_length": STEPS,
+        "train_length_unit": "step",
+        "steps_per_epoch": 20,
+        "seed_model": 0,
+        "seed_training": 1,
+        "num_workers": 0,
+        "save_plot": False,
+        "device": "cpu",
+        "output_dir": str(folder),
+    }
+    half = {"train": "train[:220]", "test": "train[220:]"}
+    own = {
+        "dense": {"dataset": "sklearn/digits", "model": "linear", "loss_class_weights": [1, 2] * 5},
+        "sparse": {
+            "dataset": "libsvm/rcv1.binary",
+            "model": "linear/no_bias",
+            "data_splits_map": half,
+            "drop_last": True,
+        },
+        "image": {
+            "dataset": "timm/folder/images",
+            "model": "tiny/lenet",
+            "aug_pad_crop": 2,
+            "aug_hflip": 0.5,
+            "drop_last": True,
+            "base_lr": 0.005,  # at larger ones rounding grows: ReLUs and maxima switch
+        },
+        "dropout": DROPOUT | {"drop_last": True},
+    }
+    return make_config(of_all | own[kind] | keys)
+
+
+def run_to_end(config) -> pd.DataFrame:
+    return run_experiment(config)
+
+
+def weights_of(config) -> dict[str, torch.Tensor]:
+    parts = StateFiles(Path(config.output_dir) / "state").newest()["parts"]
+    return {f"{p} {k}": t for p in ("model", "av", "av2") for k, t in flat(parts.get(p, {}))}
+
+
+def flat(part: dict):
+    return part.get("model", part).items()
+
+
+def assert_alike(config, one) -> None:
+    """Weights, averages and stats, to rounding."""
+    weights, expected = weights_of(config), weights_of(one)
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
+    stats, of_one = read_stats(config.output_dir), read_stats(one.output_dir)
+    kept = [c for c in of_one if not c.endswith(("time", "timestamp", "per_second"))]
+    pd.testing.assert_frame_equal(stats[kept], of_one[kept], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "image"])
+def test_two_and_four_processes_train_as_one(kind, sets, tmp_path):
+    one = config_of(kind, sets, tmp_path / "1")
+    run_to_end(one)
+    for number in (2, 4):
+        config = config_of(kind, sets, tmp_path / str(number))
+        frames = together(number, run_to_end, config)
+        assert_alike(config, one)
+        measures = [c for c in frames[0] if c.endswith(("loss", "accuracy"))]
+        for frame in frames[1:]:  # each process's program sees the same
+            pd.testing.assert_frame_equal(frame[measures], frames[0][measures])
+
+
+def stopped(config, at_step: int, rank: int) -> str:
+    """A run of which one process alone gets a signal during a step."""
+    whole, count = train.update, 0
+
+    def update(*arguments):
+        nonlocal count
+        count += 1
+        if count == at_step and os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return whole(*arguments)
+
+    train.update = update
+    try:
+        run_experiment(config)
+    except StopRequested as stop:
+        return stop.signal.name
+    return "not stopped"
+
+
+def test_stopped_and_continued_it_is_the_uninterrupted_run_to_the_bit(sets, tmp_path):
+    straight, config = (config_of("dropout", sets, tmp_path / name) for name in "ab")
+    together(2, run_to_end, straight)
+    assert together(2, stopped, config, 27, 1) == ["SIGUSR1"] * 2
+    assert not (tmp_path / "b" / "done").exists()
+    together(2, run_to_end, config)
+    assert first_differences(tmp_path / "a", tmp_path / "b") == []
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
+def test_on_another_number_of_processes_it_goes_on_equal_to_rounding(before, after, sets, tmp_path):
+    one, config = (config_of("dense", sets, tmp_path / name) for name in "ab")
+    run_to_end(one)
+    together(before, stopped, config, 27, 0)
+    together(after, run_to_end, config)
+    assert_alike(config, one)
+    said = (tmp_path / "b" / "training.log").read_text()
+    assert f"goes on in {after} processes instead of {before}: sums are equal to rounding" in said
+
+
+def test_early_stopping_stops_all(sets, tmp_path):
+    keys = {"early_stopping_patience": 2, "base_lr": 0, "train_length": 2000}
+    config = config_of("dense", sets, tmp_path / "run", **keys)
+    frames = together(2, run_to_end, config)
+    assert [len(frame) for frame in frames] == [3, 3]
+    assert json.loads((tmp_path / "run" / "done").read_text())["outcome"] == "early_stopped"
+
+
+def failing(config, rank: int) -> None:
+    """One process finds no data."""
+    if os.environ["RANK"] == str(rank):
+        config = make_config({"dataset": "timm/folder/none", "data_dir": "nowhere"})
+    run_experiment(config)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_fails_in_one_process_ends_all_before_the_first_step(rank, sets, tmp_path):
+    config = config_of("dense", sets, tmp_path / "run")
+    answers = together(2, failing, config, rank)
+    assert isinstance(answers[rank], UserError)
+    assert isinstance(answers[1 - rank], EndedElsewhere)
+    assert f"process {rank} has failed: " in str(answers[1 - rank])
+    assert str(answers[rank]) in str(answers[1 - rank])
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"batch_size": 2}, "batch_size: got 2, expected at least one"),
+        ({"batch_size": 1437, "grad_accum_steps": 1}, "last micro-batch of a pass has 1 examples"),
+        ({"sync_bn": True}, "sync_bn: got True, expected false, as torch has none for cpu"),
+        ({"multi_gpu": "dp"}, "multi_gpu: got 'dp', expected true or fsdp, as there are 2"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused_by_all(keys, words, sets, tmp_path):
+    config = config_of("dense", sets, tmp_path / "run", **keys)
+    for error in together(2, run_to_end, config):
+        assert words in str(error)
+
+
+def test_only_the_main_process_writes(sets, tmp_path):
+    together(2, run_to_end, config_of("dense", sets, tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("*rank*"))
+    lines = (tmp_path / "run" / "training.log").read_text().splitlines()
+    assert sum("step 50/50" in line for line in lines) == 1
+    assert any("computes in fp32, not compiled, fused SGD, 2 processes" in line for line in lines)
+
+
+def leaving(config) -> list[int]:
+    """A program of one's own that stops after two epochs."""
+    epochs = []
+    for stats, _ in experiment_generator(config):
+        epochs.append(int(stats["epoch"].iloc[-1]))
+        if len(epochs) == 2:
+            break
+    return epochs
+
+
+def test_a_program_of_ones_own_may_leave_early_and_come_back(sets, tmp_path):
+    straight, config = (config_of("dense", sets, tmp_path / name) for name in "ab")
+    together(2, run_to_end, straight)
+    assert together(2, leaving, config) == [[1, 2]] * 2
+    together(2, run_to_end, config)
+    assert first_differences(tmp_path / "a", tmp_path / "b") == []
+
+
+# ---- Sharded ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["dense", "image"])
+def test_a_sharded_model_trains_as_a_whole_one_and_one_process_goes_on_with_it(
+    kind, sets, tmp_path
+):
+    keys = {"averaging": None, "optim_alg": "adamw", "base_lr": 0.003, "save_freq": 1}
+    keys |= {"ada_eps": 1e-3}  # a smaller one makes much of the rounding of small gradients
+    one = config_of(kind, sets, tmp_path / "1", **keys)
+    run_to_end(one)
+    config = config_of(kind, sets, tmp_path / "2", multi_gpu="fsdp", **keys)
+    together(2, run_to_end, config)
+    assert_alike(config, one)
+    file = torch.load(tmp_path / "2" / "checkpoints" / "epoch_0003.pt", weights_only=True)
+    assert {k: tuple(t.shape) for k, t in file["last"].items()} == {
+        k.removeprefix("model "): tuple(t.shape) for k, t in weights_of(one).items()
+    }
+    for before, after in ((2, 1), (1, 2), (2, 2)):
+        folder = tmp_path / f"{before}{after}"
+        first, second = (
+            config_of(kind, sets, folder, **keys, multi_gpu="fsdp" if number == 2 else True)
+            for number in (before, after)
+        )
+        together(before, stopped, first, 27, 0)
+        together(after, run_to_end, second)
+        assert_alike(second, one)
+
+
+# ---- As people start it ----------------------------------------------------------------------
+
+STARTERS = {
+    "launch": [
+        "-c",
+        "import sys; from src.engine.launch import launch; sys.exit(launch(sys.argv[1:], 2))",
+    ],
+    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starter", STARTERS)
+def test_started_by(starter, sets, tmp_path):
+    one, config = (config_of("dense", sets, tmp_path / name) for name in "ab")
+    run_to_end(one)
+    save_config(config, tmp_path / "cfg.yaml")
+    command = [sys.executable, *STARTERS[starter], "train.py", tmp_path / "cfg.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test/last/accuracy") == 1
+    assert_alike(config, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_the_launcher_passes_signals_on_and_gives_the_code_of_the_run(number, sets, tmp_path):
+    config = config_of("dense", sets, tmp_path / "run", train_length=1_000_000)
+    save_config(config, tmp_path / "cfg.yaml")
+    command = [sys.executable, *STARTERS["launch"], "train.py", tmp_path / "cfg.yaml"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "training.log"
+    while not (log.exists() and "step 20/" in log.read_text()):
+        assert process.poll() is None
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == (130 if number == signal.SIGINT else 75)
+    assert said.count("the same command goes on") == 1
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == ("interrupted" if number == signal.SIGINT else "stopped")
+    assert list((tmp_path / "run" / "state").glob("*.state"))
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once(sets, tmp_path):
+    config = config_of("dense", sets, tmp_path / "run")
+    save_config(config, tmp_path / "cfg.yaml")
+    command = [sys.executable, *STARTERS["launch"], "train.py", tmp_path / "cfg.yaml"]
+    done = subprocess.run(
+        [*command, "dataset=sklearn/digit"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("dataset: ") == 1
+    assert len(done.stderr.splitlines()) == 1
