@@ -23,7 +23,8 @@ from torch.optim import Optimizer
 from src.analysis.run_plot import save_learning_curves
 from src.config import Config, draw_missing, load_config
 from src.data.build import build_data, build_loading, found_in
-from src.data.loaders import micro_batches, on_device, training_batches
+from src.data.loaders import micro_batches, training_batches
+from src.data.placement import is_to_hold, placed
 from src.data.splits import has_several_labels, is_text, is_text_alone
 from src.durations import Timeline
 from src.engine.checkpoint import prune, save_weights
@@ -31,6 +32,7 @@ from src.engine.computing import Computing, Forward
 from src.engine.evaluation import Evaluation, Sums
 from src.engine.launch import launch, num_processes
 from src.engine.parallel import Parallel
+from src.engine.profiling import build_profiler
 from src.engine.runtime import pick_device
 from src.engine.saving import Saver
 from src.engine.signals import Signals, StopRequested
@@ -117,20 +119,22 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
     ):
         # An earlier attempt is continued. Else what is null is drawn or found here, once, and
         # written to config.yaml: running that file is running this experiment again.
-        is_ours = {"ensure": folder.ensure_ours, "is_read_only": not world.is_main}
-        files = StateFiles.of_run(config.output_dir, **is_ours)
+        files = StateFiles.of_run(config.output_dir, folder.ensure_ours, is_written=world.is_main)
         saved, asked = world.main_first(files.newest), config
         entropy = world.from_main(secrets.randbits(128))
         config = continued(config, saved["config"]) if saved else draw_missing(config, entropy)
         device = world.device(pick_device(config.device))
+        profiler = build_profiler(config.profile if world.is_main else None, folder.path, device)
+        resources.enter_context(profiler)
         data = build_data(config, model_preprocessing(config))
         found = found_in(config, data)
         is_continued, found_step = bool(saved), saved["step"] if saved else 0
         check_same_data(config, found["data_n_examples"], is_continued=is_continued)
-        found["model_output_dim"] = output_dim(config, data.n_classes)
+        is_held = world.from_main(is_to_hold(config.data_on_device, data.splits, device))
+        found |= {"data_on_device": is_held, "model_output_dim": output_dim(config, data.n_classes)}
         config = replace(config, host_name=platform.node(), **found)
-        train_split = on_device(data.splits["train"], device)
-        other_splits = {k: on_device(s, device) for k, s in data.splits.items() if k != "train"}
+        other_splits = placed(data.splits, device, is_held=is_held, num_workers=config.num_workers)
+        train_split = other_splits.pop("train")
 
         # The model and all that moves its weights.
         loss = build_loss(
@@ -181,6 +185,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         schedule = build_schedule(
             config.lr_schedule, num_steps=num_steps, warmup_steps=config.warmup_steps
         )
+        throughput = parallel.throughput(model, train_split, data.input_shape, config.precision)
         stats = Stats(list(other_splits), list(models), loss.measures)
         best = None
         if config.save_best_checkpoint or config.early_stopping_patience:
@@ -235,7 +240,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             model.train()
             progress.resume()
             state.training.start()
-            for step in steps[max(0, state.step - steps.start) :]:
+            for step in profiler.steps(steps[max(0, state.step - steps.start) :], state, num_steps):
                 waiting_from = perf_counter()
                 inputs, targets = next(batches)
                 state.data_time += perf_counter() - waiting_from
@@ -262,11 +267,8 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             # Evaluate every split with every model. A diverged one has nothing to show.
             results = {
                 "train": sums.averages()
-                | state.times()
-                | {
-                    "seen_examples": timeline.samples_after(state.step),
-                    "learning_rate": config.base_lr * schedule(state.step - 1) if steps else 0.0,
-                }
+                | throughput.measures(state, timeline, steps)
+                | {"learning_rate": config.base_lr * schedule(state.step - 1) if steps else 0.0}
             }
             if state.outcome != "diverged":
                 parallel.same_buffers(models.values())

@@ -22,6 +22,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, redirect_stdout
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -175,6 +176,37 @@ def folder_table(folder: Path) -> None:
     compare("timm/folder, 224 pixels, images per second", ours, theirs, 10)
 
 
+def held_table(folder: Path) -> None:
+    """5,000 PNG files of 32 x 32 pixels, padded, cropped and flipped; both are ours."""
+    import torch
+    from PIL import Image
+
+    from src.config import make_config
+    from src.data.build import build_data
+    from src.data.loaders import Loading, training_batches
+    from src.data.placement import placed
+    from src.data.splits import Split
+
+    draw, cpu = np.random.default_rng(0), torch.device("cpu")
+    for number in range(5000):
+        path = folder / "small" / "train" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        image.resize((32, 32), Image.Resampling.BICUBIC).save(path)
+    keys = {"dataset": "timm/folder/small", "data_dir": str(folder), "aug_hflip": 0.5}
+    keys |= {"data_splits_map": {"train": "train"}, "aug_pad_crop": 4}
+    split = build_data(make_config(keys), None).splits["train"]
+    held = placed({"train": split}, cpu, is_held=True, num_workers=0)["train"]
+
+    def batches(source: Split, workers: int) -> Iterator[int]:
+        loading = Loading(BATCH, cpu, workers)
+        with closing(training_batches(source, loading, seed=0, steps_per_pass=50)) as passing:
+            yield from (len(targets) for _, targets in passing)
+
+    title = "data_on_device, 32 pixels, images per second (theirs: ours, read one at a time)"
+    compare(title, partial(batches, held), partial(batches, split), 95)
+
+
 def tar_table(folder: Path) -> None:
     ours = our_images("timm/tar/photos_tar", folder, [3, 224, 224])
     theirs = timms_images("", folder / "photos_tar" / "train.tar", [3, 224, 224])
@@ -286,6 +318,7 @@ def texts_table(folder: Path) -> None:
 TABLES: dict[str, Callable[[Path], None]] = {
     "torch": torch_table,
     "folder": folder_table,
+    "held": held_table,
     "tar": tar_table,
     "tfds": tfds_table,
     "hf": hf_table,

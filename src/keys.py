@@ -50,6 +50,9 @@ class Bookkeeping:
     checkpoint_minutes: Positive = 10
     # keep that state when the run has ended, so that a longer train_length can go on from it
     keep_state: bool = True
+    # record so many training steps, after a few of warm-up, in trace.json.gz (Perfetto opens it)
+    # and log the costliest operations; null: none
+    profile: AtLeast1 | None = None
     # draw curves.png, the learning curves, when the run ends
     save_plot: bool = True
     # the run's folder; null: nothing is written
@@ -146,6 +149,11 @@ class DataKeys:
     data_text_pack: bool = True
     # of texts with classes: batches of about the same length, less padding, a little less random
     data_group_by_length: bool = False
+    # hold images as bytes on the device, and augment them there, in batches: no workers are needed.
+    # For small images without aug_crop_scale, aug_auto and aug_color_jitter. auto: where that is
+    # so and they take at most a quarter of the free memory; written to config.yaml as true or
+    # false. Augmentation then draws other numbers of the same distributions
+    data_on_device: Literal["auto"] | bool = False
     # leave out the last batch of a pass where it is short
     drop_last: bool = False
 

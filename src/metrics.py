@@ -10,6 +10,10 @@ from src.names import UserError
 DIRECTIONS = {"perplexity": -1, "accuracy": 1, "loss": -1, "error": -1}
 
 
+# columns of stats.csv that differ from run to run of one configuration, by their last part
+TIMES = {"time", "data_time", "timestamp", "examples_per_second", "peak_share"}
+
+
 def metric_columns(
     pattern: str, columns: Iterable[str], *, key: str = "best_checkpoint_metric"
 ) -> list[str]:
@@ -37,3 +41,8 @@ def direction(column: str) -> int:
 def measure(column: str) -> str:
     """'test/last/loss' -> 'loss'."""
     return column.rpartition("/")[2]
+
+
+def is_time(column: str) -> bool:
+    """Whether it says how long something took, or when: no result."""
+    return measure(column) in TIMES

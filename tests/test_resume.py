@@ -21,18 +21,19 @@ from src.config import make_config, save_config
 from src.engine import saving
 from src.engine.signals import StopRequested
 from src.engine.state_files import StateFiles
+from src.metrics import is_time
 from src.names import UserError
 from src.record import claim
 from train import experiment_generator, main, run_experiment
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("time", "timestamp", "data_time", "training_seconds", "run_seconds")
+SECONDS = ("training_seconds", "run_seconds")  # of a state
 
 
 def lasting(value):
     """A state without times, and with tensors as bytes."""
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if str(k).split("/")[-1] not in TIMES}
+        kept = {k: v for k, v in value.items() if k not in SECONDS and not is_time(str(k))}
         return {key: lasting(item) for key, item in kept.items()}
     if isinstance(value, list | tuple):
         return [lasting(item) for item in value]
@@ -46,7 +47,7 @@ def end_of(config) -> dict:
     state = StateFiles(Path(config.output_dir) / "state").newest()
     state.pop("config")
     stats = pd.read_csv(Path(config.output_dir) / "stats.csv", index_col=0)
-    kept = stats[[c for c in stats if c.split("/")[-1] not in TIMES]]
+    kept = stats[[c for c in stats if not is_time(c)]]
     return {"state": lasting(state), "stats": kept.to_csv()}
 
 

@@ -19,6 +19,7 @@ from loguru import logger
 
 import train
 from src.config import load_config
+from src.metrics import is_time
 from src.names import UserError
 from train import experiment_generator, main, run_experiment
 
@@ -29,7 +30,7 @@ def last_model(config):
 
 
 def without_times(stats: pd.DataFrame) -> pd.DataFrame:
-    timed = [c for c in stats if c.endswith(("/time", "/data_time", "timestamp"))]
+    timed = [c for c in stats if is_time(c)]
     assert timed
     return stats.drop(columns=timed)
 
@@ -75,6 +76,7 @@ def test_evaluation_is_exact_on_the_short_last_batch(digits):
 def test_stats_have_the_columns_that_existing_experiments_read(digits):
     stats = run_experiment(digits(averaging="poly_8"))
     training = ["loss", "accuracy", "time", "data_time", "seen_examples", "learning_rate"]
+    training += ["examples_per_second"]
     tested = ["loss", "accuracy", "time", "data_time"]
     expected = [f"train/{x}" for x in training]
     expected += [f"test/{m}/{x}" for m in ("last", "av") for x in tested]

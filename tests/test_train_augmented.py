@@ -9,6 +9,8 @@ import pytest
 from test_resume import end_of, interrupt, run_through  # noqa: F401 - one is a fixture
 
 from src.config import load_config, make_config
+from src.engine.signals import StopRequested
+from src.metrics import is_time
 from src.names import UserError
 from train import run_experiment
 
@@ -53,7 +55,7 @@ def fashion(tmp_path):
 
 
 def without_times(stats: pd.DataFrame) -> pd.DataFrame:
-    return stats[[c for c in stats if not c.endswith(("time", "timestamp"))]]
+    return stats[[c for c in stats if not is_time(c)]]
 
 
 CROPPED = EVERYTHING | {"aug_pad_crop": 0, "aug_crop_scale": [0.3, 1.0], "aug_repeats": 4}
@@ -120,3 +122,60 @@ def test_the_augmented_run_on_cifar10_works_on_its_files(tmp_path, monkeypatch):
     overrides += ["train_length=1", "model=tiny/wrn_10_1", "num_workers=1"]
     stats = run_experiment(load_config("test_cfg_cifar10_wrn_augmented.yaml", overrides))
     assert stats["train/seen_examples"].tolist() == [50]
+
+
+# ---- Held on the device ------------------------------------------------------------------
+
+HELD = MIXED | {"aug_pad_crop": 2, "aug_hflip": 0.5, "aug_erase": 0.5, "data_on_device": True}
+
+
+def test_without_augmentation_held_images_give_the_very_stats_of_those_that_are_read(fashion):
+    read, held, auto = (
+        without_times(run_experiment(fashion(data_on_device=value)))
+        for value in (False, True, "auto")
+    )
+    pd.testing.assert_frame_equal(read, held, check_exact=True)
+    pd.testing.assert_frame_equal(read, auto, check_exact=True)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_run_on_held_images_repeats_and_ends_the_same_stopped_anywhere(
+    fashion,
+    tmp_path,
+    interrupt,  # noqa: F811
+    repeats,
+):
+    keys = HELD | {"aug_repeats": repeats}
+    straight, again = (fashion(output_dir=str(tmp_path / name), **keys) for name in "ab")
+    run_experiment(straight)
+    run_experiment(again)
+    assert end_of(again) == end_of(straight)
+    interrupt(2, 3, 7, 12)
+    stopped = fashion(output_dir=str(tmp_path / "run"), num_workers=2, **keys)
+    assert run_through(stopped) > 3
+    assert end_of(stopped) == end_of(straight)
+
+
+@pytest.mark.parametrize("key", ["aug_pad_crop", "aug_hflip", "aug_erase", "aug_cutmix"])
+def test_each_key_has_a_say_in_training_on_held_images(fashion, key):
+    others = {k: v for k, v in HELD.items() if k != key}
+    some, all_on = (run_experiment(fashion(train_length=0.5, **k)) for k in (others, HELD))
+    assert some["train/loss"].iloc[0] != all_on["train/loss"].iloc[0]
+
+
+def test_what_auto_finds_is_kept_when_the_run_goes_on(fashion, tmp_path, interrupt, monkeypatch):  # noqa: F811
+    """The memory that is free then has no say: other numbers would be drawn."""
+    keys = HELD | {"data_on_device": "auto"}
+    straight = fashion(output_dir=str(tmp_path / "straight"), **keys)
+    run_experiment(straight)
+    assert load_config(tmp_path / "straight" / "config.yaml").data_on_device is True
+    config = fashion(output_dir=str(tmp_path / "run"), **keys)
+    interrupt(5)
+    with pytest.raises(StopRequested):
+        run_experiment(config)
+    monkeypatch.setattr("src.data.placement.free_memory", lambda _: 0)
+    run_experiment(config)
+    assert end_of(config) == end_of(straight)
+    run_experiment(fashion(output_dir=str(tmp_path / "none"), **keys))
+    assert load_config(tmp_path / "none" / "config.yaml").data_on_device is False
+    assert end_of(fashion(output_dir=str(tmp_path / "none"))) != end_of(straight)

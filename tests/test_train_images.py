@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from src.config import load_config, make_config, save_config
+from src.metrics import is_time
 from train import experiment_generator, run_experiment
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -62,7 +63,7 @@ def test_stats_and_weights_do_not_depend_on_the_number_of_workers(fashion_mnist,
             save_plot=False,
         )
         *_, (stats, model) = experiment_generator(config)
-        timed = [c for c in stats if c.endswith(("time", "timestamp"))]
+        timed = [c for c in stats if is_time(c)]
         texts.append(stats.drop(columns=timed).to_csv())
         weights.append(torch.cat([t.double().flatten() for t in model.state_dict().values()]))
     assert len(set(texts)) == 1

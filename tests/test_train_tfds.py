@@ -10,6 +10,7 @@ import yaml
 from test_resume import end_of, interrupt, run_through  # noqa: F401 - one is a fixture
 
 from src.config import load_config, make_config
+from src.metrics import is_time
 from src.submit.check import check_rows
 from train import experiment_generator, run_experiment
 
@@ -56,7 +57,7 @@ def keys_of(data_dir: Path) -> dict:
 def results(config) -> tuple[str, torch.Tensor]:
     """The stats without times, and all weights."""
     *_, (stats, model) = experiment_generator(config)
-    timed = [column for column in stats if column.endswith(("time", "timestamp"))]
+    timed = [column for column in stats if is_time(column)]
     weights = torch.cat([t.double().flatten() for t in model.state_dict().values()])
     return stats.drop(columns=timed).to_csv(), weights
 

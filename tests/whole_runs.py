@@ -9,16 +9,16 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from src.metrics import is_time
 from src.record.stats import read_stats
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("time", "timestamp")
 LIMIT_SECONDS = 900
 
 
 def lasting(stats: pd.DataFrame) -> str:
     """What is the same in each run of a configuration: all but the times."""
-    return stats.drop(columns=[c for c in stats if c.endswith(TIMES)]).to_csv()
+    return stats.drop(columns=[c for c in stats if is_time(c)]).to_csv()
 
 
 def certificate(keys: dict, folder: Path, *options: str, code: Path = ROOT) -> tuple[int, str]:

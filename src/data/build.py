@@ -16,6 +16,7 @@ from src.data.loaders import Loading
 from src.data.mixing import MIXABLE_LOSSES, Mixing, check_mixable
 from src.data.order import check_shares
 from src.data.other_sets import by_dataset, joined
+from src.data.placement import refuse_to_hold
 from src.data.splits import ArraySplit, Augmentation, Data, DatasetSplit, Preprocessing
 from src.names import UserError, bad_value, pick, split_family
 from src.own_code import is_own
@@ -114,6 +115,8 @@ def check_keys_of_augmentation(config: "Config") -> None:
     """UserError for values that mean nothing, and for contradictions between the keys."""
     asked = _augmentation(config)
     check_augmentation(asked)
+    if config.data_on_device is True:
+        refuse_to_hold(asked)
     if config.aug_repeats > 1 and not switched_on(asked):
         expected = "1, as copies of an example would be the same: no aug_… of single images is on"
         raise bad_value("aug_repeats", config.aug_repeats, expected)

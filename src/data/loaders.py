@@ -1,7 +1,7 @@
 """From a split to batches on the device.
 
-Arrays and tokens live on the device and a batch is one gather; all else is read by worker
-processes. Either way the batches are a function of the seed and the step.
+Arrays, tokens and held images live on the device and a batch is one gather; all else is read by
+worker processes. Either way the batches are a function of the seed and the step.
 """
 
 import signal
@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.arrays import csr_tensor, row_range
+from src.data.batch_augmentation import augmented
 from src.data.mixing import Mixing
 from src.data.order import batches_from, example_seeds, share, share_of_batch, step_seed
-from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, Split, TextSplit
+from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, PixelSplit, Split, TextSplit
 from src.data.transforms import ImageTransform
 from src.generators import generators_kept, seed_cpu
 
@@ -94,6 +95,8 @@ def training_batches(
         batches = (take(split, indices.to(loading.device)) for _, indices in order)
     elif isinstance(split, TextSplit):
         batches = (take_texts(split, indices) for _, indices in order)
+    elif isinstance(split, PixelSplit):
+        batches = (take_pixels(split, indices, seed, number) for number, indices in order)
     else:
         batches = _loaded(_TrainingExamples(split, seed), order, loading)
     return _mixed(batches, loading.mixing, seed, first_step) if loading.mixing else batches
@@ -124,6 +127,10 @@ def evaluation_batches(split: Split, loading: Loading) -> Generator[Batch, None,
     elif isinstance(split, TextSplit):
         by_length = split.lengths.argsort(descending=True, stable=True)
         batches = (take_texts(split, by_length[i:j]) for i, j in parts)
+    elif isinstance(split, PixelSplit):
+        whole = ArraySplit(split.pixels, split.targets)
+        pieces = (take_range(whole, i, j) for i, j in parts)
+        batches = ((split.normalize(pixels), targets) for pixels, targets in pieces)
     else:
         order = ((0, torch.arange(i, j)) for i, j in parts)
         batches = _loaded(_Examples(split, split.transform), order, loading)
@@ -137,6 +144,14 @@ def _without_targets_of_others(
     with closing(batches):
         for (inputs, targets), size in zip(batches, sizes, strict=True):
             yield inputs, targets[:size]
+
+
+def pixel_batches(split: DatasetSplit, loading: Loading) -> Generator[Batch, None, None]:
+    """Every example of ImageTransforms once, uint8 and not yet normalised."""
+    examples = _Examples(split, split.transform)
+    examples.normalize = _nothing
+    order = ((0, indices) for indices in torch.arange(len(split)).split(loading.batch_size))
+    return _loaded(examples, order, loading)
 
 
 # ---- Arrays ------------------------------------------------------------------------------
@@ -153,6 +168,18 @@ def take(split: ArraySplit, indices: Tensor) -> Batch:
 def take_range(split: ArraySplit, start: int, stop: int) -> Batch:
     """Examples start … stop-1: views where the arrays allow it."""
     return row_range(split.inputs, start, stop), split.targets[start:stop]
+
+
+def take_pixels(split: PixelSplit, indices: Tensor, seed: int, pass_number: int) -> Batch:
+    """Training images of these numbers, (n,) on the CPU, copies counted on: see repeated()."""
+    device = split.pixels.device
+    wanted = (indices % len(split)).to(device, non_blocking=True)
+    pixels, targets = split.pixels[wanted], split.targets[wanted]
+    if split.augmentation is None:
+        return split.normalize(pixels), targets
+    seeds = torch.from_numpy(example_seeds(seed, pass_number, indices.numpy()).astype(np.int64))
+    asked, normalize = split.augmentation, split.normalize
+    return augmented(pixels, asked, seeds=seeds, normalize=normalize), targets
 
 
 def take_texts(split: TextSplit, indices: Tensor) -> Batch:
@@ -265,10 +292,30 @@ def _loaded(
         generator=torch.Generator(),  # else the loader draws from the model's own
     )
     with _signals_blocked():
-        batches = iter(loader)  # starts the workers
+        batches: Iterator[Batch] = iter(loader)  # starts the workers
+    if on_gpu:
+        batches = _copied_ahead(batches, loading.device)
     for inputs, targets in batches:
-        inputs = inputs.to(loading.device, non_blocking=on_gpu)
-        yield examples.normalize(inputs), targets.to(loading.device, non_blocking=on_gpu)
+        yield examples.normalize(inputs.to(loading.device)), targets.to(loading.device)
+
+
+def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Pinned batches on a GPU, each copied on a stream beside while the one before computes."""
+    beside = torch.cuda.Stream(device)
+
+    def copied(batch: Batch | None) -> list[Tensor]:
+        with torch.cuda.stream(beside):
+            return [part.to(device, non_blocking=True) for part in batch or ()]
+
+    coming = copied(next(batches, None))
+    while coming:
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(beside)  # for this batch: the copy of the next has not begun
+        inputs, targets = coming
+        for part in (inputs, targets):
+            part.record_stream(computing)  # else its memory would be free for copies too early
+        coming = copied(next(batches, None))
+        yield inputs, targets
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from src.data.loaders import take
-from src.data.splits import ArraySplit, Data, DatasetSplit, Split, TextSplit
+from src.data.splits import ArraySplit, Data, DatasetSplit, PixelSplit, Split, TextSplit
 from src.names import UserError, bad_value, closest
 
 MOST_SHOWN = 8
@@ -148,6 +148,7 @@ def _renumbered(split: Split, table: Sequence[int]) -> Split:
             kept = torch.nonzero(numbers[_labels(dataset)] != LEFT_OUT)[:, 0]
             dataset = Subset(dataset, kept.tolist())
         return replace(split, dataset=_Renumbered(dataset, tuple(table)))
+    assert not isinstance(split, PixelSplit)  # images are held later
     if split.targets is None or split.targets.ndim != 1:
         raise UserError("data_class_map: only where an example has one class")
     targets = numbers[split.targets]

@@ -67,7 +67,24 @@ class TextSplit:
         return self.ends - self.starts
 
 
-Split = ArraySplit | DatasetSplit | TextSplit
+@dataclass(frozen=True)
+class PixelSplit:
+    """Small images as bytes, where the model lives.
+
+    pixels: (n, channels, height, width) uint8. targets: (n,) int64. normalize: of uint8 batches
+    makes float32 ones. augmentation: what is done to training images at random, in batches.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    normalize: Callable[[Tensor], Tensor]
+    augmentation: "Augmentation | None" = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+Split = ArraySplit | DatasetSplit | PixelSplit | TextSplit
 
 
 def has_several_labels(split: Split) -> bool:

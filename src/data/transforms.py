@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.data.augmentation import steps_on_images, steps_on_tensors, switched_on
-from src.data.splits import Preprocessing
+from src.data.splits import Augmentation, Preprocessing
 from src.names import UserError, bad_value
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class ToNormalizedTensor:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (…, channels, height, width), an image or a batch, on any device."""
-        scale, shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
+        device = pixels.device  # a blocking copy would wait for the step before
+        scale, shift = (part.to(device, non_blocking=True) for part in (self.scale, self.shift))
         values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return values.mul_(scale).add_(shift)
 
@@ -85,12 +86,14 @@ class ImageTransform:
 
     Where there is none on the tensor, images can stay bytes that make a batch together and are
     normalised where the model lives: less work an image, a quarter of the memory to pass on.
+    augmentation: where it is all that this does more than the transform of evaluations.
     """
 
     on_image: Callable[["Image"], "Image"]
     to_tensor: ToNormalizedTensor
     shape: tuple[int, ...]  # (channels, height, width)
     on_tensor: Sequence[Callable[[Tensor], Tensor]] = ()
+    augmentation: Augmentation | None = None
 
     def __call__(self, image: "Image") -> Tensor:
         tensor = self.to_tensor(self.on_image(image))
@@ -139,7 +142,8 @@ def image_transforms(looks: Preprocessing, *, resize: bool) -> tuple[Transform, 
     )
     fit = [] if asked.crop_scale else fit  # that crop is resized itself
     steps = Compose([to_mode, *fit, *on_images])
-    return ImageTransform(steps, to_tensor, shape, steps_on_tensors(asked)), transform
+    train = ImageTransform(steps, to_tensor, shape, steps_on_tensors(asked), asked)
+    return train, transform
 
 
 def _resize_and_crop(height: int, width: int, looks: Preprocessing) -> list[Any]:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from src.engine.state_files import BrokenState, StateFiles, read_state
+from src.metrics import is_time
 
 # What a state holds besides results: what was asked for, and seconds
 NOT_RESULTS = {"config", "data_time", "training_seconds", "run_seconds", "num_processes"}
-TIMES = {"time", "data_time", "timestamp"}  # ends of the names of columns of stats.csv
 NAMES = {"model": "weights", "generators": "random generators"}
 
 
@@ -125,7 +125,7 @@ def first_difference_of_rows(
 
 
 def _without_times(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {column: x for column, x in row.items() if column.split("/")[-1] not in TIMES}
+    return {column: x for column, x in row.items() if not is_time(column)}
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:

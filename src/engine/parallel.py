@@ -17,8 +17,10 @@ from loguru import logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from src.data.splits import Split
 from src.engine.sharded import ShardedModel, ShardedOptimizer
 from src.engine.state import Stateful
+from src.engine.throughput import Throughput, build_throughput
 from src.engine.world import World
 from src.generators import generators_kept
 from src.names import bad_value
@@ -66,7 +68,7 @@ class Parallel:
         """The network as it is called in training."""
         self.network = network
         if self.kind == "dp":
-            return _spread_by_threads(network, self.device)
+            self.network = _spread_by_threads(network, self.device)
         if self.world.size > 1 and not self.is_sharded:
             self.network = _Synchronized(network)
         return self.network
@@ -84,6 +86,16 @@ class Parallel:
             for model in models:
                 for buffer in model.buffers():
                     dist.broadcast(buffer, src=0)
+
+    def throughput(
+        self, model: nn.Module, split: Split, input_shape: tuple[int, ...], precision: str
+    ) -> Throughput:
+        """What to count the pace of training by, over all devices."""
+        is_dp = isinstance(self.network, nn.DataParallel)
+        number = len(self.network.device_ids) if is_dp else self.world.size  # type: ignore[arg-type]
+        return build_throughput(
+            model, split, input_shape, self.device, precision, num_devices=number
+        )
 
     def in_words(self) -> str | None:
         """For the log; None: one process, one device."""

@@ -126,18 +126,19 @@ class StateFiles:
         folder: Path | None,
         ensure: Callable[[], object] = lambda: None,
         *,
-        is_read_only: bool = False,
+        is_written: bool = True,
     ) -> None:
-        """ensure: called before anything is changed; raises where the folder is not ours."""
+        """ensure: called before anything is changed; raises where the folder is not ours.
+        is_written: not by others than the main process."""
         self.folder, self.ensure = folder, ensure
-        self.is_written = folder is not None and not is_read_only
+        self.is_written = folder is not None and is_written
 
     @classmethod
     def of_run(
-        cls, output_dir: str | None, ensure: Callable[[], object], *, is_read_only: bool
+        cls, output_dir: str | None, ensure: Callable[[], object], *, is_written: bool
     ) -> "StateFiles":
         folder = None if output_dir is None else Path(output_dir) / "state"
-        return cls(folder, ensure, is_read_only=is_read_only)
+        return cls(folder, ensure, is_written=is_written)
 
     def save(self, step: int, content: dict[str, Any]) -> None:
         """Raises OSError; what was there before is still there then."""

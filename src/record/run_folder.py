@@ -8,6 +8,7 @@ stats.csv        one row an epoch
 status.json      state, progress and time left, rewritten while the run goes
 provenance.json  commit, packages, command, machine; uncommitted.diff beside it
 curves.png       the learning curves
+trace.json.gz    where the time goes in a few steps, where that was asked for
 state/           what the run goes on from (src/engine/state_files.py)
 checkpoints/     weights, where they were asked for
 claim            who runs here now (src/record/claim.py)
@@ -204,7 +205,7 @@ class RunFolder:
             raise OtherRun(f"output_dir: {self.path} holds a finished run and no state/ of it")
         (self.path / "done").unlink(missing_ok=True)
         if not is_continued:
-            for stale in ("stats.csv", "curves.png"):
+            for stale in ("stats.csv", "curves.png", "trace.json.gz"):
                 (self.path / stale).unlink(missing_ok=True)
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         spec = self.path / "spec.yaml"

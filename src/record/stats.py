@@ -1,9 +1,10 @@
 """stats.csv: one row an epoch, times in seconds. This module owns its columns.
 
 epoch, step, timestamp; train/loss, train/accuracy, train/time, train/data_time,
-train/seen_examples, train/learning_rate; for each other split and each evaluated model
-SPLIT/MODEL/loss, …/accuracy, …/time, …/data_time. No accuracy where targets are real; also
-…/perplexity where tokens are predicted.
+train/seen_examples, train/examples_per_second, train/peak_share, train/learning_rate; for each
+other split and each evaluated model SPLIT/MODEL/loss, …/accuracy, …/time, …/data_time. No accuracy
+where targets are real; also …/perplexity where tokens are predicted. peak_share (of what the
+device could compute in train/time, src/engine/throughput.py) where it is known alone.
 """
 
 from collections.abc import Sequence
@@ -13,13 +14,16 @@ from typing import Any
 
 import pandas as pd
 
+IF_KNOWN = "train/peak_share"
+
 
 class Stats:
     """The rows so far."""
 
     def __init__(self, splits: list[str], models: list[str], measures: Sequence[str]) -> None:
         """splits: those that are evaluated; models: last, av, …; measures: loss, accuracy, …"""
-        of_training = [*measures, "time", "data_time", "seen_examples", "learning_rate"]
+        of_training = [*measures, "time", "data_time", "seen_examples"]
+        of_training += ["examples_per_second", "peak_share", "learning_rate"]
         self.columns = ["epoch", "step", "timestamp", *(f"train/{x}" for x in of_training)]
         self.columns += [
             f"{s}/{m}/{x}" for s in splits for m in models for x in [*measures, "time", "data_time"]
@@ -42,7 +46,9 @@ class Stats:
 
     def frame(self) -> pd.DataFrame:
         """All rows, with the same columns in the same order however few were filled."""
-        return pd.DataFrame(self.rows, columns=self.columns)
+        is_known = any(IF_KNOWN in row for row in self.rows)  # in some attempt
+        columns = [c for c in self.columns if is_known or c != IF_KNOWN]
+        return pd.DataFrame(self.rows, columns=columns)
 
 
 def read_stats(folder: str | Path) -> pd.DataFrame:

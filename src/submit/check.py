@@ -37,6 +37,7 @@ QUESTIONS = {
         "data_std",
         "data_version",
         "data_group_by_length",
+        "data_on_device",
         *(field.name for field in fields(AugmentationKeys)),
         "loss",
     ),

@@ -62,6 +62,8 @@ def test_equal_runs_may_differ_in_times_and_places(differences):
         content["config"]["asked"]["output_dir"] = "b"
         content["data_time"] = 2.0
         content["parts"]["stats"]["rows"][0] |= {"timestamp": "11:00", "train/time": 3.0}
+        content["parts"]["stats"]["rows"][0]["train/examples_per_second"] = 5.0
+        content["parts"]["stats"]["rows"][1]["train/peak_share"] = 0.5
         content["parts"]["stats"]["rows"][1]["test/last/data_time"] = 0.1
 
     assert differences(change, stats=TEXT.replace("2.0", "2.5")) == []

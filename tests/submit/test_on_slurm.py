@@ -11,6 +11,7 @@ from shutil import which
 import pandas as pd
 import pytest
 
+from src.metrics import is_time
 from src.submit.journal import Journal
 from src.yaml_files import read_yaml_file, write_yaml
 
@@ -71,7 +72,7 @@ def test_an_example_runs_on_four_nodes_and_here_with_the_same_stats(cluster, rep
     for row in on_slurm:
         (twin,) = (repository.path / "here").glob(f"*/{row.name}")
         stats, stats_here = (pd.read_csv(folder / "stats.csv") for folder in (row, twin))
-        lasting = [c for c in stats if not c.endswith("time") and c != "timestamp"]
+        lasting = [c for c in stats if not is_time(c)]
         pd.testing.assert_frame_equal(stats[lasting], stats_here[lasting])
 
 

@@ -1,0 +1,146 @@
+"""What is done at random to training images, a whole batch at a time where the batch lives.
+
+The same distributions in the same order as src/data/augmentation.py, of what it can be done for.
+What is drawn for an example is a pure function of its seed (see order.example_seeds): not of the
+batch it comes in, nor of the device, rounding of noise and of a rectangle's sides apart.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.data.augmentation import switched_on
+from src.data.splits import Augmentation
+
+IN_BATCHES = ("pad_crop", "hflip", "vflip", "erase")
+
+# Rectangles are erased as timm's RandomErasing draws them (Zhong et al. 2017): shares of the
+# image's area, a height over width that is uniform in its logarithm, and another try where a
+# rectangle is as high or wide as the image.
+AREAS = (0.02, 1 / 3)
+LOG_ASPECTS = (math.log(0.3), math.log(1 / 0.3))
+ATTEMPTS = 10
+
+# Which number of an example's sequence is drawn for what
+TOP, LEFT, HFLIP, VFLIP, ERASE, RECTANGLES = range(6)
+NOISE = RECTANGLES + 4 * ATTEMPTS
+
+# SplitMix64 (Steele, Lea and Flood 2014) in whole numbers of 64 bits with a sign, as torch has them
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+FLOAT_BITS = 24  # as many as a float32 holds exactly
+
+
+def only_one_by_one(asked: Augmentation) -> list[str]:
+    """What of it can't be done in batches."""
+    return [name for name in switched_on(asked) if name not in IN_BATCHES]
+
+
+def augmented(
+    pixels: Tensor,
+    asked: Augmentation,
+    *,
+    seeds: Tensor,
+    normalize: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """uint8 (n, channels, height, width) -> changed, normalised. seeds: (n,) int64, on the CPU."""
+    device = pixels.device
+    seeds_there = seeds.to(device, non_blocking=True)
+    draws = uniforms(random_bits(seeds_there, torch.arange(NOISE, device=device)))  # (n, NOISE)
+    if asked.pad_crop or asked.hflip or asked.vflip:
+        pixels = moved(pixels, asked, draws)
+    inputs = normalize(pixels)
+    if asked.erase:
+        # found on the CPU: how many they are is nothing to wait for on a GPU
+        is_erased = uniforms(random_bits(seeds, torch.tensor([ERASE])))[:, 0] < asked.erase
+        which = is_erased.nonzero()[:, 0].to(device, non_blocking=True)
+        some = {"draws": draws[which], "seeds": seeds_there[which]}
+        inputs[which] = erased(inputs[which], asked.erase_mode, **some)
+    return inputs
+
+
+def moved(pixels: Tensor, asked: Augmentation, draws: Tensor) -> Tensor:
+    """Padded by black, cut out and flipped, in one gather."""
+    n, channels, height, width = pixels.shape
+    padding = asked.pad_crop
+    top, left = (_below(2 * padding + 1, draws[:, which]) for which in (TOP, LEFT))  # (n,)
+    rows = top[:, None] + _places(height, draws[:, VFLIP] < asked.vflip)
+    columns = left[:, None] + _places(width, draws[:, HFLIP] < asked.hflip)
+    positions = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]  # (n, h, w)
+    padded = F.pad(pixels, [padding] * 4).flatten(2)
+    positions = positions.flatten(1)[:, None].expand(n, channels, height * width)
+    return padded.gather(2, positions).view(n, channels, height, width)
+
+
+def erased(inputs: Tensor, mode: str, *, draws: Tensor, seeds: Tensor) -> Tensor:
+    """Normalised images with a rectangle of each filled as erase_mode says, where one fits."""
+    height, width = inputs.shape[2:]
+    top, left, high, wide = rectangles(draws, height, width).unsqueeze(-1)  # (n, 1) each
+    rows, columns = (torch.arange(size, device=inputs.device) for size in (height, width))
+    is_inside = ((rows >= top) & (rows < top + high))[:, :, None]
+    is_inside = is_inside & ((columns >= left) & (columns < left + wide))[:, None, :]
+    return torch.where(is_inside[:, None], _filling(inputs, mode, seeds), inputs)
+
+
+def rectangles(draws: Tensor, height: int, width: int) -> Tensor:
+    """(4, n) int64: top, left, height and width of what is erased; 0 where none fits."""
+    area, aspect, top, left = draws[:, RECTANGLES:NOISE].unflatten(1, (ATTEMPTS, 4)).unbind(2)
+    area = height * width * (AREAS[0] + (AREAS[1] - AREAS[0]) * area)  # (n, ATTEMPTS)
+    aspect = torch.exp(LOG_ASPECTS[0] + (LOG_ASPECTS[1] - LOG_ASPECTS[0]) * aspect)
+    high, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (high < height) & (wide < width)
+    found = torch.stack([_below(height + 1 - high, top), _below(width + 1 - wide, left)])
+    found = torch.cat([found, torch.stack([high, wide]).long()])
+    first = fits.long().argmax(1)  # the first of those that fit; 0 where there is none
+    found = found.gather(2, first.expand(4, len(draws))[:, :, None])[:, :, 0]
+    return found * fits.any(1)
+
+
+def _filling(inputs: Tensor, mode: str, seeds: Tensor) -> Tensor:
+    """What a rectangle is filled with: the mean, a colour an image, or one a pixel."""
+    shapes = {"const": (), "rand": (inputs.shape[1], 1, 1), "pixel": inputs.shape[1:]}
+    if mode == "const":
+        return inputs.new_zeros(())
+    counters = torch.arange(NOISE, NOISE + math.prod(shapes[mode]), device=seeds.device)
+    return normals(random_bits(seeds, counters)).unflatten(1, shapes[mode])
+
+
+def _below(bound: Tensor | int, draws: Tensor) -> Tensor:
+    """Whole numbers 0 … bound-1, of uniform draws."""
+    return (draws * bound).long()  # never the bound itself: rounding stays below it
+
+
+def _places(size: int, is_flipped: Tensor) -> Tensor:
+    """(n, size): 0 … size-1, or from its end."""
+    places = torch.arange(size, device=is_flipped.device)
+    return torch.where(is_flipped[:, None], places.flip(0), places)
+
+
+# ---- Random numbers ----------------------------------------------------------------------
+
+
+def random_bits(seeds: Tensor, counters: Tensor) -> Tensor:
+    """(n, k) int64 of 64 random bits: numbers `counters` of the sequences that start at `seeds`."""
+    bits = seeds[:, None] + (counters + 1) * GOLDEN
+    for shift, factor in zip((30, 27), FACTORS, strict=True):
+        bits = (bits ^ _shifted(bits, shift)) * factor
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """To the right, zeros coming in; torch copies the sign."""
+    return (bits >> by) & (2 ** (64 - by) - 1)
+
+
+def uniforms(bits: Tensor) -> Tensor:
+    """float32 in [0, 1), of the upper bits: the same on every device."""
+    return _shifted(bits, 64 - FLOAT_BITS).float() * 2.0**-FLOAT_BITS
+
+
+def normals(bits: Tensor) -> Tensor:
+    """Standard normal float32: of upper and lower bits by Box and Muller (1958)."""
+    lower = (bits & (2**FLOAT_BITS - 1)).float() * 2.0**-FLOAT_BITS
+    return (-2 * (1 - uniforms(bits)).log()).sqrt() * (2 * math.pi * lower).cos()
