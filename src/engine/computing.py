@@ -167,6 +167,7 @@ def _double(numbers: Tensor) -> Tensor:
 
 def warn_of(error: Exception) -> None:
     """One line, of what may be a page."""
-    reason = next((line for line in str(error).splitlines() if line.strip()), "")
-    kind = "" if reason.startswith(type(error).__name__) else f"{type(error).__name__}: "
+    inner = getattr(error, "inner_exception", error)  # what the compiler itself says
+    reason = next((line for line in str(inner).splitlines() if line.strip()), "")
+    kind = "" if reason.startswith(type(inner).__name__) else f"{type(inner).__name__}: "
     logger.warning("compile: cannot be done here, the run goes on without ({}{})", kind, reason)

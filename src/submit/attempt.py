@@ -32,6 +32,7 @@ from src.yaml_files import read_yaml_file
 
 STOPPED, NOT_CONTINUED = 75, 69  # EX_TEMPFAIL, EX_UNAVAILABLE
 STOPPING = {signal.SIGUSR1, signal.SIGTERM}
+SECONDS_OF_GRACE = 600
 SECONDS_BETWEEN_LOOKS = 5  # at a folder in which somebody else runs
 # The main process's exit code is the run's; if a process fails, the others do not wait for it.
 SRUN = ["srun", "--kill-on-bad-exit=1", sys.executable]
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return attempt.give_up(reason)
     if number := attempt.wait_for_folder():
         return attempt.end(-number, {number})
-    return attempt.end(*run_programs(program, command, [os.environ]))
+    code, heard = run_programs(program, command, [os.environ])
+    if options.srun and code == STOPPED and not heard:
+        heard = attempt.wait_for_slurm()
+    return attempt.end(code, heard)
 
 
 def command_line() -> OneLineParser:
@@ -127,6 +131,13 @@ class Attempt:
             if heard := signal.sigtimedwait(PASSED_ON, SECONDS_BETWEEN_LOOKS):
                 return heard.si_signo
         return None
+
+    def wait_for_slurm(self) -> set[int]:
+        """srun's tasks hear of a preemption first, the job when its time of grace ends: only if it
+        lives until then it is started again. The signals that came."""
+        print("stopped; waiting for what Slurm does with the job", flush=True)
+        heard = signal.sigtimedwait(PASSED_ON, SECONDS_OF_GRACE)
+        return {heard.si_signo} if heard else set()
 
     def end(self, code: int, heard: set[int]) -> int:
         """Ask for another attempt where one is due; the exit code."""
