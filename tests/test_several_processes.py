@@ -148,7 +148,7 @@ def stopped(config, at_step: int, rank: int) -> str:
 
 
 def test_stopped_and_continued_it_is_the_uninterrupted_run_to_the_bit(sets, tmp_path):
-    straight, config = (config_of("dropout", sets, tmp_path / name) for name in "ab")
+    straight, config = (config_of("dropout", sets, tmp_path / name, save_freq=1) for name in "ab")
     together(2, run_to_end, straight)
     assert together(2, stopped, config, 27, 1) == ["SIGUSR1"] * 2
     assert not (tmp_path / "b" / "done").exists()

@@ -100,7 +100,9 @@ class Parallel:
     def in_words(self) -> str | None:
         """For the log; None: one process, one device."""
         if self.world.size == 1:
-            return None
+            visible = torch.cuda.device_count() if self.device.type == "cuda" else 1
+            is_alone = visible > 1 and not isinstance(self.network, nn.DataParallel)
+            return f"one of {visible} GPUs" if is_alone else None
         how = "fully sharded" if self.is_sharded else "a share of each batch each"
         return f"{self.world.size} processes, {how}"
 

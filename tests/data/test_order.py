@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.order import batches_from, example_seeds, permutation
+from src.data.order import batches_from, example_seeds, permutation, share, share_of_batch
 
 
 def flat(step, count, **keys):
@@ -122,3 +122,28 @@ def test_more_copies_than_examples_are_of_one():
     ((_, indices),) = flat(0, 1, num_examples=3, batch_size=9, steps_per_pass=1, repeats=5)
     assert len({x % 3 for x in indices}) == 1
     assert [x // 3 for x in indices] == [0, 1, 2]
+
+
+# ---- Shares of several processes -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("num_examples", [0, 1, 5, 7, 12, 100])
+def test_shares_are_all_of_it_and_differ_by_one(num_examples, num_processes):
+    shares = [share(num_examples, rank, num_processes) for rank in range(num_processes)]
+    assert [i for first, last in shares for i in range(first, last)] == [*range(num_examples)]
+    sizes = [last - first for first, last in shares]
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("num_examples", [24, 23, 17, 9])
+def test_what_the_processes_do_at_once_is_a_micro_batch(num_examples):
+    """Cut as the loop cuts it, by the size of a full share."""
+    indices, size, number = torch.randperm(num_examples), 8, 3
+    own = [share_of_batch(indices, rank, number, size) for rank in range(number)]
+    sizes = [last - first for first, last in (share(size, r, number) for r in range(number))]
+    pieces = [part.split(cut) for part, cut in zip(own, sizes, strict=True)]
+    for position, micro_batch in enumerate(indices.split(size)):
+        together = torch.cat([of_one[position] for of_one in pieces if position < len(of_one)])
+        assert torch.equal(together, micro_batch)
