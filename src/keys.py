@@ -71,7 +71,7 @@ class Bookkeeping:
     sync_bn: bool = False
     # floats of matrix products and convolutions: fp32 (torch's own, in which convolutions of
     # NVIDIA's GPUs since Ampere round to tf32), tf32 (products as well), bf16, fp16 with a scaled
-    # loss; weights, optimizer, losses and sums are float32 in each
+    # loss; weights, optimizer, losses, sums and products of sparse rows are float32 in each
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     # torch.compile of the network for full batches; true is its mode default; reduce-overhead
     # records CUDA graphs. Where it cannot be done, a warning says so and the run goes on

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Computing:
     precision: str = "fp32"
     is_channels_last: bool = False
     mode: str | None = None
+    failures: list[str] = field(default_factory=list)  # of compiling: after one nothing is
 
     def __post_init__(self) -> None:
         """UserError for a precision that the device does not have."""
@@ -53,7 +54,9 @@ class Computing:
         """
         if not self.mode:
             return network
-        return Compiled(network, self.mode, num_examples, fixed_shape=fixed_shape)
+        return Compiled(
+            network, self.mode, num_examples, fixed_shape=fixed_shape, failures=self.failures
+        )
 
     def forward(self, network: nn.Module) -> Forward:
         """The network as it is to be called: inputs (n, *shape) -> float32 outputs."""
@@ -124,17 +127,25 @@ class Compiled(nn.Module):
     all where compiling fails, go through the network as it is."""
 
     def __init__(
-        self, network: nn.Module, mode: str, num_examples: int, *, fixed_shape: bool
+        self,
+        network: nn.Module,
+        mode: str,
+        num_examples: int,
+        *,
+        fixed_shape: bool = True,
+        failures: list[str] | None = None,
     ) -> None:
+        """failures: shared by the networks of a run; where one fails, none is compiled."""
         super().__init__()
         self.network, self.num_examples = network, num_examples
+        self.failures = [] if failures is None else failures
         # of texts the lengths differ: None makes that dimension dynamic once it has changed
         dynamic = False if fixed_shape else None
         self.compiled: Any = torch.compile(network, mode=mode, dynamic=dynamic)
         self.has_graphs = mode in CUDA_GRAPHS
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.compiled is None or len(inputs) != self.num_examples:
+        if self.failures or len(inputs) != self.num_examples:
             return self.network(inputs)
         from torch._dynamo.exc import TorchDynamoException
 
@@ -143,8 +154,7 @@ class Compiled(nn.Module):
         try:
             return self.compiled(inputs)
         except TorchDynamoException as error:
-            warn_of(error)
-            self.compiled = None
+            self.failures.append(warn_of(error))
             return self.network(inputs)
 
 
@@ -165,9 +175,11 @@ def _double(numbers: Tensor) -> Tensor:
     return 2 * numbers
 
 
-def warn_of(error: Exception) -> None:
-    """One line, of what may be a page."""
+def warn_of(error: Exception) -> str:
+    """One line, of what may be a page; the line."""
     inner = getattr(error, "inner_exception", error)  # what the compiler itself says
     reason = next((line for line in str(inner).splitlines() if line.strip()), "")
-    kind = "" if reason.startswith(type(inner).__name__) else f"{type(inner).__name__}: "
-    logger.warning("compile: cannot be done here, the run goes on without ({}{})", kind, reason)
+    if not reason.startswith(type(inner).__name__):
+        reason = f"{type(inner).__name__}: {reason}"
+    logger.warning("compile: cannot be done here, the run goes on without ({})", reason)
+    return reason

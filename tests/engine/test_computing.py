@@ -128,6 +128,9 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch, log_lines)
     for _ in range(2):
         assert torch.equal(compiled(torch.ones(4)), 2 * torch.ones(4))
     assert model.calls == 2
+    other = Compiled(Doubled(), "default", 4, failures=compiled.failures)
+    other.compiled = Fails()
+    assert torch.equal(other(torch.ones(4)), 2 * torch.ones(4))
     said = [line for line in log_lines if "the run goes on without" in line]
     assert len(said) == 1
     assert "what is this" in said[0]
