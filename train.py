@@ -322,18 +322,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="base_lr=0.1 …")
     options = parser.parse_args(arguments)
     try:
-        config = load_config(options.config, options.overrides)
+        config, note = load_config(options.config, options.overrides), ""
         if is_finished(config):
-            print(
-                "this run is finished; delete its folder or choose another output_dir to repeat it"
-            )
+            note = "this run is finished; delete its folder or choose another one to repeat it\n"
             stats = read_stats(config.output_dir)
         elif (number := num_processes(config.multi_gpu, config.device, config.dataset)) > 1:
             return launch([__file__, options.config, *options.overrides], number)
         else:
             stats = run_experiment(config)
         if is_main_process():
-            print(summary(stats, config.output_dir))
+            print(note + summary(stats, config.output_dir))
     except UserError as error:
         return ended(error, 2)
     except StopRequested as stop:

@@ -51,11 +51,17 @@ def build_throughput(
 
     precision: fp32, tf32, bf16 or fp16. num_devices: that share the work, all of one kind.
     """
+    if precision == "fp32" and torch.backends.cudnn.allow_tf32 and _has_convolutions(model):
+        precision = "tf32"  # in which torch computes those, where the device has it
     peak = peak_flops(device_name(device), precision)
     if peak is None:
         return Throughput()
     flops = flops_per_example(model, split, input_shape)
     return Throughput(None if flops is None else flops / (peak * num_devices))
+
+
+def _has_convolutions(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in model.modules())
 
 
 def flops_per_example(model: nn.Module, split: Split, input_shape: tuple[int, ...]) -> float | None:

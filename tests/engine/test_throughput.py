@@ -192,6 +192,20 @@ def test_gpus_share_the_work(monkeypatch):
     assert alone == 4 * shared == 2560 / 2e12
 
 
+@pytest.mark.parametrize("is_rounded", [True, False])
+def test_convolutions_of_fp32_are_counted_as_torch_computes_them(is_rounded, monkeypatch):
+    """torch lets them round to tf32 unless told otherwise; no share may pass 1."""
+    monkeypatch.setitem(PEAKS, "cpu", {"fp32": 1.0, "tf32": 4.0})
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", is_rounded)
+    image = DatasetSplit([], None, None)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    found = build_throughput(network, image, (1, 4, 4), CPU, "fp32").seconds_at_peak
+    flops = flops_per_example(network, image, (1, 4, 4))
+    assert found == flops / (4e12 if is_rounded else 1e12)
+    rows_alone = build_throughput(Linear(64, 10), rows(64), (64,), CPU, "fp32").seconds_at_peak
+    assert rows_alone == 2560 / 1e12
+
+
 # ---- The columns -------------------------------------------------------------------------
 
 
