@@ -64,6 +64,9 @@ class Config(WandbKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seeds,
             value = getattr(self, key)
             if self.multi_gpu == kind and value and str(value) not in expected:
                 raise bad_value(key, value, f"{expected}, as multi_gpu is {kind}")
+        if self.compile in ("reduce-overhead", "max-autotune") and self.grad_accum_steps > 1:
+            expected = "true or max-autotune-no-cudagraphs, as grad_accum_steps is above 1 and CUDA"
+            raise bad_value("compile", self.compile, f"{expected} graphs overwrite gradients")
         try:
             re.compile(self.best_checkpoint_metric)
         except re.error as error:

@@ -73,8 +73,8 @@ class Bookkeeping:
     # NVIDIA's GPUs since Ampere round to tf32), tf32 (products as well), bf16, fp16 with a scaled
     # loss; weights, optimizer, losses, sums and products of sparse rows are float32 in each
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    # torch.compile of the network for full batches; true is its mode default; reduce-overhead
-    # records CUDA graphs. Where it cannot be done, a warning says so and the run goes on
+    # torch.compile of the network for full batches; true is its mode default; reduce-overhead and
+    # max-autotune record CUDA graphs. Where it can't be done, a warning says so and the run goes on
     compile: CompileMode | bool = False
     # weights and batches of images with the channels innermost: faster convolutions on GPUs
     channels_last: bool = False

@@ -216,6 +216,10 @@ REFUSED = [
     ({"multi_gpu": "fsdp", "compile": True}, "compile: got True, expected false, as multi_gpu is"),
     ({"multi_gpu": "fsdp", "averaging": "ema"}, "averaging: got 'ema', expected null, as multi"),
     ({"multi_gpu": "dp", "compile": "default"}, "compile: got 'default', expected false, as multi"),
+    (
+        {"compile": "reduce-overhead", "grad_accum_steps": 2},
+        "compile: got 'reduce-overhead', expected true or max-autotune-no-cudagraphs, as",
+    ),
     ({"compile": "fast"}, "compile: got 'fast', expected 'default', 'reduce-overhead'"),
     ({"precision": "fp8"}, "precision: got 'fp8', expected 'fp32', 'tf32', 'bf16' or 'fp16'"),
 ]
