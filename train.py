@@ -73,13 +73,14 @@ class Learner:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
 
-def update(learner: Learner, inputs: Tensor, targets: Tensor, sums: Sums) -> None:
-    """One optimizer step on one batch: inputs (n, *shape), targets (n,) or (n, C)."""
+def update(learner: Learner, inputs: Tensor, targets: Tensor, sums: Sums, whole: int) -> None:
+    """One optimizer step on one batch: inputs (n, *shape), targets (n,) or (n, C), of `whole`
+    examples the share of this process."""
     # The loss is a sum over examples, scaled by the weight of the whole batch: so the
     # gradients of the micro-batches add up to that of the batch, however it is cut. Those of
     # several processes are averaged, hence their number.
     world = learner.parallel.world
-    scale = world.size / world.total(learner.loss.weight(targets))
+    scale = world.size / world.total(learner.loss.weight(targets), whole)
     scale = learner.scaler.scale(torch.as_tensor(scale, device=targets.device))
     pieces = micro_batches(inputs, targets, learner.micro_batch_size)
     for number, (x, y) in enumerate(pieces, 1):
@@ -147,11 +148,14 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             device=device,
         )
         initial = without_weights(config) if saved else config  # the state has them
-        model = build_model(initial, data.input_shape, data.n_classes, data.class_names, device)
+        parallel = Parallel(world, config.multi_gpu, device)
+        about = data.input_shape, data.n_classes, data.class_names
+        model = build_model(initial, *about, parallel.birthplace)
         world.start(device, step=found_step, data=found["data_n_examples"])
+        signals.wait_for_others()
         computing = Computing.on(device, config.precision, config.channels_last, config.compile)
         resources.enter_context(computing.in_force())
-        parallel = Parallel(world, config.multi_gpu, device)
+        throughput = parallel.throughput(model, train_split, data.input_shape, config.precision)
         model = parallel.prepare(computing.placed(model), sync_bn=config.sync_bn)
         loading = build_loading(config, data, device, world.rank, world.size)
         network = computing.compiled(model, loading.own_size, fixed_shape=not is_text(train_split))
@@ -185,7 +189,6 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         schedule = build_schedule(
             config.lr_schedule, num_steps=num_steps, warmup_steps=config.warmup_steps
         )
-        throughput = parallel.throughput(model, train_split, data.input_shape, config.precision)
         stats = Stats(list(other_splits), list(models), loss.measures)
         best = None
         if config.save_best_checkpoint or config.early_stopping_patience:
@@ -249,7 +252,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                 for group in learner.optimizer.param_groups:
                     group["lr"] = learning_rate * group.get("lr_scale", 1)
                 world.seed(config.seed_training, step)
-                update(learner, inputs, targets, sums)
+                update(learner, inputs, targets, sums, timeline.examples_of(step))
                 state.step = step + 1
 
                 if state.step % config.log_interval == 0 or state.step == steps.stop:

@@ -10,15 +10,22 @@ STOPPED = {75, 130}  # exit codes of train.py when it has heard a signal, as its
 SECONDS_TO_END = 30.0  # for the others when one has failed, before they are killed
 
 
+def held() -> set[int]:
+    """Without a hang-up that nohup ignores: it stays so, for the programs as well."""
+    is_kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return {number for number in HELD if not (is_kept and number == signal.SIGHUP)}
+
+
 def hold_signals() -> None:
     """From here on signals wait until run_programs() takes them, and none is lost.
 
     The submit script ignores SIGUSR1 until now: it would have killed the job. Of what is
     ignored, as SIGCHLD is by default, POSIX says not whether it can be waited for.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, held())
 
 
 def run_programs(
@@ -59,15 +66,15 @@ def _start(program: str, arguments: Sequence[str], environment: Mapping[str, str
         environment,
         setpgroup=0,
         setsigmask=(),
-        setsigdef=HELD,
+        setsigdef=held(),
     )
 
 
 def _wait(seconds: float | None) -> int | None:
     """The next signal; None: there was none for so long."""
     if seconds is None:
-        return signal.sigwait(HELD)
-    found = signal.sigtimedwait(HELD, seconds)  # not on macOS, where nothing runs in several
+        return signal.sigwait(held())
+    found = signal.sigtimedwait(held(), seconds)  # not on macOS, where nothing runs in several
     return found.si_signo if found else None
 
 

@@ -42,6 +42,10 @@ class Timeline:
         passes, rest = divmod(step, self.steps_per_pass)
         return passes * self.samples_per_pass + rest * self.batch_size
 
+    def examples_of(self, step: int) -> int:
+        """How many examples that step uses, counted from 0."""
+        return self.samples_after(step + 1) - self.samples_after(step)
+
     def step_reaching(self, samples: int) -> int:
         """The first step after which at least so many examples were used."""
         passes, rest = divmod(samples, self.samples_per_pass)

@@ -74,3 +74,14 @@ sys.exit(75)
         f"[{int(number)!r}]", f"[{number!r}]"
     )
     assert {path.name for path in tmp_path.glob("saved*")} == {"saved0-1", "saved1-1", "saved2-1"}
+
+
+def test_a_hang_up_that_nohup_ignores_ends_nothing():
+    program = "time.sleep(1)\nsys.exit(0 if signal.getsignal(signal.SIGHUP) == 1 else 9)"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = started(program)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    os.kill(process.pid, signal.SIGHUP)
+    assert end_of(process) == "code 0 heard []"

@@ -18,7 +18,7 @@ import yaml
 
 import train
 from src.config import make_config, save_config
-from src.engine import saving
+from src.engine import evaluation, saving
 from src.engine.signals import StopRequested
 from src.engine.state_files import StateFiles
 from src.metrics import is_time
@@ -56,7 +56,8 @@ def interrupt(monkeypatch):
     """interrupt(12, …): a signal comes during these steps, or calls of a function in train.py."""
 
     def at(*calls: int, during: str = "update", number: int = signal.SIGTERM) -> None:
-        count, whole = 0, getattr(train, during)
+        owner = evaluation if during == "evaluate" else train
+        count, whole = 0, getattr(owner, during)
 
         def signalled(*arguments, **keys):
             nonlocal count
@@ -65,7 +66,7 @@ def interrupt(monkeypatch):
                 os.kill(os.getpid(), number)
             return whole(*arguments, **keys)
 
-        monkeypatch.setattr(train, during, signalled)
+        monkeypatch.setattr(owner, during, signalled)
 
     return at
 
@@ -179,7 +180,8 @@ def test_stopped_within_an_evaluation_it_draws_the_same(digits, tmp_path, monkey
 
 KILLED_BEFORE_DONE = """
 import os, sys, train
-train.RunFolder.finish = lambda *_: os._exit(9)
+from src.record.run_folder import RunFolder
+RunFolder.finish = lambda *_: os._exit(9)
 train.main([sys.argv[1]])
 """
 

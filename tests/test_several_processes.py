@@ -115,7 +115,10 @@ def assert_alike(config, one) -> None:
     pd.testing.assert_frame_equal(stats[kept], of_one[kept], rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse", "image"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sparse", "image")]
+
+
+@pytest.mark.parametrize("kind", ["dense", *SLOW])
 def test_two_and_four_processes_train_as_one(kind, sets, tmp_path):
     one = config_of(kind, sets, tmp_path / "1")
     run_to_end(one)
@@ -233,10 +236,58 @@ def test_a_program_of_ones_own_may_leave_early_and_come_back(sets, tmp_path):
     assert first_differences(tmp_path / "a", tmp_path / "b") == []
 
 
+def twice(first, second) -> list[int]:
+    """A program that trains two models, one after the other and one beside the other."""
+    run_experiment(first[0])
+    run_experiment(first[1])
+    pairs = zip(experiment_generator(second[0]), experiment_generator(second[1]), strict=True)
+    return [len(pair[0][0]) + len(pair[1][0]) for pair in pairs]
+
+
+def test_a_program_may_train_several_models(sets, tmp_path):
+    configs = [config_of("dense", sets, tmp_path / str(i), base_lr=0.01 * i) for i in range(1, 5)]
+    assert together(2, twice, configs[:2], configs[2:]) == [[2, 4, 6]] * 2
+    one = config_of("dense", sets, tmp_path / "one", base_lr=0.04)
+    run_to_end(one)
+    assert_alike(configs[3], one)
+
+
+def broken_off(config) -> str:
+    """The main process can't write what it promised; what the processes end with."""
+    if os.environ["RANK"] == "0":
+        train.save_weights = lambda *_: raised(UserError("no room"))
+    try:
+        run_experiment(config)
+    except UserError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def raised(error: Exception) -> None:
+    raise error
+
+
+def test_what_fails_in_the_main_process_in_mid_run_ends_the_others_in_a_line(sets, tmp_path):
+    config = config_of("dense", sets, tmp_path / "run", save_freq=1)
+    first, second = together(2, broken_off, config)
+    assert first == "UserError: no room"
+    assert second.startswith("EndedElsewhere: another process of this run has ended first")
+
+
+def test_processes_that_are_to_be_alone_are_alone(sets, tmp_path):
+    """A program that srun starts several times, on an experiment each."""
+    configs = [config_of("dense", sets, tmp_path / str(i), multi_gpu=False) for i in range(2)]
+    assert together(2, one_each, configs) == [3, 3]
+
+
+def one_each(configs) -> int:
+    return len(run_experiment(configs[int(os.environ["RANK"])]))
+
+
 # ---- Sharded ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["dense", "image"])
+@pytest.mark.parametrize("kind", ["dense", pytest.param("image", marks=pytest.mark.slow)])
 def test_a_sharded_model_trains_as_a_whole_one_and_one_process_goes_on_with_it(
     kind, sets, tmp_path
 ):

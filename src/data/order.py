@@ -104,8 +104,8 @@ def check_shares(
     left = 0 if drop_last else num_examples % batch_size % micro_batch_size
     if 0 < left < num_processes:
         expected = (
-            f"another one, or drop_last: true, as the last micro-batch of a pass has {left} "
-            f"examples for {num_processes} processes"
+            f"another one, drop_last: true or multi_gpu: false, as the last micro-batch of a pass "
+            f"has {left} examples for {num_processes} processes"
         )
         raise bad_value("batch_size", batch_size, expected)
 

@@ -14,13 +14,18 @@ import torch
 
 from src.child_processes import hold_signals, run_programs
 from src.engine.world import find_place
+from src.names import bad_value
 
 ONE_IS_ENOUGH = ("libsvm", "sklearn")  # rows in memory: gradients would travel longer than wait
 
 
 def num_processes(multi_gpu: str | bool, device: str | None, dataset: str) -> int:
-    """How many to start: 1 where the run stays in this one."""
-    if multi_gpu not in (True, "fsdp") or device not in (None, "cuda") or find_place(os.environ):
+    """How many to start: 1 where the run stays in this one. UserError where it would be alone,
+    and others were started."""
+    place = find_place(os.environ)
+    if place and multi_gpu is False:
+        raise bad_value("multi_gpu", False, f"true or fsdp, as {place.size} processes were started")
+    if multi_gpu not in (True, "fsdp") or device not in (None, "cuda") or place:
         return 1
     if multi_gpu is True and dataset.partition("/")[0] in ONE_IS_ENOUGH:
         return 1
@@ -32,7 +37,7 @@ def launch(command: Sequence[str], number: int) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // number))}
+    common = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // number))}
     common |= os.environ
     common |= {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [str(rank) for rank in range(number)]

@@ -42,6 +42,11 @@ class Parallel:
         if kind == "dp" and world.size > 1:
             raise bad_value("multi_gpu", kind, f"true or fsdp, as there are {world.size} processes")
 
+    @property
+    def birthplace(self) -> torch.device:
+        """Where the model is built: not as a whole on a GPU that is too small for it."""
+        return torch.device("cpu") if self.is_sharded else self.device
+
     def prepare(self, model: nn.Module, *, sync_bn: bool) -> nn.Module:
         """Before there is an optimizer. With fsdp each process keeps its slice, in place."""
         if sync_bn and self.world.size > 1:
@@ -91,8 +96,8 @@ class Parallel:
         self, model: nn.Module, split: Split, input_shape: tuple[int, ...], precision: str
     ) -> Throughput:
         """What to count the pace of training by, over all devices."""
-        is_dp = isinstance(self.network, nn.DataParallel)
-        number = len(self.network.device_ids) if is_dp else self.world.size  # type: ignore[arg-type]
+        is_dp = self.kind == "dp" and _has_several(self.device)
+        number = torch.cuda.device_count() if is_dp else self.world.size
         return build_throughput(
             model, split, input_shape, self.device, precision, num_devices=number
         )
@@ -105,6 +110,11 @@ class Parallel:
             return f"one of {visible} GPUs" if is_alone else None
         how = "fully sharded" if self.is_sharded else "a share of each batch each"
         return f"{self.world.size} processes, {how}"
+
+
+def _has_several(device: torch.device) -> bool:
+    """Whether there are several GPUs to choose from."""
+    return device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1
 
 
 class _Synchronized(nn.Module):
@@ -145,7 +155,7 @@ class _Synchronized(nn.Module):
 
 def _spread_by_threads(network: nn.Module, device: torch.device) -> nn.Module:
     """On all visible GPUs, where there are several to choose from."""
-    if device.type != "cuda" or device.index is not None or torch.cuda.device_count() == 1:
+    if not _has_several(device):
         return network
     logger.info("each batch is spread over {} GPUs", torch.cuda.device_count())
     return nn.DataParallel(network)

@@ -22,7 +22,9 @@ NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 class StopRequested(KeyboardInterrupt):
     """Raised where the run can stop; programs that do not know it see a Ctrl-C."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, is_agreed: bool = False) -> None:
+        """is_agreed: all processes of the run stop at this step."""
+        self.is_agreed = is_agreed
         self.signal = signal.Signals(number)
         super().__init__(self.signal.name)
         is_ctrl_c = self.signal == signal.SIGINT
@@ -82,10 +84,14 @@ class Signals:
     def wait_for_steps(self) -> None:
         self.is_waiting = True
 
+    def wait_for_others(self) -> None:
+        """Several processes stop together, after a step: one that left would be waited for."""
+        self.is_waiting = self.is_waiting or self.world.size > 1
+
     def check(self) -> None:
         """Raises StopRequested if a signal has come to one of the processes, in all of them."""
         if number := self.world.max(self.received or 0):
-            raise StopRequested(number)
+            raise StopRequested(number, is_agreed=True)
 
     def watched(self, items: Generator[T, None, None]) -> Generator[T, None, None]:
         """The items, with a check before each; closed together with them."""

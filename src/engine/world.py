@@ -5,6 +5,7 @@ torchrun or by srun. Process 0, the main one, owns the run folder. Each takes a 
 batch (src/data/order.py), and all have the same weights after every step.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from time import monotonic, perf_counter, sleep
 from typing import Any, TypeVar
 
@@ -20,15 +23,16 @@ import torch
 import torch.distributed as dist
 
 from src.generators import seed_everything
-from src.names import UserError
+from src.names import UserError, bad_value
 
 T = TypeVar("T")
+MEETING = timedelta(minutes=10)  # for all to be there
 PATIENCE = timedelta(hours=2)  # of those that wait: the main process may prepare data for all
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_HEAR = 10.0
 SECONDS_BETWEEN_AGREEMENTS = 0.5
 MOST_CALLS_BETWEEN = 50
-PORTS = range(20_000, 40_000)  # below those that systems give out by themselves
+PORTS = range(20_000, 32_768)  # below those that Linux gives out by itself
 
 
 class EndedElsewhere(UserError):  # noqa: N818 - says what happened
@@ -89,28 +93,36 @@ class World:
         self.rank, self.size = (place.rank, place.size) if place else (0, 1)
         self.is_main = self.rank == 0
         self.round = 0  # of exchanges
-        self.is_starting = self.is_in_step = self.is_ours = False
+        self.is_starting = self.is_in_step = False
         self.calls = self.next_agreement = 0
         self.agreed_at, self.agreed_calls = perf_counter(), 0
 
     def __enter__(self) -> "World":
         if self.place:
-            self.store = _store(self.place)
+            runs = f"run {next(_NUMBERS)}"  # a program may do several, in the same order in all
+            self.store = dist.PrefixStore(runs, _store(self.place))
             self.is_starting = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, _: Any) -> None:
         if self.is_starting and isinstance(error, Exception):
             self._tell_failure(error)
-        elif self.is_in_step and (error is None or isinstance(error, KeyboardInterrupt)):
+        elif self.is_in_step and (error is None or getattr(error, "is_agreed", False)):
             dist.barrier()  # who ends first may be taken for one that has failed
-            if self.is_ours:
-                dist.destroy_process_group()
+            _leave_at_exit()
+        elif self.is_in_step and "closed by peer" in str(error):  # gloo's words
+            raise EndedElsewhere(
+                "another process of this run has ended first, and says why: here, in "
+                "training.log or in training.rank*.log"
+            ) from None
 
     def _tell_failure(self, error: Exception) -> None:
-        """The main process waits until all have heard it, as the words are gone with it."""
         if not isinstance(error, EndedElsewhere):
             self._put({"failed": str(error) or type(error).__name__})
+        self._wait_until_heard()
+
+    def _wait_until_heard(self) -> None:
+        """The main process does, as the words may be gone with it."""
         with suppress(RuntimeError):
             self.store.set(f"heard/{self.rank}", "")
             until = monotonic() + SECONDS_TO_HEAR * self.is_main
@@ -119,10 +131,14 @@ class World:
                 sleep(SECONDS_BETWEEN_LOOKS)
 
     def device(self, device: torch.device) -> torch.device:
-        """The device for this process: of several GPUs, its own."""
+        """The device for this process: of several GPUs, its own. UserError where it has none."""
         if self.size == 1 or device.type != "cuda" or not self.place:
             return device
-        own = torch.device("cuda", self.place.local_rank % torch.cuda.device_count())
+        visible, number = torch.cuda.device_count(), self.place.local_rank
+        if device.index is not None or number >= visible > 1:
+            there_are = f"{self.size} processes, and {visible} GPUs are visible to this one"
+            raise bad_value("device", str(device), f"null, cuda or cpu, as there are {there_are}")
+        own = torch.device("cuda", number if visible > 1 else 0)  # srun may show each one its own
         torch.cuda.set_device(own)
         return own
 
@@ -147,15 +163,15 @@ class World:
                 raise UserError(f"{key}: the processes of this run have {each}")
         self.is_starting, self.is_in_step = False, self.size > 1
         if self.place and not dist.is_initialized():
+            # One group for all runs of the program, until it ends.
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                store=dist.PrefixStore("group", self.store),
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=dist.PrefixStore("group", _store(self.place)),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=PATIENCE,
                 device_id=device if device.type == "cuda" else None,
             )
-            self.is_ours = True
 
     def _exchange(self, words: dict[str, Any]) -> list[dict[str, Any]]:
         """What each process has said, in the order of their ranks."""
@@ -203,12 +219,12 @@ class World:
         dist.all_gather(all_of_them, own)
         return torch.stack(all_of_them)
 
-    def total(self, weight: float | torch.Tensor) -> float | torch.Tensor:
-        """The weight of a whole batch, from that of this process's share."""
+    def total(self, weight: float | torch.Tensor, num_examples: int) -> float | torch.Tensor:
+        """The weight of a whole batch of so many examples, from that of this process's share."""
         if self.size == 1:
             return weight
         if not isinstance(weight, torch.Tensor):
-            return self.sum([weight])[0]
+            return num_examples  # which is what plain losses weigh
         dist.all_reduce(whole := weight.clone())
         return whole
 
@@ -241,16 +257,26 @@ class World:
 ALONE = World(None)
 
 
+_NUMBERS = count()  # of the runs of this program
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Not after each run: the next one of the program needs the group."""
+    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+
+
+@cache
 def _store(place: Place) -> dist.Store:
     """Where the processes leave words for each other: torchrun's, or the main process's own."""
     from torch.distributed.rendezvous import rendezvous
 
     os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": place.port}
     try:
-        store, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=PATIENCE))
+        store, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=MEETING))
     except (RuntimeError, ValueError) as error:  # DistNetworkError
         raise UserError(
             f"the {place.size} processes of this run do not meet at {place.address}:{place.port}, "
             f"MASTER_ADDR and MASTER_PORT: {str(error).splitlines()[0]}"
         ) from None
-    return dist.PrefixStore("run", store)
+    return dist.PrefixStore("experiment", store)

@@ -141,7 +141,7 @@ class Attempt:
 
     def end(self, code: int, heard: set[int]) -> int:
         """Ask for another attempt where one is due; the exit code."""
-        was_stopped = code == STOPPED or -code in STOPPING
+        was_stopped = code == STOPPED or -code in STOPPING or code - 128 in STOPPING
         if not (was_stopped and heard & STOPPING):
             return exit_code(code)
         if signal.SIGTERM in heard and not is_time_limit(self.job):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from several_processes import together
 from torch import nn
+from whole_runs import certificate
 
 from src.config import save_config
 from src.engine import computing
@@ -235,3 +237,12 @@ def test_what_does_not_go_together_says_why(keys, words, digits):
 def test_one_process_cannot_shard(digits):
     with pytest.raises(UserError, match="multi_gpu: got 'fsdp', expected true or false, as there"):
         run_experiment(digits(multi_gpu="fsdp"))
+
+
+@pytest.mark.slow
+def test_compiled_in_bf16_a_killed_run_ends_as_the_straight_one(digits, tmp_path):
+    keys = {"model": "tiny/lenet", "compile": True, "precision": "bf16", "channels_last": True}
+    keys |= {"train_length": 40, "averaging": "ema_0.9", "device": "cpu"}
+    code, said = certificate(asdict(digits(**keys)), tmp_path, "--kills=1")
+    assert code == 0, said
+    assert "are equal" in " ".join(said.split())

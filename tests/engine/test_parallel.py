@@ -122,7 +122,11 @@ def test_a_process_is_started_for_each_visible_gpu(keys, number, monkeypatch):
     asked = {"multi_gpu": True, "device": None, "dataset": "timm/torch/cifar10"} | keys
     assert launch.num_processes(**asked) == number
     monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun has started it
-    assert launch.num_processes(**asked) == 1
+    if asked["multi_gpu"]:
+        assert launch.num_processes(**asked) == 1
+    else:
+        with pytest.raises(UserError, match="expected true or fsdp, as 2 processes were started"):
+            launch.num_processes(**asked)
 
 
 @pytest.mark.parametrize(("kind", "size"), product((True, False, "dp", "fsdp"), (1, 2)))

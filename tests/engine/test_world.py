@@ -44,7 +44,7 @@ def test_alone_it_is_all_there_is():
         assert world.main_first(lambda: 5) == 5
         world.start(CPU, step=3)
         assert world.sum([1, 2.5]) == [1, 2.5]
-        assert (world.max(7), world.total(3), world.device(CPU)) == (7, 3, CPU)
+        assert (world.max(7), world.total(3, 9), world.device(CPU)) == (7, 3, CPU)
         assert all(world.is_time_to_agree() for _ in range(5))
 
 
@@ -58,7 +58,7 @@ def telling() -> dict:
         world.start(CPU, step=3)
         weight = torch.tensor(float(world.rank + 1))
         answers |= {"sum": world.sum([world.rank, 0.5]), "max": world.max(world.rank * 7)}
-        answers |= {"total": float(world.total(weight)), "whole": world.total(world.rank + 1)}
+        answers |= {"total": float(world.total(weight, 9)), "whole": world.total(world.rank + 1, 9)}
         answers |= {"own": float(weight), "gather": world.gather([world.rank]).tolist()}
         return answers
 
@@ -71,7 +71,7 @@ def test_together_each_knows_the_same():
             "sum": [3, 1.5],
             "max": 14,
             "total": 6,
-            "whole": 6,
+            "whole": 9,
             "own": rank + 1,
             "gather": [[0], [1], [2]],
         }
@@ -139,7 +139,7 @@ def test_who_finds_nobody_says_where_it_looked(monkeypatch):
 
     from src.engine import world
 
-    monkeypatch.setattr(world, "PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(world, "MEETING", timedelta(seconds=1))
     with pytest.raises(
         UserError, match=r"do not meet at 127\.0\.0\.1:1, MASTER_ADDR and MASTER_PORT"
     ):
