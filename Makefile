@@ -4,12 +4,13 @@
 # make extras   what data and models named tfds/…, hf/… and clip/… need
 # make notebook JupyterLab, with the notebook that looks at results
 # make bench    speed and memory beside a bare PyTorch loop and other trainers
+# make bench-gpu speed on a GPU beside a bare PyTorch loop
 # make format   puts the code into shape
 
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := demo
-.PHONY: demo extras test test-all lint format notebook bench
+.PHONY: demo extras test test-all lint format notebook bench bench-gpu
 
 demo: .venv/core
 	$(BIN)/python train.py test_cfg_digits_linear.yaml
@@ -39,6 +40,10 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/survival.py
 	$(BIN)/python benchmarks/results.py
 	$(BIN)/python benchmarks/inputs.py
+	$(BIN)/python benchmarks/speed.py
+
+bench-gpu: .venv/bench
+	$(BIN)/python benchmarks/gpu.py
 
 # One stamp an installed set; pyproject.toml is the list.
 FOR_extras := clip hf tfds

@@ -3,10 +3,8 @@
     make bench                                  every table, about 15 minutes
     python benchmarks/bench.py dense startup    some of them
 
-Each contestant has a process of its own, as imports slow down all that runs beside them.
-The processes take turns, a segment each, so that a slow minute of the machine hits them
-all; a ratio is the median over the turns. Peak memory is that of the process, less what
-`import torch` takes.
+Each contestant has a process of its own, and they take turns (benchmarks/turns.py); a ratio is
+the median over the turns. Peak memory is that of the process, less what `import torch` takes.
 """
 
 import os
@@ -28,6 +26,15 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.turns import (
+    Contestant,
+    answer,
+    high_water_mark,
+    own_folder,
+    seconds_of_turns,
+    times_as_fast,
+)
 
 # (table, batch size, steps in a segment, turns)
 ROWS = {
@@ -80,52 +87,19 @@ def contestants_of(table: str) -> dict[str, Callable]:
     return (tables | {"modules": {"modules": c.modules_alone}})[table]
 
 
-class Contestant:
-    """A process that does a segment whenever it is its turn."""
-
-    def __init__(self, table: str, batch_size: int, name: str, folder: Path) -> None:
-        command = [sys.executable, __file__, "--worker", table, str(batch_size), name, str(folder)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, **pipes)
-
-    def ask(self, question: str) -> float:
-        self.process.stdin.write(question + "\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:  # other trainers print of their own
-            if line.startswith("ANSWER "):
-                return float(line.split()[1])
-        raise RuntimeError("a contestant died: see its error above")
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+def contestant(table: str, batch_size: int, name: str, folder: Path) -> Contestant:
+    return Contestant(__file__, "--worker", table, str(batch_size), name, str(folder))
 
 
 def work(table: str, batch_size: str, name: str, folder: str) -> None:
-    """The other end of a Contestant."""
+    """The other end of a contestant."""
     import torch
 
     torch.set_num_threads(1)
     before = high_water_mark()
     num_steps = next((s for b, s, _ in ROWS.get(table, []) if b == int(batch_size)), 20)
-    own = Path(folder) / name.replace(" ", "_")
-    link_data(Path(folder), own)
-    segments = contestants_of(table)[name](int(batch_size), num_steps, own)
-    for question in sys.stdin:
-        if question == "segment\n":
-            answer = next(segments)
-        else:
-            answer = (high_water_mark() - before) / 1024
-        print(f"ANSWER {answer}", flush=True)
-    segments.close()
-
-
-def link_data(folder: Path, own: Path) -> None:
-    """Each contestant has a folder of its own, and sees the same data."""
-    own.mkdir(exist_ok=True)
-    for name in ("data", "images"):
-        if (folder / name).exists() and not (own / name).exists():
-            (own / name).symlink_to(folder / name)
+    own = own_folder(Path(folder), name)
+    answer(contestants_of(table)[name](int(batch_size), num_steps, own), before)
 
 
 def compare(table: str, folder: Path, only: list[str] | None) -> None:
@@ -135,32 +109,20 @@ def compare(table: str, folder: Path, only: list[str] | None) -> None:
     print("|---|---|---|---|---|", flush=True)
     names = [n for n in contestants_of(table) if only is None or n in ("bare loop", *only)]
     for batch_size, num_steps, turns in ROWS[table]:
-        running = {name: Contestant(table, batch_size, name, folder) for name in names}
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for turn in range(turns + 1):
-            for name, contestant in running.items():
-                elapsed = contestant.ask("segment")
-                if turn:  # the first one warms up
-                    seconds[name].append(elapsed)
+        running = {name: contestant(table, batch_size, name, folder) for name in names}
+        seconds = seconds_of_turns(running, turns)
         for name, of_turns in seconds.items():
-            pairs = zip(seconds["bare loop"], of_turns, strict=True)
-            ratio = statistics.median(bare / own for bare, own in pairs)
+            ratio = times_as_fast(of_turns, seconds["bare loop"])
             ms = 1000 * statistics.median(of_turns) / num_steps
             memory = running[name].ask("memory")
             print(f"| {batch_size} | {name} | {ratio:.2f} | {ms:.3f} | {memory:.0f} |", flush=True)
-        for contestant in running.values():
-            contestant.close()
-    modules = Contestant("modules", 1, "modules", folder)
+        for process in running.values():
+            process.close()
+    modules = contestant("modules", 1, "modules", folder)
     modules.ask("segment")
     taken = modules.ask("memory")
     modules.close()
     print(f"\nOf our memory {taken:.0f} MB are modules: what a run on 150 flowers takes.\n")
-
-
-def high_water_mark() -> int:
-    """Peak memory of this process in KB; ru_maxrss would start from that of its parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 # ---- Data in the formats that a user would have ------------------------------------------

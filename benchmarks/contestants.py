@@ -17,9 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-Segments = Iterator[float]
+from benchmarks.turns import Segments
 
 
 def covtype_like() -> tuple[Tensor, Tensor]:
@@ -56,9 +56,11 @@ def train_bare(
     backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> Segments:
     """Forward, backward, step, sums on the device, average: nothing else."""
+    device = optimizer.param_groups[0]["params"][0].device
     while True:
         started = perf_counter()
-        total, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
         for x, y in islice(batches, num_steps):
             outputs = forward(x)
             loss = F.cross_entropy(outputs, y)
@@ -108,7 +110,7 @@ def _endless(loader: DataLoader) -> Iterator[Any]:
 # ---- Ours --------------------------------------------------------------------------------
 
 
-def ours(batch_size: int, num_steps: int, folder: Path, **keys: Any) -> Segments:
+def our_run(batch_size: int, num_steps: int, folder: Path, **keys: Any) -> Iterator[Any]:
     """A normal run with its folder: a line every 10 steps, status.json, stats.csv an epoch."""
     from src.config import make_config
     from train import experiment_generator
@@ -127,7 +129,11 @@ def ours(batch_size: int, num_steps: int, folder: Path, **keys: Any) -> Segments
         "output_dir": str(folder / f"run-{os.getpid()}"),
     }
     run = {"batch_size": batch_size, "steps_per_epoch": num_steps}
-    generator = experiment_generator(make_config(of_all | run | keys))
+    return experiment_generator(make_config(of_all | run | keys))
+
+
+def ours(batch_size: int, num_steps: int, folder: Path, **keys: Any) -> Segments:
+    generator = our_run(batch_size, num_steps, folder, **keys)
     next(generator)  # set-up and the first epoch
     while True:
         started = perf_counter()
@@ -149,7 +155,8 @@ def accelerate(batch_size: int, num_steps: int, folder: Path) -> Segments:
     return train_bare(model, batches, optimizer, num_steps, average.update, accelerator.backward)
 
 
-def lightning(batch_size: int, num_steps: int, folder: Path) -> Segments:
+def lightning_module(net: nn.Module, optimizer: Callable[..., Any], after_step: Any) -> Any:
+    """What a user would write. Its `seconds` are those of the last epoch."""
     import logging
     import warnings
 
@@ -161,8 +168,7 @@ def lightning(batch_size: int, num_steps: int, folder: Path) -> Segments:
     class Module(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = nn.Linear(54, 7)
-            self.average = [PlainAverage(self.net)]  # in a list: no part of the module
+            self.net = net
             self.total, self.correct = 0, 0
             self.seconds = 0.0
 
@@ -175,7 +181,7 @@ def lightning(batch_size: int, num_steps: int, folder: Path) -> Segments:
             return loss
 
         def on_train_batch_end(self, *_: Any) -> None:
-            self.average[0].update()
+            after_step()
 
         def on_train_epoch_start(self) -> None:
             self.started = perf_counter()
@@ -184,9 +190,16 @@ def lightning(batch_size: int, num_steps: int, folder: Path) -> Segments:
             self.seconds = perf_counter() - self.started
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return adam(self.net)
+            return optimizer(self.net)
 
-    module, loader = Module(), _loader(batch_size)
+    return Module()
+
+
+def lightning(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    import lightning as L
+
+    net, loader = nn.Linear(54, 7), _loader(batch_size)
+    module = lightning_module(net, adam, PlainAverage(net).update)
     steps = min(num_steps, len(loader))
     while True:
         trainer = L.Trainer(
@@ -203,26 +216,34 @@ def lightning(batch_size: int, num_steps: int, folder: Path) -> Segments:
         yield module.seconds * num_steps / steps
 
 
+class CountingModel(nn.Module):
+    """What Hugging Face's Trainer wants: outputs with a loss."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.total = torch.zeros((), dtype=torch.float64)
+        self.correct = torch.zeros((), dtype=torch.int64)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        outputs = self.net(x)
+        loss = F.cross_entropy(outputs, y)
+        self.total += loss.detach() * len(y)
+        self.correct += (outputs.argmax(1) == y).sum()
+        return {"loss": loss, "logits": outputs}
+
+
+def hf_collate(examples: list[tuple[Tensor, Any]]) -> dict[str, Tensor]:
+    x, y = default_collate(examples)
+    return {"x": x, "y": y}
+
+
 def hf_trainer(batch_size: int, num_steps: int, folder: Path) -> Segments:
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     data = TensorDataset(*covtype_like())
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Linear(54, 7)
-            self.total = torch.zeros((), dtype=torch.float64)
-            self.correct = torch.zeros((), dtype=torch.int64)
-
-        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-            outputs = self.net(x)
-            loss = F.cross_entropy(outputs, y)
-            self.total += loss.detach() * len(y)
-            self.correct += (outputs.argmax(1) == y).sum()
-            return {"loss": loss, "logits": outputs}
 
     class Averaging(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -234,11 +255,7 @@ def hf_trainer(batch_size: int, num_steps: int, folder: Path) -> Segments:
         def on_train_end(self, *_: Any, **__: Any) -> None:
             self.seconds = perf_counter() - self.started
 
-    def collate(examples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        x, y = zip(*examples, strict=True)
-        return {"x": torch.stack(x), "y": torch.stack(y)}
-
-    model, callback = Model(), Averaging()
+    model, callback = CountingModel(nn.Linear(54, 7)), Averaging()
     average = PlainAverage(model.net)
     arguments = TrainingArguments(
         output_dir=str(folder / "hf"),
@@ -255,7 +272,7 @@ def hf_trainer(batch_size: int, num_steps: int, folder: Path) -> Segments:
     )
     while True:
         trainer = Trainer(
-            model, arguments, train_dataset=data, data_collator=collate, callbacks=[callback]
+            model, arguments, train_dataset=data, data_collator=hf_collate, callbacks=[callback]
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -176,10 +176,21 @@ def folder_table(folder: Path) -> None:
     compare("timm/folder, 224 pixels, images per second", ours, theirs, 10)
 
 
+def make_small_images(folder: Path, number: int, side: int = 32) -> None:
+    """folder/CLASS/N.png of ten classes, about as smooth as photographs are."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for n in range(number):
+        path = folder / str(n % 10) / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(draw.integers(0, 256, (side // 4, side // 4, 3), dtype=np.uint8))
+        image.resize((side, side), Image.Resampling.BICUBIC).save(path)
+
+
 def held_table(folder: Path) -> None:
     """5,000 PNG files of 32 x 32 pixels, padded, cropped and flipped; both are ours."""
     import torch
-    from PIL import Image
 
     from src.config import make_config
     from src.data.build import build_data
@@ -187,12 +198,8 @@ def held_table(folder: Path) -> None:
     from src.data.placement import placed
     from src.data.splits import Split
 
-    draw, cpu = np.random.default_rng(0), torch.device("cpu")
-    for number in range(5000):
-        path = folder / "small" / "train" / str(number % 10) / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        image.resize((32, 32), Image.Resampling.BICUBIC).save(path)
+    cpu = torch.device("cpu")
+    make_small_images(folder / "small" / "train", 5000)
     keys = {"dataset": "timm/folder/small", "data_dir": str(folder), "aug_hflip": 0.5}
     keys |= {"data_splits_map": {"train": "train"}, "aug_pad_crop": 4}
     split = build_data(make_config(keys), None).splits["train"]
