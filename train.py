@@ -79,9 +79,8 @@ def update(learner: Learner, inputs: Tensor, targets: Tensor, sums: Sums, whole:
     # The loss is a sum over examples, scaled by the weight of the whole batch: so the
     # gradients of the micro-batches add up to that of the batch, however it is cut. Those of
     # several processes are averaged, hence their number.
-    world = learner.parallel.world
-    scale = world.size / world.total(learner.loss.weight(targets), whole)
-    scale = learner.scaler.scale(torch.as_tensor(scale, device=targets.device))
+    weight = learner.loss.weight(targets)
+    scale = learner.scaler.scale(learner.parallel.loss_scale(weight, whole, targets.device))
     pieces = micro_batches(inputs, targets, learner.micro_batch_size)
     for number, (x, y) in enumerate(pieces, 1):
         learner.parallel.sync(number == len(pieces))

@@ -92,7 +92,8 @@ def training_batches(
     )
     order = ((number, loading.own(indices)) for number, indices in whole_batches)
     if isinstance(split, ArraySplit):
-        batches = (take(split, indices.to(loading.device)) for _, indices in order)
+        # a blocking copy would wait for the step before
+        batches = (take(split, i.to(loading.device, non_blocking=True)) for _, i in order)
     elif isinstance(split, TextSplit):
         batches = (take_texts(split, indices) for _, indices in order)
     elif isinstance(split, PixelSplit):

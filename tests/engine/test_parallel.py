@@ -137,3 +137,11 @@ def test_kinds_and_numbers_that_do_not_fit_are_refused(kind, size):
             Parallel(world, kind, CPU)
     else:
         Parallel(world, kind, CPU)
+
+
+@pytest.mark.parametrize("weight", [8, torch.tensor(8.0)])
+def test_the_loss_is_divided_by_its_weight_where_it_lives(weight):
+    parallel = Parallel(World(None), True, CPU)
+    scale = parallel.loss_scale(weight, 8, CPU)
+    assert scale.dtype == torch.float32
+    assert scale.item() == 1 / 8
