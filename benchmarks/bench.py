@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.turns import (
+from benchmarks.turns import (  # noqa: E402 - after the path
     Contestant,
     answer,
     high_water_mark,

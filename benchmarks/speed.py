@@ -72,7 +72,7 @@ def compiled_table(folder: Path) -> None:
     works = [
         Work("linear", 100, 2000, turns=7),
         Work("linear", 8192, 70, turns=7),
-        Work("tiny/lenet", 128, 40, turns=7),
+        Work("tiny/lenet", 128, 100),
         Work("tiny/wrn_10_1", 128, 8),
     ]
     title = "Compiled, beside eager"
@@ -85,7 +85,7 @@ def precision_table(folder: Path) -> None:
     settings = [LAST, *([BF16, BF16 | LAST, BF16 | LAST | COMPILED] if computes_bf16() else [])]
     if not computes_bf16():
         print("No rows of bf16: this CPU has neither AMX nor AVX512_BF16.\n")
-    works = [Work("tiny/lenet", 128, 40), Work("tiny/wrn_16_4", 32, 3)]
+    works = [Work("tiny/lenet", 128, 100), Work("tiny/wrn_16_4", 32, 3)]
     title = "Precision and memory format, beside fp32"
     compare_settings(title, [with_settings(w, *settings) for w in works], folder)
 
@@ -103,21 +103,30 @@ def trainers_table(folder: Path) -> None:
     from benchmarks.turns import seconds_of_turns, times_as_fast
 
     print("## Trainers on 32 x 32 PNG files, padded, cropped and flipped, two workers\n")
-    print("| network | precision | trainer | images per second | ours / theirs |")
-    print("|---|---|---|--:|--:|", flush=True)
-    works = [Work("tiny/lenet", 128, 40, num_workers=2)]
-    works += [Work("tiny/wrn_10_2", 128, 10, num_workers=2)]
-    bf16 = [replace(work, precision="bf16") for work in works] if computes_bf16() else []
-    for work in works + bf16:
+    print(
+        "| network | precision | trainer | images per second | ours / theirs | CPU, µs an image |"
+    )
+    print("|---|---|---|--:|--:|--:|", flush=True)
+    lenet, wide = (
+        Work(model, 128, num_steps, num_workers=2)
+        for model, num_steps in (("tiny/lenet", 40), ("tiny/wrn_10_2", 10))
+    )
+    works = [lenet, wide]
+    if computes_bf16():
+        works += [replace(work, precision="bf16") for work in works]
+    for work in works:
         running = {name: contestant(work, name, folder) for name in TRAINERS}
-        seconds = seconds_of_turns(running, work.turns)
+        seconds_of_turns(running, 0)
+        before = {name: process.ask("cpu") for name, process in running.items()}
+        seconds = seconds_of_turns(running, work.turns, is_warm=True)
+        amount = work.batch_size * work.num_steps
+        for name, found in seconds.items():
+            rate, ratio = amount / statistics.median(found), times_as_fast(seconds["ours"], found)
+            cpu = (running[name].ask("cpu") - before[name]) / (work.turns * amount)
+            shown = " | ".join([work.model, work.precision, name])
+            print(f"| {shown} | {rate:,.0f} | {ratio:.2f} | {1e6 * cpu:.0f} |", flush=True)
         for process in running.values():
             process.close()
-        for name, found in seconds.items():
-            rate = work.batch_size * work.num_steps / statistics.median(found)
-            ratio = times_as_fast(seconds["ours"], found)
-            line = f"| {work.model} | {work.precision} | {name} | {rate:,.0f} | {ratio:.2f} |"
-            print(line, flush=True)
     print(flush=True)
 
 
@@ -129,7 +138,7 @@ def processes_table(folder: Path) -> None:
     print("## Two processes that share each batch, beside one\n")
     print("| network | batch | one, examples per second | two | two / one | efficiency |")
     print("|---|--:|--:|--:|--:|--:|", flush=True)
-    works = [Work("linear", 8192, 70, turns=7), Work("tiny/lenet", 128, 60, turns=7)]
+    works = [Work("linear", 8192, 70, turns=7), Work("tiny/lenet", 128, 100)]
     works += [Work("tiny/wrn_16_4", 128, 2)]
     for work in works:
         both = [replace(work, num_processes=number) for number in ALONE_OR_TWO]

@@ -38,12 +38,24 @@ class Contestant:
 
 def answer(segments: Segments, memory_before: int = 0) -> None:
     """The other end of a Contestant; it ends the process. memory_before: a high_water_mark()."""
+    answers = {
+        "segment": lambda: next(segments),
+        "memory": lambda: (high_water_mark() - memory_before) / 1024,
+        "cpu": cpu_seconds,
+    }
     for question in sys.stdin:
-        is_segment = question == "segment\n"
-        found = next(segments) if is_segment else (high_water_mark() - memory_before) / 1024
-        print(f"ANSWER {found}", flush=True)
+        print(f"ANSWER {answers[question.strip()]()}", flush=True)
     segments.close()
     os._exit(0)  # trainers that never end wait in threads of theirs
+
+
+def cpu_seconds() -> float:
+    """Of this process and those that it started: what others do on the machine counts little."""
+    import psutil
+
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 def high_water_mark() -> int:
@@ -52,10 +64,12 @@ def high_water_mark() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def seconds_of_turns(running: Mapping[Name, Contestant], turns: int) -> dict[Name, list[float]]:
-    """Seconds of a segment, in each turn; one before them warms up and does not count."""
+def seconds_of_turns(
+    running: Mapping[Name, Contestant], turns: int, *, is_warm: bool = False
+) -> dict[Name, list[float]]:
+    """Seconds of a segment, in each turn; unless they are warm, one before does not count."""
     seconds: dict[Name, list[float]] = {name: [] for name in running}
-    for turn in range(turns + 1):
+    for turn in range(is_warm, turns + 1):
         for name, contestant in running.items():
             elapsed = contestant.ask("segment")
             if turn:
