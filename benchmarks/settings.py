@@ -25,8 +25,8 @@ from benchmarks.turns import (
     Contestant,
     Segments,
     answer,
+    measured,
     own_folder,
-    seconds_of_turns,
     times_as_fast,
 )
 
@@ -193,36 +193,48 @@ def work_as(
         next(segments)
 
 
+def _compared(work: Work, seconds: Sequence[Sequence[float]]) -> list[str]:
+    """seconds: of the bare loop, of ours, and of ours with the plain settings."""
+    bares, own, plain = seconds
+    ms = [1000 * statistics.median(found) / work.num_steps for found in (bares, own)]
+    ratios = times_as_fast(own, bares), times_as_fast(own, plain)
+    return [f"{number:.2f}" for number in (*ms, *ratios)]
+
+
 def compare_settings(
     title: str, cases: Sequence[Sequence[Work]], folder: Path, *, is_one_by_one: bool = False
 ) -> None:
-    """A table: of each case the settings beside each other, the first of them the plain ones.
+    """A table: of each case the settings beside each other, the first of them the plain ones, by
+    the clock and, as others may use the machine, by the processor's time.
 
     is_one_by_one: of a case's settings, as all at once do not fit in a GPU's memory.
     """
     print(f"## {title}\n")
-    print("| network | batch | settings | bare loop, ms | ours, ms | ours / bare loop | gain |")
-    print("|---|--:|---|--:|--:|--:|--:|", flush=True)
+    print(
+        "| network | batch | settings | bare loop, ms | ours, ms | ours / bare loop | gain |",
+        end="",
+    )
+    print(" CPU: bare loop, ms | ours, ms | ours / bare loop | gain |")
+    print("|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|", flush=True)
     for works in cases:
         seconds: dict[tuple[Work, str], list[float]] = {}
+        of_cpu: dict[tuple[Work, str], float] = {}
         for group in [[work] for work in works] if is_one_by_one else [works]:
             running = {
                 (work, who): contestant(work, who, folder)
                 for work in group
                 for who in ("bare loop", "ours")
             }
-            seconds |= seconds_of_turns(running, works[0].turns)
+            found = measured(running, works[0].turns)
+            seconds, of_cpu = seconds | found[0], of_cpu | found[1]
             for process in running.values():
                 process.close()
         for work in works:
-            own, bares = seconds[work, "ours"], seconds[work, "bare loop"]
-            ratio, gain = times_as_fast(own, bares), times_as_fast(own, seconds[works[0], "ours"])
-            ms = [1000 * statistics.median(found) / work.num_steps for found in (bares, own)]
-            print(
-                f"| {work.model} | {work.batch_size} | {work.in_words()} | {ms[0]:.2f} "
-                f"| {ms[1]:.2f} | {ratio:.2f} | {gain:.2f} |",
-                flush=True,
-            )
+            pairs = [(work, "bare loop"), (work, "ours"), (works[0], "ours")]
+            shown = [work.model, str(work.batch_size), work.in_words()]
+            shown += _compared(work, [seconds[pair] for pair in pairs])
+            shown += _compared(work, [[of_cpu[pair]] for pair in pairs])
+            print(f"| {' | '.join(shown)} |", flush=True)
     print(flush=True)
 
 

@@ -85,7 +85,7 @@ def precision_table(folder: Path) -> None:
     settings = [LAST, *([BF16, BF16 | LAST, BF16 | LAST | COMPILED] if computes_bf16() else [])]
     if not computes_bf16():
         print("No rows of bf16: this CPU has neither AMX nor AVX512_BF16.\n")
-    works = [Work("tiny/lenet", 128, 100), Work("tiny/wrn_16_4", 32, 3)]
+    works = [Work("tiny/lenet", 128, 100), Work("tiny/wrn_16_4", 32, 2)]
     title = "Precision and memory format, beside fp32"
     compare_settings(title, [with_settings(w, *settings) for w in works], folder)
 
@@ -100,7 +100,7 @@ def trainers_table(folder: Path) -> None:
     """One row a trainer; all but `ours, data_on_device` read files in two workers."""
     from benchmarks.image_trainers import TRAINERS
     from benchmarks.settings import Work, contestant
-    from benchmarks.turns import seconds_of_turns, times_as_fast
+    from benchmarks.turns import measured, times_as_fast
 
     print("## Trainers on 32 x 32 PNG files, padded, cropped and flipped, two workers\n")
     print(
@@ -116,15 +116,15 @@ def trainers_table(folder: Path) -> None:
         works += [replace(work, precision="bf16") for work in works]
     for work in works:
         running = {name: contestant(work, name, folder) for name in TRAINERS}
-        seconds_of_turns(running, 0)
-        before = {name: process.ask("cpu") for name, process in running.items()}
-        seconds = seconds_of_turns(running, work.turns, is_warm=True)
+        seconds, of_cpu = measured(running, work.turns)
         amount = work.batch_size * work.num_steps
         for name, found in seconds.items():
             rate, ratio = amount / statistics.median(found), times_as_fast(seconds["ours"], found)
-            cpu = (running[name].ask("cpu") - before[name]) / (work.turns * amount)
             shown = " | ".join([work.model, work.precision, name])
-            print(f"| {shown} | {rate:,.0f} | {ratio:.2f} | {1e6 * cpu:.0f} |", flush=True)
+            print(
+                f"| {shown} | {rate:,.0f} | {ratio:.2f} | {1e6 * of_cpu[name] / amount:.0f} |",
+                flush=True,
+            )
         for process in running.values():
             process.close()
     print(flush=True)

@@ -64,17 +64,25 @@ def high_water_mark() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def seconds_of_turns(
-    running: Mapping[Name, Contestant], turns: int, *, is_warm: bool = False
-) -> dict[Name, list[float]]:
-    """Seconds of a segment, in each turn; unless they are warm, one before does not count."""
-    seconds: dict[Name, list[float]] = {name: [] for name in running}
-    for turn in range(is_warm, turns + 1):
-        for name, contestant in running.items():
-            elapsed = contestant.ask("segment")
-            if turn:
-                seconds[name].append(elapsed)
+def seconds_of_turns(running: Mapping[Name, Contestant], turns: int) -> dict[Name, list[float]]:
+    """Seconds of a segment, in each turn; one before them warms up and does not count."""
+    seconds, _ = measured(running, turns)
     return seconds
+
+
+def measured(
+    running: Mapping[Name, Contestant], turns: int
+) -> tuple[dict[Name, list[float]], dict[Name, float]]:
+    """The same, and the processor's seconds of a segment, all processes and threads."""
+    for contestant in running.values():
+        contestant.ask("segment")
+    before = {name: contestant.ask("cpu") for name, contestant in running.items()}
+    seconds: dict[Name, list[float]] = {name: [] for name in running}
+    for _ in range(turns):
+        for name, contestant in running.items():
+            seconds[name].append(contestant.ask("segment"))
+    after = {name: contestant.ask("cpu") for name, contestant in running.items()}
+    return seconds, {name: (after[name] - before[name]) / turns for name in running}
 
 
 def times_as_fast(own: Sequence[float], other: Sequence[float]) -> float:
