@@ -81,8 +81,8 @@ class Parallel:
     def loss_scale(self, weight: float | Tensor, num_examples: int, device: torch.device) -> Tensor:
         """What the summed loss of this process's share is multiplied by, (); weight: the share's.
 
-        num_examples: of the whole batch. A number is written on the device, not copied there: a copy from the CPU would wait for
-        all that a GPU still has to do.
+        num_examples: of the whole batch. A number is written on the device, not copied there: a
+        copy from the CPU would wait for all that a GPU still has to do.
         """
         scale = self.world.size / self.world.total(weight, num_examples)
         return scale if isinstance(scale, Tensor) else torch.full((), scale, device=device)
