@@ -357,6 +357,21 @@ def test_the_launcher_passes_signals_on_and_gives_the_code_of_the_run(number, se
 
 
 @pytest.mark.slow
+def test_when_the_launcher_is_killed_the_run_saves_its_state_and_stops(sets, tmp_path):
+    config = config_of("dense", sets, tmp_path / "run", train_length=1_000_000)
+    save_config(config, tmp_path / "cfg.yaml")
+    command = [sys.executable, *STARTERS["launch"], "train.py", tmp_path / "cfg.yaml"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    log, status = tmp_path / "run" / "training.log", tmp_path / "run" / "status.json"
+    while not (log.exists() and "step 20/" in log.read_text()):
+        assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=60)  # until the last of them has closed it
+    assert json.loads(status.read_text())["state"] == "stopped"
+    assert list((tmp_path / "run" / "state").glob("*.state"))
+
+
+@pytest.mark.slow
 def test_a_mistake_is_told_once(sets, tmp_path):
     config = config_of("dense", sets, tmp_path / "run")
     save_config(config, tmp_path / "cfg.yaml")

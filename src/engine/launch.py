@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from src.child_processes import hold_signals, run_programs
+from src.engine.signals import LAUNCHER
 from src.engine.world import find_place
 from src.names import bad_value
 
@@ -40,6 +41,7 @@ def launch(command: Sequence[str], number: int) -> int:
     common = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // number))}
     common |= os.environ
     common |= {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {LAUNCHER: str(os.getpid())}
     ranks = [str(rank) for rank in range(number)]
     hold_signals()
     environments = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ranks]

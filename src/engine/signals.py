@@ -4,6 +4,7 @@ A handler only notes the signal; the run asks between two steps, where its state
 in the handler itself: logging and torch may be in the middle of something there.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from src.engine.world import ALONE, World
 
 T = TypeVar("T")
 
+LAUNCHER = "EXPERIMENT_LAUNCHER"  # the number of the process that has started this one
 NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
@@ -42,6 +44,7 @@ class Signals:
 
     def __init__(self, world: World = ALONE) -> None:
         self.world = world
+        self.launcher = os.environ.get(LAUNCHER)
         self.received: int | None = None
         self.num_interrupts = 0
         self.is_waiting = self.is_over = False
@@ -89,7 +92,10 @@ class Signals:
         self.is_waiting = self.is_waiting or self.world.size > 1
 
     def check(self) -> None:
-        """Raises StopRequested if a signal has come to one of the processes, in all of them."""
+        """Raises StopRequested if a signal has come to one of the processes, in all of them; also
+        where the launcher was killed, who can't pass signals on any more."""
+        if self.launcher not in (None, str(os.getppid())):
+            self.received = self.received or signal.SIGTERM
         if number := self.world.max(self.received or 0):
             raise StopRequested(number, is_agreed=True)
 
