@@ -3,6 +3,7 @@
 import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its own processes do not outlive a fork
 
 import resource
 import signal

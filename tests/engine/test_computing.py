@@ -80,6 +80,7 @@ def test_channels_last_changes_the_memory_and_not_the_function(images):
     torch.testing.assert_close(outputs, network()(images))
 
 
+@pytest.mark.slow
 def test_full_batches_are_compiled_and_others_not():
     model = Doubled()
     compiled = Compiled(model, "default", 4, fixed_shape=True)
@@ -91,6 +92,7 @@ def test_full_batches_are_compiled_and_others_not():
     assert float(model.weight.grad) == 8
 
 
+@pytest.mark.slow
 def test_names_in_checkpoints_are_those_of_the_network(digits, tmp_path):
     run_experiment(digits(compile=True, train_length=1))
     state = StateFiles(tmp_path / "run" / "state").newest()
