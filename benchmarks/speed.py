@@ -1,6 +1,6 @@
 """What each setting brings on a CPU, and image trainers beside each other; part of make bench.
 
-    python benchmarks/speed.py                      every table, about 20 minutes
+    python benchmarks/speed.py                      every table, about 30 minutes
     python benchmarks/speed.py compiled precision   some of them
 
 compiled, precision: the bare loop and ours with the same settings, one thread. trainers: images
@@ -73,7 +73,7 @@ def compiled_table(folder: Path) -> None:
         Work("linear", 100, 2000, turns=7),
         Work("linear", 8192, 70, turns=7),
         Work("tiny/lenet", 128, 100),
-        Work("tiny/wrn_10_1", 128, 8),
+        Work("tiny/wrn_10_1", 128, 30),
     ]
     title = "Compiled, beside eager"
     compare_settings(title, [with_settings(w, COMPILED) for w in works], folder)
@@ -85,7 +85,7 @@ def precision_table(folder: Path) -> None:
     settings = [LAST, *([BF16, BF16 | LAST, BF16 | LAST | COMPILED] if computes_bf16() else [])]
     if not computes_bf16():
         print("No rows of bf16: this CPU has neither AMX nor AVX512_BF16.\n")
-    works = [Work("tiny/lenet", 128, 100), Work("tiny/wrn_16_4", 32, 2)]
+    works = [Work("tiny/lenet", 128, 100), Work("tiny/wrn_16_4", 32, 5)]
     title = "Precision and memory format, beside fp32"
     compare_settings(title, [with_settings(w, *settings) for w in works], folder)
 
@@ -109,7 +109,7 @@ def trainers_table(folder: Path) -> None:
     print("|---|---|---|--:|--:|--:|", flush=True)
     lenet, wide = (
         Work(model, 128, num_steps, num_workers=2)
-        for model, num_steps in (("tiny/lenet", 40), ("tiny/wrn_10_2", 10))
+        for model, num_steps in (("tiny/lenet", 80), ("tiny/wrn_10_2", 10))
     )
     works = [lenet, wide]
     if computes_bf16():
@@ -139,7 +139,7 @@ def processes_table(folder: Path) -> None:
     print("| network | batch | one, examples per second | two | two / one | efficiency |")
     print("|---|--:|--:|--:|--:|--:|", flush=True)
     works = [Work("linear", 8192, 70, turns=7), Work("tiny/lenet", 128, 100)]
-    works += [Work("tiny/wrn_16_4", 128, 2)]
+    works += [Work("tiny/wrn_16_4", 128, 4)]
     for work in works:
         both = [replace(work, num_processes=number) for number in ALONE_OR_TWO]
         running = {w: contestant(w, "ours", folder) for w in both}
