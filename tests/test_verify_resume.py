@@ -104,7 +104,7 @@ def test_twenty_kills_leave_no_trace(tmp_path, family):
 
 FAULTS = {
     "optimizer": (
-        'parts = {"model": model, "optimizer": learner.optimizer, "stats"',
+        'parts = parallel.states(model, learner.optimizer) | {"stats"',
         'parts = {"model": model, "stats"',
     ),
     "first_batch": ("first_step=state.step,", "first_step=0,"),
