@@ -52,7 +52,8 @@ def run_programs(
             own_code = os.waitstatus_to_exitcode(status)
             if own_code and not code:
                 code = own_code
-                _send(living, signal.SIGTERM if code not in STOPPED else 0)
+                if code not in STOPPED:
+                    _send(living, signal.SIGTERM)
         if number is None:
             _send(living, signal.SIGKILL)
     return code, heard

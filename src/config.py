@@ -15,6 +15,7 @@ import pydantic
 from src.expressions import ExpressionError, evaluate
 from src.files import write_atomically
 from src.keys import (
+    CUDA_GRAPHS,
     AugmentationKeys,
     Bookkeeping,
     DataKeys,
@@ -64,7 +65,7 @@ class Config(WandbKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seeds,
             value = getattr(self, key)
             if self.multi_gpu == kind and value and str(value) not in expected:
                 raise bad_value(key, value, f"{expected}, as multi_gpu is {kind}")
-        if self.compile in ("reduce-overhead", "max-autotune") and self.grad_accum_steps > 1:
+        if self.compile in CUDA_GRAPHS and self.grad_accum_steps > 1:
             expected = "true or max-autotune-no-cudagraphs, as grad_accum_steps is above 1 and CUDA"
             raise bad_value("compile", self.compile, f"{expected} graphs overwrite gradients")
         try:

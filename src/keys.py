@@ -29,6 +29,7 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, le=1)]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record them
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 
 

@@ -9,11 +9,11 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
+from src.keys import CUDA_GRAPHS
 from src.names import bad_value
 
 Forward = Callable[[Tensor], Tensor]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # torch.compile's modes that record them
 AMPERE = (8, 0)  # the first compute capability with tf32
 
 

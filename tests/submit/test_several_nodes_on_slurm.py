@@ -44,8 +44,8 @@ def preempt_by_requeue(cluster, job: str) -> None:
 
 def preempt_by_another(cluster, job: str) -> None:
     """A job of a partition that goes first, on all nodes."""
-    first = ("sbatch", "-p", "high", "-N", "4", "--exclusive", "--mem=0", "--wrap", "sleep 3")
-    cluster.slurm(*first)
+    first = ("-p", "high", "-N", "4", "--exclusive", "--mem=0", "-o", "/dev/null")
+    cluster.slurm("sbatch", *first, "--wrap", "sleep 3")
 
 
 @pytest.mark.slow
