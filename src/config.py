@@ -83,6 +83,16 @@ class Config(WandbKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seeds,
 FOUND_IN_DATA = {"data_n_examples", "data_n_classes", "data_version"}
 FOUND_IN_DATA |= {"model_output_dim", "model_input_shape"}
 KEYS = {field.name: field for field in dataclasses.fields(Config)}
+KINDS = {"bool", "float", "int", "str", "list[str]"}  # of a key that takes several
+# What other programs call a key, where spelling alone would lead to a wrong one or none
+NAMES_ELSEWHERE = {
+    **dict.fromkeys(("epochs", "max_epochs", "n_epochs", "num_epochs"), "train_length"),
+    **dict.fromkeys(("learning_rate", "lr"), "base_lr"),
+    **dict.fromkeys(("arch", "model_name", "network"), "model"),
+    "amp": "precision",
+    "gpus": "multi_gpu",
+    "optimizer": "optim_alg",
+}
 
 
 # ---- Reading and writing -----------------------------------------------------------------
@@ -135,7 +145,7 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def _unknown_key(key: str, value: object) -> str:
-    near = closest(key, KEYS)
+    near = NAMES_ELSEWHERE.get(key) or closest(key, KEYS)
     hint = f"; did you mean {near!r}?" if near else "."
     return f"{key}={value!r}: there is no such key{hint} All keys stand in src/keys.py"
 
@@ -164,16 +174,19 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
         where = [str(part) for part in item["loc"]]
         key = where[0]
         wanted = item["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-        nested = [part for part in where[1:] if part not in ("float", "int", "str", "list[str]")]
+        nested = [part for part in where[1:] if part not in KINDS]
         if nested and not any("[" in part for part in nested):
             key = f"{key}[{nested[0]}]"
         values.setdefault(key, item["input"])
-        if near := closest(str(item["input"]), re.findall(r"'(.*?)'", wanted)):
-            wanted += f"; did you mean {near!r}?"
         expected.setdefault(key, [])
         if wanted not in expected[key]:
             expected[key].append(wanted)
-    return lines + [str(bad_value(k, values[k], " or ".join(e))) for k, e in expected.items()]
+    for key, kinds in expected.items():
+        wanted = " or ".join(kinds)
+        near = closest(str(values[key]), re.findall(r"'(.*?)'", wanted))
+        hint = f"; did you mean {near!r}?" if near else ""
+        lines.append(f"{bad_value(key, values[key], wanted)}{hint}")
+    return lines
 
 
 # ---- What a run draws --------------------------------------------------------------------
