@@ -24,7 +24,10 @@ def write_provenance(folder: Path) -> list[str]:
     Returns what differs from the attempt before that might change the result: ['torch: was …'].
     """
     code, diff = frozen_code(ROOT) or code_state(ROOT)
-    write_atomically(folder / DIFF, diff)
+    if diff:
+        write_atomically(folder / DIFF, diff)
+    else:
+        (folder / DIFF).unlink(missing_ok=True)  # of an attempt with other code
     facts = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **code,

@@ -26,6 +26,15 @@ def test_each_attempt_is_remembered_with_what_was_other_then(tmp_path, monkeypat
     assert earlier["other_packages"] == {}
 
 
+def test_a_diff_stands_beside_it_only_where_the_code_was_edited(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "frozen_code", lambda root: None)
+    for diff in ("- old\n+ new\n", ""):
+        monkeypatch.setattr(provenance, "code_state", lambda root, d=diff: ({"commit": "a"}, d))
+        write_provenance(tmp_path)
+        found = [path.read_text() for path in tmp_path.glob("uncommitted.diff")]
+        assert found == ([diff] if diff else [])
+
+
 def test_other_packages_are_named(tmp_path):
     write_provenance(tmp_path)
     facts = read(tmp_path)
