@@ -52,7 +52,7 @@ class Loading:
         return last - first
 
     def for_evaluation(self, batch_size: int | None) -> "Loading":
-        """null: batches as large as those of training; they are not cut."""
+        """None: batches as large as those of training; they are not cut."""
         return replace(self, batch_size=batch_size or self.batch_size, micro_batch_size=None)
 
     def own(self, indices: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import floor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -46,6 +46,17 @@ class ToMode:
             expected = "images of a byte a pixel and channel; make them so first"
             raise UserError(f"dataset: an image has mode {image.mode!r}, expected {expected}")
         return image if image.mode == self.mode else image.convert(self.mode)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Give a PIL image its size. Most of a folder's often have it: the steps would only cost."""
+
+    steps: Callable[["Image"], "Image"]
+    size_kept: tuple[int, int] | None  # (width, height) that the steps would leave as it is
+
+    def __call__(self, image: "Image") -> "Image":
+        return image if image.size == self.size_kept else self.steps(image)
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ def image_transforms(looks: Preprocessing, *, resize: bool) -> tuple[Transform, 
 
     mean, std = (fit_channels(values or (), channels) for values in (looks.mean, looks.std))
     to_mode, to_tensor = ToMode(MODES[channels]), ToNormalizedTensor(mean, std)
-    fit = _resize_and_crop(height, width, looks) if resize else []
+    fit = [_resize_and_crop(height, width, looks)] if resize else []
     shape = (channels, height, width)
     transform = ImageTransform(Compose([to_mode, *fit]), to_tensor, shape)
     asked = looks.augmentation
@@ -146,10 +157,10 @@ def image_transforms(looks: Preprocessing, *, resize: bool) -> tuple[Transform, 
     return train, transform
 
 
-def _resize_and_crop(height: int, width: int, looks: Preprocessing) -> list[Any]:
+def _resize_and_crop(height: int, width: int, looks: Preprocessing) -> "Fit":
     """As timm evaluates: the image covers the size over crop_pct, its centre is cut out."""
     from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
-    from torchvision.transforms import CenterCrop, Resize
+    from torchvision.transforms import CenterCrop, Compose, Resize
 
     mode = str_to_interp_mode(looks.interpolation)
     size = floor(height / looks.crop_pct), floor(width / looks.crop_pct)
@@ -159,7 +170,8 @@ def _resize_and_crop(height: int, width: int, looks: Preprocessing) -> list[Any]
         resize = Resize(size[0], interpolation=mode)
     else:
         resize = ResizeKeepRatio(size, interpolation=looks.interpolation)
-    return [resize, CenterCrop((height, width))]
+    steps = Compose([resize, CenterCrop((height, width))])
+    return Fit(steps, (width, height) if size == (height, width) else None)
 
 
 def fit_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
