@@ -9,6 +9,7 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
+from src.engine.runtime import keep_freed_memory
 from src.keys import CUDA_GRAPHS
 from src.names import bad_value
 
@@ -71,7 +72,8 @@ class Computing:
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """tf32 is a setting of the process: it is as it was afterwards."""
+        """Settings of the process. tf32 is as it was afterwards; freed memory stays kept."""
+        keep_freed_memory()
         before = torch.get_float32_matmul_precision()
         if self.precision == "tf32":
             torch.set_float32_matmul_precision("high")
