@@ -7,6 +7,7 @@ what steps_per_epoch or samples_per_epoch make of it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from src.names import UserError, bad_value
 
@@ -28,7 +29,7 @@ class Timeline:
                 f"expected at most the {self.num_examples} training examples"
             )
 
-    @property
+    @cached_property  # asked in every step
     def steps_per_pass(self) -> int:
         full, rest = divmod(self.num_examples, self.batch_size)
         return full if self.drop_last else full + (rest > 0)
@@ -44,7 +45,8 @@ class Timeline:
 
     def examples_of(self, step: int) -> int:
         """How many examples that step uses, counted from 0."""
-        return self.samples_after(step + 1) - self.samples_after(step)
+        done = step % self.steps_per_pass * self.batch_size
+        return min(self.batch_size, self.num_examples - done)
 
     def step_reaching(self, samples: int) -> int:
         """The first step after which at least so many examples were used."""

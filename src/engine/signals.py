@@ -94,7 +94,7 @@ class Signals:
     def check(self) -> None:
         """Raises StopRequested if a signal has come to one of the processes, in all of them; also
         where the launcher was killed, who can't pass signals on any more."""
-        if self.launcher not in (None, str(os.getppid())):
+        if self.launcher and self.launcher != str(os.getppid()):
             self.received = self.received or signal.SIGTERM
         if number := self.world.max(self.received or 0):
             raise StopRequested(number, is_agreed=True)
