@@ -47,7 +47,7 @@ bench-gpu: .venv/bench
 
 # One stamp an installed set; pyproject.toml is the list.
 FOR_extras := clip hf tfds
-FOR_test := $(FOR_extras) tensorflow
+FOR_test := $(FOR_extras) tensorflow track notify
 FOR_bench := $(FOR_test)
 .venv/core: pyproject.toml | .venv/bin/uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r pyproject.toml

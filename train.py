@@ -215,6 +215,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             config,
             is_continued=is_continued,
             facts=lambda: state.facts() | progress.status(state.step),
+            uses=parallel.uses(),
         )
         chosen = computing.in_words(), in_words(learner.optimizer), parallel.in_words()
         log_setup(config, sum(p.numel() for p in model.parameters()), device, chosen)
@@ -277,6 +278,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                 results |= evaluation.of_all(sums.empty, signals.watched)
 
             # Save: the row, then weights where they are asked for.
+            results |= folder.machine_use.of_epoch(results["train"])
             row = stats.add(epoch, state.step, results)
             frame = stats.frame()
             folder.save_stats(frame)

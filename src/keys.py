@@ -56,6 +56,9 @@ class Bookkeeping:
     profile: AtLeast1 | None = None
     # draw curves.png, the learning curves, when the run ends
     save_plot: bool = True
+    # seconds between two looks at what the run uses of the machine, in system.csv and as columns
+    # system/… of stats.csv; 0: none
+    system_interval: NotNegative = 10
     # the run's folder; null: nothing is written
     output_dir: str | None = None
     # log to the terminal as well

@@ -12,6 +12,7 @@ DIRECTIONS = {"perplexity": -1, "accuracy": 1, "loss": -1, "error": -1}
 
 # columns of stats.csv that differ from run to run of one configuration, by their last part
 TIMES = {"time", "data_time", "timestamp", "examples_per_second", "peak_share"}
+OF_MACHINE = "system/"  # how columns of the machine's use begin
 
 
 def metric_columns(
@@ -44,5 +45,5 @@ def measure(column: str) -> str:
 
 
 def is_time(column: str) -> bool:
-    """Whether it says how long something took, or when: no result."""
-    return measure(column) in TIMES
+    """Whether it says how long something took, or when, or what of the machine: no result."""
+    return measure(column) in TIMES or column.startswith(OF_MACHINE)

@@ -18,6 +18,7 @@ GROUND = {
     "expression_functions",
     "durations",
     "files",
+    "limits",
     "metrics",
     "processes",
     "yaml_files",
@@ -60,7 +61,7 @@ def test_leaves_see_neither_config_nor_other_rooms(room):
     for path in modules(room):
         imported = imports_of(path)
         is_builder = path.name == "build.py" and path.parent.name == room
-        allowed = {room, "names", "own_code", "files", "durations", "generators"}
+        allowed = {room, "names", "own_code", "files", "durations", "generators", "limits"}
         allowed |= {"config"} if is_builder else set()
         # what an image network wants of its images is said in the words of the data room
         shared = {"data.splits"}

@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.data.batch_augmentation import IN_BATCHES, only_one_by_one
-from src.data.free_memory import free_memory
 from src.data.loaders import Batch, Loading, on_device, pixel_batches
 from src.data.splits import Augmentation, DatasetSplit, PixelSplit, Split
 from src.data.transforms import ImageTransform
+from src.limits import memories
 from src.names import bad_value
 
 KEY = "data_on_device"
@@ -130,6 +130,13 @@ def _obstacle(name: str, split: DatasetSplit) -> str | None:
 
 def _said_of(name: str) -> str:
     return f"aug_{name} works one image at a time, unlike {', '.join(IN_BATCHES)}"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes; None where nobody knows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min((memory.free for memory in memories()), default=None)
 
 
 def _lack_of_memory(images: Mapping[str, DatasetSplit], device: torch.device) -> list[str]:

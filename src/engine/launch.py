@@ -15,6 +15,7 @@ import torch
 from src.child_processes import hold_signals, run_programs
 from src.engine.signals import LAUNCHER
 from src.engine.world import find_place
+from src.limits import num_whole_cores
 from src.names import bad_value
 
 ONE_IS_ENOUGH = ("libsvm", "sklearn")  # rows in memory: gradients would travel longer than wait
@@ -38,7 +39,7 @@ def launch(command: Sequence[str], number: int) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // number))}
+    common = {"OMP_NUM_THREADS": str(max(1, num_whole_cores() // number))}
     common |= os.environ
     common |= {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     common |= {LAUNCHER: str(os.getpid())}

@@ -6,6 +6,7 @@ every batch; gradients are averaged while the backward pass goes on. fsdp: fully
 dp: DataParallel, one process for all GPUs of a machine.
 """
 
+import os
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -110,6 +111,20 @@ class Parallel:
         return build_throughput(
             model, split, input_shape, self.device, precision, num_devices=number
         )
+
+    def uses(self) -> tuple[int | None, tuple[str, ...]]:
+        """What the run has of this machine: the process that started the run's (None: this one
+        is all), and the identifiers of its GPUs, as NVIDIA's library knows them."""
+        if self.device.type != "cuda":
+            gpus = []
+        elif self.world.size > 1 or self.kind == "dp":
+            gpus = list(range(torch.cuda.device_count()))
+        else:
+            index = self.device.index
+            gpus = [torch.cuda.current_device() if index is None else index]
+        identifiers = [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in gpus]
+        named = tuple(f"GPU-{x.removeprefix('GPU-')}" for x in identifiers)
+        return (os.getppid() if self.world.size > 1 else None), named
 
     def in_words(self) -> str | None:
         """For the log; None: one process, one device."""

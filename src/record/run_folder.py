@@ -5,6 +5,7 @@ config.yaml      what was in force, with all that was found out or drawn
 training.log     lines of progress; the traceback of a run that died
 training.rankN.log         warnings and the traceback of another process than the main one
 stats.csv        one row an epoch
+system.csv       what the run uses of the machine, every few seconds (src/record/machine_use.py)
 status.json      state, progress and time left, rewritten while the run goes
 provenance.json  commit, packages, command, machine; uncommitted.diff beside it
 curves.png       the learning curves
@@ -39,6 +40,7 @@ from src.files import write_atomically
 from src.names import UserError
 from src.record.claim import Claim
 from src.record.console import Log
+from src.record.machine_use import MachineUse, Uses
 from src.record.provenance import slurm_job, write_provenance
 from src.record.same_run import OtherRun, is_longer
 from src.yaml_files import read_yaml_file
@@ -86,6 +88,7 @@ class RunFolder:
         self.stats_text: str | None = None  # that could not be written yet
         self.earlier_status = ""  # status.json as the attempt before has left it
         self.claim: Claim | None = None
+        self.machine_use = MachineUse()
 
     def __enter__(self) -> "RunFolder":
         if self.path:
@@ -144,6 +147,7 @@ class RunFolder:
     ) -> None:
         """Say how it ended: in the status, and a traceback in the log if it died."""
         try:
+            self.machine_use.stop()
             if kind is not None:
                 self._note_end(error)
             if self.path and isinstance(error, OtherRun) and self.earlier_status:
@@ -191,11 +195,13 @@ class RunFolder:
         *,
         is_continued: bool,
         facts: Callable[[], dict[str, Any]],
+        uses: tuple[int | None, tuple[str, ...]] = (None, ()),
     ) -> None:
         """Everything is set up: our configuration, and the end of what an attempt left that this
         one does not continue. spec.yaml stays as a submission has written it.
 
-        facts: what status.json says of the progress, asked whenever it is written.
+        facts: what status.json says of the progress, asked whenever it is written. uses: the
+        process that has started the run's (None: this one), and the run's GPUs.
         """
         self.facts = facts
         self.configs = {"asked": asdict(asked), "in_force": asdict(in_force)}
@@ -205,7 +211,7 @@ class RunFolder:
             raise OtherRun(f"output_dir: {self.path} holds a finished run and no state/ of it")
         (self.path / "done").unlink(missing_ok=True)
         if not is_continued:
-            for stale in ("stats.csv", "curves.png", "trace.json.gz"):
+            for stale in ("stats.csv", "curves.png", "trace.json.gz", *self._system_files()):
                 (self.path / stale).unlink(missing_ok=True)
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         spec = self.path / "spec.yaml"
@@ -218,6 +224,17 @@ class RunFolder:
             raise _cannot_write(self.path, error) from None
         for difference in differences if is_continued else ():
             logger.warning("goes on with other means: {}", difference)
+        assert self.claim
+        self.machine_use.start(
+            self.path / "system.csv",
+            in_force.system_interval,
+            Uses(*uses, num_workers=in_force.num_workers),
+            self.claim.holds,
+        )
+
+    def _system_files(self) -> list[str]:
+        assert self.path
+        return [file.name for file in self.path.glob("system*.csv")]
 
     def save_stats(self, frame: pd.DataFrame) -> None:
         """A disk that is full is reported; the file of before stays, and the run goes on."""

@@ -16,7 +16,7 @@ from src.yaml_files import read_yaml_file
 # Keys that say how to run, not what: they may differ from those of an earlier attempt. At most
 # they change rounding, or how soon a divergence is seen.
 WITHOUT_EFFECT = {"log_interval", "log_interval_eval", "log_to_stdout", "output_dir", "save_plot"}
-WITHOUT_EFFECT |= {"profile"}
+WITHOUT_EFFECT |= {"profile", "system_interval"}
 WITHOUT_EFFECT |= {"device", "host_name", "multi_gpu", "num_workers", "data_dir", "data_download"}
 WITHOUT_EFFECT |= {"compile", "channels_last"}
 WITHOUT_EFFECT |= {"wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"}

@@ -4,7 +4,9 @@ epoch, step, timestamp; train/loss, train/accuracy, train/time, train/data_time,
 train/seen_examples, train/examples_per_second, train/peak_share, train/learning_rate; for each
 other split and each evaluated model SPLIT/MODEL/loss, …/accuracy, …/time, …/data_time. No accuracy
 where targets are real; also …/perplexity where tokens are predicted. peak_share (of what the
-device could compute in train/time, src/engine/throughput.py) where it is known alone.
+device could compute in train/time, src/engine/throughput.py) where it is known alone. Last,
+system/NAME_mean and system/NAME_peak of what src/record/machine_use.py has seen in that epoch,
+where it has looked.
 """
 
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from src.metrics import OF_MACHINE
 
 IF_KNOWN = "train/peak_share"
 
@@ -48,6 +52,7 @@ class Stats:
         """All rows, with the same columns in the same order however few were filled."""
         is_known = any(IF_KNOWN in row for row in self.rows)  # in some attempt
         columns = [c for c in self.columns if is_known or c != IF_KNOWN]
+        columns += dict.fromkeys(c for row in self.rows for c in row if c.startswith(OF_MACHINE))
         return pd.DataFrame(self.rows, columns=columns)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from src.files import write_atomically
+from src.limits import num_whole_cores
 from src.names import UserError
 from src.processes import began
 from src.submit.folders import Batch, Row
@@ -37,21 +38,16 @@ class Machine:
     def variables(self, slot: int) -> dict[str, str]:
         """The environment of a row in this slot: its GPU, its share of the cores."""
         variables = dict(os.environ)
-        threads = max(1, num_cores() // self.jobs)
+        threads = max(1, num_whole_cores() // self.jobs)
         variables.setdefault("OMP_NUM_THREADS", str(threads))
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         return variables
 
 
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def default_jobs(gpus: Sequence[str]) -> int:
     """One row a GPU, else one for every two cores."""
-    return len(gpus) or max(1, num_cores() // 2)
+    return len(gpus) or max(1, num_whole_cores() // 2)
 
 
 def runner(batch: Batch) -> dict[str, Any] | None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from src.limits import num_whole_cores
 from src.processes import began
 from src.submit import local
 from src.submit.folders import Batch, plan_batch, write_batch
-from src.submit.local import Machine, default_jobs, num_cores, run_rows, runner
+from src.submit.local import Machine, default_jobs, run_rows, runner
 
 # A train.py that tells what it was given, and does as its spec says.
 PROGRAM = """\
@@ -75,7 +76,7 @@ def test_rows_share_gpus_and_cores(tmp_path, code, monkeypatch):
     given = {log.split("hello ")[1].split()[0] for log in logs(batch)}
     assert given == {"3", "5"}
     threads = {log.split("hello ")[1].split()[1] for log in logs(batch)}
-    assert threads == {str(max(1, num_cores() // 2))}
+    assert threads == {str(max(1, num_whole_cores() // 2))}
     assert default_jobs(["3", "5"]) == 2
 
 
