@@ -1,7 +1,7 @@
 # make demo     a first run: sets up .venv, trains on bundled data, draws the curves
 # make test     installs the rest, checks style and types, runs the tests
 # make test-all the same, and the tests that take minutes each
-# make extras   what data and models named tfds/…, hf/… and clip/… need
+# make extras   what data and models named tfds/…, hf/… and clip/… need, trackers, notifications
 # make notebook JupyterLab, with the notebook that looks at results
 # make bench    speed and memory beside a bare PyTorch loop and other trainers
 # make bench-gpu speed on a GPU beside a bare PyTorch loop
@@ -46,8 +46,8 @@ bench-gpu: .venv/bench
 	$(BIN)/python benchmarks/gpu.py
 
 # One stamp an installed set; pyproject.toml is the list.
-FOR_extras := clip hf tfds
-FOR_test := $(FOR_extras) tensorflow track notify
+FOR_extras := clip hf tfds track notify
+FOR_test := $(FOR_extras) tensorflow
 FOR_bench := $(FOR_test)
 .venv/core: pyproject.toml | .venv/bin/uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r pyproject.toml

@@ -3,6 +3,7 @@
 A table for each batch, its best rows so far, and what failed why, with the command that runs
 it again. Reads the folders and asks Slurm once at most, so it works anywhere at any time.
 With --html FILE the same, all runs and pictures of them as a page that opens from disk.
+python report.py sync [FOLDER …] sends to trackers what was kept offline.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
+from tqdm import tqdm
 
 from src.files import write_atomically
 from src.names import OneLineParser, UserError, bad_value
@@ -35,8 +37,11 @@ SECONDS_BETWEEN_LOOKS = 10.0
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 2 for a mistake of the user's."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        options = command_line().parse_intermixed_args(arguments)
+        if given[:1] == ["sync"]:
+            return sync(given[1:])
+        options = command_line().parse_intermixed_args(given)
         check_options(options)
         if options.watch is None:
             look(options, Console(highlight=False, markup=False, emoji=False))
@@ -51,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if options.watch is None:  # else it is how one ends it
+        if given[:1] == ["sync"] or options.watch is None:  # else it is how one ends it
             print("interrupted", file=sys.stderr)
             return 130
     return 0
@@ -261,6 +266,30 @@ def as_json(report: Report) -> dict[str, Any]:
 def row_as_json(status: RowStatus) -> dict[str, Any]:
     facts = {key: value for key, value in vars(status).items() if key != "row"}
     return {"name": status.row.name, **facts}
+
+
+# ---- Trackers ----------------------------------------------------------------------------
+
+
+def sync(arguments: Sequence[str]) -> int:
+    """Send what trackers were not told while the runs went; 1 where some could not be sent."""
+    from src.record.trackers.syncing import check_credentials, run_folders, send, unsent
+
+    parser = OneLineParser(prog="report.py sync", description="Send runs to wandb and Comet.")
+    parser.add_argument(
+        "folders", nargs="*", default=[str(RESULTS)], help="of runs or batches (results)"
+    )
+    paths = [Path(folder) for folder in parser.parse_args(arguments).folders]
+    waiting = unsent(run_folders(paths))
+    check_credentials(name for _, name in waiting)
+    num_failed = 0
+    with tqdm(waiting, unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for folder, name in bar:
+            if problem := send(folder, name):
+                num_failed += 1
+                tqdm.write(f"{short_path(folder)}: {name}: {problem}", file=sys.stderr)
+    print(f"{len(waiting) - num_failed} of {len(waiting)} sent" if waiting else "nothing to send")
+    return 1 if num_failed else 0
 
 
 # ---- The page ----------------------------------------------------------------------------

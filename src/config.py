@@ -22,7 +22,7 @@ from src.keys import (
     ModelKeys,
     OptimKeys,
     Seeds,
-    WandbKeys,
+    TrackerKeys,
 )
 from src.names import UserError, bad_value, closest
 from src.yaml_files import read_yaml, read_yaml_file, write_yaml
@@ -39,7 +39,7 @@ APART = (
 @pydantic.dataclasses.dataclass(
     frozen=True, kw_only=True, config=pydantic.ConfigDict(strict=True, extra="forbid")
 )
-class Config(WandbKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seeds, Bookkeeping):
+class Config(TrackerKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seeds, Bookkeeping):
     """Every key in force. Build it with make_config or load_config, which explain mistakes.
 
     (Fields come in the order of the bases from right to left.)

@@ -266,8 +266,15 @@ class OptimKeys:
 
 
 @dataclass(frozen=True)
-class WandbKeys:
+class TrackerKeys:
+    # wandb, comet, tensorboard, trackio: any number of them, told beside stats.csv; wandb and comet
+    # offline where there are no credentials (`python report.py sync` sends it later)
+    trackers: list[Literal["wandb", "comet", "tensorboard", "trackio"]] = dataclasses.field(
+        default_factory=list
+    )
+    # the same as wandb among the trackers
     wandb: bool = False
+    # project, name and tags of the run, for each tracker; null: experiments, the folder's name
     wandb_project_name: str | None = None
     wandb_run_name: str | None = None
     wandb_tags: list[str] = dataclasses.field(default_factory=list)

@@ -122,8 +122,6 @@ def log_setup(
         device,
     )
     logger.info("computes in {}", ", ".join(filter(None, chosen)))
-    if config.wandb:
-        logger.warning("wandb: true has no effect in this version; stats.csv holds every value")
 
 
 class Progress:

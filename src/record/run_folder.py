@@ -10,6 +10,7 @@ status.json      state, progress and time left, rewritten while the run goes
 provenance.json  commit, packages, command, machine; uncommitted.diff beside it
 curves.png       the learning curves
 trace.json.gz    where the time goes in a few steps, where that was asked for
+trackers/        what trackers were told, and what is kept offline for them
 state/           what the run goes on from (src/engine/state_files.py)
 checkpoints/     weights, where they were asked for
 claim            who runs here now (src/record/claim.py)
@@ -43,6 +44,8 @@ from src.record.console import Log
 from src.record.machine_use import MachineUse, Uses
 from src.record.provenance import slurm_job, write_provenance
 from src.record.same_run import OtherRun, is_longer
+from src.record.trackers.build import tracker_names
+from src.record.trackers.senders import Senders
 from src.yaml_files import read_yaml_file
 
 SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more than they
@@ -89,6 +92,7 @@ class RunFolder:
         self.earlier_status = ""  # status.json as the attempt before has left it
         self.claim: Claim | None = None
         self.machine_use = MachineUse()
+        self.senders = Senders()
 
     def __enter__(self) -> "RunFolder":
         if self.path:
@@ -154,6 +158,8 @@ class RunFolder:
                 write_atomically(self.path / "status.json", self.earlier_status, durable=False)
             else:
                 self.update_status(is_urgent=True)
+            is_urgent = isinstance(error, KeyboardInterrupt | GeneratorExit)
+            self.senders.close(is_stopped=is_urgent)
         finally:
             self.log.close()
             if self.claim:
@@ -232,6 +238,8 @@ class RunFolder:
             self.claim.holds,
         )
 
+        self.senders.start(self.path, tracker_names(in_force))
+
     def _system_files(self) -> list[str]:
         assert self.path
         return [file.name for file in self.path.glob("system*.csv")]
@@ -247,6 +255,7 @@ class RunFolder:
                 if is_first:
                     words = _cannot_write(path / "stats.csv", error)
                     logger.warning("{}; trying again every epoch", words)
+            self.senders.look()
 
     def _write_stats(self, path: Path) -> None:
         if self.stats_text is not None:

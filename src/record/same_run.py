@@ -19,7 +19,7 @@ WITHOUT_EFFECT = {"log_interval", "log_interval_eval", "log_to_stdout", "output_
 WITHOUT_EFFECT |= {"profile", "system_interval"}
 WITHOUT_EFFECT |= {"device", "host_name", "multi_gpu", "num_workers", "data_dir", "data_download"}
 WITHOUT_EFFECT |= {"compile", "channels_last"}
-WITHOUT_EFFECT |= {"wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"}
+WITHOUT_EFFECT |= {"trackers", "wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"}
 WITHOUT_EFFECT |= {"checkpoint_minutes", "keep_state", "keep_checkpoints"}
 FOUND = FOUND_IN_DATA | {"batch_size_accum"}
 # Schedules whose learning rate at a step does not depend on the length of the run

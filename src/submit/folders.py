@@ -248,7 +248,7 @@ def write_batch(plan: Plan, root: Path) -> None:
 def spec_of(row: Row, common: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """What train.py is called with: paths absolute, as it may run from a copy of the code."""
     spec = {**common, **row.values, "output_dir": str(row.folder)}
-    if spec.get("wandb"):
+    if spec.get("wandb") or spec.get("trackers"):
         spec.setdefault("wandb_run_name", row.name)
     for key in PATH_KEYS:
         if isinstance(spec.get(key), str):

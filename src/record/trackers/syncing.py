@@ -1,0 +1,75 @@
+"""python report.py sync [FOLDER …]: send to trackers what could not be sent while runs went."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from src.config import make_config
+from src.names import UserError
+from src.record.claim import live_owner
+from src.record.trackers.build import load_service, tracker_names
+from src.record.trackers.following import read_told
+from src.record.trackers.senders import start_following
+from src.record.trackers.tracked import FOLDER
+from src.yaml_files import read_yaml_file
+
+ONLINE = ("wandb", "comet")  # those that have a place elsewhere
+SECONDS_PER_RUN = 600.0
+
+
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """The runs that were told to trackers, in these folders or below. Raises UserError."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"sync: there is no folder {path}")
+        found |= dict.fromkeys(mark.parent for mark in sorted(path.rglob(FOLDER)) if mark.is_dir())
+    return list(found)
+
+
+def unsent(folders: Iterable[Path]) -> list[tuple[Path, str]]:
+    """(run folder, tracker) of all that is not online as a whole; live runs see to themselves."""
+    found = []
+    for folder in folders:
+        if not (folder / "config.yaml").exists() or live_owner(folder):
+            continue
+        config = make_config(read_yaml_file(folder / "config.yaml"))
+        for name in tracker_names(config):
+            told = read_told(folder, name)
+            if name in ONLINE and not (told.is_online and told.is_complete):
+                found.append((folder, name))
+    return found
+
+
+def check_credentials(names: Iterable[str]) -> None:
+    """Raises UserError where a tracker could not be told who we are."""
+    for name in dict.fromkeys(names):
+        try:
+            has_any = load_service(name).has_credentials()
+        except ImportError as error:
+            raise UserError(f"sync: {error}") from None
+        if not has_any:
+            login = {"wandb": "`wandb login` or WANDB_API_KEY", "comet": "COMET_API_KEY"}[name]
+            raise UserError(f"sync: {name} has no credentials: set {login}")
+
+
+def send(folder: Path, name: str) -> str | None:
+    """What is wrong, or None: it is all there."""
+    with open(folder / FOLDER / f"{name}.log", "ab") as log:
+        process = start_following(folder, name, log.fileno(), must_be_online=True)
+    try:
+        process.stdin.close()  # type: ignore[union-attr]
+        process.wait(SECONDS_PER_RUN)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {SECONDS_PER_RUN:.0f} s"
+    finally:
+        if process.poll() is None:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    told = read_told(folder, name)
+    is_sent = told.is_online and told.is_complete and not process.returncode
+    return None if is_sent else told.problem or f"exit code {process.returncode}"
