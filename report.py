@@ -15,6 +15,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,8 @@ def show(report: Report, console: Console) -> None:
         console.print(f"  {report.num_diverged} of the {counts['done']} done diverged")
     if report.is_queue_unknown:
         console.print("  the queue is unknown: rows that wait in it show as never started")
+    if words := cost_in_words(report):
+        print_line(f"cost: {words}", console)
     if report.best:
         print_line(f"best so far by {', '.join(report.columns)}:", console)
         console.print(best_table(report))
@@ -200,6 +203,33 @@ def time_left(report: Report) -> str | None:
     return duration(seconds_left(report.statuses)) if goes_on else None
 
 
+def cost_in_words(report: Report) -> str | None:
+    """'12.0 core-hours and 3.0 GPU-hours, 10% of it in vain: …'; None where nobody has counted."""
+    cost, wasted = report.cost, report.wasted
+    if not cost.core_seconds + cost.gpu_seconds:
+        return None
+    words, is_gpu = f"{hours(cost.core_seconds)} core-hours", cost.gpu_seconds > 0
+    if is_gpu:
+        words += f" and {hours(cost.gpu_seconds)} GPU-hours"
+    if not wasted.core_seconds + wasted.gpu_seconds:
+        return words
+    # GPUs are what is dear
+    share = (
+        wasted.gpu_seconds / cost.gpu_seconds
+        if is_gpu
+        else (wasted.core_seconds / cost.core_seconds)
+    )
+    in_vain = f"{hours(wasted.core_seconds)} core-hours"
+    in_vain += f" and {hours(wasted.gpu_seconds)} GPU-hours" * is_gpu
+    return f"{words}; in vain {share:.0%}, {in_vain} (failed, or lost to kills)"
+
+
+def hours(seconds: float) -> str:
+    """Two or three digits that count."""
+    number = seconds / 3600
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def best_table(report: Report) -> Padding:
     """Value, column, epoch, the row's number, what varies."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
@@ -234,6 +264,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "diverged": report.num_diverged,
         "progress": report.progress,
         "seconds_left": seconds_left(report.statuses),
+        "cost": asdict(report.cost),
+        "wasted": asdict(report.wasted),
         "queue_unknown": report.is_queue_unknown,
         "rows": [row_as_json(status) for status in report.statuses],
         "best": [
@@ -265,7 +297,8 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def row_as_json(status: RowStatus) -> dict[str, Any]:
     facts = {key: value for key, value in vars(status).items() if key != "row"}
-    return {"name": status.row.name, **facts}
+    costs = {key: facts[key] and asdict(facts[key]) for key in ("cost", "wasted")}
+    return {"name": status.row.name, **facts, **costs}
 
 
 # ---- Trackers ----------------------------------------------------------------------------
@@ -316,6 +349,7 @@ def page_facts(report: Report, metric: str | None) -> dict[str, Any]:
     return as_json(report) | {
         "metric": metric,
         "time_left": time_left(report),
+        "cost_in_words": cost_in_words(report),
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
     }
 

@@ -20,6 +20,18 @@ NO_LIMIT = 2**60  # bytes: above any machine's memory; version 1 writes a huge n
 
 
 @dataclass(frozen=True)
+class Uses:
+    """What a run has of the machine."""
+
+    root: int | None = None  # the process whose children are the run's as well; None: this one
+    gpus: tuple[str, ...] = ()  # their identifiers, GPU-…, as NVIDIA's library knows them
+    num_gpus: int = 0  # on all machines
+
+
+THIS_PROCESS = Uses()
+
+
+@dataclass(frozen=True)
 class Memory:
     """In bytes."""
 

@@ -97,6 +97,47 @@ def test_a_report_to_read(batch, capsys):
     ]
 
 
+def spend(row: Row, cores: float, gpus: float = 0.0, *, lost: float = 0.0) -> None:
+    """An attempt that took so many hours; lost: hours of cores in vain before it."""
+    path = row.folder / "status.json"
+    facts = json.loads(path.read_text()) if path.exists() else {}
+    before = {"core_seconds": 3600 * lost, "gpu_seconds": 0.0}
+    spent = {"core_seconds": 3600 * cores, "gpu_seconds": 3600 * gpus}
+    current = {"cost": spent, "first_step": 0, "step": 10}
+    cost = {"before": before, "lost": before, "waiting": None, "current": current}
+    path.write_text(json.dumps(facts | {"cost": cost}))
+
+
+def test_the_cost_of_a_batch_and_what_of_it_was_in_vain(batch, capsys):
+    rows = open_batch(batch).rows
+    spend(rows[0], 6, lost=1)
+    spend(rows[1], 10)  # diverged: that is a result
+    spend(rows[2], 3)  # failed
+    report.main([])
+    line = "cost: 20 core-hours; in vain 20%, 4 core-hours (failed, or lost to kills)"
+    assert line in capsys.readouterr().out
+    spend(rows[3], 0, 5)
+    spend(rows[0], 6, 15)
+    report.main([])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "19 core-hours and 20 GPU-hours; in vain 25%, 3 core-hours and 5 GPU-hours" in words
+    report.main(["--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["cost"] == {"core_seconds": 19 * 3600, "gpu_seconds": 20 * 3600}
+    assert found["wasted"] == {"core_seconds": 3 * 3600, "gpu_seconds": 5 * 3600}
+    assert found["rows"][4]["cost"] is None
+    assert found["rows"][2]["wasted"] == {"core_seconds": 3 * 3600, "gpu_seconds": 0.0}
+
+
+def test_what_has_saved_its_state_is_not_in_vain(batch, capsys):
+    row = open_batch(batch).rows[2]
+    facts = {"state": "interrupted", "host": "n2", "progress": 0.5}
+    (row.folder / "status.json").write_text(json.dumps(facts))
+    spend(row, 4)
+    report.main([])
+    assert "  cost: 4 core-hours\n" in capsys.readouterr().out
+
+
 def test_a_report_for_programs(batch, capsys):
     assert report.main([str(batch), "--json", "--best", "1"]) == 0
     (found,) = json.loads(capsys.readouterr().out)

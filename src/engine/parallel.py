@@ -24,6 +24,7 @@ from src.engine.state import Stateful
 from src.engine.throughput import Throughput, build_throughput
 from src.engine.world import World
 from src.generators import generators_kept
+from src.limits import Uses
 from src.names import bad_value
 
 Kind = str | bool
@@ -112,9 +113,8 @@ class Parallel:
             model, split, input_shape, self.device, precision, num_devices=number
         )
 
-    def uses(self) -> tuple[int | None, tuple[str, ...]]:
-        """What the run has of this machine: the process that started the run's (None: this one
-        is all), and the identifiers of its GPUs, as NVIDIA's library knows them."""
+    def uses(self) -> Uses:
+        """What the run has of this machine."""
         if self.device.type != "cuda":
             gpus = []
         elif self.world.size > 1 or self.kind == "dp":
@@ -124,7 +124,9 @@ class Parallel:
             gpus = [torch.cuda.current_device() if index is None else index]
         identifiers = [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in gpus]
         named = tuple(f"GPU-{x.removeprefix('GPU-')}" for x in identifiers)
-        return (os.getppid() if self.world.size > 1 else None), named
+        if self.world.size == 1:
+            return Uses(None, named, len(named))
+        return Uses(os.getppid(), named, self.world.size if named else 0)
 
     def in_words(self) -> str | None:
         """For the log; None: one process, one device."""

@@ -17,7 +17,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, thread_time
@@ -26,22 +25,13 @@ from typing import Any
 import psutil
 from loguru import logger
 
-from src.limits import memories, num_cores
+from src.limits import Uses, memories, num_cores
 
 MOST_OF_A_CORE = 0.004  # that looking may take: where it takes long, it looks less often
 GB, MB = 1e9, 1e6
 STARVING, IDLE, NEAR = 0.3, 0.2, 0.9  # shares from which on a warning says so
 FEWEST_LOOKS = 3  # at a GPU, before it is called idle
 Sample = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Uses:
-    """What a run has of this machine."""
-
-    root: int | None = None  # the process whose children are the run's as well; None: this one
-    gpus: tuple[str, ...] = ()  # their identifiers, GPU-…, as NVIDIA's library knows them
-    num_workers: int = 0  # processes that load data
 
 
 class MachineUse:
@@ -60,16 +50,18 @@ class MachineUse:
         path: Path | None,
         interval: float,
         uses: Uses,
+        *,
+        num_workers: int = 0,
         may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         """path: system.csv, to which an attempt that goes on appends.
 
-        interval: in seconds; 0: never. may_write: asked before each line; where it says no,
-        nobody looks any more.
+        interval: in seconds; 0: never. num_workers: that load data. may_write: asked before each
+        line; where it says no, nobody looks any more.
         """
         if path is None or not interval:
             return
-        self.uses, self.may_write = uses, may_write
+        self.uses, self.num_workers, self.may_write = uses, num_workers, may_write
         look = Look(uses)
         self.file = SystemFile(path)
         self.thread = threading.Thread(
@@ -109,7 +101,7 @@ class MachineUse:
             samples, self.samples = self.samples, []
         if not self.thread:
             return {}
-        for kind, words in warnings_of(samples, train, self.uses):
+        for kind, words in warnings_of(samples, train, len(self.uses.gpus), self.num_workers):
             if kind not in self.said:
                 self.said.add(kind)
                 logger.warning(words)
@@ -127,18 +119,18 @@ def summary(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def warnings_of(
-    samples: Sequence[Sample], train: Mapping[str, float], uses: Uses
+    samples: Sequence[Sample], train: Mapping[str, float], num_gpus: int, num_workers: int
 ) -> list[tuple[str, str]]:
     """(kind, what is wrong and which key to change)."""
     found = []
     waited = train["data_time"] / max(train["time"], 1e-9)
-    is_starving = bool(uses.gpus) and bool(samples) and waited > STARVING
+    is_starving = num_gpus > 0 and bool(samples) and waited > STARVING
     if is_starving:
         found.append(
             (
                 "starving",
                 f"the GPU waited for data for {waited:.0%} of the training time: raise num_workers "
-                f"({uses.num_workers} now, on {num_cores():g} cores), or set data_on_device: auto",
+                f"({num_workers} now, on {num_cores():g} cores), or set data_on_device: auto",
             )
         )
     shares = [sample["memory_share"] for sample in samples if "memory_share" in sample]
@@ -150,13 +142,13 @@ def warnings_of(
                 " or ask for more (--mem in the submit script)",
             )
         )
-    for number in range(len(uses.gpus)):
+    for number in range(num_gpus):
         shares = [sample[f"gpu{number}_use"] for sample in samples if f"gpu{number}_use" in sample]
         if len(shares) >= FEWEST_LOOKS and sum(shares) / len(shares) < IDLE and not is_starving:
             found.append(
                 (
                     f"idle {number}",
-                    f"GPU {number} of {len(uses.gpus)} was busy for {sum(shares) / len(shares):.0%}"
+                    f"GPU {number} of {num_gpus} was busy for {sum(shares) / len(shares):.0%}"
                     " of the time: raise batch_size, try compile: reduce-overhead, or run several "
                     "experiments on it (--pack)",
                 )

@@ -38,10 +38,12 @@ from loguru import logger
 
 from src.config import Config, make_config, save_config
 from src.files import write_atomically
+from src.limits import THIS_PROCESS, Uses
 from src.names import UserError
 from src.record.claim import Claim
 from src.record.console import Log
-from src.record.machine_use import MachineUse, Uses
+from src.record.costs import Meter
+from src.record.machine_use import MachineUse
 from src.record.provenance import slurm_job, write_provenance
 from src.record.same_run import OtherRun, is_longer
 from src.record.trackers.build import tracker_names
@@ -91,6 +93,7 @@ class RunFolder:
         self.stats_text: str | None = None  # that could not be written yet
         self.earlier_status = ""  # status.json as the attempt before has left it
         self.claim: Claim | None = None
+        self.meter = Meter({})
         self.machine_use = MachineUse()
         self.senders = Senders()
 
@@ -136,6 +139,7 @@ class RunFolder:
         self.earlier_status, earlier = _read_status(self.path)
         self.state |= {key: earlier[key] for key in CARRIED if key in earlier}
         self.state["attempt"] = earlier.get("attempt", 0) + 1
+        self.meter = Meter(earlier)
         where = f" of job {self.state['job']}" if self.state["job"] else ""
         logger.info("attempt {} on {}{}", self.state["attempt"], self.state["host"], where)
         try:
@@ -201,16 +205,16 @@ class RunFolder:
         *,
         is_continued: bool,
         facts: Callable[[], dict[str, Any]],
-        uses: tuple[int | None, tuple[str, ...]] = (None, ()),
+        uses: Uses = THIS_PROCESS,
     ) -> None:
         """Everything is set up: our configuration, and the end of what an attempt left that this
         one does not continue. spec.yaml stays as a submission has written it.
 
-        facts: what status.json says of the progress, asked whenever it is written. uses: the
-        process that has started the run's (None: this one), and the run's GPUs.
+        facts: what status.json says of the progress, asked whenever it is written.
         """
         self.facts = facts
         self.configs = {"asked": asdict(asked), "in_force": asdict(in_force)}
+        self.meter.start(self._step(), uses.num_gpus)
         if not self.path:
             return
         if (self.path / "done").exists() and not is_continued:
@@ -234,8 +238,9 @@ class RunFolder:
         self.machine_use.start(
             self.path / "system.csv",
             in_force.system_interval,
-            Uses(*uses, num_workers=in_force.num_workers),
-            self.claim.holds,
+            uses,
+            num_workers=in_force.num_workers,
+            may_write=self.claim.holds,
         )
 
         self.senders.start(self.path, tracker_names(in_force))
@@ -298,10 +303,14 @@ class RunFolder:
         self.ensure_ours()
         return self.path
 
+    def _step(self) -> int:
+        return int(self.facts().get("step", self.state.get("step", 0)))
+
     def _write_status(self) -> None:
         if path := self._ours():
             self.next_status = monotonic() + SECONDS_BETWEEN_STATUS
             self.state |= self.facts()
+            self.state |= self.meter.status(self._step())
             text = json.dumps(self.state | {"updated": _now()}, indent=1)
             write_atomically(path / "status.json", text, durable=False)
 

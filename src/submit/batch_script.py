@@ -55,6 +55,7 @@ _PACKED = """\
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
 threads=$((${SLURM_CPUS_ON_NODE:-1} / PACK))
+beside=("$folder"/*/)
 rows=() programs=() stopped=() failed=0 stop=
 # Signals reach this shell alone: pass them on.
 pass_on() { stop=$1; kill -s "$1" "${programs[@]}" 2>/dev/null; }
@@ -69,7 +70,7 @@ for row in "$folder"/*/; do
     fi 2>/dev/null
     (
         echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
-        export EXPERIMENT_SHARES_JOB=1 OMP_NUM_THREADS=$((threads > 1 ? threads : 1))
+        export EXPERIMENT_SHARES_JOB=${#beside[@]} OMP_NUM_THREADS=$((threads > 1 ? threads : 1))
         run "$row"
     ) >>"$row/job.log" 2>&1 &
     programs+=($!) rows+=("$row")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from src.metrics import DIRECTIONS, direction, metric_columns
 from src.names import UserError
+from src.record.costs import Cost
 from src.submit.failures import Group, group_rows
 from src.submit.folders import Batch, Row, open_batch
 from src.submit.journal import Journal
@@ -56,6 +57,16 @@ class Report:
     @property
     def progress(self) -> float:
         return sum(s.progress for s in self.statuses) / max(len(self.statuses), 1)
+
+    @property
+    def cost(self) -> Cost:
+        """Of all rows whose status tells of it."""
+        return sum((status.cost or Cost() for status in self.statuses), Cost())
+
+    @property
+    def wasted(self) -> Cost:
+        """Of the cost: failed rows, and what killed ones did after their last saved state."""
+        return sum((status.wasted or Cost() for status in self.statuses), Cost())
 
     @property
     def groups(self) -> list[Group]:

@@ -15,12 +15,13 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from src.names import UserError
 from src.processes import began
+from src.record.costs import Cost, read_account
 from src.submit.failures import (
     STOPPED,
     Attempt,
@@ -42,6 +43,7 @@ from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
 STATES = ("done", "running", "queued", "failed", "lost", "unstarted")
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+GOES_ON = ("interrupted", "timeout", "preempted")  # from the state that they have saved
 SECONDS_OF_SILENCE = 600.0  # after which a run that cannot be asked counts as dead
 
 
@@ -59,6 +61,8 @@ class RowStatus:
     seconds: float | None = None  # so far, or taken
     seconds_left: float | None = None  # of a running row, by its own estimate
     outcome: str | None = None  # of a done row: finished, early_stopped, diverged
+    cost: Cost | None = None  # so far, as its status tells
+    wasted: Cost | None = None  # of it: in vain (progress.py sums both)
 
 
 def row_statuses(batch: Batch, queue: Mapping[str, QueuedJob] | None) -> list[RowStatus]:
@@ -116,13 +120,16 @@ class _Look:
     def at(self, row: Row) -> RowStatus:
         folder = os.fspath(row.folder)
         done, written = _read_json(f"{folder}/done"), _read_json(f"{folder}/status.json")
+        return with_costs(self._judged(row, done, written), written or {})
+
+    def _judged(self, row: Row, done: dict | None, written: dict | None) -> RowStatus:
         status = written or {}
         if done is not None:
             return self._done(row, done, status)
         job = (self.queue or {}).get(row.name)
         if job and job.state in WAITING:
             return _queued(row, status, _reason(job.reason), job)
-        attempt = last_attempt(f"{folder}/job.log")
+        attempt = last_attempt(row.log)
         begun = status  # by this attempt or by one before
         if _is_of_earlier_attempt(status, attempt, job):
             status = {}
@@ -270,6 +277,16 @@ class _Look:
         """The newest first."""
         calls = read_journal(self.batch).calls.values()
         return [call for call in reversed(calls) if call.pack > 1]
+
+
+def with_costs(status: RowStatus, written: dict) -> RowStatus:
+    """As its status.json counts them; in vain is what was lost, and all of a row that has failed
+    with nothing saved to go on from."""
+    if "cost" not in written:
+        return status
+    account = read_account(written)
+    is_in_vain = status.state in ("failed", "lost") and status.kind not in GOES_ON
+    return replace(status, cost=account.total, wasted=account.total if is_in_vain else account.lost)
 
 
 def _queued(row: Row, begun: dict, cause: str | None, job: QueuedJob | None) -> RowStatus:
