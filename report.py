@@ -4,6 +4,7 @@ A table for each batch, its best rows so far, and what failed why, with the comm
 it again. Reads the folders and asks Slurm once at most, so it works anywhere at any time.
 With --html FILE the same, all runs and pictures of them as a page that opens from disk.
 python report.py sync [FOLDER …] sends to trackers what was kept offline.
+python report.py notify --test checks the address that messages about batches go to.
 """
 
 import argparse
@@ -27,7 +28,14 @@ from tqdm import tqdm
 from src.files import write_atomically
 from src.names import OneLineParser, UserError, bad_value
 from src.submit.failures import headline, retry_command, short_path, shown
-from src.submit.progress import RESULTS, Report, chosen_batches, reports, seconds_left
+from src.submit.progress import (
+    RESULTS,
+    Report,
+    chosen_batches,
+    cost_in_words,
+    reports,
+    seconds_left,
+)
 from src.submit.status import STATES, RowStatus
 
 if TYPE_CHECKING:
@@ -42,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given[:1] == ["sync"]:
             return sync(given[1:])
+        if given[:1] == ["notify"]:
+            return notify(given[1:])
         options = command_line().parse_intermixed_args(given)
         check_options(options)
         if options.watch is None:
@@ -57,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if given[:1] == ["sync"] or options.watch is None:  # else it is how one ends it
+        if (
+            given[:1] in (["sync"], ["notify"]) or options.watch is None
+        ):  # else it is how one ends it
             print("interrupted", file=sys.stderr)
             return 130
     return 0
@@ -203,33 +215,6 @@ def time_left(report: Report) -> str | None:
     return duration(seconds_left(report.statuses)) if goes_on else None
 
 
-def cost_in_words(report: Report) -> str | None:
-    """'12.0 core-hours and 3.0 GPU-hours, 10% of it in vain: …'; None where nobody has counted."""
-    cost, wasted = report.cost, report.wasted
-    if not cost.core_seconds + cost.gpu_seconds:
-        return None
-    words, is_gpu = f"{hours(cost.core_seconds)} core-hours", cost.gpu_seconds > 0
-    if is_gpu:
-        words += f" and {hours(cost.gpu_seconds)} GPU-hours"
-    if not wasted.core_seconds + wasted.gpu_seconds:
-        return words
-    # GPUs are what is dear
-    share = (
-        wasted.gpu_seconds / cost.gpu_seconds
-        if is_gpu
-        else (wasted.core_seconds / cost.core_seconds)
-    )
-    in_vain = f"{hours(wasted.core_seconds)} core-hours"
-    in_vain += f" and {hours(wasted.gpu_seconds)} GPU-hours" * is_gpu
-    return f"{words}; in vain {share:.0%}, {in_vain} (failed, or lost to kills)"
-
-
-def hours(seconds: float) -> str:
-    """Two or three digits that count."""
-    number = seconds / 3600
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
 def best_table(report: Report) -> Padding:
     """Value, column, epoch, the row's number, what varies."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
@@ -323,6 +308,33 @@ def sync(arguments: Sequence[str]) -> int:
                 tqdm.write(f"{short_path(folder)}: {name}: {problem}", file=sys.stderr)
     print(f"{len(waiting) - num_failed} of {len(waiting)} sent" if waiting else "nothing to send")
     return 1 if num_failed else 0
+
+
+# ---- Notifications -----------------------------------------------------------------------
+
+
+def notify(arguments: Sequence[str]) -> int:
+    """Send a message now; 1 where an address did not take it."""
+    from src.notify.address import send
+    from src.notify.digest import body_of, picture_of, report_of, title_of
+
+    parser = OneLineParser(prog="report.py notify", description="Send a message about a batch.")
+    parser.add_argument("batch", nargs="?", metavar="results/BATCH", help="its digest, now")
+    parser.add_argument("--test", action="store_true", help="a few words, to check the address")
+    options = parser.parse_args(arguments)
+    if bool(options.batch) == options.test:
+        raise UserError("notify: give either --test or results/BATCH")
+    if options.test:
+        words = "This is where messages about your experiments will come."
+        deliveries = send("Experiment Starter", words, is_bad=False)
+    else:
+        report = report_of(Path(options.batch))
+        with picture_of(report) as picture:
+            deliveries = send(title_of(report), body_of(report), picture=picture, is_bad=False)
+    for delivery in deliveries:
+        took = "sent" if delivery.is_delivered else "not delivered: wrong, dead or out of reach"
+        print(f"{delivery.service}: {took}")
+    return 0 if all(delivery.is_delivered for delivery in deliveries) else 1
 
 
 # ---- The page ----------------------------------------------------------------------------

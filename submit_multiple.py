@@ -18,6 +18,8 @@ from loguru import logger
 from tqdm import tqdm
 
 from src.names import OneLineParser, UserError, bad_value, pick
+from src.notify.address import has_address
+from src.notify.digest_job import submit_digest
 from src.submit.check import check_rows, check_slurm, errors_of
 from src.submit.failures import KINDS, group_rows, headline, short_path
 from src.submit.folders import (
@@ -37,6 +39,7 @@ from src.submit.grid import Grid, expand
 from src.submit.job_file import Job, read_job
 from src.submit.journal import LOCAL, Asked, Journal
 from src.submit.local import Machine, default_jobs, run_rows
+from src.submit.notices import Notices, start_sending, wait_until_sent
 from src.submit.slurm import Options, is_job_id
 from src.submit.snapshot import changed_since, freeze, frozen_copies, next_copy
 from src.submit.status import ask_queue, count_states, read_journal, row_statuses
@@ -274,8 +277,16 @@ def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int
     code = code_to_run(batch, options)
     asked = Asked(options.script, tuple(options.extra), options.pack, not options.no_array)
     Journal(batch.submissions).ask(asked)
+    notices, told_round = Notices(batch.path), None
+    if has_address():
+        told_round = notices.begin([row.name for row in rows], len(batch.rows))
+    else:
+        notices.end()
     if options.script == LOCAL:
-        return start_here(batch, rows, options, code)
+        code_of_end = start_here(batch, rows, options, code)
+        if told_round:
+            wait_until_sent(start_sending("digest", batch.path, told_round))
+        return code_of_end
     script = Path(os.path.abspath(options.script))
     wanted = Options(
         script=script,
@@ -290,7 +301,12 @@ def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int
         patience=options.patience,
     )
     with tqdm(total=len(rows), unit="row", disable=not sys.stderr.isatty(), leave=False) as bar:
-        jobs = Submission(batch, wanted, progress=bar.update).submit(rows)
+        submission = Submission(batch, wanted, progress=bar.update)
+        try:
+            jobs = submission.submit(rows)
+        finally:
+            if told_round:
+                submit_digest(batch.path, submission.jobs, wanted, told_round)
     numbers = jobs[0] if len(jobs) == 1 else f"{jobs[0]} … {jobs[-1]}"
     print(f"submitted {count_rows(len(rows))} as {len(jobs)} job{'s' * (len(jobs) > 1)}: {numbers}")
     print(report_command(batch))

@@ -86,6 +86,15 @@ def test_submitting_sees_the_configuration_and_what_a_run_leaves():
         assert imported <= {"submit", "record"}, path
 
 
+def test_messages_see_what_is_submitted_and_drawn_and_nobody_sees_them():
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        imported = rooms(imports_of(path)) - GROUND
+        if path.parent.name == "notify":
+            assert imported <= {"notify", "submit", "analysis"}, path
+        else:
+            assert "notify" not in imported, path
+
+
 def test_only_the_story_and_the_lookup_of_names_meet_all():
     """What they import is built; nobody builds by importing them."""
     for path in sorted((ROOT / "src").rglob("*.py")):

