@@ -41,6 +41,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/results.py
 	$(BIN)/python benchmarks/inputs.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/recording.py
 
 bench-gpu: .venv/bench
 	$(BIN)/python benchmarks/gpu.py

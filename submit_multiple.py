@@ -278,15 +278,18 @@ def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int
     asked = Asked(options.script, tuple(options.extra), options.pack, not options.no_array)
     Journal(batch.submissions).ask(asked)
     notices, told_round = Notices(batch.path), None
+    earlier = notices.wanted_text
     if has_address():
         told_round = notices.begin([row.name for row in rows], len(batch.rows))
-    else:
-        notices.end()
     if options.script == LOCAL:
-        code_of_end = start_here(batch, rows, options, code)
+        try:
+            exit_code = start_here(batch, rows, options, code)
+        except BaseException:  # Ctrl-C
+            notices.take_back(earlier)
+            raise
         if told_round:
             wait_until_sent(start_sending("digest", batch.path, told_round))
-        return code_of_end
+        return exit_code
     script = Path(os.path.abspath(options.script))
     wanted = Options(
         script=script,
@@ -305,8 +308,10 @@ def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int
         try:
             jobs = submission.submit(rows)
         finally:
-            if told_round:
+            if told_round and submission.jobs:
                 submit_digest(batch.path, submission.jobs, wanted, told_round)
+            elif told_round:
+                notices.take_back(earlier)
     numbers = jobs[0] if len(jobs) == 1 else f"{jobs[0]} … {jobs[-1]}"
     print(f"submitted {count_rows(len(rows))} as {len(jobs)} job{'s' * (len(jobs) > 1)}: {numbers}")
     print(report_command(batch))

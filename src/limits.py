@@ -26,6 +26,7 @@ class Uses:
     root: int | None = None  # the process whose children are the run's as well; None: this one
     gpus: tuple[str, ...] = ()  # their identifiers, GPU-…, as NVIDIA's library knows them
     num_gpus: int = 0  # on all machines
+    num_processes: int = 1  # that train, on all machines
 
 
 THIS_PROCESS = Uses()

@@ -7,6 +7,7 @@ dp: DataParallel, one process for all GPUs of a machine.
 """
 
 import os
+import platform
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -117,16 +118,19 @@ class Parallel:
         """What the run has of this machine."""
         if self.device.type != "cuda":
             gpus = []
-        elif self.world.size > 1 or self.kind == "dp":
+        elif self.kind == "dp":
             gpus = list(range(torch.cuda.device_count()))
         else:
             index = self.device.index
             gpus = [torch.cuda.current_device() if index is None else index]
-        identifiers = [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in gpus]
-        named = tuple(f"GPU-{x.removeprefix('GPU-')}" for x in identifiers)
+        known = [getattr(torch.cuda.get_device_properties(gpu), "uuid", None) for gpu in gpus]
+        named = [f"GPU-{str(x).removeprefix('GPU-')}" for x in known if x is not None]
         if self.world.size == 1:
-            return Uses(None, named, len(named))
-        return Uses(os.getppid(), named, self.world.size if named else 0)
+            return Uses(None, tuple(named), len(gpus))
+        told = self.world.from_all([platform.node(), *named])
+        of_this_machine = [x for host, *theirs in told if host == platform.node() for x in theirs]
+        number = self.world.size if gpus else 0
+        return Uses(os.getppid(), tuple(of_this_machine), number, self.world.size)
 
     def in_words(self) -> str | None:
         """For the log; None: one process, one device."""

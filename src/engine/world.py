@@ -148,6 +148,10 @@ class World:
         """What the main process has here: numbers, texts, lists and dicts."""
         return self._exchange({"value": value if self.is_main else None})[0]["value"]
 
+    def from_all(self, value: Any) -> list[Any]:
+        """What each process has here, in the order of their ranks."""
+        return [said["value"] for said in self._exchange({"value": value})]
+
     def main_first(self, make: Callable[[], T]) -> T:
         """What make() gives: in the main process first, as it may write what the others read."""
         made = make() if self.is_main else None

@@ -14,7 +14,6 @@ from typing import Any
 from src.names import UserError
 
 VARIABLE = "EXPERIMENT_NOTIFY"  # addresses with spaces between
-SECONDS_TO_ANSWER = 30.0
 SHORTEST = 160  # characters: what a text message takes
 
 

@@ -1,5 +1,7 @@
 """One message about a batch: what became of its rows, why some failed, the best, the cost."""
 
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,12 +62,13 @@ def picture_of(report: Report) -> Iterator[Path | None]:
     """Learning curves of the best settings, as a PNG; None where nothing can be drawn."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{report.batch.path.name}.png"
-        figure = _figure(report)
-        if figure is None:
-            yield None
-        else:
-            figure.savefig(path, dpi=DPI, bbox_inches="tight")
-            yield path
+        try:
+            figure = _figure(report)
+            if figure is not None:
+                figure.savefig(path, dpi=DPI, bbox_inches="tight")
+        except Exception:  # the words are to arrive in any case
+            traceback.print_exc(file=sys.stdout)
+        yield path if path.exists() else None
 
 
 def _figure(report: Report) -> Any:

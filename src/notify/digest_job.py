@@ -24,12 +24,14 @@ def submit_digest(batch: Path, jobs: Sequence[str], asked: Options, of_round: st
 
     Where Slurm refuses, a warning says so: the batch itself is submitted.
     """
-    _, directives = header(asked.script.read_text(errors="replace"))
-    words = [word for line in directives for word in line.removeprefix("#SBATCH").split()]
     try:
+        _, directives = header(asked.script.read_text(errors="replace"))
+        words = [word for line in directives for word in line.removeprefix("#SBATCH").split()]
         _sbatch(batch, jobs, kept_options([*words, *asked.extra]), of_round, asked.code)
     except NoSlurm as error:
         logger.warning("no message when the batch ends: Slurm says {!r}", str(error))
+    except OSError as error:
+        logger.warning("no message when the batch ends: {}: {}", error.filename, error.strerror)
 
 
 def look_again(report: Report, of_round: str) -> bool:

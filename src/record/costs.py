@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any
 
+from src.limits import THIS_PROCESS, Uses
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -102,19 +104,20 @@ class Meter:
         self.began, self.used_before = monotonic(), _processor_time()
         self.num_cores = allotted_cores(os.environ)
         self.num_gpus = allotted_gpus(os.environ)
-        self.num_gpus_used, self.is_started = 0, False
+        self.uses, self.is_started = THIS_PROCESS, False
 
-    def start(self, first_step: int, num_gpus: int) -> None:
-        """Training goes on after this step, on so many GPUs."""
-        self.num_gpus_used, self.is_started = num_gpus, True
+    def start(self, first_step: int, uses: Uses) -> None:
+        """Training goes on after this step."""
+        self.uses, self.is_started = uses, True
         self.account = self.account.starts(first_step)
 
     def status(self, step: int) -> dict[str, Any]:
         """What status.json says of it, after this step."""
         seconds = monotonic() - self.began
         cores = self.num_cores
-        used = _processor_time() - self.used_before
-        gpus = self.num_gpus_used if self.num_gpus is None else self.num_gpus
+        # Processes of one run do the same: they cost what the main one does.
+        used = (_processor_time() - self.used_before) * self.uses.num_processes
+        gpus = self.uses.num_gpus if self.num_gpus is None else self.num_gpus
         cost = Cost(round(used if cores is None else cores * seconds, 1), round(gpus * seconds, 1))
         first_step = self.account.current.first_step
         current = Attempt(cost, first_step, step if self.is_started else 0)

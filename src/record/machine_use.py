@@ -31,6 +31,7 @@ MOST_OF_A_CORE = 0.004  # that looking may take: where it takes long, it looks l
 GB, MB = 1e9, 1e6
 STARVING, IDLE, NEAR = 0.3, 0.2, 0.9  # shares from which on a warning says so
 FEWEST_LOOKS = 3  # at a GPU, before it is called idle
+SECONDS_TO_END = 5.0
 Sample = dict[str, float]
 
 
@@ -62,7 +63,11 @@ class MachineUse:
         if path is None or not interval:
             return
         self.uses, self.num_workers, self.may_write = uses, num_workers, may_write
-        look = Look(uses)
+        try:
+            look = Look(uses)
+        except Exception as error:  # a /proc that is hidden, an odd driver
+            logger.warning("machine use is not recorded: {}", error)
+            return
         self.file = SystemFile(path)
         self.thread = threading.Thread(
             target=self._run, args=(look, interval), name="machine use", daemon=True
@@ -72,7 +77,7 @@ class MachineUse:
     def stop(self) -> None:
         if self.thread:
             self.ended.set()
-            self.thread.join()
+            self.thread.join(SECONDS_TO_END)  # a driver may never answer
             self.thread = None
 
     def _run(self, look: Callable[[], Sample], interval: float) -> None:
@@ -89,6 +94,7 @@ class MachineUse:
                 return
             with self.lock:
                 self.samples.append(sample)
+            self._say(memory_warning(sample))  # at once: an epoch may be too long to wait for
             wait = max(interval, (thread_time() - began) / MOST_OF_A_CORE)
 
     def of_epoch(self, train: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -101,11 +107,15 @@ class MachineUse:
             samples, self.samples = self.samples, []
         if not self.thread:
             return {}
-        for kind, words in warnings_of(samples, train, len(self.uses.gpus), self.num_workers):
-            if kind not in self.said:
-                self.said.add(kind)
-                logger.warning(words)
+        for warning in gpu_warnings(samples, train, len(self.uses.gpus), self.num_workers):
+            self._say(warning)
         return {"system": summary(samples)} if samples else {}
+
+    def _say(self, warning: tuple[str, str] | None) -> None:
+        """Each kind once."""
+        if warning and warning[0] not in self.said:
+            self.said.add(warning[0])
+            logger.warning(warning[1])
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, float]:
@@ -118,10 +128,19 @@ def summary(samples: Sequence[Sample]) -> dict[str, float]:
     return found
 
 
-def warnings_of(
+def memory_warning(sample: Sample) -> tuple[str, str] | None:
+    """(kind, what is wrong and which key to change)"""
+    share = sample.get("memory_share", 0.0)
+    if share <= NEAR:
+        return None
+    words = f"{share:.0%} of the memory limit is in use: lower num_workers or batch_size, or ask"
+    return "memory", f"{words} for more (--mem in the submit script)"
+
+
+def gpu_warnings(
     samples: Sequence[Sample], train: Mapping[str, float], num_gpus: int, num_workers: int
 ) -> list[tuple[str, str]]:
-    """(kind, what is wrong and which key to change)."""
+    """(kind, what is wrong and which key to change), of an epoch."""
     found = []
     waited = train["data_time"] / max(train["time"], 1e-9)
     is_starving = num_gpus > 0 and bool(samples) and waited > STARVING
@@ -131,15 +150,6 @@ def warnings_of(
                 "starving",
                 f"the GPU waited for data for {waited:.0%} of the training time: raise num_workers "
                 f"({num_workers} now, on {num_cores():g} cores), or set data_on_device: auto",
-            )
-        )
-    shares = [sample["memory_share"] for sample in samples if "memory_share" in sample]
-    if shares and max(shares) > NEAR:
-        found.append(
-            (
-                "memory",
-                f"{max(shares):.0%} of the memory limit is in use: lower num_workers or batch_size,"
-                " or ask for more (--mem in the submit script)",
             )
         )
     for number in range(num_gpus):

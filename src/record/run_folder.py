@@ -214,7 +214,7 @@ class RunFolder:
         """
         self.facts = facts
         self.configs = {"asked": asdict(asked), "in_force": asdict(in_force)}
-        self.meter.start(self._step(), uses.num_gpus)
+        self.meter.start(self._step(), uses)
         if not self.path:
             return
         if (self.path / "done").exists() and not is_continued:
@@ -226,7 +226,10 @@ class RunFolder:
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         spec = self.path / "spec.yaml"
         try:
-            if not spec.exists() or make_config(read_yaml_file(spec)) != asked:
+            is_asked_before = spec.exists() and make_config(read_yaml_file(spec)) == asked
+            if not is_continued and not (is_asked_before and has_seeds(asked)):
+                shutil.rmtree(self.path / "trackers", ignore_errors=True)  # to them it is another
+            if not is_asked_before:
                 save_config(asked, spec)
             save_config(in_force, self.path / "config.yaml")
             differences = write_provenance(self.path)
@@ -313,6 +316,11 @@ class RunFolder:
             self.state |= self.meter.status(self._step())
             text = json.dumps(self.state | {"updated": _now()}, indent=1)
             write_atomically(path / "status.json", text, durable=False)
+
+
+def has_seeds(asked: Config) -> bool:
+    """Whether a run that begins anew does again what it has done."""
+    return asked.seed_model is not None and asked.seed_training is not None
 
 
 def _read_status(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -41,6 +41,7 @@ class Machine:
         variables = dict(os.environ)
         threads = max(1, num_whole_cores() // self.jobs)
         variables.setdefault("OMP_NUM_THREADS", str(threads))
+        variables["EXPERIMENT_SHARES_JOB"] = str(self.jobs)  # where this is a job of Slurm
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         return variables

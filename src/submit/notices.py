@@ -42,8 +42,8 @@ class Notices:
     @property
     def _wanted(self) -> dict:
         try:
-            return json.loads((self.folder / "wanted.json").read_text())
-        except (OSError, ValueError):
+            return json.loads(self.wanted_text or "{}")
+        except ValueError:
             return {}
 
     def begin(self, rows: Iterable[str], num_rows: int) -> str:
@@ -56,9 +56,20 @@ class Notices:
         write_atomically(self.folder / "wanted.json", json.dumps(facts) + "\n")
         return name
 
-    def end(self) -> None:
-        """Nobody is to be told any more."""
-        (self.folder / "wanted.json").unlink(missing_ok=True)
+    def take_back(self, earlier: str | None) -> None:
+        """Nothing came of the submission: the round of before is in force, if there was one."""
+        if earlier is None:
+            (self.folder / "wanted.json").unlink(missing_ok=True)
+        else:
+            write_atomically(self.folder / "wanted.json", earlier)
+
+    @property
+    def wanted_text(self) -> str | None:
+        """For take_back()."""
+        try:
+            return (self.folder / "wanted.json").read_text()
+        except OSError:
+            return None
 
     def of_failure(self, row: str) -> str | None:
         """A row has failed: what is to be told at once, failure or many; None: nothing."""
@@ -122,11 +133,7 @@ def start_sending(kind: str, batch: Path, *arguments: str) -> subprocess.Popen |
 
 
 def wait_until_sent(process: subprocess.Popen | None) -> None:
-    """A dead address holds up nobody for long."""
-    if process is None:
-        return
-    try:
-        process.wait(SECONDS_TO_SEND)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """A dead address holds up nobody for long; what takes longer goes on by itself."""
+    if process is not None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_SEND)

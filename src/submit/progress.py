@@ -226,7 +226,7 @@ def seconds_per_row(statuses: Sequence[RowStatus]) -> float | None:
 
 
 def cost_in_words(report: Report) -> str | None:
-    """'12.0 core-hours and 3.0 GPU-hours, 10% of it in vain: …'; None where nobody has counted."""
+    """'12 core-hours; in vain 10%, 1.2 core-hours (…)'; None where nobody has counted."""
     cost, wasted = report.cost, report.wasted
     if not cost.core_seconds + cost.gpu_seconds:
         return None

@@ -280,8 +280,8 @@ class _Look:
 
 
 def with_costs(status: RowStatus, written: dict) -> RowStatus:
-    """As its status.json counts them; in vain is what was lost, and all of a row that has failed
-    with nothing saved to go on from."""
+    """As its status.json counts them. In vain is what attempts have lost, and all of a row that has
+    failed, until -r takes it up; of one that was stopped and goes on, the loss alone."""
     if "cost" not in written:
         return status
     account = read_account(written)

@@ -110,3 +110,15 @@ def test_the_digest_s_job_runs_where_the_rows_do():
     words = ["--partition=gpu", "--gpus=1", "-A", "lab", "-qlong", "--time", "1-0", "-p", "cpu"]
     assert kept_options(words) == ["--partition=cpu", "--account=lab", "--qos=long"]
     assert kept_options([]) == []
+
+
+def test_a_picture_that_fails_keeps_no_words_back(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("src.notify.digest._figure", broken)
+    (tmp_path / "000_x").mkdir()
+    (tmp_path / "000_x" / "spec.yaml").write_text("base_lr: 1.0\n")
+    with picture_of(report_of(tmp_path)) as picture:
+        assert picture is None
+    assert "no fonts" in capsys.readouterr().out

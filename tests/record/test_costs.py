@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.limits import Uses
 from src.record.costs import (
     Account,
     Attempt,
@@ -64,7 +65,7 @@ def test_a_status_is_read_as_it_was_written(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", "4")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
     meter = Meter({})
-    meter.start(first_step=30, num_gpus=1)
+    meter.start(30, Uses(num_gpus=1))
     status = json.loads(json.dumps(meter.status(step=50)))
     account = read_account(status)
     assert account.current == Attempt(Cost(240.0, 120.0), 30, 50)
@@ -93,6 +94,16 @@ def test_a_status_is_read_as_it_was_written(monkeypatch):
 def test_what_slurm_has_allotted_counts_shared_by_the_rows_of_a_job(variables, cores, gpus):
     assert allotted_cores(variables) == cores
     assert allotted_gpus(variables) == gpus
+
+
+def test_processes_of_one_run_and_its_gpus_count(monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("src.record.costs.monotonic", iter([0.0, 10.0]).__next__)
+    monkeypatch.setattr("src.record.costs._processor_time", iter([1.0, 5.0]).__next__)
+    meter = Meter({})
+    meter.start(0, Uses(num_gpus=3, num_processes=3))
+    assert read_account(meter.status(step=1)).total == Cost(12.0, 30.0)
 
 
 def test_elsewhere_the_processor_time_counts(digits, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 from src.limits import Uses
 from src.record import machine_use
-from src.record.machine_use import Look, MachineUse, summary, warnings_of
+from src.record.machine_use import Look, MachineUse, gpu_warnings, memory_warning, summary
 from src.record.stats import read_stats
 from train import run_experiment
 
@@ -110,13 +110,24 @@ def test_an_epoch_has_mean_and_peak():
     ("samples", "train", "key"),
     [
         ([{"gpu0_use": 0.5}], {"time": 100.0, "data_time": 31.0}, "num_workers (2 now"),
-        ([{"memory_share": 0.2}, {"memory_share": 0.91}], TRAIN, "batch_size"),
         ([{"gpu0_use": 0.1}] * 3, TRAIN, "GPU 0 of 1 was busy for 10% of the time: raise batch_s"),
     ],
 )
 def test_a_warning_names_the_key_to_change(samples, train, key):
-    ((_, words),) = warnings_of(samples, train, 1, 2)
+    ((_, words),) = gpu_warnings(samples, train, 1, 2)
     assert key in words
+
+
+def test_memory_that_runs_short_is_told_at_once_and_once(tmp_path, monkeypatch, log_lines):
+    assert memory_warning({"memory_share": 0.9}) is None
+    assert memory_warning({}) is None
+    use = MachineUse()
+    looks = iter([{"memory_share": 0.5}, {"memory_share": 0.93}, {"memory_share": 0.95}])
+    use.file, use.may_write = machine_use.SystemFile(tmp_path / "system.csv"), lambda: True
+    monkeypatch.setattr(use.ended, "wait", lambda _: len(use.samples) == 3)
+    use._run(lambda: next(looks), interval=1.0)
+    (line,) = log_lines
+    assert line.startswith("93% of the memory limit is in use: lower num_workers or batch_size")
 
 
 @pytest.mark.parametrize(
@@ -129,11 +140,11 @@ def test_a_warning_names_the_key_to_change(samples, train, key):
     ],
 )
 def test_all_is_well_without_a_warning(samples, train, num_gpus):
-    assert warnings_of(samples, train, num_gpus, 2) == []
+    assert gpu_warnings(samples, train, num_gpus, 2) == []
 
 
 def test_a_gpu_that_waits_for_data_is_not_called_idle_too():
-    found = warnings_of([{"gpu0_use": 0.1}] * 3, {"time": 100.0, "data_time": 80.0}, 1, 2)
+    found = gpu_warnings([{"gpu0_use": 0.1}] * 3, {"time": 100.0, "data_time": 80.0}, 1, 2)
     assert [kind for kind, _ in found] == ["starving"]
 
 
@@ -251,3 +262,11 @@ def test_the_state_of_a_run_says_nothing_of_it_that_counts(digits, tmp_path):
     assert done["in_force"]["system_interval"] == 0.01
     longer = run_experiment(digits(system_interval=5, train_length=4))
     assert len(longer) == 4
+
+
+def test_a_process_that_is_hidden_from_us_is_told_and_the_run_goes_on(tmp_path, log_lines):
+    use = MachineUse()
+    use.start(tmp_path / "system.csv", 0.01, Uses(root=2**22 + 1))
+    assert use.thread is None
+    use.stop()
+    assert [line for line in log_lines if line.startswith("machine use is not recorded:")]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -12,6 +13,7 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -22,11 +24,11 @@ from src.names import UserError
 from src.record.stats import read_stats
 from src.record.trackers import senders
 from src.record.trackers.build import TRACKERS, tracker_names
-from src.record.trackers.following import read_told
+from src.record.trackers.following import Told, forget_problem, read_told, write_told
 from src.record.trackers.syncing import unsent
 from src.record.trackers.tracked import read_rows, read_tracked
 from tests.whole_runs import ROOT, lasting
-from train import run_experiment
+from train import experiment_generator, run_experiment
 
 ALL = sorted(TRACKERS)
 
@@ -119,12 +121,16 @@ def read_tensorboard(folder: Path) -> dict:
     return by_cell((step, {v.tag: v.simple_value}) for step, v in scalars)
 
 
-def read_trackio(folder: Path) -> dict:
+def trackio_rows() -> list[dict]:
     script = (
         "import json; from trackio.sqlite_storage import SQLiteStorage as S;"
         "(name,) = S.get_runs('p'); print(json.dumps(S.get_logs('p', name)))"
     )
-    rows = json.loads(subprocess.check_output([sys.executable, "-c", script], cwd=ROOT))
+    return json.loads(subprocess.check_output([sys.executable, "-c", script], cwd=ROOT))
+
+
+def read_trackio(folder: Path) -> dict:
+    rows = trackio_rows()
     numbers = [
         (row["step"], {k: v for k, v in row.items() if isinstance(v, float | int) and k != "step"})
         for row in rows
@@ -212,6 +218,9 @@ def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
     with zipfile.ZipFile(next((folder / "trackers" / "comet").glob("*.zip"))) as archive:
         picture = (folder / "curves.png").read_bytes()
         assert picture in [archive.read(name) for name in archive.namelist()]
+
+    last = trackio_rows()[-1]
+    assert (last["outcome"], last["curves"]["_type"]) == ("finished", "trackio.image")
 
     tags = {value.tag for event in tensorboard_events(folder) for value in event.summary.value}
     assert {"config", "outcome", "curves", "_hparams_/session_start_info"} <= tags
@@ -318,15 +327,21 @@ def test_a_server_that_fails_or_never_answers_holds_up_nobody(
     address, asked = failing_server(seconds)
     monkeypatch.setenv("WANDB_BASE_URL", address)
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-    monkeypatch.setattr(senders, "SECONDS_TO_END", 4)
+    monkeypatch.setattr(senders, "SECONDS_TO_END", 2)
     plain = run_experiment(digits(output_dir=str(tmp_path / "plain")))
+    epochs = experiment_generator(digits(output_dir=str(tmp_path / "told"), trackers=["wandb"]))
+    next(epochs)
+    until = time.monotonic() + 100
+    while not asked:  # the teller has begun, and hears nothing good
+        assert time.monotonic() < until
+        time.sleep(0.05)
     began = time.monotonic()
-    told = run_experiment(digits(output_dir=str(tmp_path / "told"), trackers=["wandb"]))
-    assert time.monotonic() - began < 30
-    assert asked
+    *_, (told, _) = epochs
+    assert time.monotonic() - began < 20
     assert lasting(told) == lasting(plain)
     assert len([line for line in log_lines if line.startswith("wandb: not told of all")]) == 1
     assert processes_of(tmp_path / "told") == []
+    assert not [p for p in psutil.process_iter(["name"]) if p.info["name"] == "wandb-core"]
     written = "".join(f.read_text() for f in (tmp_path / "told").rglob("*.log"))
     assert "0123456789" * 4 not in written
 
@@ -344,7 +359,6 @@ def test_a_library_that_is_missing_is_said_once(digits, tmp_path, monkeypatch, l
 
 def test_a_teller_that_is_killed_does_not_end_the_run(digits, tmp_path, monkeypatch, log_lines):
     started, popen = [], subprocess.Popen
-    from train import experiment_generator
 
     def remember(command, **options):
         process = popen(command, **options)
@@ -364,9 +378,55 @@ def test_a_teller_that_is_killed_does_not_end_the_run(digits, tmp_path, monkeypa
     assert len(lines) == 1
 
 
-def test_a_stop_waits_for_trackers_a_few_seconds_alone(digits, failing_server, monkeypatch):
-    from train import experiment_generator
+def test_a_teller_uses_next_to_nothing_while_there_is_nothing_to_tell(digits, tmp_path):
+    """The first epoch may last for hours."""
+    folder = tmp_path / "run"
+    run_experiment(digits(train_length=1))
+    (folder / "stats.csv").unlink()
+    (folder / "trackers").mkdir()
+    teller = senders.start_following(folder, "tensorboard", None)
+    until = time.monotonic() + 60
+    while not (folder / "trackers" / "tensorboard.json").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    before = _processor_time(teller.pid)
+    time.sleep(3)
+    used = _processor_time(teller.pid) - before
+    teller.stdin.close()
+    assert teller.wait(60) == 0
+    assert used < 0.5
 
+
+def _processor_time(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+@pytest.mark.parametrize(("seed", "is_same"), [(7, True), (None, False)])
+def test_a_run_that_begins_anew_is_the_same_one_if_it_does_the_same(seed, is_same, tmp_path):
+    """Killed before its first state was saved: drawn seeds would splice two curves."""
+    keys = {"dataset": "sklearn/digits", "train_length": 2, "num_workers": 0, "save_plot": False}
+    keys |= {"seed_model": seed, "seed_training": seed, "trackers": ["tensorboard"]}
+    config = make_config(keys | {"output_dir": str(tmp_path / "run")})
+    run_experiment(config)
+    first = read_tracked(tmp_path / "run").id
+    (tmp_path / "run" / "done").unlink()
+    shutil.rmtree(tmp_path / "run" / "state")
+    run_experiment(config)
+    assert (read_tracked(tmp_path / "run").id == first) is is_same
+    assert_told(tmp_path / "run", ["tensorboard"])
+
+
+def test_what_an_earlier_attempt_said_is_not_said_of_the_next(tmp_path, log_lines):
+    (tmp_path / "trackers").mkdir()
+    write_told(tmp_path, "wandb", Told(confirmed=5, problem="out of reach then"))
+    forget_problem(tmp_path, "wandb")
+    assert read_told(tmp_path, "wandb") == Told(confirmed=5)
+    forget_problem(tmp_path, "comet")
+    assert not (tmp_path / "trackers" / "comet.json").exists()
+
+
+def test_a_stop_waits_for_trackers_a_few_seconds_alone(digits, failing_server, monkeypatch):
     address, _ = failing_server(1000)
     monkeypatch.setenv("WANDB_BASE_URL", address)
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
@@ -390,7 +450,8 @@ def test_sync_asks_for_credentials_and_knows_what_is_left_to_send(digits, tmp_pa
     run_experiment(digits(trackers=["wandb"], output_dir=str(tmp_path / "b")))
     assert report.main(["sync", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error == "sync: wandb has no credentials: set `wandb login` or WANDB_API_KEY\n"
+    credentials = "`wandb login` or WANDB_API_KEY, and no WANDB_MODE"
+    assert error == f"sync: wandb has no credentials: set {credentials}\n"
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 
 from src.limits import num_whole_cores
 from src.processes import began
+from src.record.costs import allotted_cores
 from src.submit import local
 from src.submit.folders import Batch, plan_batch, write_batch
 from src.submit.local import Machine, default_jobs, run_rows, runner
@@ -155,3 +156,9 @@ def test_the_interpreter_is_ours(tmp_path, code):
     batch = batch_of(tmp_path, "a")
     run_rows(batch, batch.rows, Machine(1, []), code=code)
     assert sys.executable in logs(batch)[0]
+
+
+def test_rows_in_a_job_of_slurm_share_its_cost(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", "16")
+    assert allotted_cores(Machine(8, []).variables(0)) == 2

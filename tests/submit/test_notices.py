@@ -27,8 +27,16 @@ def test_nobody_is_told_where_there_is_no_address(batch):
     assert Notices(batch).of_failure("000_x") is None
     assert list(batch.rglob("*")) == [batch / "submissions"]
     Notices(batch).begin(rows(3), 3)
-    Notices(batch).end()
+    Notices(batch).take_back(None)
     assert Notices(batch).of_failure("000_x") is None
+
+
+def test_a_submission_of_which_nothing_came_leaves_the_one_before_in_force(batch):
+    first = Notices(batch).begin(rows(3), 3)
+    earlier = Notices(batch).wanted_text
+    Notices(batch).begin(rows(3), 3)
+    Notices(batch).take_back(earlier)
+    assert Notices(batch).may_tell_digest(first)
 
 
 def test_the_first_failure_and_more_than_a_fifth_are_told_once(batch):

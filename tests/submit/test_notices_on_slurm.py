@@ -26,7 +26,7 @@ SOME = """\
 folder=$(dirname "$1")
 case $folder in
 */000_*) [ -e "$folder/mended" ] || exit 1 ;;
-*) sleep 20 ;;
+*) until [ -e "$folder/go" ]; do sleep 0.2; done ;;
 esac
 echo '{"outcome": "finished"}' > "$folder/done"
 """
@@ -91,11 +91,16 @@ def test_the_last_submission_s_digest_waits_for_the_rows_of_all(cluster, reposit
             time.sleep(0.2)
         (repository.rows()[0] / "mended").touch()
         repository.submit("-r", str(repository.batch), "-y", env=env)
+        log, until = repository.batch / "submissions" / "notices" / "log", time.monotonic() + 120
+        while not log.exists() or "rows go on: another job looks again" not in log.read_text():
+            assert time.monotonic() < until, cluster.jobs("all", "%i %T %r %j")
+            time.sleep(0.2)
+        assert box.messages == []
+        for row in repository.rows():
+            (row / "go").touch()
         cluster.wait()
         titles = [message["title"] for message in box.messages]
     assert titles == [f"{repository.batch.name}: 3 done"]
-    log = (repository.batch / "submissions" / "notices" / "log").read_text()
-    assert "rows go on: another job looks again" in log
 
 
 def test_a_slurm_that_refuses_the_digest_is_a_warning(

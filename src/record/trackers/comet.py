@@ -27,6 +27,7 @@ class Comet:
     def __init__(self, run: Tracked, archive: Path, *, is_online: bool) -> None:
         import comet_ml
 
+        self.is_online = is_online
         if is_online:
             self.experiment = self._online(run)
         else:
@@ -65,11 +66,13 @@ class Comet:
         self.experiment.log_metrics(dict(values), step=step, epoch=epoch)
 
     def flush(self) -> None:
-        self.experiment.flush()
+        is_sent = self.experiment.flush(timeout=SECONDS_TO_FLUSH)
+        if self.is_online and not is_sent:
+            raise ConnectionError(f"Comet did not take all within {SECONDS_TO_FLUSH} s")
 
     def end(self, outcome: str, reason: str, pictures: Mapping[str, Path]) -> None:
         self.experiment.log_others({"outcome": outcome, "reason": reason})
         for name, path in pictures.items():
             self.experiment.log_image(str(path), name=name)
-        self.experiment.flush()
+        self.flush()
         self.experiment.end()

@@ -36,7 +36,7 @@ from src.record.trackers.tracked import (
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_FOR_ANOTHER = 60.0  # that may still tell of an earlier attempt
-NICENESS = 10
+NICENESS = 19  # the run comes first
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Told:
 
     is_online: bool = False
     is_complete: bool = False  # all rows and the end of the run
-    last_step: int = -1  # that the service has confirmed
+    last_step: int = -1  # that it was told of by this attempt
+    confirmed: int = -1  # of the steps that were sent, by whichever attempt
     problem: str | None = None
 
 
@@ -60,6 +61,12 @@ def read_told(folder: Path, name: str) -> Told:
 def write_told(folder: Path, name: str, told: Told) -> None:
     path = folder / FOLDER / f"{name}.json"
     write_atomically(path, json.dumps(asdict(told)) + "\n", durable=False)
+
+
+def forget_problem(folder: Path, name: str) -> None:
+    """What an earlier attempt says is not said of the next one."""
+    if (folder / FOLDER / f"{name}.json").exists():
+        write_told(folder, name, replace(read_told(folder, name), problem=None, is_complete=False))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,27 +98,29 @@ def follow(folder: Path, name: str, *, must_be_online: bool) -> None:
     before, service = read_told(folder, name), load_service(name)
     is_online = must_be_online or service.has_credentials()
     run = read_tracked(folder)
-    told = Told(is_online, last_step=before.last_step if is_online else -1)
+    told = Told(is_online, confirmed=before.confirmed)
     try:
         tracker = start(service, run, name, is_online=is_online)
     except Exception as error:
         if must_be_online or not is_online:
             raise
         words = " ".join(f"{type(error).__name__}: {error}".split())
-        told = Told(problem=f"cannot be reached, so it is kept offline: {words}")
+        problem = f"cannot be reached, so it is kept offline: {words}"
+        told = Told(confirmed=before.confirmed, problem=problem)
         tracker = start(service, run, name, is_online=False)
     write_told(folder, name, told)
-    known = tracker.last_step(told.last_step)
-    seen, has_ended = None, False
+    known = tracker.last_step(told.confirmed) if told.is_online else -1
+    seen, has_ended, seconds = None, False, 0.0
     while not has_ended:
         # Whether it has ended is asked first: what was written before is read then.
-        has_ended = has_input_ended(0 if seen is None else SECONDS_BETWEEN_LOOKS)
+        has_ended, seconds = has_input_ended(seconds), SECONDS_BETWEEN_LOOKS
         now = modified(folder / "stats.csv")
         if now != seen or has_ended:
             seen, before_that, known = now, known, tell(tracker, folder, known)
             if known > before_that:
                 tracker.flush()
-                told = replace(told, last_step=known)
+                confirmed = known if told.is_online else told.confirmed
+                told = replace(told, last_step=known, confirmed=confirmed)
                 write_told(folder, name, told)
     tracker.end(*read_end(folder), pictures(folder))
     write_told(folder, name, replace(told, is_complete=True))

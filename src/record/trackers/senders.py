@@ -1,7 +1,6 @@
 """The processes that tell trackers of a run, seen from the run: a process a tracker."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
+import psutil
 from loguru import logger
 
-from src.record.trackers.following import read_told
+from src.record.trackers.following import forget_problem, read_told
 from src.record.trackers.tracked import FOLDER
 
 ROOT = Path(__file__).parents[3]
@@ -32,6 +32,7 @@ class Senders:
         for name in names:
             try:
                 (folder / FOLDER).mkdir(exist_ok=True)
+                forget_problem(folder, name)
                 with open(folder / FOLDER / f"{name}.log", "ab") as log:
                     self.processes[name] = start_following(folder, name, log.fileno())
             except OSError as error:
@@ -60,9 +61,7 @@ class Senders:
             try:
                 process.wait(max(0.0, until - monotonic()))
             except subprocess.TimeoutExpired:
-                with suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL)  # with what it has started
-                process.wait()
+                kill_with_children(process)
                 self.said.add(name)
                 logger.warning("{}: not told of all; {}", name, self._sync_words)
         self.look()
@@ -76,10 +75,21 @@ class Senders:
         return f"python report.py sync {self.folder} sends it"
 
 
+def kill_with_children(process: subprocess.Popen) -> None:
+    """wandb's own service has a session of its own, so a process group is not all."""
+    with suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+    process.kill()
+    process.wait()
+
+
 def start_following(
     folder: Path, name: str, log: int | None, *, must_be_online: bool = False
 ) -> subprocess.Popen:
-    """A session of its own: what is sent to the run's process group is not for it."""
+    """A group of its own: what is sent to the run's is not for it. No session of its own, which
+    Linux would give as much of the processor as the run's, however nice its processes are."""
     module = "src.record.trackers.following"
     options = ["--online"] if must_be_online else []
     return subprocess.Popen(
@@ -89,5 +99,5 @@ def start_following(
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
-        start_new_session=True,
+        process_group=0,
     )

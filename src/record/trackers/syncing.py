@@ -1,10 +1,7 @@
 """python report.py sync [FOLDER …]: send to trackers what could not be sent while runs went."""
 
-import os
-import signal
 import subprocess
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from src.config import make_config
@@ -12,7 +9,7 @@ from src.names import UserError
 from src.record.claim import live_owner
 from src.record.trackers.build import load_service, tracker_names
 from src.record.trackers.following import read_told
-from src.record.trackers.senders import start_following
+from src.record.trackers.senders import kill_with_children, start_following
 from src.record.trackers.tracked import FOLDER
 from src.yaml_files import read_yaml_file
 
@@ -31,10 +28,10 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def unsent(folders: Iterable[Path]) -> list[tuple[Path, str]]:
-    """(run folder, tracker) of all that is not online as a whole; live runs see to themselves."""
+    """(run folder, tracker) of all that is not online as a whole. Raises UserError."""
     found = []
     for folder in folders:
-        if not (folder / "config.yaml").exists() or live_owner(folder):
+        if not (folder / "config.yaml").exists():
             continue
         config = make_config(read_yaml_file(folder / "config.yaml"))
         for name in tracker_names(config):
@@ -52,12 +49,17 @@ def check_credentials(names: Iterable[str]) -> None:
         except ImportError as error:
             raise UserError(f"sync: {error}") from None
         if not has_any:
-            login = {"wandb": "`wandb login` or WANDB_API_KEY", "comet": "COMET_API_KEY"}[name]
+            login = {
+                "wandb": "`wandb login` or WANDB_API_KEY, and no WANDB_MODE",
+                "comet": "COMET_API_KEY",
+            }[name]
             raise UserError(f"sync: {name} has no credentials: set {login}")
 
 
 def send(folder: Path, name: str) -> str | None:
-    """What is wrong, or None: it is all there."""
+    """What is wrong, or None: it is all there. A live run sees to itself."""
+    if owner := live_owner(folder):
+        return f"goes on: {owner}"
     with open(folder / FOLDER / f"{name}.log", "ab") as log:
         process = start_following(folder, name, log.fileno(), must_be_online=True)
     try:
@@ -67,9 +69,7 @@ def send(folder: Path, name: str) -> str | None:
         return f"no answer in {SECONDS_PER_RUN:.0f} s"
     finally:
         if process.poll() is None:
-            with suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            kill_with_children(process)
     told = read_told(folder, name)
     is_sent = told.is_online and told.is_complete and not process.returncode
     return None if is_sent else told.problem or f"exit code {process.returncode}"

@@ -46,7 +46,6 @@ class Trackio:
     def end(self, outcome: str, reason: str, pictures: Mapping[str, Path]) -> None:
         import trackio
 
-        self.run.config.update({"outcome": outcome, "reason": reason})
-        for name, path in pictures.items():
-            self.run.log({name: trackio.Image(str(path))}, step=self.step)
+        images = {name: trackio.Image(str(path)) for name, path in pictures.items()}
+        self.run.log({"outcome": outcome, "reason": reason, **images}, step=self.step)
         self.run.finish()

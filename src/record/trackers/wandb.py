@@ -53,7 +53,7 @@ class Wandb:
         return self.run.starting_step - 1  # the server says from where it goes on
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
+        self.run.log(dict(values), step=step, commit=True)
 
     def flush(self) -> None:
         """Its own process sends, and the server knows how far that came."""
