@@ -341,7 +341,8 @@ def test_a_server_that_fails_or_never_answers_holds_up_nobody(
     assert lasting(told) == lasting(plain)
     assert len([line for line in log_lines if line.startswith("wandb: not told of all")]) == 1
     assert processes_of(tmp_path / "told") == []
-    assert not [p for p in psutil.process_iter(["name"]) if p.info["name"] == "wandb-core"]
+    left = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "wandb-core"]
+    assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
     written = "".join(f.read_text() for f in (tmp_path / "told").rglob("*.log"))
     assert "0123456789" * 4 not in written
 
