@@ -80,7 +80,7 @@ def _figure(report: Report) -> Any:
     if not report.columns:
         return None
     try:
-        df = read_experiments(report.batch.path)
+        df = read_experiments(report.batch.path, only_done=True)  # no legend of what failed
         return learning_curves(best_settings(df, report.columns[0]), None)
     except UserError:  # too little to draw
         return None

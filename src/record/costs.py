@@ -1,7 +1,8 @@
 """What a run has cost so far, in status.json: core-seconds, GPU-seconds, and how much was lost.
 
 In a job of Slurm the cores and GPUs that it was given count, used or not, shared among the rows
-of --pack. Elsewhere the processor time that was used counts, and the run's GPUs.
+of --pack. Elsewhere the processor time that was used counts, and the run's GPUs. Counted from when
+the run folder is taken: what Python needs to start is not in it.
 
 Lost is what an attempt did after the last state that it saved, and all of one that never came to
 a step: known when the next attempt says from where it goes on.

@@ -9,7 +9,7 @@ from figures import LOSS, METRIC, bars, batch, curve, drawn, entries, lines, tex
 
 from src.analysis.choice import choose
 from src.analysis.curves import CurveArray, direction_of
-from src.analysis.page import MOST_CURVES, _best_settings
+from src.analysis.page import MOST_CURVES, best_settings
 from src.analysis.plots import against, heat_map, learning_curves, summary, tradeoff
 from src.analysis.plots.seeds import best_of, numbers_of, settings_of
 
@@ -64,7 +64,7 @@ def test_there_is_one_ranking(seed, metric):
     settings, judged = settings_of(frame, []), numbers_of(frame, metric, "last")
     best = best_of(settings, judged, direction_of(metric))
     assert tuple(best.values[key] for key in keys) == expected
-    first = _best_settings(frame, metric).iloc[0]
+    first = best_settings(frame, metric).iloc[0]
     assert tuple(first[keys]) == expected
     assert len(settings) > MOST_CURVES
 
