@@ -119,7 +119,7 @@ class Meter:
         # Processes of one run do the same: they cost what the main one does.
         used = (_processor_time() - self.used_before) * self.uses.num_processes
         gpus = self.uses.num_gpus if self.num_gpus is None else self.num_gpus
-        cost = Cost(round(used if cores is None else cores * seconds, 1), round(gpus * seconds, 1))
+        cost = Cost(round(used if cores is None else cores * seconds, 3), round(gpus * seconds, 3))
         first_step = self.account.current.first_step
         current = Attempt(cost, first_step, step if self.is_started else 0)
         account = self.account
