@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from src.engine.comparison import final_state
 from src.engine.state_files import StateFiles
+from src.metrics import measure
 from src.names import UserError
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -58,7 +60,7 @@ class Pace:
     """What the straight run took, to choose moments by: seconds, and steps."""
 
     startup: float  # until its first step
-    training: float  # from there to its end, evaluations included
+    training: float  # from there to its end, evaluations included, but what compiling took
     evaluation: float  # an epoch
     epoch_ends: Sequence[int]
 
@@ -138,18 +140,27 @@ def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
         wait(child, (folder / "config.yaml").exists)  # written when all is set up
         set_up = time.monotonic()
         wait(child)
+        ended = time.monotonic()
     if child.returncode == 2:
         raise UserError(end_of_output(folder))
     if child.returncode:
         raise Failed(f"straight run: exit code {child.returncode}:\n{end_of_output(folder)}")
     rows = final_state(folder)["parts"]["stats"]["rows"]
-    evaluations = [x for row in rows for c, x in row.items() if re.fullmatch(r".+/.+/time", c)]
+    columns = [{c: x for c, x in row.items() if measure(c) == "time"} for row in rows]
+    evaluations = [sum(of.values()) - of["train/time"] for of in columns]
+    # what the first epoch has compiled, the killed run finds in the cache
+    compiling = _beyond_median([sum(of.values()) for of in columns])
     return Pace(
         startup=set_up - started,
-        training=time.monotonic() - set_up,
-        evaluation=sum(evaluations) / max(len(rows), 1),
+        training=ended - set_up - compiling,
+        evaluation=median(evaluations or [0.0]),
         epoch_ends=[row["step"] for row in rows],
     )
+
+
+def _beyond_median(seconds: Sequence[float]) -> float:
+    usual = median(seconds or [0.0])
+    return sum(max(0.0, x - usual) for x in seconds)
 
 
 class KilledRun:
