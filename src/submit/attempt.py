@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.srun and code == STOPPED and not heard:
         heard = attempt.wait_for_slurm()
     code = attempt.end(code, heard)
-    if not heard & STOPPING or code == NOT_CONTINUED:
+    if not heard & STOPPING:
         wait_until_sent(tell_of_failure(attempt.folder, code))
     return code
 
@@ -175,9 +175,10 @@ class Attempt:
         return None
 
     def give_up(self, reason: str) -> int:
-        """Say why no attempt follows; report.py shows this line."""
+        """Say why no attempt follows; report.py shows this line, and the owner is told."""
         step = read_step(self.folder)
         print(f"not continued after {reason}; -r goes on from step {step}", file=sys.stderr)
+        wait_until_sent(tell_of_failure(self.folder, NOT_CONTINUED))
         return NOT_CONTINUED
 
 

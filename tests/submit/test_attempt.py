@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from src.submit.batch_script import header
+from src.submit.notices import Notices
 from src.submit.slurm import SEPARATOR, SUBMISSION
 from src.submit.tally import Tally, read_tally, write_tally
 
@@ -330,6 +331,22 @@ def test_limits_and_lack_of_progress_end_it(world):
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output) == (69, "")
     assert "restarts by Slurm: raise --max-preemptions (3) in the submit script" in errors
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "is_told"),
+    [
+        ("raise SystemExit(1)", [], True),
+        ("print('begun')", ["--max-preemptions", "3"], True),  # given up before it began
+        ("print('begun')", [], False),
+        ("raise SystemExit(75)", [], False),
+    ],
+)
+def test_a_row_that_fails_or_is_given_up_tells_of_it(world, program, options, is_told):
+    world.task(SLURM_RESTART_COUNT="9")
+    Notices(world.path).begin(["row"], num_rows=20)
+    world.start(program, *options).communicate(timeout=60)
+    assert Notices(world.path).num_failed == is_told
 
 
 def test_counts_stand_where_the_run_writes(world):
