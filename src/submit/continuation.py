@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from src.record.provenance import slurm_job
+from src.submit.notices import tell_of_failure, wait_until_sent
 from src.submit.slurm import (
     ENDED,
     FULL,
@@ -46,6 +47,8 @@ def main(specs: Sequence[str]) -> int:
         for folder in folders:
             with open(folder / "job.log", "a") as log:
                 print(f"not continued after {reason}; -r goes on from there", file=log)
+        for process in [tell_of_failure(folder, 1) for folder in folders]:
+            wait_until_sent(process)
         return 1
     return 0
 

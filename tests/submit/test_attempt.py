@@ -439,6 +439,20 @@ def test_a_row_that_shares_its_job_leaves_asking_to_the_job(world):
         assert world.asked == asked
 
 
+def test_rows_of_a_job_that_slurm_does_not_take_again_tell_of_it(world):
+    world.task()
+    rows = [world.folder, world.path / "other"]
+    rows[1].mkdir()
+    for row in rows:
+        write_tally(row, Tally("7_2", is_asked=True))
+    Notices(world.path).begin([row.name for row in rows], num_rows=20)
+    world.fail("scontrol", "Access/permission denied")
+    specs = [row / "spec.yaml" for row in rows]
+    command = [sys.executable, "-m", "src.submit.continuation", *specs]
+    assert subprocess.run(command, cwd=ROOT, env=world.env).returncode == 1
+    assert Notices(world.path).num_failed == 2
+
+
 # ---- Counting ----------------------------------------------------------------------------
 
 
