@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -421,9 +421,10 @@ def test_a_disk_that_fills_up_is_reported_and_costs_nothing(
     next(generator)
     for step in (15, 30):
         next(generator)
-        state = tmp_path / "run" / "state" / f"{step:09d}.state"
-        while not state.exists():  # a thread writes it
-            time.sleep(0.01)
+        for thread in threading.enumerate():  # one writes the state, and reads it again
+            if thread.name == "saving":
+                thread.join()
+        assert (tmp_path / "run" / "state" / f"{step:09d}.state").exists()
     small_files(1000)
     with pytest.raises(UserError, match=r"could not be saved .*start again when there is room"):
         list(generator)
