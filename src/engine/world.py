@@ -8,6 +8,7 @@ batch (src/data/order.py), and all have the same weights after every step.
 import atexit
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,8 @@ SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_HEAR = 10.0
 SECONDS_BETWEEN_AGREEMENTS = 0.5
 MOST_CALLS_BETWEEN = 50
+# One that ends with unread words of ours on their way to it resets the connection.
+ENDED_IN_GLOO_S_WORDS = r"gloo/.*(closed by peer|reset by peer|Broken pipe)"
 PORTS = range(20_000, 32_768)  # below those that Linux gives out by itself
 
 
@@ -110,7 +113,7 @@ class World:
         elif self.is_in_step and (error is None or getattr(error, "is_agreed", False)):
             dist.barrier()  # who ends first may be taken for one that has failed
             _leave_at_exit()
-        elif self.is_in_step and "closed by peer" in str(error):  # gloo's words
+        elif self.is_in_step and re.search(ENDED_IN_GLOO_S_WORDS, str(error)):
             raise EndedElsewhere(
                 "another process of this run has ended first, and says why: here, in "
                 "training.log or in training.rank*.log"

@@ -1,10 +1,14 @@
 """What processes tell each other, and how they are found."""
 
 import itertools
+import os
+import signal
+import threading
+import time
 
 import pytest
 import torch
-from several_processes import together
+from several_processes import fork, together
 
 from src.engine.world import PORTS, EndedElsewhere, Place, World, find_place
 from src.names import UserError
@@ -49,8 +53,6 @@ def test_alone_it_is_all_there_is():
 
 
 def telling() -> dict:
-    import os
-
     with World(find_place(os.environ)) as world:
         order = []
         answers = {"main": world.from_main({"seed": world.rank + 5})}
@@ -78,8 +80,6 @@ def test_together_each_knows_the_same():
 
 
 def agreeing(calls: int) -> list[int]:
-    import os
-
     with World(find_place(os.environ)) as world:
         world.start(CPU)
         found = []
@@ -100,8 +100,6 @@ def test_they_agree_after_the_same_steps_at_most_so_many_apart():
 
 
 def differing() -> None:
-    import os
-
     with World(find_place(os.environ)) as world:
         world.start(CPU, step=world.rank)
 
@@ -112,8 +110,6 @@ def test_processes_that_found_different_things_do_not_start():
 
 
 def breaking(rank: int) -> None:
-    import os
-
     with World(find_place(os.environ)) as world:
         if world.rank == rank:
             raise RuntimeError("no room")
@@ -127,6 +123,33 @@ def test_an_error_of_one_ends_the_others_with_its_words(rank):
     for other in {0, 1, 2} - {rank}:
         assert isinstance(answers[other], EndedElsewhere)
         assert str(answers[other]) == f"process {rank} has failed: no room"
+
+
+def killed_with_unread_words() -> int | None:
+    """The main process, in a process of its own, dies while the other's words lie before it."""
+    if os.environ["RANK"] == "0":
+        (main := fork.Process(target=gathering)).start()
+        main.join()
+        return main.exitcode
+    return gathering()
+
+
+def gathering() -> None:
+    with World(find_place(os.environ)) as world:
+        main = world.from_main(os.getpid())
+        world.start(CPU)
+        world.sum([1.0])
+        if world.is_main:
+            time.sleep(60)
+        os.kill(main, signal.SIGSTOP)
+        threading.Timer(0.5, os.kill, (main, signal.SIGKILL)).start()
+        world.sum([1.0])
+
+
+def test_one_that_is_killed_in_step_ends_the_others_in_a_line():
+    exit_code, error = together(2, killed_with_unread_words)
+    assert exit_code == -signal.SIGKILL
+    assert isinstance(error, EndedElsewhere)
 
 
 def nowhere() -> None:
