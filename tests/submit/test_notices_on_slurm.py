@@ -25,7 +25,7 @@ SOME = """\
 #!/bin/bash
 folder=$(dirname "$1")
 case $folder in
-*/000_*) [ -e "$folder/mended" ] || exit 1 ;;
+*/000_*) [ -e "$folder/mended" ] || { echo "$SLURM_JOB_ID" > "$folder/failed"; exit 1; } ;;
 *) until [ -e "$folder/go" ]; do sleep 0.2; done ;;
 esac
 echo '{"outcome": "finished"}' > "$folder/done"
@@ -85,10 +85,10 @@ def test_the_last_submission_s_digest_waits_for_the_rows_of_all(cluster, reposit
     with mailbox() as box:
         env = cluster.env | {"EXPERIMENT_NOTIFY": box.address}
         repository.submit("job.yaml", "-s", "some.sh", env=env)
-        until = time.monotonic() + 60
-        # by its name: Slurm remembers the jobs of other tests
-        while repository.rows()[0].name not in cluster.jobs("F", "%j"):
-            assert time.monotonic() < until, cluster.jobs("all", "%i %T %r")
+        failed, until = repository.rows()[0] / "failed", time.monotonic() + 60
+        # by its number: Slurm remembers the jobs of other tests
+        while not (failed.exists() and failed.read_text().strip() in cluster.jobs("F", "%A")):
+            assert time.monotonic() < until, cluster.jobs("all", "%A %i %T %r")
             time.sleep(0.2)
         (repository.rows()[0] / "mended").touch()
         repository.submit("-r", str(repository.batch), "-y", env=env)
