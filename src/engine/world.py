@@ -9,6 +9,7 @@ import atexit
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -80,6 +81,7 @@ def ended(words: object, exit_code: int) -> int:
     """Say how it ended, and give the code back. Others than the main process are silent and give
     0, as starters take the first code that is not for that of all."""
     if not is_main_process():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun's, as the main one ended: would count
         return 0
     print(words, file=sys.stderr)
     return exit_code

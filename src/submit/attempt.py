@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if number := attempt.wait_for_folder():
         return attempt.end(-number, {number})  # another one is at the run
     code, heard = run_programs(program, command, [os.environ])
-    if options.srun and code == STOPPED and not heard:
+    if options.srun and stopped_by_signal(code) and not heard:
         heard = attempt.wait_for_slurm()
     code = attempt.end(code, heard)
     if not heard & STOPPING:
@@ -90,6 +90,11 @@ def run_folder(spec: str) -> Path:
         if isinstance(folder := (read_yaml_file(Path(spec)) or {}).get("output_dir"), str):
             return Path(folder)
     return Path(spec).parent
+
+
+def stopped_by_signal(code: int) -> bool:
+    """With a saved state, or killed by it; srun gives the highest code of its tasks."""
+    return code == STOPPED or -code in STOPPING or code - 128 in STOPPING
 
 
 def exit_code(code: int) -> int:
@@ -145,8 +150,7 @@ class Attempt:
 
     def end(self, code: int, heard: set[int]) -> int:
         """Ask for another attempt where one is due; the exit code."""
-        was_stopped = code == STOPPED or -code in STOPPING or code - 128 in STOPPING
-        if not (was_stopped and heard & STOPPING):
+        if not (stopped_by_signal(code) and heard & STOPPING):
             return exit_code(code)
         if signal.SIGTERM in heard and not is_time_limit(self.job):
             return exit_code(code)

@@ -18,6 +18,25 @@ KEYS |= {"train_length_unit": "step", "steps_per_epoch": 1000, "checkpoint_minut
 KEYS |= {"device": "cpu"}
 NODES = ("-N", "2", "--ntasks-per-node=1", "--gpus-per-node=0", "--mem=1G", "-p")
 
+TASKS = """\
+import os, signal, sys, time
+from pathlib import Path
+
+folder, rank = Path(sys.argv[1]).parent, os.environ["SLURM_PROCID"]
+if (folder / "state").exists():
+    (folder / "done").write_text('{"outcome": "finished"}')
+    sys.exit()
+if rank == "0":
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "state").touch() or sys.exit(75))
+(folder / f"begun{rank}").touch()
+time.sleep(100)
+"""
+RUNS_TASKS = """\
+#!/bin/bash
+#SBATCH --open-mode=append
+exec "$EXPERIMENT_PYTHON" -m src.submit.attempt --srun tasks.py "$1"
+"""
+
 
 def await_step(row: Path, step: int, cluster) -> None:
     while json.loads(text_of(row / "status.json") or "{}").get("step", 0) < step:
@@ -77,3 +96,20 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_as_one_process_does(
     )
     for name, tensor in of_one["model"].items():
         assert (parts["model"][name] - tensor).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_task_that_the_signal_kills_does_not_keep_the_others_from_going_on(cluster, repository):
+    """A job that ended within its time of grace would not be started again."""
+    repository.write("tasks.py", TASKS)
+    repository.write("tasks.sh", RUNS_TASKS)
+    repository.job(json.dumps(KEYS))
+    arguments = ("job.yaml", "-s", "tasks.sh", "--no-array", "--", *NODES, "killable")
+    repository.submit(*arguments, env=cluster.env)
+    (row,) = repository.rows()
+    while not all((row / f"begun{rank}").exists() for rank in (0, 1)):
+        assert cluster.jobs("PD,R,CG"), text_of(row / "job.log")
+    preempt_by_another(cluster, "")
+    cluster.wait()
+    assert (row / "done").exists(), text_of(row / "job.log")
+    assert "Terminated" in text_of(row / "job.log")
