@@ -183,7 +183,7 @@ def killed(tmp_path, monkeypatch):
         fake.write_text(script)
         (tmp_path / "killed").mkdir()
         monkeypatch.setattr(kills, "TRAIN", fake)
-        pace = Pace(startup=0.0, training=1.0, evaluation=0.0, epoch_ends=[10, 20])
+        pace = Pace(startup=0.0, evaluation=0.0, epoch_ends=[10, 20])
         moment = kills.TRAINING if "state" in script else kills.STARTUP
         run = KilledRun(tmp_path, pace, [Kill(number, moment, 0.0)], random.Random(0))
         run.attempt(0)
@@ -196,7 +196,12 @@ STATE = """
 import pathlib, signal, sys, time
 state = pathlib.Path(sys.argv[3].partition("=")[2].strip('"')) / "state"
 """
-SAVES = "state.mkdir(); (state / '000000001.state').touch(); time.sleep(60)"
+SAVES = """
+state.mkdir()
+for number in range(1, 3000):
+    (state / f"{number:09d}.state").touch()
+    time.sleep(0.02)
+"""
 
 
 def test_a_kill_that_did_what_it_should(killed):
@@ -211,14 +216,14 @@ def test_an_attempt_that_dies_by_itself_shows_its_end(killed):
 
 
 def test_a_wrong_exit_code_after_a_signal(killed):
-    handler = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3)); "
+    handler = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))"
     with pytest.raises(Failed, match="attempt 1, SIGTERM: exit code 3"):
         killed(STATE + handler + SAVES, signal.SIGTERM)
 
 
 def test_a_run_that_ignores_its_signal(killed, monkeypatch):
     monkeypatch.setattr(kills, "SECONDS_TO_END", 0.2)
-    ignored = "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    ignored = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     with pytest.raises(Failed, match="SIGTERM: it goes on after 0 s"):
         killed(STATE + ignored + SAVES, signal.SIGTERM)
 

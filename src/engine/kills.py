@@ -60,7 +60,6 @@ class Pace:
     """What the straight run took, to choose moments by: seconds, and steps."""
 
     startup: float  # until its first step
-    training: float  # from there to its end, evaluations included, but what compiling took
     evaluation: float  # an epoch
     epoch_ends: Sequence[int]
 
@@ -140,7 +139,6 @@ def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
         wait(child, (folder / "config.yaml").exists)  # written when all is set up
         set_up = time.monotonic()
         wait(child)
-        ended = time.monotonic()
     if child.returncode == 2:
         raise UserError(end_of_output(folder))
     if child.returncode:
@@ -148,19 +146,11 @@ def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
     rows = final_state(folder)["parts"]["stats"]["rows"]
     columns = [{c: x for c, x in row.items() if measure(c) == "time"} for row in rows]
     evaluations = [sum(of.values()) - of["train/time"] for of in columns]
-    # what the first epoch has compiled, the killed run finds in the cache
-    compiling = _beyond_median([sum(of.values()) for of in columns])
     return Pace(
         startup=set_up - started,
-        training=ended - set_up - compiling,
         evaluation=median(evaluations or [0.0]),
         epoch_ends=[row["step"] for row in rows],
     )
-
-
-def _beyond_median(seconds: Sequence[float]) -> float:
-    usual = median(seconds or [0.0])
-    return sum(max(0.0, x - usual) for x in seconds)
 
 
 class KilledRun:
@@ -220,7 +210,9 @@ class KilledRun:
     def _wait_for_moment(self, child: Child, kill: Kill, saved: int, torn: set[Path]) -> str:
         """Until it should be killed, or has ended; the moment that it is."""
         if kill.moment == STARTUP:
-            wait(child, after(self.draw.uniform(0, self.pace.startup)))
+            is_time = after(self.draw.uniform(0, self.pace.startup))
+            # the straight run may have started on a busier machine, and this one be under way
+            wait(child, lambda: is_time() or self.saved_step() != saved)
             return STARTUP if self.saved_step() == saved else TRAINING
         wait(child, lambda: self.saved_step() > max(saved, kill.step))
         if kill.moment == EVALUATION and self.saved_step() < self.pace.epoch_ends[-2]:
@@ -229,15 +221,16 @@ class KilledRun:
             wait(child, after(self.draw.uniform(0, self.pace.evaluation)))
             return EVALUATION
         # a state was renamed this very moment: all others must have their turn as well
-        wait(child, after(self.draw.uniform(0, self._room(kill) / 2)))
+        wait(child, after(self.draw.uniform(0, self._seconds_to_next_state(child))))
         if kill.moment == WRITING:
             wait(child, lambda: bool(self.torn() - torn))
         return TRAINING
 
-    def _room(self, kill: Kill) -> float:
-        """Seconds of training that there are for this one and each that is to come."""
-        left = 1 - self.saved_step() / self.pace.epoch_ends[-1]
-        return self.pace.training * left / (len(self.kills) - self.kills.index(kill))
+    def _seconds_to_next_state(self, child: Child) -> float:
+        """Measured by waiting for it: what the straight run took says little on a busy machine."""
+        began, last = time.monotonic(), self.saved_step()
+        wait(child, lambda: self.saved_step() != last)
+        return time.monotonic() - began
 
     def _has_ended_an_epoch(self, read_from: int) -> bool:
         with open(self.log, "rb") as log:
