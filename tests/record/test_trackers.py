@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -35,7 +36,8 @@ ALL = sorted(TRACKERS)
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch, tmp_path):
-    """No credentials of whoever runs the tests, and a database of the test's own."""
+    """No credentials of whoever runs the tests, a database of the test's own, and time: tellers
+    are to stand back on a machine whose cores are busy."""
     for name in list(os.environ):
         if name.startswith(("WANDB_", "COMET_")):
             monkeypatch.delenv(name)
@@ -43,6 +45,7 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     (tmp_path / "home").mkdir()
+    monkeypatch.setattr(senders, "SECONDS_TO_END", 300)
 
 
 # ---- Reading back: (step, name) -> all values, as each library's files have them ---------
@@ -161,6 +164,16 @@ def assert_told(folder: Path, names=ALL) -> None:
 
 # ---- The tests ---------------------------------------------------------------------------
 
+# Killed after six epochs, of which the state of the sixth is not saved yet.
+STUCK = """
+import sys, time
+from src.config import load_config
+from train import experiment_generator
+for stats, _ in experiment_generator(load_config(sys.argv[1], [])):
+    while len(stats) == 6:
+        time.sleep(1)
+"""
+
 
 def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
     """Killed without warning, and taken up again: the trackers have what one run would have."""
@@ -170,25 +183,24 @@ def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
         "wandb_tags": ["t1", "t2"],
         "averaging": "ema",
     }
-    keys |= {"model": "tiny/lenet", "train_length": 60, "checkpoint_minutes": 0.01}
+    keys |= {"model": "tiny/lenet", "train_length": 12}
     config = digits(save_plot=True, **keys)
     folder, cfg = Path(config.output_dir), tmp_path / "cfg.yaml"
     cfg.write_text(yaml.safe_dump(vars(config)))
-    command = [sys.executable, "train.py", str(cfg)]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 100
-    while len(read_rows(folder)) < 5 or not is_told_of(folder, "tensorboard"):
+    first = subprocess.Popen([sys.executable, "-c", STUCK, str(cfg)], cwd=ROOT)
+    until = time.monotonic() + 300
+    while not all(read_told(folder, name).last_step == 6 * 15 for name in ALL):
         assert first.poll() is None
-        assert time.monotonic() < until
+        assert time.monotonic() < until, (folder / "training.log").read_text()
         time.sleep(0.05)
     identity = read_tracked(folder).id
     first.kill()
     assert first.wait() == -signal.SIGKILL
-    reached = len(read_rows(folder))
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=200)
-    stats = read_stats(str(folder))
-    assert 5 <= reached < len(stats) == 60
-    assert "attempt 2" in (folder / "training.log").read_text()
+    run_experiment(config)
+    assert len(read_stats(str(folder))) == 12
+    log = (folder / "training.log").read_text()
+    step = int(re.search(r"goes on after step (\d+) of 180", log)[1])
+    assert 0 < step < 6 * 15  # what was told is done again
     assert read_tracked(folder).id == identity
     assert_told(folder)
     assert all(read_told(folder, name).is_complete for name in ALL)
@@ -224,10 +236,6 @@ def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
 
     tags = {value.tag for event in tensorboard_events(folder) for value in event.summary.value}
     assert {"config", "outcome", "curves", "_hparams_/session_start_info"} <= tags
-
-
-def is_told_of(folder: Path, name: str) -> bool:
-    return read_told(folder, name).last_step > 0
 
 
 def test_nothing_of_the_run_changes(digits, tmp_path):
@@ -337,7 +345,7 @@ def test_a_server_that_fails_or_never_answers_holds_up_nobody(
         time.sleep(0.05)
     began = time.monotonic()
     *_, (told, _) = epochs
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50  # wandb itself would wait for a minute
     assert lasting(told) == lasting(plain)
     assert len([line for line in log_lines if line.startswith("wandb: not told of all")]) == 1
     assert processes_of(tmp_path / "told") == []

@@ -312,7 +312,7 @@ def test_description_tells_what_varies(parameters, words):
 
 def test_ten_thousand_rows_take_a_moment():
     wide = {f"key_{i}": "value" for i in range(20)}
-    started = time.perf_counter()
+    started = time.process_time()
     grid = expand({"a": list(range(100)), "LIST": [{"b": list(range(100))}], **wide})
     assert (len(grid.rows), len(grid.rows[-1])) == (10_000, 22)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

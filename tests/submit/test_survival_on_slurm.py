@@ -114,7 +114,7 @@ def test_all_rows_end_as_on_a_quiet_machine(start_cluster, repository):
     cluster = start_cluster(GRACE="0")
     misfortune = Misfortune(cluster, repository)
     limits = ("--", "--time=1", "--signal=B:USR1@15", "--cpus-per-task=2", "--mem=1G")
-    env = cluster.env | {"PAUSE": "0.3", "OMP_NUM_THREADS": "1"}
+    env = cluster.env | {"PAUSE": "0.4", "OMP_NUM_THREADS": "1"}
     repository.submit("job.yaml", "-s", "submit_cpu.sh", *limits, env=env)
     warned = misfortune.warning()
     requeued = misfortune.requeue()
