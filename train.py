@@ -280,8 +280,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             # Save: the row, then weights where they are asked for.
             results |= folder.machine_use.of_epoch(results["train"])
             row = stats.add(epoch, state.step, results)
-            frame = stats.frame()
-            folder.save_stats(frame)
+            folder.save_stats(frame := stats.frame())
             is_best = best is not None and state.outcome != "diverged" and best.update(epoch, row)
             if is_best and config.save_best_checkpoint:
                 save_weights(folder.checkpoint("best"), epoch, model, learner.averages)

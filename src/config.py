@@ -30,6 +30,7 @@ from src.yaml_files import read_yaml, read_yaml_file, write_yaml
 # What does not go together: a way of multi_gpu, a key, and what that is to be
 APART = (
     ("fsdp", "averaging", "null"),
+    ("fsdp", "channels_last", "false"),
     ("fsdp", "compile", "false"),
     ("fsdp", "precision", "fp32, tf32 or bf16"),
     ("dp", "compile", "false"),

@@ -192,19 +192,22 @@ def test_fp16_goes_on_with_its_scale_to_the_bit(digits, tmp_path):
 
 # ---- Each with each ----------------------------------------------------------------------
 
-ALLOWED = list(product(("fp32", "bf16", "fp16"), (False, True), (1, 4), (1, 2)))
+ALLOWED = list(product(("fp32", "bf16", "fp16"), (False, True), (1, 4), (1, 2), (True,)))
+ALLOWED += list(product(("fp32", "bf16"), (False,), (1, 4), (2,), ("fsdp",)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "compile", "accumulation", "processes"), ALLOWED)
+@pytest.mark.parametrize(("precision", "compile", "accumulation", "processes", "kind"), ALLOWED)
 def test_every_combination_learns_as_the_plain_one(
-    precision, compile, accumulation, processes, digits, tmp_path
+    precision, compile, accumulation, processes, kind, digits, tmp_path
 ):
     keys = {"model": "tiny/lenet", "batch_size": 32, "train_length": 40, "steps_per_epoch": 20}
     keys |= {"train_length_unit": "step", "base_lr": 0.003, "clip_norm": 5.0}
     plain = run_experiment(digits(**keys, output_dir=None))
     own = {"precision": precision, "compile": compile, "grad_accum_steps": accumulation}
-    config = digits(**keys, **own, averaging="ema_0.9", channels_last=accumulation == 4)
+    own |= {"multi_gpu": kind, "averaging": None if kind == "fsdp" else "ema_0.9"}
+    own |= {"channels_last": accumulation == 4 and kind != "fsdp"}
+    config = digits(**keys, **own)
     stats = together(processes, run_experiment, config)[0]
     assert len(stats) == 2
     last, expected = (frame["test/last/loss"].iloc[-1] for frame in (stats, plain))
@@ -213,12 +216,14 @@ def test_every_combination_learns_as_the_plain_one(
     assert f"computes in {precision}" in log
     assert ("compiled (default)" if compile else "not compiled") in log
     assert (f"{processes} processes" in log) == (processes > 1)
+    assert ("fully sharded" in log) == (kind == "fsdp")
 
 
 REFUSED = [
     ({"multi_gpu": "fsdp", "precision": "fp16"}, "precision: got 'fp16', expected fp32, tf32 or"),
     ({"multi_gpu": "fsdp", "compile": True}, "compile: got True, expected false, as multi_gpu is"),
     ({"multi_gpu": "fsdp", "averaging": "ema"}, "averaging: got 'ema', expected null, as multi"),
+    ({"multi_gpu": "fsdp", "channels_last": True}, "channels_last: got True, expected false, as"),
     ({"multi_gpu": "dp", "compile": "default"}, "compile: got 'default', expected false, as multi"),
     (
         {"compile": "reduce-overhead", "grad_accum_steps": 2},
