@@ -11,6 +11,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from datasets import Dataset
 
@@ -19,6 +20,7 @@ from examples import docstrings
 from src.config import load_config, make_config
 from src.data.build import build_data
 from src.engine.signals import StopRequested
+from src.metrics import is_time
 from src.models.build import model_preprocessing
 from src.submit.check import check_rows
 from src.submit.grid import expand
@@ -26,6 +28,7 @@ from src.submit.job_file import read_job
 from train import run_experiment
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
+from several_processes import together
 from test_resume import end_of
 from test_texts import BERT, GPT, WORDS, write_tokenizer
 from whole_runs import certificate, grid_here, lasting
@@ -142,6 +145,23 @@ def test_micro_batches_of_padded_texts_give_the_same_run(tales, files):
     )
     for column in ("train/loss", "test/last/loss"):
         assert parts[column].tolist() == pytest.approx(whole[column].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["classes", "packed", "texts one by one"])
+def test_two_processes_read_texts_as_one(kind, tales, language, files, tmp_path):
+    """Texts of a share are as long as its own longest, and its tokens of another number."""
+    keys = tales | {"model": f"hf/{files / 'without_dropout'}"}
+    if kind != "classes":
+        keys = language | {"dataset": "hf/text:walks.txt", "model": f"hf/{files / 'gpt'}"}
+        keys |= {"data_text_pack": kind == "packed", "data_text_length": 32}
+    keys |= {"batch_size": 21, "grad_accum_steps": 3, "eval_batch_size": 19, "drop_last": True}
+    keys |= {"optim_alg": "sgd", "base_lr": 0.05, "clip_norm": 1.0, "averaging": "ema_0.9"}
+    configs = [make_config(keys | {"output_dir": str(tmp_path / str(n))}) for n in (1, 2)]
+    one = run_experiment(configs[0])
+    stats = together(2, run_experiment, configs[1])[0]
+    kept = [column for column in one if not is_time(column)]
+    assert one["train/loss"].iloc[-1] < one["train/loss"].iloc[0]
+    pd.testing.assert_frame_equal(stats[kept], one[kept], rtol=1e-4)
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
