@@ -21,7 +21,7 @@ test: .venv/test lint
 	$(BIN)/python -m pytest
 
 test-all: .venv/test lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile
 
 lint: .venv/test
 	$(BIN)/ruff check
