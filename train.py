@@ -116,9 +116,9 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         open_folder(config, world.rank) as folder,
         Progress(world.rank) as progress,
         ExitStack() as resources,
+        world.others_heard(),
     ):
-        # An earlier attempt is continued. Else what is null is drawn or found here, once, and
-        # written to config.yaml: running that file is running this experiment again.
+        # An earlier attempt goes on. Else what is null is drawn or found, once, for config.yaml.
         files = StateFiles.of_run(config.output_dir, folder.ensure_ours, is_written=world.is_main)
         saved, asked = world.main_first(files.newest), config
         entropy = world.from_main(secrets.randbits(128))

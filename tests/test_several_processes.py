@@ -168,7 +168,7 @@ def test_on_another_number_of_processes_it_goes_on_equal_to_rounding(before, aft
     together(after, run_to_end, config)
     assert_alike(config, one)
     said = (tmp_path / "b" / "training.log").read_text()
-    assert f"goes on in {after} processes instead of {before}: sums are equal to rounding" in said
+    assert f"goes on in {after} instead of {before} processes: sums are equal to rounding" in said
 
 
 def test_early_stopping_stops_all(sets, tmp_path):
@@ -200,7 +200,10 @@ def test_what_fails_in_one_process_ends_all_before_the_first_step(rank, sets, tm
     ("keys", "words"),
     [
         ({"batch_size": 2}, "batch_size: got 2, expected at least one"),
-        ({"batch_size": 1437, "grad_accum_steps": 1}, "last micro-batch of a pass has 1 examples"),
+        (
+            {"batch_size": 1437, "grad_accum_steps": 1},
+            "the last micro-batch of a pass, which is left with 1",
+        ),
         ({"sync_bn": True}, "sync_bn: got True, expected false, as torch has none for cpu"),
         ({"multi_gpu": "dp"}, "multi_gpu: got 'dp', expected true or fsdp, as there are 2"),
     ],
@@ -272,7 +275,40 @@ def test_what_fails_in_the_main_process_in_mid_run_ends_the_others_in_a_line(set
     config = config_of("dense", sets, tmp_path / "run", save_freq=1)
     first, second = together(2, broken_off, config)
     assert first == "UserError: no room"
-    assert second.startswith("EndedElsewhere: another process of this run has ended first")
+    assert second.startswith("EndedElsewhere: ")
+
+
+def out_of_order(config, rank: int) -> str:
+    """A process fails in its fifth step; what the processes end with."""
+    whole, count = train.update, 0
+
+    def update(*arguments):
+        nonlocal count
+        count += 1
+        if count == 5 and os.environ["RANK"] == str(rank):
+            raise RuntimeError("boom")
+        return whole(*arguments)
+
+    train.update = update
+    try:
+        run_experiment(config)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def test_the_main_process_tells_what_another_one_failed_of(sets, tmp_path):
+    """In the run's status and log as well, where a connection's end would say nothing."""
+    config = config_of("dense", sets, tmp_path / "run")
+    words = "process 1 has failed: RuntimeError: boom"
+    assert together(2, out_of_order, config, 1) == [
+        f"EndedElsewhere: {words}",
+        "RuntimeError: boom",
+    ]
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("failed", f"EndedElsewhere: {words}")
+    assert "Traceback" not in (tmp_path / "run" / "training.log").read_text()
+    assert "boom" in (tmp_path / "run" / "training.rank1.log").read_text()
 
 
 def test_processes_that_are_to_be_alone_are_alone(sets, tmp_path):

@@ -104,8 +104,8 @@ def check_shares(
     left = 0 if drop_last else num_examples % batch_size % micro_batch_size
     if 0 < left < num_processes:
         expected = (
-            f"another one, drop_last: true or multi_gpu: false, as the last micro-batch of a pass "
-            f"has {left} examples for {num_processes} processes"
+            f"another one, drop_last: true or fewer processes, as {num_processes} of them share "
+            f"the last micro-batch of a pass, which is left with {left}"
         )
         raise bad_value("batch_size", batch_size, expected)
 

@@ -129,7 +129,8 @@ def _obstacle(name: str, split: DatasetSplit) -> str | None:
 
 
 def _said_of(name: str) -> str:
-    return f"aug_{name} works one image at a time, unlike {', '.join(IN_BATCHES)}"
+    in_batches = ", ".join(f"aug_{other}" for other in IN_BATCHES)
+    return f"aug_{name} works one image at a time, unlike {in_batches}"
 
 
 def free_memory(device: torch.device) -> int | None:

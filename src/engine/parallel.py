@@ -40,7 +40,7 @@ class Parallel:
         self.world, self.kind, self.device = world, kind, device
         self.is_sharded = kind == "fsdp"
         if self.is_sharded and world.size == 1:
-            expected = "true or false, as there is one process, and one GPU, alone"
+            expected = "true or false, as there is one process alone, which has the whole model"
             raise bad_value("multi_gpu", kind, expected)
         if kind == "dp" and world.size > 1:
             raise bad_value("multi_gpu", kind, f"true or fsdp, as there are {world.size} processes")

@@ -117,8 +117,8 @@ class State:
         Generators().load_state_dict(content["generators"])
         if (before := content.get("num_processes", 1)) != self.num_processes:
             logger.warning(
-                "goes on in {} processes instead of {}: sums are equal to rounding; dropout, mixed "
-                "images and the statistics of batch norms are not",
+                "goes on in {} instead of {} processes: sums are equal to rounding; dropout, mixed "
+                "images and the statistics of batch norms, where there are any, are not",
                 self.num_processes,
                 before,
             )

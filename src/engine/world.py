@@ -11,8 +11,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -115,15 +115,38 @@ class World:
         elif self.is_in_step and (error is None or getattr(error, "is_agreed", False)):
             dist.barrier()  # who ends first may be taken for one that has failed
             _leave_at_exit()
-        elif self.is_in_step and re.search(ENDED_IN_GLOO_S_WORDS, str(error)):
-            raise EndedElsewhere(
-                "another process of this run has ended first, and says why: here, in "
-                "training.log or in training.rank*.log"
-            ) from None
+        elif (
+            self.is_in_step
+            and isinstance(error, Exception)
+            and not isinstance(error, EndedElsewhere)
+        ):
+            with suppress(RuntimeError):  # the store is gone, and the main process with it
+                self.store.set(f"failed/{self.rank}", _in_words(error))
+
+    @contextmanager
+    def others_heard(self) -> Iterator[None]:
+        """Where another process has ended first, what it said is the error, not torch's words of
+        a connection. It is to be the innermost context: what records errors is around it."""
+        try:
+            yield
+        except Exception as error:
+            if self.is_in_step and re.search(ENDED_IN_GLOO_S_WORDS, str(error)):
+                raise EndedElsewhere(self._last_words()) from None
+            raise
+
+    def _last_words(self) -> str:
+        """Of a process that has ended; the main one's may be gone with it."""
+        with suppress(RuntimeError):
+            for rank in range(self.size):
+                if self.store.check([f"failed/{rank}"]):
+                    words = self.store.get(f"failed/{rank}").decode()
+                    return f"process {rank} has failed: {words}"
+        logs = "training.log" if self.rank else "training.rank*.log"
+        return f"another process of this run has ended first: killed, or {logs} says why"
 
     def _tell_failure(self, error: Exception) -> None:
         if not isinstance(error, EndedElsewhere):
-            self._put({"failed": str(error) or type(error).__name__})
+            self._put({"failed": _in_words(error)})
         self._wait_until_heard()
 
     def _wait_until_heard(self) -> None:
@@ -264,6 +287,11 @@ class World:
 
 
 ALONE = World(None)
+
+
+def _in_words(error: Exception) -> str:
+    """As status.json says it."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 _NUMBERS = count()  # of the runs of this program

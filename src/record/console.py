@@ -112,7 +112,8 @@ def log_setup(
 ) -> None:
     """The first lines of a log: what was found and chosen. chosen: how it computes, in words."""
     examples = ", ".join(f"{name} {n:,}" for name, n in (config.data_n_examples or {}).items())
-    logger.info("data {}: {} examples", config.dataset, examples)
+    where = ", held on the device" if config.data_on_device else ""
+    logger.info("data {}: {} examples{}", config.dataset, examples, where)
     logger.info(
         "model {}: {:,} parameters, {} -> {}, on {}",
         config.model,

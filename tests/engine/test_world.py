@@ -122,7 +122,7 @@ def test_an_error_of_one_ends_the_others_with_its_words(rank):
     assert isinstance(answers[rank], RuntimeError)
     for other in {0, 1, 2} - {rank}:
         assert isinstance(answers[other], EndedElsewhere)
-        assert str(answers[other]) == f"process {rank} has failed: no room"
+        assert str(answers[other]) == f"process {rank} has failed: RuntimeError: no room"
 
 
 def killed_with_unread_words() -> int | None:
@@ -135,7 +135,7 @@ def killed_with_unread_words() -> int | None:
 
 
 def gathering() -> None:
-    with World(find_place(os.environ)) as world:
+    with World(find_place(os.environ)) as world, world.others_heard():
         main = world.from_main(os.getpid())
         world.start(CPU)
         world.sum([1.0])
@@ -150,6 +150,10 @@ def test_one_that_is_killed_in_step_ends_the_others_in_a_line():
     exit_code, error = together(2, killed_with_unread_words)
     assert exit_code == -signal.SIGKILL
     assert isinstance(error, EndedElsewhere)
+    assert (
+        str(error)
+        == "another process of this run has ended first: killed, or training.log says why"
+    )
 
 
 def nowhere() -> None:
