@@ -76,7 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def command_line() -> argparse.ArgumentParser:
-    parser = OneLineParser(description="How far batches of experiments are.")
+    parser = OneLineParser(
+        description="How far batches of experiments are.",
+        epilog="Also `report.py sync [FOLDER …]`, which sends to trackers what was kept offline, "
+        "and `report.py notify --test | results/BATCH`, which sends a message.",
+    )
     add = parser.add_argument
     add("batches", nargs="*", metavar="results/BATCH", help="default: the newest few of results/")
     add("--metric", metavar="REGEX", help="columns of stats.csv to rank rows by")
@@ -291,7 +295,7 @@ def row_as_json(status: RowStatus) -> dict[str, Any]:
 
 def sync(arguments: Sequence[str]) -> int:
     """Send what trackers were not told while the runs went; 1 where some could not be sent."""
-    from src.record.trackers.syncing import check_credentials, run_folders, send, unsent
+    from src.record.trackers.syncing import obstacles, run_folders, send, unsent
 
     parser = OneLineParser(prog="report.py sync", description="Send runs to wandb and Comet.")
     parser.add_argument(
@@ -299,15 +303,22 @@ def sync(arguments: Sequence[str]) -> int:
     )
     paths = [Path(folder) for folder in parser.parse_args(arguments).folders]
     waiting = unsent(run_folders(paths))
-    check_credentials(name for _, name in waiting)
-    num_failed = 0
-    with tqdm(waiting, unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:
+    lacking = obstacles(name for _, name in waiting)
+    possible = [(folder, name) for folder, name in waiting if name not in lacking]
+    words = "\n".join(f"sync: {problem}" for problem in lacking.values())
+    if lacking and not possible:
+        raise UserError(words)
+    if lacking:  # who has an account with one alone
+        print(words, file=sys.stderr)
+    num_sent = 0
+    with tqdm(possible, unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:
         for folder, name in bar:
             if problem := send(folder, name):
-                num_failed += 1
                 tqdm.write(f"{short_path(folder)}: {name}: {problem}", file=sys.stderr)
-    print(f"{len(waiting) - num_failed} of {len(waiting)} sent" if waiting else "nothing to send")
-    return 1 if num_failed else 0
+            else:
+                num_sent += 1
+    print(f"{num_sent} of {len(waiting)} sent" if waiting else "nothing to send")
+    return 1 if num_sent < len(waiting) else 0
 
 
 # ---- Notifications -----------------------------------------------------------------------

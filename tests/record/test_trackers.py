@@ -459,8 +459,25 @@ def test_sync_asks_for_credentials_and_knows_what_is_left_to_send(digits, tmp_pa
     run_experiment(digits(trackers=["wandb"], output_dir=str(tmp_path / "b")))
     assert report.main(["sync", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    credentials = "`wandb login` or WANDB_API_KEY, and no WANDB_MODE"
-    assert error == f"sync: wandb has no credentials: set {credentials}\n"
+    login = "call `wandb login` or set WANDB_API_KEY, and unset WANDB_MODE"
+    assert error == f"sync: wandb has no credentials: {login}\n"
+
+
+@pytest.mark.slow
+def test_who_has_an_account_with_one_tracker_alone_sends_to_that(
+    digits, tmp_path, failing_server, monkeypatch, capsys
+):
+    run_experiment(digits(trackers=["wandb", "comet"]))
+    address, asked = failing_server()
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    assert report.main(["sync", str(tmp_path)]) == 1
+    assert asked
+    printed = capsys.readouterr()
+    assert printed.out == "0 of 2 sent\n"
+    first, second = printed.err.splitlines()
+    assert first == "sync: comet has no credentials: set COMET_API_KEY"
+    assert "wandb: " in second
 
 
 @pytest.mark.slow

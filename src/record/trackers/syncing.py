@@ -14,6 +14,10 @@ from src.record.trackers.tracked import FOLDER
 from src.yaml_files import read_yaml_file
 
 ONLINE = ("wandb", "comet")  # those that have a place elsewhere
+LOGIN = {
+    "wandb": "call `wandb login` or set WANDB_API_KEY, and unset WANDB_MODE",
+    "comet": "set COMET_API_KEY",
+}
 SECONDS_PER_RUN = 600.0
 
 
@@ -41,19 +45,16 @@ def unsent(folders: Iterable[Path]) -> list[tuple[Path, str]]:
     return found
 
 
-def check_credentials(names: Iterable[str]) -> None:
-    """Raises UserError where a tracker could not be told who we are."""
+def obstacles(names: Iterable[str]) -> dict[str, str]:
+    """Trackers that could not be told who we are, and why, in words."""
+    found = {}
     for name in dict.fromkeys(names):
         try:
-            has_any = load_service(name).has_credentials()
+            if not load_service(name).has_credentials():
+                found[name] = f"{name} has no credentials: {LOGIN[name]}"
         except ImportError as error:
-            raise UserError(f"sync: {error}") from None
-        if not has_any:
-            login = {
-                "wandb": "`wandb login` or WANDB_API_KEY, and no WANDB_MODE",
-                "comet": "COMET_API_KEY",
-            }[name]
-            raise UserError(f"sync: {name} has no credentials: set {login}")
+            found[name] = str(error)
+    return found
 
 
 def send(folder: Path, name: str) -> str | None:
