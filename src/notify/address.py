@@ -28,6 +28,16 @@ def has_address() -> bool:
     return bool(os.environ.get(VARIABLE, "").strip()) or address_file().is_file()
 
 
+def what_is_wrong() -> str | None:
+    """With the addresses, as far as reading them tells; None: nothing, or there are none."""
+    try:
+        if has_address():
+            _servers()
+    except UserError as error:
+        return str(error)
+    return None
+
+
 @dataclass(frozen=True)
 class Delivery:
     """What became of a message at one address."""

@@ -45,8 +45,9 @@ def body_of(report: Report) -> str:
         lines += [f"- {_in_words(best, report.batch)}" for best in report.best]
     if words := cost_in_words(report):
         lines.append(f"cost: {words}")
-    if groups:
-        lines.append(retry_command(report.batch, report.journal, groups[0].only))
+    if kinds := {group.only for group in groups}:
+        only = kinds.pop() if len(kinds) == 1 else None
+        lines.append(retry_command(report.batch, report.journal, only))
     lines.append(f"python report.py {report.batch.path}")
     return "\n".join(lines)
 

@@ -282,8 +282,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def retry_command(batch: Batch, journal: Journal, only: str) -> str:
-    """What a person types to submit these rows again, as the last submission was."""
+def retry_command(batch: Batch, journal: Journal, only: str | None) -> str:
+    """What a person types to submit these rows again, as the last submission was; None: all that
+    is not done."""
     command = ["python", "submit_multiple.py", "-r", short_path(batch.path)]
     asked = journal.asked
     command += ["-s", asked.script]
@@ -291,7 +292,7 @@ def retry_command(batch: Batch, journal: Journal, only: str) -> str:
         command += ["--no-array"]
     if asked.pack > 1:
         command += ["--pack", str(asked.pack)]
-    command += ["--only", only]
+    command += ["--only", only] if only else []
     return shlex.join(command + (["--", *asked.extra] if asked.extra else []))
 
 

@@ -1,6 +1,7 @@
 """Whole batches on this machine that tell of themselves."""
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -29,14 +30,19 @@ PARAMETERS = {
 }
 
 
-def batch_of(folder: Path, blocks: list[dict], address: str, *options: str) -> Path:
-    """Run a grid of these rows on this machine, its messages sent to that address."""
+def batch_of(folder: Path, blocks: list[dict], address: str) -> Path:
+    return batch_and_words(folder, blocks, address)[0]
+
+
+def batch_and_words(folder: Path, blocks: list[dict], address: str) -> tuple[Path, str]:
+    """A grid of these rows, run on this machine, its messages sent to that address; and what
+    the terminal has shown."""
     job = folder / "job.yaml"
     details = {"name": "told", "output_dir": str(folder / "results")}
     parameters = PARAMETERS | {"LIST": blocks}
     job.write_text(yaml.safe_dump({"job_details": details, "parameters": parameters}))
     done = subprocess.run(
-        [sys.executable, "submit_multiple.py", job, "-s", "local", "--jobs", "2", *options],
+        [sys.executable, "submit_multiple.py", job, "-s", "local", "--jobs", "2"],
         cwd=ROOT,
         env=os.environ | {"EXPERIMENT_NOTIFY": address, "HOME": str(folder)},
         capture_output=True,
@@ -45,7 +51,7 @@ def batch_of(folder: Path, blocks: list[dict], address: str, *options: str) -> P
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    return folder / "results" / f"{date.today():%y-%m-%d}-told"
+    return folder / "results" / f"{date.today():%y-%m-%d}-told", done.stdout + done.stderr
 
 
 def everything_in(folder: Path) -> bytes:
@@ -95,6 +101,29 @@ def test_a_dead_address_changes_nothing_and_shows_nowhere(tmp_path):
     assert main(["digest", str(batch), notices.round]) == 0
     assert main(["digest", str(batch), "earlier"]) == 0
     assert main(["digest", str(tmp_path / "deleted"), "x"]) == 0
+
+
+def test_an_address_that_cannot_be_read_is_told_when_rows_are_submitted(tmp_path):
+    blocks = [{"model_weights": f"/nowhere/{name}.pt"} for name in ("a", "b")]
+    batch, said = batch_and_words(tmp_path, blocks, f"jsn://{SECRET}")
+    line = "no messages will be sent: EXPERIMENT_NOTIFY: apprise cannot read one of its addresses"
+    assert said.count(line) == 1
+    assert SECRET not in said
+    assert not (batch / "submissions" / "notices" / "wanted.json").exists()
+
+
+def test_kinds_of_failure_have_one_command_for_all(tmp_path):
+    for number, status in enumerate(({"state": "failed", "error": "ValueError: x"}, None)):
+        row = tmp_path / f"00{number}_x"
+        row.mkdir()
+        (row / "spec.yaml").write_text(f"base_lr: {number}\n")
+        if status:
+            (row / "status.json").write_text(json.dumps(status))
+    words = body_of(report_of(tmp_path))
+    assert "1 row: error" in words
+    assert "1 row: never started" in words
+    (command,) = [line for line in words.splitlines() if "submit_multiple.py -r" in line]
+    assert "--only" not in command
 
 
 def test_nothing_to_draw_is_no_picture(tmp_path):
