@@ -176,7 +176,7 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
         key = where[0]
         wanted = item["msg"].removeprefix("Input should be ").removeprefix("a valid ")
         if item["type"] == "list_type":
-            wanted = f"a list, as [{item['input']}]"
+            wanted = f"a list, as [{item['input']}]; in a grid [[{item['input']}]]"
         nested = [part for part in where[1:] if part not in KINDS]
         if nested and not any("[" in part for part in nested):
             key = f"{key}[{nested[0]}]"

@@ -63,7 +63,10 @@ def test_numbers_are_numbers_however_they_are_written(text, value):
         ({"wandb": 1}, "wandb: got 1, expected boolean"),
         ({"model": 3}, "model: got 3, expected string"),
         ({"averaging": 3}, "averaging: got 3, expected string or a list, as [3]"),
-        ({"trackers": "wandb"}, "trackers: got 'wandb', expected a list, as [wandb]"),
+        (
+            {"trackers": "wandb"},
+            "trackers: got 'wandb', expected a list, as [wandb]; in a grid [[wandb]]",
+        ),
         ({"momentum": [0.9]}, "momentum: got [0.9], expected number or string"),
         ({"train_length_unit": "epochs"}, "expected 'epoch', 'step' or 'sample'; did you mean 'ep"),
         ({"label_smoothing": 1.0}, "label_smoothing: got 1.0, expected less than 1"),

@@ -119,12 +119,15 @@ class MachineUse:
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, float]:
-    """Mean and peak of each quantity."""
+    """Mean and peak of each quantity; of a peak itself the last."""
     found = {}
     for name in dict.fromkeys(name for sample in samples for name in sample):
         values = [sample[name] for sample in samples if name in sample]
-        found[f"{name}_mean"] = sum(values) / len(values)
-        found[f"{name}_peak"] = max(values)
+        if "_peak" in name:
+            found[name] = values[-1]
+        else:
+            found[f"{name}_mean"] = sum(values) / len(values)
+            found[f"{name}_peak"] = max(values)
     return found
 
 
@@ -238,6 +241,8 @@ class Look:
 
         A process that has begun and ended between two looks is missed.
         """
+        if not self.root.is_running():  # whoever started us was killed
+            self.root = psutil.Process()
         now, memory = {}, 0
         for process in [self.root, *self.root.children(recursive=True)]:
             with suppress(psutil.Error), process.oneshot():  # it may have ended meanwhile

@@ -247,6 +247,8 @@ def cost_in_words(report: Report) -> str | None:
 
 
 def hours(seconds: float) -> str:
-    """Two or three digits that count."""
+    """Two or three digits that count, down to a second or two."""
     number = seconds / 3600
+    if 0 < number < 0.001:
+        return "<0.001"
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

@@ -60,6 +60,13 @@ def test_memory_and_its_peak_are_those_of_the_run():
     assert 0 < after["memory_share"] < 1
 
 
+def test_a_launcher_that_is_gone_leaves_this_process_to_look_at():
+    launcher = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    look = Look(Uses(root=launcher.pid))
+    launcher.communicate(b"\n")
+    assert look()["memory_gb"] == pytest.approx(psutil.Process().memory_info().rss / 1e9, rel=0.2)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts a run's own")
 def test_what_is_written_to_the_disk_counts(tmp_path):
     began, look, looked = time.monotonic(), Look(Uses()), time.monotonic()
@@ -99,11 +106,13 @@ def burn_in_thread(seconds: float) -> None:
 
 def test_an_epoch_has_mean_and_peak():
     samples = [{"cores": 1.0, "memory_gb": 2.0}, {"cores": 3.0}, {"cores": 2.0}]
+    samples[0]["memory_peak_gb"], samples[2]["memory_peak_gb"] = 2.5, 3.5
     assert summary(samples) == {
         "cores_mean": 2.0,
         "cores_peak": 3.0,
         "memory_gb_mean": 2.0,
         "memory_gb_peak": 2.0,
+        "memory_peak_gb": 3.5,
     }
 
 
