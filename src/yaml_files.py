@@ -47,6 +47,8 @@ def read_yaml(text: str, *, source: str = "YAML") -> Any:
     """The content of a YAML text; a syntax error is a UserError with its line."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except UserError as error:  # a key set twice
+        raise UserError(f"{source}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -109,7 +109,7 @@ def test_all_mistakes_are_named_at_once():
         ("- a", "expected lines of the form"),
         ("parameters: {base_lr: 1}", "is a job file: python submit_multiple.py"),
         ("", "expected lines of the form"),
-        ("base_lr: 1\nbase_lr: 2", "base_lr: set twice in one block (line 2)"),
+        ("base_lr: 1\nbase_lr: 2", "cfg.yaml: base_lr: set twice in one block (line 2)"),
         ("? [a]\n: 1", "YAML"),
         ("x: !!python/object/apply:os.system ['touch owned']", "not YAML"),
     ],

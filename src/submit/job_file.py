@@ -12,11 +12,8 @@ from src.submit.grid import places_of
 from src.yaml_files import read_yaml_file
 
 TOP_KEYS = ("job_details", "parameters")
-PASSED_ON = (
-    "trackers",
-    "wandb",
-    "wandb_project_name",
-)  # keys of a run that are said once for the batch
+# keys of a run that are said once for the batch
+PASSED_ON = ("trackers", "wandb", "wandb_project_name", "wandb_tags")
 DETAILS = ("name", "output_dir", *PASSED_ON)
 
 

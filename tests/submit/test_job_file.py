@@ -21,7 +21,7 @@ def job(tmp_path):
 def test_a_job_says_what_its_file_says(job):
     text = """# a comment, and é\r
 job_details: {name: "a b/$(c)", output_dir: out, wandb: true, wandb_project_name: p,
-  trackers: [comet]}
+  trackers: [comet], wandb_tags: [t]}
 parameters:
   base_lr: [1e-3, '[1, 2]']
   LIST: [{model: linear}, {}]
@@ -29,7 +29,12 @@ parameters:
     assert job(text) == Job(
         name="a b/$(c)",
         output_dir="out",
-        common={"trackers": ["comet"], "wandb": True, "wandb_project_name": "p"},
+        common={
+            "trackers": ["comet"],
+            "wandb": True,
+            "wandb_project_name": "p",
+            "wandb_tags": ["t"],
+        },
         parameters={"base_lr": [0.001, "[1, 2]"], "LIST": [{"model": "linear"}, {}]},
         text=text,
     )
