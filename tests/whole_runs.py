@@ -1,8 +1,11 @@
 """What tests of whole runs share: the certificate, a grid on this machine, stats without times."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from datetime import date
 from pathlib import Path
 
@@ -25,10 +28,12 @@ def certificate(keys: dict, folder: Path, *options: str, code: Path = ROOT) -> t
     """The exit code of verify_resume.py, and what was printed."""
     config, temporary = folder / "cfg.yaml", folder / "temporary"
     config.write_text(yaml.safe_dump({k: v for k, v in keys.items() if k != "output_dir"}))
-    temporary.mkdir()
+    short = tempfile.mkdtemp()  # a path with room for the sockets of worker processes
+    atexit.register(shutil.rmtree, short, ignore_errors=True)
+    temporary.symlink_to(short)
     done = subprocess.run(
         [sys.executable, code / "verify_resume.py", config, *options],
-        env=os.environ | {"TMPDIR": str(temporary)},
+        env=os.environ | {"TMPDIR": short},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

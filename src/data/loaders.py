@@ -4,7 +4,10 @@ Arrays, tokens and held images live on the device and a batch is one gather; all
 worker processes. Either way the batches are a function of the seed and the step.
 """
 
+import os
 import signal
+import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -22,8 +25,11 @@ from src.data.order import batches_from, example_seeds, share, share_of_batch, s
 from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, PixelSplit, Split, TextSplit
 from src.data.transforms import ImageTransform
 from src.generators import generators_kept, seed_cpu
+from src.names import bad_value
 
 SECONDS_TO_OUTLIVE = 120  # that worker processes live on after SIGTERM: a step, and more
+SOCKET = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # of multiprocessing, below the temporary folder
+LONGEST_SOCKET = 107 if sys.platform.startswith("linux") else 103  # bytes of a path
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 Request = tuple[int, np.ndarray]  # the number of a pass, and which examples
 Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
@@ -280,6 +286,8 @@ def _loaded(
     examples: _Examples, order: Iterable[tuple[int, Tensor]], loading: Loading
 ) -> Generator[Batch, None, None]:
     """Batches in this order, read by worker processes, on the device."""
+    if loading.num_workers:
+        check_temporary_folder()
     on_gpu = loading.device.type == "cuda"
     # as tensors the indices would travel to the workers in files of their own
     requests: Iterable[Any] = ((number, indices.numpy()) for number, indices in order)
@@ -298,6 +306,16 @@ def _loaded(
         batches = _copied_ahead(batches, loading.device)
     for inputs, targets in batches:
         yield examples.normalize(inputs.to(loading.device)), targets.to(loading.device)
+
+
+def check_temporary_folder() -> None:
+    """UserError where its path leaves no room for the sockets by which workers hand over what they
+    have read: they would fail in silence, and the run wait for ever."""
+    folder = tempfile.gettempdir()
+    most = LONGEST_SOCKET - len(SOCKET)
+    if len(os.fsencode(folder)) > most:
+        expected = f"a path of at most {most} characters, as TMPDIR=/tmp, or num_workers: 0"
+        raise bad_value("TMPDIR", folder, expected)
 
 
 def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

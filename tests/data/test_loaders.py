@@ -1,7 +1,9 @@
 import multiprocessing
+import os
 import random
 import subprocess
 import sys
+import tempfile
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +14,10 @@ import torch
 from torch.utils.data import Dataset
 
 from src.data.loaders import (
+    LONGEST_SOCKET,
+    SOCKET,
     Loading,
+    check_temporary_folder,
     evaluation_batches,
     micro_batches,
     take,
@@ -23,6 +28,7 @@ from src.data.loaders import (
 from src.data.mixing import Mixing
 from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, TextSplit
 from src.losses import NextToken
+from src.names import UserError
 
 CPU = torch.device("cpu")
 
@@ -279,3 +285,21 @@ def test_a_signal_that_comes_while_workers_start_does_not_kill_them():
         timeout=60,
     )
     assert (done.stdout, done.returncode) == ("40\n", 0), done.stderr
+
+
+LISTEN = "from multiprocessing.connection import Listener; Listener(family='AF_UNIX').close()"
+
+
+def test_a_temporary_folder_without_room_for_sockets_is_refused(tmp_path, monkeypatch):
+    """Workers would hand over nothing, and the run wait for ever."""
+    most = LONGEST_SOCKET - len(SOCKET)
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        longest = Path(short) / ("x" * (most - len(short) - 1))
+        longest.mkdir()
+        env = os.environ | {"TMPDIR": str(longest)}
+        subprocess.run([sys.executable, "-c", LISTEN], env=env, check=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(longest))
+        check_temporary_folder()
+    monkeypatch.setattr(tempfile, "tempdir", f"{longest}x")
+    with pytest.raises(UserError, match=f"^TMPDIR: got .* at most {most} characters"):
+        check_temporary_folder()
