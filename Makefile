@@ -17,11 +17,12 @@ demo: .venv/core
 
 extras: .venv/extras
 
+# Two files of tests at a time.
 test: .venv/test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: .venv/test lint
-	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 lint: .venv/test
 	$(BIN)/ruff check
