@@ -4,35 +4,20 @@ Arrays, tokens and held images live on the device and a batch is one gather; all
 worker processes. Either way the batches are a function of the seed and the step.
 """
 
-import os
-import signal
-import sys
-import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from src.data.arrays import csr_tensor, row_range
 from src.data.batch_augmentation import augmented
 from src.data.mixing import Mixing
 from src.data.order import batches_from, example_seeds, share, share_of_batch, step_seed
 from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, PixelSplit, Split, TextSplit
-from src.data.transforms import ImageTransform
-from src.generators import generators_kept, seed_cpu
-from src.names import bad_value
-
-SECONDS_TO_OUTLIVE = 120  # that worker processes live on after SIGTERM: a step, and more
-SOCKET = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # of multiprocessing, below the temporary folder
-LONGEST_SOCKET = 107 if sys.platform.startswith("linux") else 103  # bytes of a path
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-Request = tuple[int, np.ndarray]  # the number of a pass, and which examples
-Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
+from src.data.workers import Batch, Examples, TrainingExamples, as_they_are, loaded
 
 
 @dataclass(frozen=True)
@@ -105,7 +90,7 @@ def training_batches(
     elif isinstance(split, PixelSplit):
         batches = (take_pixels(split, indices, seed, number) for number, indices in order)
     else:
-        batches = _loaded(_TrainingExamples(split, seed), order, loading)
+        batches = loaded(TrainingExamples(split, seed), order, loading.device, loading.num_workers)
     return _mixed(batches, loading.mixing, seed, first_step) if loading.mixing else batches
 
 
@@ -140,7 +125,9 @@ def evaluation_batches(split: Split, loading: Loading) -> Generator[Batch, None,
         batches = ((split.normalize(pixels), targets) for pixels, targets in pieces)
     else:
         order = ((0, torch.arange(i, j)) for i, j in parts)
-        batches = _loaded(_Examples(split, split.transform), order, loading)
+        batches = loaded(
+            Examples(split, split.transform), order, loading.device, loading.num_workers
+        )
     return _without_targets_of_others(batches, sizes) if loading.num_processes > 1 else batches
 
 
@@ -155,10 +142,10 @@ def _without_targets_of_others(
 
 def pixel_batches(split: DatasetSplit, loading: Loading) -> Generator[Batch, None, None]:
     """Every example of ImageTransforms once, uint8 and not yet normalised."""
-    examples = _Examples(split, split.transform)
-    examples.normalize = _nothing
+    examples = Examples(split, split.transform)
+    examples.normalize = as_they_are
     order = ((0, indices) for indices in torch.arange(len(split)).split(loading.batch_size))
-    return _loaded(examples, order, loading)
+    return loaded(examples, order, loading.device, loading.num_workers)
 
 
 # ---- Arrays ------------------------------------------------------------------------------
@@ -225,142 +212,3 @@ def _take_rows(csr: Tensor, indices: Tensor) -> Tensor:
     shifts = torch.repeat_interleave(starts - rows[:-1], lengths)
     positions = torch.arange(len(shifts), device=shifts.device, dtype=shifts.dtype) + shifts
     return csr_tensor(rows, csr.col_indices()[positions], csr.values()[positions], csr.shape[1])
-
-
-# ---- Everything else ---------------------------------------------------------------------
-
-
-class _Examples(Dataset):
-    """Batches of (pass, indices) in the form that a DataLoader asks for them.
-
-    `normalize` makes of their inputs what the model wants, on its device.
-    """
-
-    def __init__(self, split: DatasetSplit, transform: Callable[[Any], Tensor]) -> None:
-        self.split = split
-        self.read: Callable[[Any], Any] = transform
-        self.batch_of: Callable[[Any], Tensor] = torch.stack
-        self.normalize: Callable[[Tensor], Tensor] = _nothing
-        if isinstance(transform, ImageTransform) and not transform.on_tensor:
-            self.read, self.batch_of = transform.pixels, transform.batch_of
-            self.normalize = transform.to_tensor.normalize
-
-    def __getitems__(self, request: Request) -> Batch:
-        _, indices = request
-        inputs, targets = zip(*map(self._example, indices.tolist()), strict=True)
-        return self.batch_of(inputs), torch.tensor(targets)
-
-    def _example(self, index: int) -> tuple[Any, Any]:
-        """What goes into a batch; an error says of which example it is."""
-        try:
-            image, target = self.split.dataset[index]
-            return self.read(image), target
-        except Exception as error:
-            error.add_note(f"example {index} of {len(self.split):,}")
-            raise
-
-
-class _TrainingExamples(_Examples):
-    """The same with augmentation, each example's randomness its own."""
-
-    def __init__(self, split: DatasetSplit, seed: int) -> None:
-        super().__init__(split, split.train_transform)
-        self.seed = seed
-
-    def __getitems__(self, request: Request) -> Batch:
-        if self.split.train_transform is self.split.transform:  # nothing is drawn
-            return super().__getitems__(request)
-        pass_number, indices = request
-        seeds = example_seeds(self.seed, pass_number, indices).tolist()
-        indices = indices % len(self.split)  # of copies
-        examples = []
-        with generators_kept():  # without workers this is the training process
-            for index, seed in zip(indices.tolist(), seeds, strict=True):
-                seed_cpu(seed)
-                examples.append(self._example(index))
-        inputs, targets = zip(*examples, strict=True)
-        return self.batch_of(inputs), torch.tensor(targets)
-
-
-def _loaded(
-    examples: _Examples, order: Iterable[tuple[int, Tensor]], loading: Loading
-) -> Generator[Batch, None, None]:
-    """Batches in this order, read by worker processes, on the device."""
-    if loading.num_workers:
-        check_temporary_folder()
-    on_gpu = loading.device.type == "cuda"
-    # as tensors the indices would travel to the workers in files of their own
-    requests: Iterable[Any] = ((number, indices.numpy()) for number, indices in order)
-    loader = DataLoader(
-        examples,
-        batch_sampler=requests,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]
-        num_workers=loading.num_workers,
-        pin_memory=on_gpu,
-        worker_init_fn=_outlive_signals,
-        generator=torch.Generator(),  # else the loader draws from the model's own
-    )
-    with _signals_blocked():
-        batches: Iterator[Batch] = iter(loader)  # starts the workers
-    if on_gpu:
-        batches = _copied_ahead(batches, loading.device)
-    for inputs, targets in batches:
-        yield examples.normalize(inputs.to(loading.device)), targets.to(loading.device)
-
-
-def check_temporary_folder() -> None:
-    """UserError where its path leaves no room for the sockets by which workers hand over what they
-    have read: they would fail in silence, and the run wait for ever."""
-    folder = tempfile.gettempdir()
-    most = LONGEST_SOCKET - len(SOCKET)
-    if len(os.fsencode(folder)) > most:
-        expected = f"a path of at most {most} characters, as TMPDIR=/tmp, or num_workers: 0"
-        raise bad_value("TMPDIR", folder, expected)
-
-
-def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Pinned batches on a GPU, each copied on a stream beside while the one before computes."""
-    beside = torch.cuda.Stream(device)
-
-    def copied(batch: Batch | None) -> list[Tensor]:
-        with torch.cuda.stream(beside):
-            return [part.to(device, non_blocking=True) for part in batch or ()]
-
-    coming = copied(next(batches, None))
-    while coming:
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(beside)  # for this batch: the copy of the next has not begun
-        inputs, targets = coming
-        for part in (inputs, targets):
-            part.record_stream(computing)  # else its memory would be free for copies too early
-        coming = copied(next(batches, None))
-        yield inputs, targets
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """They come afterwards. A worker that is starting would die of SIGTERM, by torch's handler."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _outlive_signals(worker: int) -> None:
-    """Slurm and Ctrl-C signal the whole group; the run needs its batches until it stops itself.
-
-    TERM is also how a program that crashed ends its workers: it may wait a little for that.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_OUTLIVE))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _nothing(inputs: Tensor) -> Tensor:
-    return inputs

@@ -14,10 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from src.data.loaders import (
-    LONGEST_SOCKET,
-    SOCKET,
     Loading,
-    check_temporary_folder,
     evaluation_batches,
     micro_batches,
     take,
@@ -27,6 +24,7 @@ from src.data.loaders import (
 )
 from src.data.mixing import Mixing
 from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, TextSplit
+from src.data.workers import LONGEST_SOCKET, SOCKET, check_temporary_folder
 from src.losses import NextToken
 from src.names import UserError
 
