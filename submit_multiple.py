@@ -18,7 +18,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from src.names import OneLineParser, UserError, bad_value, pick
-from src.notify.address import has_address, what_is_wrong
+from src.notify.address import has_address, unreadable
 from src.notify.digest_job import submit_digest
 from src.submit.check import check_rows, check_slurm, errors_of
 from src.submit.failures import KINDS, group_rows, headline, short_path
@@ -279,8 +279,8 @@ def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int
     Journal(batch.submissions).ask(asked)
     notices, told_round = Notices(batch.path), None
     earlier = notices.wanted_text
-    if wrong := what_is_wrong():
-        logger.warning("no messages will be sent: {}", wrong)
+    if has_address() and (why := unreadable()):
+        logger.warning("no messages will be sent: {}", why)
     elif has_address():
         told_round = notices.begin([row.name for row in rows], len(batch.rows))
     if options.script == LOCAL:

@@ -90,7 +90,8 @@ def ended(words: object, exit_code: int) -> int:
 class World:
     """All processes of the run, as seen by one of them; alone, each method is next to nothing.
 
-    A context: an error on the way to the first step is told to the others, who end as well.
+    A context: an error on the way to the first step is told to the others, who end as well; what
+    a later one was is there for those whom it keeps waiting (others_heard).
     """
 
     def __init__(self, place: Place | None) -> None:
@@ -115,11 +116,7 @@ class World:
         elif self.is_in_step and (error is None or getattr(error, "is_agreed", False)):
             dist.barrier()  # who ends first may be taken for one that has failed
             _leave_at_exit()
-        elif (
-            self.is_in_step
-            and isinstance(error, Exception)
-            and not isinstance(error, EndedElsewhere)
-        ):
+        elif self.is_in_step and _is_own(error):
             with suppress(RuntimeError):  # the store is gone, and the main process with it
                 self.store.set(f"failed/{self.rank}", _in_words(error))
 
@@ -145,7 +142,7 @@ class World:
         return f"another process of this run has ended first: killed, or {logs} says why"
 
     def _tell_failure(self, error: Exception) -> None:
-        if not isinstance(error, EndedElsewhere):
+        if _is_own(error):
             self._put({"failed": _in_words(error)})
         self._wait_until_heard()
 
@@ -289,9 +286,16 @@ class World:
 ALONE = World(None)
 
 
+def _is_own(error: BaseException | None) -> bool:
+    """An error that no other process knows of yet."""
+    return isinstance(error, Exception) and not isinstance(error, EndedElsewhere)
+
+
 def _in_words(error: Exception) -> str:
-    """As status.json says it."""
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    """For the others: what a user's mistake says; of others the kind as well, in one line."""
+    if isinstance(error, UserError):
+        return str(error)
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 _NUMBERS = count()  # of the runs of this program

@@ -28,11 +28,10 @@ def has_address() -> bool:
     return bool(os.environ.get(VARIABLE, "").strip()) or address_file().is_file()
 
 
-def what_is_wrong() -> str | None:
-    """With the addresses, as far as reading them tells; None: nothing, or there are none."""
+def unreadable() -> str | None:
+    """Why nothing could be sent to the addresses; None: they can be read, which is all it asks."""
     try:
-        if has_address():
-            _servers()
+        _servers()
     except UserError as error:
         return str(error)
     return None

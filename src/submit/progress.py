@@ -247,7 +247,7 @@ def cost_in_words(report: Report) -> str | None:
 
 
 def hours(seconds: float) -> str:
-    """Two or three digits that count, down to a second or two."""
+    """Two or three digits that count, down to a few seconds."""
     number = seconds / 3600
     if 0 < number < 0.001:
         return "<0.001"

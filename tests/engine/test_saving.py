@@ -82,7 +82,9 @@ def test_ends_of_epochs_save_as_often_as_it_is_cheap(state, tmp_path, monkeypatc
             state.step += 1
             saver.at_epoch_end()
     # 0.05 s each, at most a quarter of the time; the thread may begin a little later than it is due
-    assert all(later - before >= 0.18 for before, later in pairwise(times))
+    between = sorted(later - before for before, later in pairwise(times))
+    assert between[0] >= 0.18
+    assert between[1] < 0.5
 
 
 def test_training_goes_on_while_a_state_is_written(state, tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ from tests.whole_runs import ROOT, lasting
 from train import experiment_generator, run_experiment
 
 ALL = sorted(TRACKERS)
+KEY = "0123456789" * 4  # in the form of one of wandb's
 
 
 @pytest.fixture(autouse=True)
@@ -306,16 +307,18 @@ class _Failing(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def failing_server():
-    """failing_server(seconds) -> (its address, paths that were asked for)."""
+def failing_wandb(monkeypatch):
+    """failing_wandb(seconds) -> paths that were asked for; there is an account, at that server."""
     servers = []
 
-    def start(seconds: float = 0):
+    def start(seconds: float = 0) -> list[str]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), _Failing)
         server.seconds, server.asked, server.daemon_threads = seconds, [], True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}", server.asked
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        return server.asked
 
     yield start
     for server in servers:
@@ -330,11 +333,9 @@ def processes_of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("seconds", [0, 1000])
 def test_a_server_that_fails_or_never_answers_holds_up_nobody(
-    seconds, digits, tmp_path, failing_server, monkeypatch, log_lines
+    seconds, digits, tmp_path, failing_wandb, monkeypatch, log_lines
 ):
-    address, asked = failing_server(seconds)
-    monkeypatch.setenv("WANDB_BASE_URL", address)
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    asked = failing_wandb(seconds)
     monkeypatch.setattr(senders, "SECONDS_TO_END", 2)
     plain = run_experiment(digits(output_dir=str(tmp_path / "plain")))
     epochs = experiment_generator(digits(output_dir=str(tmp_path / "told"), trackers=["wandb"]))
@@ -345,14 +346,14 @@ def test_a_server_that_fails_or_never_answers_holds_up_nobody(
         time.sleep(0.05)
     began = time.monotonic()
     *_, (told, _) = epochs
-    assert time.monotonic() - began < 50  # wandb itself would wait for a minute
+    assert time.monotonic() - began < 20
     assert lasting(told) == lasting(plain)
     assert len([line for line in log_lines if line.startswith("wandb: not told of all")]) == 1
     assert processes_of(tmp_path / "told") == []
     left = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "wandb-core"]
     assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
     written = "".join(f.read_text() for f in (tmp_path / "told").rglob("*.log"))
-    assert "0123456789" * 4 not in written
+    assert KEY not in written
 
 
 def test_a_library_that_is_missing_is_said_once(digits, tmp_path, monkeypatch, log_lines):
@@ -435,10 +436,8 @@ def test_what_an_earlier_attempt_said_is_not_said_of_the_next(tmp_path, log_line
     assert not (tmp_path / "trackers" / "comet.json").exists()
 
 
-def test_a_stop_waits_for_trackers_a_few_seconds_alone(digits, failing_server, monkeypatch):
-    address, _ = failing_server(1000)
-    monkeypatch.setenv("WANDB_BASE_URL", address)
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+def test_a_stop_waits_for_trackers_a_few_seconds_alone(digits, failing_wandb, monkeypatch):
+    failing_wandb(1000)
     monkeypatch.setattr(senders, "SECONDS_WHEN_STOPPED", 1)
     run = experiment_generator(digits(trackers=["wandb"]))
     next(run)
@@ -465,12 +464,10 @@ def test_sync_asks_for_credentials_and_knows_what_is_left_to_send(digits, tmp_pa
 
 @pytest.mark.slow
 def test_who_has_an_account_with_one_tracker_alone_sends_to_that(
-    digits, tmp_path, failing_server, monkeypatch, capsys
+    digits, tmp_path, failing_wandb, capsys
 ):
     run_experiment(digits(trackers=["wandb", "comet"]))
-    address, asked = failing_server()
-    monkeypatch.setenv("WANDB_BASE_URL", address)
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    asked = failing_wandb()
     assert report.main(["sync", str(tmp_path)]) == 1
     assert asked
     printed = capsys.readouterr()
@@ -481,12 +478,10 @@ def test_who_has_an_account_with_one_tracker_alone_sends_to_that(
 
 
 @pytest.mark.slow
-def test_sync_says_what_could_not_be_sent(digits, tmp_path, failing_server, monkeypatch, capsys):
+def test_sync_says_what_could_not_be_sent(digits, tmp_path, failing_wandb, capsys):
     run_experiment(digits(trackers=["wandb"]))
     kept = read_wandb(tmp_path / "run")
-    address, asked = failing_server()
-    monkeypatch.setenv("WANDB_BASE_URL", address)
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    asked = failing_wandb()
     assert report.main(["sync", str(tmp_path)]) == 1
     assert asked
     printed = capsys.readouterr()
