@@ -185,6 +185,9 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             samples_per_epoch=config.samples_per_epoch,
         )
         num_steps = timeline.num_steps(config.train_length, config.train_length_unit)
+        if config.train_length and not num_steps:
+            words = "train_length={} rounds to 0 steps, as an epoch has {}: nothing is trained"
+            logger.warning(words, config.train_length, timeline.epoch_end(1))
         schedule = build_schedule(
             config.lr_schedule, num_steps=num_steps, warmup_steps=config.warmup_steps
         )

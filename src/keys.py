@@ -257,9 +257,10 @@ class OptimKeys:
     clip_value: Positive | None = None
     # each layer's learning rate is that of the next one times this, as timm groups layers; null: 1
     layer_decay: Annotated[Number, Field(gt=0, le=1)] | None = None
-    # constant, cosine, poly, poly_P, step, step_N_F, step_a,b,c_F (src/optim/schedules.py)
+    # constant, cosine (over the whole run), cosine_after_warmup (over what the warm-up leaves),
+    # poly, poly_P, step, step_N_F, step_a,b,c_F (src/optim/schedules.py)
     lr_schedule: str = "constant"
-    # steps of linear warm-up
+    # steps of linear warm-up, which multiplies the schedule: 1/warmup_steps at the first step
     warmup_steps: AtLeast0 = 0
     # ema_G, poly_K, or a list of them, evaluated as av, av2, …; null: none
     averaging: str | list[str] | None = None

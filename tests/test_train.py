@@ -54,6 +54,14 @@ def test_lenet_learns_digits(digits):
     assert run_experiment(config)["test/last/accuracy"].iloc[-1] > 0.95
 
 
+@pytest.mark.parametrize(("train_length", "is_said"), [(0.03, True), (0.04, False), (0, False)])
+def test_a_length_that_rounds_to_no_step_is_said(digits, log_lines, train_length, is_said):
+    stats = run_experiment(digits(train_length=train_length))  # an epoch has 15 steps
+    assert stats["step"].tolist() == [1 if train_length == 0.04 else 0]
+    said = "train_length=0.03 rounds to 0 steps, as an epoch has 15: nothing is trained"
+    assert (said in log_lines) == is_said
+
+
 def test_regression_has_a_loss_and_no_accuracy(digits):
     config = digits(dataset="sklearn/diabetes", loss="mse", train_length=60, base_lr=3.0)
     stats = run_experiment(config)

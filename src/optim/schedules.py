@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from src.names import UserError, closest
 
-FORMS = "constant, cosine, poly, poly_P, step, step_N_F, step_a,b,c_F"
+FORMS = "constant, cosine, cosine_after_warmup, poly, poly_P, step, step_N_F, step_a,b,c_F"
 
 Schedule = Callable[[int], float]
 
@@ -20,6 +20,9 @@ def build_schedule(name: str, *, num_steps: int, warmup_steps: int = 0) -> Sched
     Warm-up multiplies by 1/warmup_steps, 2/warmup_steps, … 1. Unknown names and bad
     parameters raise UserError.
     """
+    if name == "cosine_after_warmup":  # the one form whose shape depends on the warm-up
+        after = cosine(max(1, num_steps - warmup_steps))
+        return lambda t: (t + 1) / warmup_steps if t < warmup_steps else after(t - warmup_steps)
     kind, *parameters = name.split("_")
     try:
         schedule = SCHEDULES[kind](num_steps, *parameters)

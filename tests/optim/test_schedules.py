@@ -43,12 +43,29 @@ def test_warm_up_rises_to_the_whole_factor_and_leaves_the_rest():
     assert build_schedule("constant", num_steps=9, warmup_steps=1)(0) == 1.0
 
 
+def test_cosine_after_warm_up_begins_where_the_warm_up_ends():
+    schedule = build_schedule("cosine_after_warmup", num_steps=104, warmup_steps=4)
+    # 100 steps are left: the middle of the cosine is step 54, its last step 99 of 100
+    factors = {0: 0.25, 2: 0.75, 3: 1.0, 4: 1.0, 54: 0.5, 103: 0.000246719817}
+    assert {t: schedule(t) for t in factors} == pytest.approx(factors, rel=1e-9)
+    without = build_schedule("cosine_after_warmup", num_steps=100)
+    plain = build_schedule("cosine", num_steps=100)
+    assert [without(t) for t in range(100)] == [plain(t) for t in range(100)]
+
+
+@pytest.mark.parametrize("num_steps", [0, 3, 4])
+def test_a_run_may_end_within_its_warm_up(num_steps):
+    schedule = build_schedule("cosine_after_warmup", num_steps=num_steps, warmup_steps=4)
+    assert [schedule(t) for t in range(num_steps)] == [0.25, 0.5, 0.75, 1.0][:num_steps]
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("cosin", "did you mean 'cosine'"),
         ("stepp_4_0.1", "did you mean 'step'"),
         ("", "expected one of constant"),
+        ("cosine_after_warmup_2", "cosine, cosine_after_warmup, poly"),
         *(
             (name, "step_N_F")
             for name in (

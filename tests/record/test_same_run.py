@@ -12,7 +12,7 @@ def test_endless_schedules_do_not_know_the_length_of_the_run(kind):
 
 
 def test_all_other_schedules_do():
-    for name in ("cosine", "step"):
+    for name in ("cosine", "cosine_after_warmup", "step"):
         short, long = (build_schedule(name, num_steps=n) for n in (10, 1000))
         assert [short(t) for t in range(10)] != [long(t) for t in range(10)]
         assert name not in ENDLESS
