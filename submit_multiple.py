@@ -41,7 +41,7 @@ from src.submit.journal import LOCAL, Asked, Journal
 from src.submit.local import Machine, default_jobs, run_rows
 from src.submit.notices import Notices, start_sending, wait_until_sent
 from src.submit.slurm import Options, is_job_id
-from src.submit.snapshot import changed_since, freeze, frozen_copies, next_copy
+from src.submit.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
 from src.submit.status import ask_queue, count_states, read_journal, row_statuses
 from src.submit.submission import Submission, unfinished_folder, unsubmitted
 
@@ -173,6 +173,7 @@ def submit(options: argparse.Namespace) -> int:
         write_batch(plan, ROOT)
         settle(plan.batch, options)
         print(f"{short_path(folder)}: {plan.summary}")
+        is_code_older(plan.batch, options)
         return start(plan.batch, unsubmitted(plan), options)
 
 
@@ -242,10 +243,17 @@ def retry(options: argparse.Namespace) -> int:
         print(f"{short_path(batch.path)}: {count_states(statuses)}")
         for group in group_rows(chosen, batch.varying):
             print(f"  {headline(group)}" + (f": {group.detail}" if group.detail else ""))
-        if options.dry_run or not chosen:
-            print("nothing to run again" if not chosen else "dry run: nothing was submitted")
+        if not chosen:
+            print("nothing to run again")
             return 0
-        confirm(f"run {count_rows(len(chosen))} again?", options)
+        is_older = is_code_older(batch, options)
+        if options.dry_run:
+            print("dry run: nothing was submitted")
+            return 0
+        question = f"run {count_rows(len(chosen))} again?"
+        if is_older:
+            question += " y: with the frozen code; r: with the code as it is now (--refreeze)."
+        options.refreeze |= confirm(question, options, is_older=is_older) == "r"
         return start(batch, [status.row for status in chosen], options)
 
 
@@ -343,26 +351,41 @@ def code_to_run(batch: Batch, options: argparse.Namespace) -> Path:
     copies = frozen_copies(batch.path)
     if not copies or options.refreeze:
         return freeze(ROOT, next_copy(batch.path))
-    if changed := changed_since(ROOT, copies[-1]):
-        names = ", ".join(changed[:4]) + (" …" if len(changed) > 4 else "")
-        print(f"runs the code of {short_path(copies[-1])}; changed here since then: {names}")
-        print("  (--refreeze runs the code as it is now)")
     return copies[-1]
 
 
-def confirm(question: str, options: argparse.Namespace) -> None:
-    """Ask. Raises UserError at all but a yes, and without a terminal."""
+def is_code_older(batch: Batch, options: argparse.Namespace) -> bool:
+    """Whether the rows would run older code than that of the repository; prints which files."""
+    if options.live or options.refreeze:
+        return False
+    changed = changed_since_last_copy(ROOT, batch.path)
+    if changed:
+        names = ", ".join(changed[:4]) + (" …" if len(changed) > 4 else "")
+        code = short_path(frozen_copies(batch.path)[-1])
+        print(f"runs the code of {code}; changed here since then: {names}")
+        print("  (--refreeze runs the code as it is now)")
+    return bool(changed)
+
+
+def confirm(question: str, options: argparse.Namespace, *, is_older: bool = False) -> str:
+    """Ask; 'y', or 'r' where the frozen code is older. Raises UserError at any other answer, and
+    without a terminal."""
     if options.yes:
-        return
+        return "y"
     if not sys.stdin.isatty():
-        raise UserError(f"{question} There is no terminal to answer on: -y says yes")
+        raise UserError(
+            f"{question} There is no terminal to answer on: -y says yes"
+            + ", -y --refreeze with the code as it is now" * is_older
+        )
+    answers = {"y": "y", "yes": "y"} | ({"r": "r", "refreeze": "r"} if is_older else {})
     try:
-        answer = input(f"{question} [y/N] ")
+        answer = input(f"{question} [{'y/r/N' if is_older else 'y/N'}] ")
     except (KeyboardInterrupt, EOFError):
         print()
         answer = ""
-    if answer.strip().lower() not in ("y", "yes"):
+    if answer.strip().lower() not in answers:
         raise UserError("nothing was done")
+    return answers[answer.strip().lower()]
 
 
 if __name__ == "__main__":

@@ -249,6 +249,35 @@ def test_a_question_takes_yes_for_yes_alone(monkeypatch, answer, is_asked_again,
     assert ran(today()) == [1, 1]
 
 
+@pytest.mark.parametrize(("answer", "code"), [("y", "1"), ("r", "2"), ("", None)])
+@pytest.mark.usefixtures("names_are_right")
+def test_that_the_frozen_code_is_older_is_said_before_the_question(
+    fork, monkeypatch, answer, code, capsys
+):
+    run("job.yaml", "-s", "local", capsys=capsys)
+    again = open_batch(today()).rows[1].folder
+    (again / "done").unlink()
+    (fork / "part.txt").write_text("2")
+    output = run("-r", str(today()), "-d", capsys=capsys)
+    assert "changed here since then: part.txt" in output
+    message = run("-r", str(today()), code=2, capsys=capsys)
+    assert "-y says yes, -y --refreeze with the code as it is now" in message
+    own, theirs = pty.openpty()
+    os.write(own, f"{answer}\n".encode())
+    said = []
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        monkeypatch.setattr("builtins.input", lambda text: [said.append(text), answer][1])
+        capsys.readouterr()
+        submit_multiple.main(["-r", str(today())])
+    os.close(own)
+    output = capsys.readouterr().out
+    assert "changed here since then: part.txt" in output.partition("running 1 row")[0]
+    assert output.count("changed here") == 1
+    assert "r: with the code as it is now (--refreeze). [y/r/N]" in said[0]
+    assert (again / "ran").read_text().split()[3:] == ([code] if code else [])
+
+
 @pytest.mark.usefixtures("names_are_right")
 def test_without_a_repository_the_code_runs_where_it_lies_if_asked(fork, capsys, monkeypatch):
     monkeypatch.setattr(snapshot, "MOST_BYTES", 3)

@@ -63,11 +63,17 @@ def next_copy(batch: Path) -> Path:
 def changed_since(root: Path, frozen: Path) -> list[str]:
     """The files that are no longer as they were frozen; [] where that is not known."""
     try:
-        hashes = json.loads((frozen / FROZEN).read_text())["files"]
+        hashes = dict(json.loads((frozen / FROZEN).read_text())["files"])
         now = {str(path): _hash(root / path) for path in _code_files(root)}
-    except (OSError, ValueError, KeyError, UserError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
     return sorted(p for p in hashes.keys() | now.keys() if hashes.get(p, "") != now.get(p, ""))
+
+
+def changed_since_last_copy(root: Path, batch: Path) -> list[str]:
+    """The files that differ from those of the batch's newest frozen copy; [] without a copy."""
+    copies = frozen_copies(batch)
+    return changed_since(root, copies[-1]) if copies else []
 
 
 def _code_files(root: Path) -> list[Path]:

@@ -10,7 +10,13 @@ import pytest
 from src.names import UserError
 from src.record.provenance import code_state, frozen_code
 from src.submit import snapshot
-from src.submit.snapshot import changed_since, freeze, frozen_copies, next_copy
+from src.submit.snapshot import (
+    changed_since,
+    changed_since_last_copy,
+    freeze,
+    frozen_copies,
+    next_copy,
+)
 
 
 def git(folder, *arguments):
@@ -105,6 +111,16 @@ def test_changes_since_then_are_seen(repository, tmp_path):
     (repository / "newer.py").write_text("")
     (repository / "new.py").unlink()
     assert changed_since(repository, code) == ["new.py", "newer.py", "train.py"]
+
+
+def test_the_newest_copy_of_a_batch_is_what_counts(repository, tmp_path):
+    batch = tmp_path / "batch"
+    assert changed_since_last_copy(repository, batch) == []
+    freeze(repository, next_copy(batch))
+    (repository / "train.py").write_text("print(3)\n")
+    assert changed_since_last_copy(repository, batch) == ["train.py"]
+    freeze(repository, next_copy(batch))
+    assert changed_since_last_copy(repository, batch) == []
 
 
 def test_data_that_git_does_not_ignore_is_refused(repository, tmp_path, monkeypatch):
