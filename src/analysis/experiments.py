@@ -31,7 +31,7 @@ ORDER = ("batch", "state", "outcome", "node", "seconds")  # these columns first
 THREADS = 4  # that wait for the disk; more of them wait for each other
 CHUNK = 128  # runs that a thread takes at once
 WORTH_KEEPING = 100  # runs that were read: a cache for fewer saves nobody time
-NO_SPEC = Unreadable("neither config.yaml nor spec.yaml")
+RUN = re.compile(r"\d+_")  # the name of a row's folder begins so
 DAY = "[0-9][0-9]-[0-9][0-9]-[0-9][0-9]-"
 
 
@@ -53,8 +53,7 @@ def read_experiments(
     """
     found, skipped = [], []
     for batch, looks in find_runs(batches, Path(results)).items():
-        runs, broken = _read_batch(batch, {n: look for n, look in looks.items() if is_run(look)})
-        broken |= {name: NO_SPEC for name, look in looks.items() if not is_run(look)}
+        runs, broken = _read_batch(batch, looks)
         if only_done:
             runs = runs.take(np.flatnonzero(_fact(runs, "state") == "done"))
         found.append((batch, runs))
@@ -93,7 +92,7 @@ def find_runs(
 
 def _batch_folders(name: str, results: Path) -> list[Path]:
     """A path; else a name or pattern in results; else a job's name, of all days."""
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # Path.is_dir raises where a name is too long
         return [Path(name)]
     job = _batch_of_job(name)
     for pattern in (name, results / name, results / (DAY + job)):
@@ -107,7 +106,7 @@ def _batch_folders(name: str, results: Path) -> list[Path]:
 
 def _batch_of_job(name: str) -> str:
     """What the batch of jobs/x.yaml is called, without its day; 'x' where there is no such file."""
-    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+    if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
         return batch_name(read_job(name).name, date.today()).split("-", 3)[3]
     return re.sub(r"\.ya?ml$", "", Path(name).name)
 
@@ -118,10 +117,18 @@ def _runs_in(folder: Path) -> dict[Path, dict[str, Signature]]:
         whole = folder.resolve() if folder.name in ("", "..") else folder
         return {whole.parent: {whole.name: own}}
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
+        names = sorted(entry.name for entry in entries if _may_be_run(entry))
     signatures = _in_threads(lambda name: signature(f"{folder}/{name}"), names)
     pairs = zip(names, signatures, strict=True)
-    return {folder: {n: look for n, look in pairs if any(look) or re.match(r"\d+_", n)}}
+    return {folder: {n: look for n, look in pairs if any(look) or RUN.match(n)}}
+
+
+def _may_be_run(entry: os.DirEntry) -> bool:
+    """A folder, or what has the name of a run and is none: a broken link, say."""
+    try:
+        return entry.is_dir() or bool(RUN.match(entry.name))
+    except OSError:  # a link to itself
+        return bool(RUN.match(entry.name))
 
 
 def _in_threads(call: Any, items: Sequence[Any]) -> Iterator[Any]:

@@ -74,10 +74,13 @@ def _run(folder: str) -> Run:
     config = _config(folder)
     if isinstance(splits := config.get("data_splits_map"), str):
         config["data_splits_map"] = _spelled_out(splits)
-    stats = _columns(_text(f"{folder}/stats.csv") or "")
-    done, status = _json(_text(f"{folder}/done")), _json(_text(f"{folder}/status.json"))
+    text = _text(f"{folder}/stats.csv")
+    stats = _columns(text or "")
+    done, status = _json(folder, "done"), _json(folder, "status.json")
     if done is not None and not any(map(len, stats.values())):
         raise Unreadable("stats.csv: nothing in it, though the run is done")
+    if text is not None and "\n" not in text:
+        raise Unreadable("stats.csv: nothing in it")
     facts = {
         "state": _state(done, status, has_stats=bool(stats)),
         "outcome": (done or {}).get("outcome"),
@@ -103,14 +106,17 @@ def _state(done: dict | None, status: dict | None, *, has_stats: bool) -> str:
     return "unfinished" if has_stats else "unstarted"
 
 
-def _json(text: str | None) -> dict[str, Any] | None:
+def _json(folder: str, name: str) -> dict[str, Any] | None:
     """{} for a file that is empty, as older experiments leave it, or torn."""
+    text = _text(f"{folder}/{name}")
     if text is None:
         return None
     try:
         content = json.loads(text)
     except ValueError:
         return {}
+    except RecursionError:
+        raise Unreadable(f"{name}: nested too deeply") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -178,7 +184,10 @@ def _columns(text: str) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=256)
 def _names(header: str) -> list[str]:
-    return next(csv.reader([header]), [])
+    try:
+        return next(csv.reader([header]), [])
+    except csv.Error as error:
+        raise Unreadable(f"stats.csv: {error}") from None
 
 
 def _values(cells: Sequence[str], name: str) -> np.ndarray:

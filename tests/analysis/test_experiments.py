@@ -1,6 +1,8 @@
 """Run folders, ours and older ones, in one dataframe."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +270,85 @@ def test_half_written_folders_are_said(results):
     assert frame.index.tolist() == ["000_x"]
     reason = "neither config.yaml nor spec.yaml"
     assert frame.attrs["skipped"] == [(f"results/x/{n}_x", reason) for n in ("001", "002")]
+
+
+def replaced(name: str, content: str | Path | None = None):
+    """A damage: the file of that name holds this text, is a link to this path, or is a folder."""
+
+    def damage(run: Path) -> None:
+        (run / name).unlink(missing_ok=True)
+        if content is None:
+            (run / name).mkdir()
+        elif isinstance(content, Path):
+            (run / name).symlink_to(content)
+        else:
+            (run / name).write_text(content)
+
+    return damage
+
+
+def no_folder(content: str | Path):
+    """A damage: in the place of the run folder there is a file, or a link."""
+
+    def damage(run: Path) -> None:
+        shutil.rmtree(run)
+        replaced(run.name, content)(run.parent)
+
+    return damage
+
+
+DEEP = "[" * 100_000
+LOOP = "Too many levels of symbolic links"
+DAMAGES = {
+    "the run is a looping link": (no_folder(Path("001_x")), f"config.yaml: {LOOP}"),
+    "the run is a link to nowhere": (no_folder(Path("nowhere")), "neither config"),
+    "the run is a file": (no_folder("text"), "config.yaml: Not a directory"),
+    "config: looping link": (replaced("config.yaml", Path("config.yaml")), f"config.yaml: {LOOP}"),
+    "config: folder": (replaced("config.yaml"), "config.yaml: Is a directory"),
+    "config: empty": (replaced("config.yaml", ""), "config.yaml: no lines of the form"),
+    "config: binary": (replaced("config.yaml", "\0\1\2"), "config.yaml.*: not YAML"),
+    "config: nested deeply": (replaced("config.yaml", "a: " + DEEP), "config.yaml.*nest"),
+    "stats: folder": (replaced("stats.csv"), "stats.csv: Is a directory"),
+    "stats: looping link": (replaced("stats.csv", Path("stats.csv")), f"stats.csv: {LOOP}"),
+    "stats: empty": (replaced("stats.csv", ""), "stats.csv: nothing in it"),
+    "stats: ragged": (replaced("stats.csv", ",a\n0,1\n1,2,3\n"), "stats.csv: lines of different"),
+    "stats: long name": (
+        replaced("stats.csv", "a" * 200_000 + ",b\n0,1\n"),
+        "stats.csv: field lar",
+    ),
+    "status: folder": (replaced("status.json"), "status.json: Is a directory"),
+    "status: looping link": (replaced("status.json", Path("status.json")), f"status.json: {LOOP}"),
+    "status: nested deeply": (replaced("status.json", DEEP), "status.json: nested too deeply"),
+    "done: folder": (replaced("done"), "done: Is a directory"),
+    "done: nested deeply": (replaced("done", DEEP), "done: nested too deeply"),
+}
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_run_is_said_with_its_reason_and_hides_no_other(results, damage, reason):
+    for name in ("000_x", "001_x", "002_x"):
+        older(results, "x", name)
+    damage(results / "x" / "001_x")
+    frame = read_experiments("x")
+    assert frame.index.tolist() == ["000_x", "002_x"]
+    ((path, said),) = frame.attrs["skipped"]
+    assert path == "results/x/001_x"
+    assert re.match(reason, said), said
+    assert "\n" not in said
+
+
+def test_stats_without_a_line_are_said_of_a_run_that_still_runs(results):
+    """Nothing that trains leaves such a file: the state of before would be shown for ever."""
+    older(results, "x", "000_x")
+    (older(results, "x", "001_x", stats="") / "done").unlink()
+    frame = read_experiments("x")
+    assert frame.attrs["skipped"] == [("results/x/001_x", "stats.csv: nothing in it")]
+
+
+def test_names_that_no_file_can_have_are_answered(results):
+    for name in ("x" * 300, "x" * 300 + ".yaml", "x\0"):
+        with pytest.raises(UserError, match="no such batch"):
+            read_experiments(name)
 
 
 def test_a_batch_that_is_named_twice_is_read_once(results):
