@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-LIMIT_SECONDS = 120
+from tests.waiting import PATIENCE
+
 fork = multiprocessing.get_context("fork")
 
 
@@ -30,12 +31,12 @@ def together(number: int, work: Callable[..., Any], *arguments: Any) -> list[Any
         return [_received(pipe) for pipe, _ in pipes]
     finally:
         for child in children:
-            child.join(5)
+            child.join(60)
             child.kill()
 
 
 def _received(pipe: Any) -> Any:
-    assert pipe.poll(LIMIT_SECONDS), "a process hangs"
+    assert pipe.poll(PATIENCE), "a process hangs"
     return pipe.recv()
 
 

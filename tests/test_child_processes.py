@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 PARENT = """
 import os, sys
@@ -34,7 +36,7 @@ def started(program: str) -> subprocess.Popen:
 
 
 def end_of(process: subprocess.Popen) -> str:
-    return process.communicate(timeout=60)[0].splitlines()[-1]
+    return process.communicate(timeout=PATIENCE)[0].splitlines()[-1]
 
 
 def test_when_all_are_done_the_code_is_0():
@@ -43,14 +45,12 @@ def test_when_all_are_done_the_code_is_0():
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_when_one_fails_the_others_are_ended_and_its_code_counts(rank):
-    program = f"if os.environ['RANK'] == '{rank}': sys.exit(3)\ntime.sleep(50)"
-    began = time.monotonic()
+    program = f"if os.environ['RANK'] == '{rank}': sys.exit(3)\ntime.sleep(10_000)"
     assert end_of(started(program)) == "code 3 heard []"
-    assert time.monotonic() - began < 20
 
 
 def test_a_child_that_was_killed_counts_as_failed():
-    program = "if os.environ['RANK'] == '1': os.kill(os.getpid(), 9)\ntime.sleep(50)"
+    program = "if os.environ['RANK'] == '1': os.kill(os.getpid(), 9)\ntime.sleep(10_000)"
     assert end_of(started(program)) == "code -9 heard []"
 
 

@@ -13,6 +13,7 @@ import pytest
 from nbclient import NotebookClient
 
 from src.analysis.experiments import read_experiments
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "view_results.ipynb"
@@ -50,7 +51,7 @@ def trained(tmp_path_factory) -> Path:
         subprocess.run(git, cwd=fork, check=True)
     command = [sys.executable, "submit_multiple.py", "job.yaml", "-s", "local", "--jobs", "2"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=fork, env=env, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, cwd=fork, env=env, check=True, capture_output=True, timeout=PATIENCE)
     return fork
 
 
@@ -59,7 +60,7 @@ def executed(trained) -> nbformat.NotebookNode:
     notebook = nbformat.read(trained / "notebooks" / NOTEBOOK.name, as_version=4)
     client = NotebookClient(
         notebook,
-        timeout=200,
+        timeout=PATIENCE,
         kernel_name="python3",
         resources={"metadata": {"path": str(trained / "notebooks")}},
     )

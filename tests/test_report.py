@@ -30,6 +30,7 @@ from src.submit.progress import (
 )
 from src.submit.slurm import NoSlurm, QueuedJob, script_of
 from src.submit.status import RowStatus
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 
@@ -404,7 +405,7 @@ def test_watching_ends_well_at_ctrl_c(batch):
         if looks == 2:
             process.send_signal(signal.SIGINT)
             break
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
 
 
@@ -413,7 +414,7 @@ def test_a_batch_after_watch_is_no_number_of_seconds(batch):
     assert process.stdout
     assert next(process.stdout).strip() == str(batch)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
 
 
@@ -438,7 +439,7 @@ def test_real_runs(digits, tmp_path, monkeypatch, capsys):
             command = [sys.executable, str(ROOT / "train.py"), str(row.spec)]
             processes.append(subprocess.Popen(command, stdout=log, stderr=log))
     for row, process in zip(open_batch(folder).rows, processes, strict=True):
-        code = process.wait(timeout=120)
+        code = process.wait(timeout=PATIENCE)
         with open(row.log, "a") as log:
             print(f"--- ended: exit code {code} ---", file=log)
     assert report.main(["--json"]) == 0

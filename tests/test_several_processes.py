@@ -23,6 +23,7 @@ from src.engine.world import EndedElsewhere
 from src.metrics import is_time
 from src.names import UserError
 from src.record.stats import read_stats
+from tests.waiting import PATIENCE
 from train import experiment_generator, run_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -370,7 +371,7 @@ def test_started_by(starter, sets, tmp_path):
     run_to_end(one)
     save_config(config, tmp_path / "cfg.yaml")
     command = [sys.executable, *STARTERS[starter], "train.py", tmp_path / "cfg.yaml"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test/last/accuracy") == 1
     assert_alike(config, one)
@@ -387,7 +388,7 @@ def test_the_launcher_passes_signals_on_and_gives_the_code_of_the_run(number, se
     while not (log.exists() and "step 20/" in log.read_text()):
         assert process.poll() is None
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == (130 if number == signal.SIGINT else 75)
     assert said.count("the same command goes on") == 1
     status = json.loads((tmp_path / "run" / "status.json").read_text())
@@ -405,7 +406,7 @@ def test_when_the_launcher_is_killed_the_run_saves_its_state_and_stops(sets, tmp
     while not (log.exists() and "step 20/" in log.read_text()):
         assert process.poll() is None
     process.kill()
-    process.communicate(timeout=60)  # until the last of them has closed it
+    process.communicate(timeout=PATIENCE)  # until the last of them has closed it
     assert json.loads(status.read_text())["state"] == "stopped"
     assert list((tmp_path / "run" / "state").glob("*.state"))
 
@@ -416,7 +417,11 @@ def test_a_mistake_is_told_once(sets, tmp_path):
     save_config(config, tmp_path / "cfg.yaml")
     command = [sys.executable, *STARTERS["launch"], "train.py", tmp_path / "cfg.yaml"]
     done = subprocess.run(
-        [*command, "dataset=sklearn/digit"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [*command, "dataset=sklearn/digit"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 2
     assert done.stderr.count("dataset: ") == 1

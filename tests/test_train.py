@@ -21,6 +21,7 @@ import train
 from src.config import load_config
 from src.metrics import is_time
 from src.names import UserError
+from tests.waiting import PATIENCE
 from train import experiment_generator, main, run_experiment
 
 
@@ -404,7 +405,7 @@ def test_ctrl_c_stops_with_130_and_a_status(cfg, tmp_path):
     while process.poll() is None and not (status.exists() and '"epoch"' in status.read_text()):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (130, "interrupted; the same command goes on\n")
     assert json.loads(status.read_text())["state"] == "interrupted"
 

@@ -14,6 +14,7 @@ import torch
 
 from src.config import load_config, make_config, save_config
 from src.metrics import is_time
+from tests.waiting import PATIENCE
 from train import experiment_generator, run_experiment
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -89,7 +90,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_costs_nothing(fashion_
             assert process.poll() is None
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, err) == (130, "interrupted; the same command goes on\n")
     states = sorted(int(path.stem) for path in (tmp_path / "run" / "state").iterdir())
     assert 10 <= states[0] < states[1] < 200

@@ -17,6 +17,7 @@ import yaml
 import verify_resume
 from src.engine import kills
 from src.engine.kills import Failed, Kill, KilledRun, Pace, TooShort, plan
+from tests.waiting import PATIENCE
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 from test_data_libsvm import seed_cache, table
@@ -144,7 +145,7 @@ def test_ctrl_c_ends_the_run_and_removes_its_folder(tmp_path):
             time.sleep(0.02)
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[1] == "interrupted\n"
+        assert process.communicate(timeout=PATIENCE)[1] == "interrupted\n"
     assert process.returncode == 130
     assert not logs[0].exists()
     assert not list(temporary.iterdir())

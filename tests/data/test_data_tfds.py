@@ -30,6 +30,7 @@ from src.data.splits import Preprocessing
 from src.data.tfrecords import TFRecords
 from src.data.transforms import STATISTICS
 from src.names import UserError
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PARTS = {"train": "train", "test": "test"}
@@ -344,7 +345,7 @@ print(len(images), data.version, hashlib.md5(pixels).hexdigest(), "tensorflow" i
     command = [sys.executable, "-c", script, data_dir]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
-    (printed, log), (also, other_log) = [process.communicate(timeout=120) for process in both]
+    (printed, log), (also, other_log) = [process.communicate(timeout=PATIENCE) for process in both]
     raw = [np.frombuffer(mnist_files()[f"{s}-images-idx3-ubyte"][16:], np.uint8) for s in SIZES_OF]
     labels = [np.arange(n) % 10 for n in SIZES_OF.values()]
     images = zip(np.concatenate(raw).reshape(-1, 784), np.concatenate(labels), strict=True)
@@ -533,7 +534,7 @@ def test_processes_at_an_index_at_once(tmp_path):
         readers = [several.Process(target=read) for _ in range(3)]
         for reader in readers:
             reader.start()
-        assert [answers.get(timeout=60) for _ in readers] == [True] * 3
+        assert [answers.get(timeout=PATIENCE) for _ in readers] == [True] * 3
         for reader in readers:
             reader.join()
         assert {path.name for path in tmp_path.iterdir()} == {file.name, index_of(file).name}

@@ -27,6 +27,7 @@ from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, TextSplit
 from src.data.workers import LONGEST_SOCKET, SOCKET, check_temporary_folder
 from src.losses import NextToken
 from src.names import UserError
+from tests.waiting import PATIENCE
 
 CPU = torch.device("cpu")
 
@@ -280,7 +281,7 @@ def test_a_signal_that_comes_while_workers_start_does_not_kill_them():
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.stdout, done.returncode) == ("40\n", 0), done.stderr
 

@@ -20,6 +20,7 @@ from src.engine.computing import Compiled, Computing
 from src.engine.state_files import StateFiles
 from src.names import UserError
 from src.record.stats import read_stats
+from tests.waiting import PATIENCE
 from train import run_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +109,7 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(digits, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "compile: " in line]

@@ -16,6 +16,7 @@ from src.notify.digest_job import kept_options
 from src.notify.sending import main
 from src.submit.notices import Notices
 from tests.mailbox import SECRET, mailbox
+from tests.waiting import PATIENCE
 from tests.whole_runs import ROOT
 
 PARAMETERS = {
@@ -47,7 +48,7 @@ def batch_and_words(folder: Path, blocks: list[dict], address: str) -> tuple[Pat
         env=os.environ | {"EXPERIMENT_NOTIFY": address, "HOME": str(folder)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

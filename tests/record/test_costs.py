@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from src.record.costs import (
     allotted_gpus,
     read_account,
 )
+from tests.waiting import PATIENCE, wait_until
 from tests.whole_runs import ROOT
 from train import run_experiment
 
@@ -121,26 +121,22 @@ def test_a_run_that_is_killed_and_goes_on_knows_what_it_lost(digits, tmp_path):
     cfg = tmp_path / "cfg.yaml"
     cfg.write_text(yaml.safe_dump(vars(config)))
     status = Path(config.output_dir) / "status.json"
+
+    def account() -> Account:
+        return read_account(json.loads(status.read_text()))
+
     process = subprocess.Popen([sys.executable, "train.py", str(cfg)], cwd=ROOT)
-    until = time.monotonic() + 100
-    while not status.exists() or read_account(json.loads(status.read_text())).current.step < 100:
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: status.exists() and account().current.step >= 100, process)
     process.kill()  # before any state was saved: all is lost
     process.wait()
-    killed = read_account(json.loads(status.read_text())).total
+    killed = account().total
     assert killed.core_seconds > 0
     process = subprocess.Popen([sys.executable, "train.py", str(cfg)], cwd=ROOT)
-    while (
-        json.loads(status.read_text())["attempt"] == 1
-        or read_account(json.loads(status.read_text())).current.step < 10
-    ):
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(
+        lambda: json.loads(status.read_text())["attempt"] == 2 and account().current.step >= 10,
+        process,
+    )
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    account = read_account(json.loads(status.read_text()))
-    assert account.lost == account.before == killed
-    assert account.total.core_seconds > killed.core_seconds
+    assert process.wait(PATIENCE) == 130
+    assert account().lost == account().before == killed
+    assert account().total.core_seconds > killed.core_seconds

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -16,6 +17,8 @@ from src.limits import Uses
 from src.record import machine_use
 from src.record.machine_use import Look, MachineUse, gpu_warnings, memory_warning, summary
 from src.record.stats import read_stats
+from tests.several_processes import together
+from tests.waiting import PATIENCE
 from train import run_experiment
 
 TRAIN = {"time": 100.0, "data_time": 10.0}
@@ -27,18 +30,26 @@ def burn(seconds: float) -> None:
         pass
 
 
+def burn_and_wait(seconds: float, has_burnt: Any, may_end: Any) -> None:
+    burn(seconds)
+    has_burnt.set()
+    may_end.wait()
+
+
 def test_processor_time_of_this_process_and_its_children_counts_as_cores():
     before, look, after = time.monotonic(), Look(Uses()), time.monotonic()
     spent = time.process_time()
-    child = multiprocessing.get_context("spawn").Process(target=burn, args=(0.5,))
+    others = multiprocessing.get_context("spawn")
+    has_burnt, may_end = others.Event(), others.Event()
+    child = others.Process(target=burn_and_wait, args=(0.5, has_burnt, may_end))
     child.start()
     burn(0.3)
-    while psutil.Process(child.pid).is_running() and _processor_time(child.pid) < 0.4:
-        time.sleep(0.01)
+    assert has_burnt.wait(PATIENCE)
     in_child, shortest = _processor_time(child.pid), time.monotonic() - after
     sample = look()
     in_all, longest = time.process_time() - spent + in_child, time.monotonic() - before
     assert 0.8 * in_all / longest < sample["cores"] < 1.2 * in_all / shortest
+    may_end.set()
     child.join()
 
 
@@ -48,6 +59,11 @@ def _processor_time(pid: int) -> float:
 
 
 def test_memory_and_its_peak_are_those_of_the_run():
+    (error,) = together(1, take_and_give_back)  # a process without children of other tests
+    assert error is None
+
+
+def take_and_give_back() -> None:
     look = Look(Uses())
     before = look()["memory_gb"]
     block = bytearray(300_000_000)

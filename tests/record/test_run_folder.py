@@ -15,6 +15,7 @@ from src.names import UserError
 from src.record.run_folder import RunFolder
 from src.record.same_run import is_finished
 from src.record.stats import Stats, read_stats, summary
+from tests.waiting import PATIENCE
 
 
 def test_a_file_is_the_old_or_the_new_one(tmp_path):
@@ -144,7 +145,7 @@ def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else():
     termios = pytest.importorskip("termios")
     parent, child = pty.openpty()
     termios.tcsetwinsize(child, (24, 80))
-    subprocess.run([sys.executable, "-c", BAR], stderr=child, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", BAR], stderr=child, check=True, timeout=PATIENCE)
     os.set_blocking(parent, False)
     shown = os.read(parent, 100_000).decode()
     assert "loss 0.5000" in shown

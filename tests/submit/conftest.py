@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from src.submit.snapshot import _listed
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parents[1] / "slurm_cluster.sh"
@@ -54,7 +55,7 @@ class Cluster:
     def jobs(self, states: str = "all", form: str = "%T") -> list[str]:
         return self.slurm("squeue", "-h", "-r", "-t", states, "-o", form).splitlines()
 
-    def wait(self, seconds: float = 240) -> None:
+    def wait(self, seconds: float = PATIENCE) -> None:
         """Until nothing waits or runs."""
         until = time.monotonic() + seconds
         while self.jobs("PD,R,CG"):
@@ -122,7 +123,7 @@ class Repository:
     def submit(self, *arguments: str, env=None, code: int = 0) -> str:
         """Runs submit_multiple.py; what it printed, errors last."""
         process = self.start("submit_multiple.py", *arguments, env=env)
-        output, errors = process.communicate(timeout=400)
+        output, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, f"{process.returncode}: {output}{errors}"
         return output + errors
 

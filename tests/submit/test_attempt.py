@@ -15,6 +15,7 @@ from src.submit.batch_script import header
 from src.submit.notices import Notices
 from src.submit.slurm import SEPARATOR, SUBMISSION
 from src.submit.tally import Tally, read_tally, write_tally
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SILENT = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
@@ -99,7 +100,7 @@ class World:
         (self.folder / "status.json").write_text(json.dumps({"step": step}))
         for number in numbers:
             process.send_signal(number)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=PATIENCE)
         return process.returncode, output, errors
 
     @property
@@ -133,7 +134,7 @@ def test_the_programs_exit_code_is_ours(world, program, code, is_in_slurm):
     if is_in_slurm:
         world.task()
     process = world.start(program)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert world.asked == []
 
@@ -160,7 +161,7 @@ def test_ctrl_c_on_a_terminal_arrives_once(world):
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.1)
     process.send_signal(signal.SIGCONT)
-    assert process.communicate(timeout=30)[0] == "SIGINT\n"
+    assert process.communicate(timeout=PATIENCE)[0] == "SIGINT\n"
 
 
 def test_the_program_meets_signals_as_from_a_fresh_shell(world):
@@ -175,7 +176,7 @@ print({signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGC
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_IGN)
 
-    output, _ = world.start(program, preexec_fn=ignore).communicate(timeout=30)
+    output, _ = world.start(program, preexec_fn=ignore).communicate(timeout=PATIENCE)
     assert output == f"[]\n{ {signal.SIG_DFL}!r}\n"
 
 
@@ -186,7 +187,7 @@ def test_a_signal_before_the_program_listens_kills_it_and_is_one_to_go_on_after(
 
     world.task()
     process = world.start("import time; time.sleep(20)", preexec_fn=send_early)
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
     assert world.asked == ["scontrol requeue 7_2"]
 
@@ -195,7 +196,7 @@ def test_a_spec_that_cannot_be_read_is_for_the_program_to_complain_of(world):
     world.task()
     (world.folder / "spec.yaml").write_text("a: b: c\n")
     process = world.start("import sys; sys.exit('a mistake of mine')")
-    assert process.communicate(timeout=30)[1] == "a mistake of mine\n"
+    assert process.communicate(timeout=PATIENCE)[1] == "a mistake of mine\n"
     assert process.returncode == 1
 
 
@@ -239,7 +240,7 @@ def test_it_waits_for_a_process_that_is_still_at_the_run(world, other):
     process = world.start("print('started')")
     assert process.stdout.readline().startswith(f"waits for process {other.pid} on ")
     other.kill()
-    assert process.communicate(timeout=30) == ("started\n", "")
+    assert process.communicate(timeout=PATIENCE) == ("started\n", "")
     assert process.returncode == 0
 
 
@@ -252,7 +253,7 @@ def test_while_it_waits_a_signal_ends_it_as_a_run(world, other, number, code, as
     process = world.start("print('started')")
     assert process.stdout.readline().startswith("waits for ")
     process.send_signal(number)
-    assert "started" not in process.communicate(timeout=30)[0]
+    assert "started" not in process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == code
     assert world.asked == asked
     assert other.poll() is None
@@ -328,7 +329,7 @@ def test_limits_and_lack_of_progress_end_it(world):
 
     world.task(SLURM_RESTART_COUNT="9")
     process = world.start("print('begun')", "--max-preemptions", "3")
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output) == (69, "")
     assert "restarts by Slurm: raise --max-preemptions (3) in the submit script" in errors
 
@@ -345,7 +346,7 @@ def test_limits_and_lack_of_progress_end_it(world):
 def test_a_row_that_fails_or_is_given_up_tells_of_it(world, program, options, is_told):
     world.task(SLURM_RESTART_COUNT="9")
     Notices(world.path).begin(["row"], num_rows=20)
-    world.start(program, *options).communicate(timeout=60)
+    world.start(program, *options).communicate(timeout=PATIENCE)
     assert Notices(world.path).num_failed == is_told
 
 
@@ -354,7 +355,7 @@ def test_counts_stand_where_the_run_writes(world):
     elsewhere = world.path / "elsewhere"
     elsewhere.mkdir()
     (world.folder / "spec.yaml").write_text(f"output_dir: {elsewhere}\n")
-    world.start("").communicate(timeout=30)
+    world.start("").communicate(timeout=PATIENCE)
     assert read_tally(elsewhere) == Tally("7_2")
     assert read_tally(world.folder) is None
 
@@ -397,7 +398,7 @@ def test_a_follow_up_whose_number_came_too_late_is_not_submitted_again(world):
     while not any(line.startswith("sbatch") for line in world.asked):
         assert process.poll() is None
     world.answer("squeue", lines + queue_line("8", f"/s.sh {world.folder}/spec.yaml"))
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert [line.split()[0] for line in world.asked] == ["scontrol", "sbatch", "scontrol"]
     assert read_tally(world.folder).follow_up == "8"
 

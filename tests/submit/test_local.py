@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from src.record.costs import allotted_cores
 from src.submit import local
 from src.submit.folders import Batch, plan_batch, write_batch
 from src.submit.local import Machine, default_jobs, run_rows, runner
+from tests.waiting import wait_until
 
 # A train.py that tells what it was given, and does as its spec says.
 PROGRAM = """\
@@ -23,13 +23,15 @@ from pathlib import Path
 folder = Path(sys.argv[1]).parent
 with open(folder / "span", "a") as file:
     print(time.time(), file=file, flush=True)
-    print("hello", os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"])
     try:
+        given = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"]
+        print("hello", *given, flush=True)
         time.sleep(0.3)
         text = Path(sys.argv[1]).read_text().split("dataset: ")[1][:5]
         if "fail" in text: sys.exit("on purpose")
         if "die" in text: os.kill(os.getpid(), signal.SIGKILL)
         if "hang" in text: signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("ready", flush=True)
         while "sleep" in text or "hang" in text: time.sleep(0.1)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
@@ -54,6 +56,10 @@ def batch_of(tmp_path, *names: str) -> Batch:
 
 def logs(batch: Batch) -> list[str]:
     return [row.log.read_text() for row in batch.rows]
+
+
+def text_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def spans(batch: Batch) -> list[tuple[float, float]]:
@@ -106,22 +112,14 @@ def test_a_signal_stops_the_rows_and_starts_no_others(tmp_path, code, number):
         except KeyboardInterrupt:
             os._exit(42)
         os._exit(0)
-    wait_for(lambda: (batch.rows[1].folder / "span").exists())
+    wait_until(lambda: all("ready" in text_of(row.log) for row in batch.rows[:2]))
     assert runner(batch)["pid"] == child
-    time.sleep(0.5)
     os.kill(child, number)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
     for row in batch.rows[:2]:
         assert "interrupted\n--- ended: exit code 130 ---" in row.log.read_text()
     assert not batch.rows[2].log.exists()
     assert runner(batch) is None
-
-
-def wait_for(holds, seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_a_row_that_does_not_stop_is_killed(tmp_path, code, monkeypatch):
@@ -133,8 +131,7 @@ def test_a_row_that_does_not_stop_is_killed(tmp_path, code, monkeypatch):
             run_rows(batch, batch.rows, Machine(1, []), code=code)
         except KeyboardInterrupt:
             os._exit(42)
-    wait_for(lambda: (batch.rows[0].folder / "span").exists())
-    time.sleep(0.5)
+    wait_until(lambda: "ready" in text_of(batch.rows[0].log))
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
     assert "--- ended: killed by signal 9 ---" in logs(batch)[0]

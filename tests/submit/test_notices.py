@@ -9,6 +9,7 @@ import pytest
 
 from src.submit import notices
 from src.submit.notices import MOST_MESSAGES, Notices, tell_of_failure
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +85,7 @@ def test_of_many_processes_at_once_two_may_speak(batch):
         )
         for number in range(4)
     ]
-    told = " ".join(process.communicate(timeout=100)[0] for process in started).split()
+    told = " ".join(process.communicate(timeout=PATIENCE)[0] for process in started).split()
     assert len(told) == 400
     assert sorted(word for word in told if word != "None") == ["failure", "many"]
 

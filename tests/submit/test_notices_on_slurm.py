@@ -11,6 +11,7 @@ from src.notify.digest_job import submit_digest
 from src.submit.notices import Notices
 from src.submit.slurm import Options
 from tests.mailbox import SECRET, mailbox
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 KEYS = """{dataset: sklearn/digits, model: linear, train_length: 2, num_workers: 0,
@@ -85,14 +86,17 @@ def test_the_last_submission_s_digest_waits_for_the_rows_of_all(cluster, reposit
     with mailbox() as box:
         env = cluster.env | {"EXPERIMENT_NOTIFY": box.address}
         repository.submit("job.yaml", "-s", "some.sh", env=env)
-        failed, until = repository.rows()[0] / "failed", time.monotonic() + 60
+        failed, until = repository.rows()[0] / "failed", time.monotonic() + PATIENCE
         # by its number: Slurm remembers the jobs of other tests
         while not (failed.exists() and failed.read_text().strip() in cluster.jobs("F", "%A")):
             assert time.monotonic() < until, cluster.jobs("all", "%A %i %T %r")
             time.sleep(0.2)
         (repository.rows()[0] / "mended").touch()
         repository.submit("-r", str(repository.batch), "-y", env=env)
-        log, until = repository.batch / "submissions" / "notices" / "log", time.monotonic() + 120
+        log, until = (
+            repository.batch / "submissions" / "notices" / "log",
+            time.monotonic() + PATIENCE,
+        )
         while not log.exists() or "rows go on: another job looks again" not in log.read_text():
             assert time.monotonic() < until, cluster.jobs("all", "%i %T %r %j")
             time.sleep(0.2)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
 from shutil import which
 
@@ -14,6 +13,7 @@ import pytest
 from src.metrics import is_time
 from src.submit.journal import Journal
 from src.yaml_files import read_yaml_file, write_yaml
+from tests.waiting import PATIENCE, wait_until
 
 HOSTILE = [
     "$(touch x)",
@@ -38,13 +38,6 @@ def journal(repository) -> Journal:
 
 def logs(repository) -> list[str]:
     return [(row / "job.log").read_text() for row in repository.rows()]
-
-
-def eventually(holds, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.1)
 
 
 # ---- What comes of it --------------------------------------------------------------------
@@ -140,8 +133,8 @@ def test_packed_rows_share_cores_and_hear_of_the_end(cluster, repository):
     (repository.rows()[1] / "quick").touch()
     job = journal(repository).calls[1].job
     cluster.slurm("scontrol", "release", job)
-    eventually(lambda: (repository.rows()[1] / "job.log").exists())
-    eventually(lambda: "ended: exit code 3" in logs(repository)[1])
+    wait_until(lambda: (repository.rows()[1] / "job.log").exists())
+    wait_until(lambda: "ended: exit code 3" in logs(repository)[1])
     assert all("threads 1" in log for log in logs(repository))
     cluster.slurm("scancel", "--signal=TERM", "--batch", job)
     cluster.wait()
@@ -208,7 +201,7 @@ def test_rows_are_recognised_in_the_queue_and_slurms_last_words_are_theirs(clust
     repository.write("quick.sh", "#!/bin/bash\nsleep 60\n")
     repository.submit("job.yaml", "-s", "quick.sh", env=cluster.env)
     names = [row.name for row in repository.rows()]
-    eventually(lambda: sorted(cluster.jobs("R", "%j")) == names)
+    wait_until(lambda: sorted(cluster.jobs("R", "%j")) == names)
     refused = repository.submit("job.yaml", "-s", "quick.sh", "-o", "-y", env=cluster.env, code=2)
     assert "3 rows" in refused
     assert "queued or running" in refused
@@ -299,13 +292,13 @@ def test_only_what_failed_is_run_again(cluster, repository):
         (row / "fail").touch()
     job = journal(repository).calls[1].job
     cluster.slurm("scontrol", "release", f"{job}_[0-3]")
-    eventually(lambda: len(cluster.jobs("PD")) == 2 and not cluster.jobs("R,CG"))
+    wait_until(lambda: len(cluster.jobs("PD")) == 2 and not cluster.jobs("R,CG"))
     for row in repository.rows()[:2]:
         (row / "fail").unlink()
     again = ("-r", str(repository.batch), "-s", "quick.sh", "-y")
     repository.submit(*again, "--only", "failed", env=cluster.env)
     assert len(journal(repository).calls[2].rows) == 2
-    eventually(lambda: len(cluster.jobs("PD")) == 2 and not cluster.jobs("R,CG"))
+    wait_until(lambda: len(cluster.jobs("PD")) == 2 and not cluster.jobs("R,CG"))
     assert repository.count("ran") == [2, 2, 1, 1, 0, 0]
     output = repository.submit(*again, env=cluster.env)
     assert "2 queued" in output
@@ -365,10 +358,10 @@ def test_a_controller_stopped_in_the_middle_costs_no_row_and_doubles_none(
     repository.job(learning_rates(120))
     arguments = ("job.yaml", "-s", "quick.sh", "--no-array", "--patience", "1")
     process = repository.start("submit_multiple.py", *arguments, env=cluster.env)
-    eventually(lambda: (repository.path / "results").exists())
-    eventually(lambda: len(journal(repository).accepted_rows) > 10)
+    wait_until(lambda: (repository.path / "results").exists())
+    wait_until(lambda: len(journal(repository).accepted_rows) > 10)
     cluster.call("ctld-down")
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, output + errors
     assert "Slurm does not answer" in errors
     assert 10 < len(journal(repository).accepted_rows) < 120

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.submit.journal import Journal
+from tests.waiting import PATIENCE, wait_until
 
 # Counts steps until a file tells it to finish or to fail; other files make it slow or stuck.
 TRAIN = """\
@@ -48,13 +49,6 @@ while not (folder / "finish").exists():
     time.sleep(0.05)
 (folder / "done").write_text('{"outcome": "finished"}')
 """
-
-
-def eventually(holds, seconds: float = 40) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.1)
 
 
 def read(path: Path) -> dict:
@@ -112,10 +106,10 @@ class Rows:
                 len(begun) == attempt and self.read(row, "status.json").get("step", 0) > begun[-1]
             )
 
-        eventually(has_steps)
+        wait_until(has_steps)
 
     def await_attempt(self, row: int, attempt: int) -> None:
-        eventually(lambda: len(self.begun(row)) == attempt)
+        wait_until(lambda: len(self.begun(row)) == attempt)
 
     def warn(self, job: str) -> None:
         """What --signal=B:USR1@120 does before the time limit."""
@@ -133,7 +127,7 @@ class Rows:
         process = self.repository.start(
             "report.py", "--json", str(self.repository.batch), env=self.cluster.env
         )
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
         return json.loads(output)[0]["rows"]
 
@@ -149,8 +143,8 @@ def test_near_its_time_limit_a_row_goes_on_and_its_neighbours_do_not_notice(rows
     for row in range(3):
         rows.await_steps(row)
     rows.warn(f"{rows.job}_2")
-    eventually(lambda: rows.read(2, "status.json")["state"] == "stopped")
-    eventually(lambda: [row["state"] for row in rows.report()] == ["running"] * 2 + ["queued"])
+    wait_until(lambda: rows.read(2, "status.json")["state"] == "stopped")
+    wait_until(lambda: [row["state"] for row in rows.report()] == ["running"] * 2 + ["queued"])
     assert rows.report()[2]["progress"] == 0.5
     rows.await_steps(2, attempt=2)
     rows.finish()
@@ -244,7 +238,7 @@ def test_where_requeueing_is_forbidden_a_follow_up_goes_on(rows):
     rows.submit(1, "--", "--no-requeue", "--time=7")
     rows.await_steps(0)
     rows.warn(f"{rows.job}_0")
-    eventually(lambda: rows.read(0, "attempts.json").get("follow_up"))
+    wait_until(lambda: rows.read(0, "attempts.json").get("follow_up"))
     output = rows.repository.submit(*("-r", str(rows.repository.batch), "-y"), env=rows.cluster.env)
     assert "nothing to run again" in output
     rows.await_steps(0, attempt=2)
@@ -272,9 +266,9 @@ def test_a_job_submitted_by_hand_goes_on(cluster, repository, option):
     done = subprocess.run(
         command, cwd=repository.path, env=environment, capture_output=True, text=True
     )
-    eventually(lambda: read(folder / "status.json").get("step", 0) > 3)
+    wait_until(lambda: read(folder / "status.json").get("step", 0) > 3)
     cluster.slurm("scancel", "--signal=USR1", "--batch", done.stdout.strip())
-    eventually(lambda: len((folder / "begun").read_text().splitlines()) == 2)
+    wait_until(lambda: len((folder / "begun").read_text().splitlines()) == 2)
     (folder / "finish").touch()
     cluster.wait()
     first, second = (folder / "begun").read_text().split()
@@ -291,9 +285,9 @@ def test_of_rows_that_share_a_job_none_ends_the_others(rows):
     rows.submit(4, "--pack", "4", files=files)
     for row in (2, 3):
         rows.await_steps(row)
-    eventually(lambda: "ended: exit code 1" in rows.log(1))
+    wait_until(lambda: "ended: exit code 1" in rows.log(1))
     rows.warn(f"{rows.job}_0")
-    eventually(lambda: "ended: exit code 75" in rows.log(3))
+    wait_until(lambda: "ended: exit code 75" in rows.log(3))
     states = [row["state"] for row in rows.report()]
     assert states == ["done", "failed", "running", "queued"]
     for row in (2, 3):

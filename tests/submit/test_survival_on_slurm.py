@@ -13,6 +13,7 @@ import pytest
 
 from src.engine.comparison import first_differences
 from src.submit.tally import read_tally
+from tests.waiting import PATIENCE
 
 JOB = """\
 job_details: {name: x, output_dir: OUT}
@@ -60,7 +61,7 @@ class Misfortune:
         return self.repository.rows()[int(job.partition("_")[2])]
 
     def victim(self, number: int = 0) -> tuple[str, str]:
-        until = time.monotonic() + 120
+        until = time.monotonic() + PATIENCE
         while len(found := self.training()) <= number:
             assert time.monotonic() < until, self.cluster.jobs("all", "%i %T %r %N")
             time.sleep(0.2)
