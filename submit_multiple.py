@@ -40,18 +40,20 @@ from src.submit.job_file import Job, read_job
 from src.submit.journal import LOCAL, Asked, Journal
 from src.submit.local import Machine, default_jobs, run_rows
 from src.submit.notices import Notices, start_sending, wait_until_sent
+from src.submit.repair import repair
 from src.submit.slurm import Options, is_job_id
 from src.submit.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
 from src.submit.status import ask_queue, count_states, read_journal, row_statuses
 from src.submit.submission import Submission, unfinished_folder, unsubmitted
 
 ROOT = Path(__file__).resolve().parent
+MOST_SHOWN = 5  # rows
 REPEATED = ("failed", "lost", "unstarted", *KINDS)  # what -r takes up
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 2 for a mistake of the user's, 130 for Ctrl-C,
-    1 where rows that ran here have failed."""
+    1 where rows that ran here have failed, or rows were left out."""
     given = sys.argv[1:] if arguments is None else arguments
     split = given.index("--") if "--" in given else len(given)
     with suppress(ValueError):
@@ -171,10 +173,12 @@ def submit(options: argparse.Namespace) -> int:
             overwrite(open_batch(folder), options)
             plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
         write_batch(plan, ROOT)
+        broken = mend(plan.batch, options)
         settle(plan.batch, options)
         print(f"{short_path(folder)}: {plan.summary}")
         is_code_older(plan.batch, options)
-        return start(plan.batch, unsubmitted(plan), options)
+        rows = [row for row in unsubmitted(plan) if row.name not in broken]
+        return start(plan.batch, rows, options) or int(bool(broken))
 
 
 def check_everything(options: argparse.Namespace, job: Job, grid: Grid) -> None:
@@ -203,9 +207,9 @@ def describe(options: argparse.Namespace, plan: Plan) -> int:
         rows = unsubmitted(plan)
     where = "on this machine" if options.script == LOCAL else f"with {options.script}"
     print(f"would run {count_rows(len(rows))} {where}:")
-    for row in rows[:5]:
+    for row in rows[:MOST_SHOWN]:
         print(f"  {row.name}")
-    if len(rows) > 5:
+    if len(rows) > MOST_SHOWN:
         print(f"  …\n  {rows[-1].name}")
     print("dry run: nothing was written or submitted")
     return 0
@@ -234,10 +238,11 @@ def retry(options: argparse.Namespace) -> int:
     if errors := slurm_errors(options):
         raise UserError("\n".join(errors))
     with nullcontext() if options.dry_run else only_here(batch.path):
+        broken = mend(batch, options)
         if not options.dry_run:
             settle(batch, options)
         statuses = row_statuses(batch, ask_queue(batch))
-        chosen = [s for s in statuses if s.state in REPEATED]
+        chosen = [s for s in statuses if s.state in REPEATED and s.row.name not in broken]
         if options.only:
             chosen = [s for s in chosen if {s.state, s.kind} & set(options.only)]
         print(f"{short_path(batch.path)}: {count_states(statuses)}")
@@ -245,7 +250,7 @@ def retry(options: argparse.Namespace) -> int:
             print(f"  {headline(group)}" + (f": {group.detail}" if group.detail else ""))
         if not chosen:
             print("nothing to run again")
-            return 0
+            return int(bool(broken))
         is_older = is_code_older(batch, options)
         if options.dry_run:
             print("dry run: nothing was submitted")
@@ -254,7 +259,7 @@ def retry(options: argparse.Namespace) -> int:
         if is_older:
             question += " y: with the frozen code; r: with the code as it is now (--refreeze)."
         options.refreeze |= confirm(question, options, is_older=is_older) == "r"
-        return start(batch, [status.row for status in chosen], options)
+        return start(batch, [status.row for status in chosen], options) or int(bool(broken))
 
 
 def use_last_script(batch: Batch, options: argparse.Namespace) -> None:
@@ -267,6 +272,21 @@ def use_last_script(batch: Batch, options: argparse.Namespace) -> None:
 
 
 # ---- Both --------------------------------------------------------------------------------
+
+
+def mend(batch: Batch, options: argparse.Namespace) -> dict[str, str]:
+    """A batch that was moved, copied or damaged runs where it is; the rows that cannot, and why."""
+    done = repair(batch, ROOT, is_dry=options.dry_run)
+    would = "would be " * options.dry_run
+    if done.moved:
+        print(f"{count_rows(len(done.moved))} of another folder: {would}made to run in this one")
+    if done.made_again:
+        print(f"{count_rows(len(done.made_again))} without spec.yaml: {would}made again")
+    for name, why in list(done.broken.items())[:MOST_SHOWN]:
+        print(f"left out: {name}: {why.splitlines()[0]}", file=sys.stderr)
+    if (more := len(done.broken) - MOST_SHOWN) > 0:
+        print(f"left out: {more:,} more", file=sys.stderr)
+    return done.broken
 
 
 def settle(batch: Batch, options: argparse.Namespace) -> None:

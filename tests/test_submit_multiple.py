@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -13,6 +14,7 @@ import submit_multiple
 from src.submit import snapshot
 from src.submit.folders import open_batch
 from src.submit.journal import Journal
+from src.submit.repair import repair
 
 QUICK = "#!/bin/bash\ntrue\n"
 JOB = "job_details: {name: x}\nparameters: {model: linear, base_lr: [1.0, 2.0], train_length: 0}\n"
@@ -20,7 +22,8 @@ JOB = "job_details: {name: x}\nparameters: {model: linear, base_lr: [1.0, 2.0], 
 PROGRAM = """\
 import sys
 from pathlib import Path
-folder = Path(sys.argv[1]).parent
+spec = Path(sys.argv[1]).read_text().split()
+folder = Path(spec[spec.index("output_dir:") + 1])
 with open(folder / "ran", "a") as file:
     print("code", Path("part.txt").read_text(), file=file)
 if (folder / "fail").exists():
@@ -153,6 +156,87 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(fork, options, cap
     assert listing(fork) == before
 
 
+# ---- A batch that was moved, copied or damaged -------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.usefixtures("names_are_right")
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_a_copied_batch_runs_where_it_is_and_the_original_stays(tmp_path, is_moved, capsys):
+    run("job.yaml", "-s", "local", capsys=capsys)
+    original, there = today(), tmp_path / "elsewhere" / "B"
+    for row in open_batch(original).rows:
+        (row.folder / "done").unlink()
+        (row.folder / "config.yaml").write_text(f"base_lr: 1.0\noutput_dir: {row.folder}\n")
+    before = contents(original)
+    shutil.copytree(original, there, symlinks=True)
+    if is_moved:
+        shutil.rmtree(original)
+    dry = contents(there)
+    output = run("-r", str(there), "-d", capsys=capsys)
+    assert "2 rows of another folder: would be made to run in this one" in output
+    assert contents(there) == dry
+    output = run("-r", str(there), "-y", capsys=capsys)
+    assert "2 rows of another folder: made to run in this one" in output
+    assert "2 rows: 2 done, 0 failed" in output
+    assert contents(original) == ({} if is_moved else before)
+    assert ran(there) == [2, 2]
+    for row in open_batch(there).rows:
+        for name in ("spec.yaml", "config.yaml"):
+            assert f"output_dir: {row.folder}\n" in (row.folder / name).read_text()
+    assert "nothing to run again" in run("-r", str(there), "-y", capsys=capsys)
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_a_job_file_continues_in_a_batch_that_was_moved(fork, tmp_path, capsys):
+    run("job.yaml", "-s", "local", capsys=capsys)
+    shutil.move(fork / "results", fork / "other")
+    (fork / "job.yaml").write_text(
+        JOB.replace("name: x", "name: x, output_dir: other").replace("2.0]", "2.0, 4.0]")
+    )
+    output = run("job.yaml", "-s", "local", capsys=capsys)
+    assert "2 rows of another folder" in output
+    there = fork / "other" / today().name
+    assert ran(there) == [1, 1, 1]
+    assert not today().exists()
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_rows_that_were_deleted_are_made_again_and_broken_ones_stop_no_others(fork, capsys):
+    (fork / "job.yaml").write_text(
+        "job_details: {name: x, trackers: [tensorboard]}\n"
+        "parameters: {data_dir: d, base_lr: [1.0, 2.0, 4.0, 8.0], train_length: 0}\n"
+    )
+    run("job.yaml", "-s", "local", capsys=capsys)
+    deleted, no_folder, no_log, fine = open_batch(today()).rows
+    spec = deleted.spec.read_text()
+    shutil.rmtree(deleted.folder)
+    shutil.rmtree(no_folder.folder)
+    no_folder.folder.write_text("a file")
+    (no_log.folder / "done").unlink()
+    no_log.log.unlink()
+    no_log.log.mkdir()
+    (fine.folder / "done").unlink()
+    code = submit_multiple.main(["-r", str(today()), "-y"])
+    captured = capsys.readouterr()
+    assert code == 1, captured
+    assert "1 row without spec.yaml: made again" in captured.out
+    assert f"left out: {no_folder.name}: {no_folder.spec}: Not a directory" in captured.err
+    assert f"{no_log.name}: {no_log.log}: Is a directory" in captured.err
+    assert "3 rows: 2 done, 1 failed" in captured.out
+    assert deleted.spec.read_text() == spec
+    assert (deleted.folder / "ran").read_text() == "code 1\n"
+    assert (fine.folder / "ran").read_text() == "code 1\n" * 2
+    (today() / "job.yaml").unlink()
+    shutil.rmtree(deleted.folder)
+    message = run("-r", str(today()), "-y", code=1, capsys=capsys)
+    assert "1 row without spec.yaml" not in message
+
+
 # ---- On this machine ---------------------------------------------------------------------
 
 
@@ -221,6 +305,7 @@ def test_an_interrupted_submission_of_yesterday_goes_on_there(capsys):
     yesterday = f"{date.today() - timedelta(days=1):%y-%m-%d}-x"
     folder = today().rename(today().with_name(yesterday))
     rows = open_batch(folder).rows
+    repair(open_batch(folder), Path.cwd())
     for row in rows:
         (row.folder / "done").unlink()
         row.log.unlink()

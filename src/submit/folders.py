@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from loguru import logger
 
 from src.files import write_atomically
 from src.names import UserError
 from src.submit.identity import identity
-from src.yaml_files import read_yaml_file, write_yaml
+from src.yaml_files import read_yaml, read_yaml_file, write_yaml
 
+ROOT = Path(__file__).parents[2]
 LONGEST_NAME = 120  # bytes of a row's folder; file systems take 255, people less
 LONGEST_BATCH = 60
 PATH_KEYS = ("data_dir", "model_weights")  # relative ones are meant from the repository's root
@@ -86,26 +88,69 @@ class Batch:
 def open_batch(path: str | Path) -> Batch:
     """The batch of a folder; without an index, its subfolders that hold a spec.yaml.
 
+    A line of the index that cannot be read is warned of, and does not hide the other rows.
     Raises UserError where there is no such folder, or nothing of a batch in it.
     """
     folder = Path(os.path.abspath(path))
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder")
     if (folder / "rows.jsonl").exists():
-        return Batch(folder, _read_index(folder))
-    rows = [_row_of_spec(spec) for spec in sorted(folder.glob("*/spec.yaml"))]
+        return Batch(folder, _read_damaged_index(folder))
+    rows = _rows_of_specs(folder)
     if not rows and not (folder / "job.yaml").exists():
         raise UserError(f"{path}: no batch (it has neither rows.jsonl nor */spec.yaml)")
     return Batch(folder, rows)
 
 
 def _read_index(folder: Path) -> list[Row]:
+    return [_row_of_line(folder, line) for line in _lines_of_index(folder)]
+
+
+def _lines_of_index(folder: Path) -> list[str]:
     try:
-        lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines]
-        return [Row(folder / entry["folder"], entry["values"]) for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'rows.jsonl'}: cannot be read ({error})") from None
+
+
+def _row_of_line(folder: Path, line: str) -> Row:
+    try:
+        entry = json.loads(line)
+        name, values = entry["folder"], entry["values"]
+        if not isinstance(values, dict) or name in ("", ".", "..") or Path(name).name != name:
+            raise ValueError(f"no row: {line[:80]}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{folder / 'rows.jsonl'}: cannot be read ({error})") from None
+    return Row(folder / name, values)
+
+
+def _read_damaged_index(folder: Path) -> list[Row]:
+    """All rows that can be known: a line that cannot be read is a folder with its number."""
+    rows: list[Row] = []
+    problems: list[UserError] = []
+    found: dict[int, Row] | None = None
+    for number, line in enumerate(_lines_of_index(folder)):
+        try:
+            rows.append(_row_of_line(folder, line))
+        except UserError as error:
+            problems.append(error)
+            found = _numbered(_rows_of_specs(folder)) if found is None else found
+            rows += [found[number]] if number in found else []
+    if problems and not rows:
+        raise problems[0]
+    if problems:
+        more = f" and {len(problems) - 1:,} more lines" if len(problems) > 1 else ""
+        logger.warning("{}{}: such rows are taken from their folders", problems[0], more)
+    return rows
+
+
+def _numbered(rows: Sequence[Row]) -> dict[int, Row]:
+    numbers = [row.name.partition("_")[0] for row in rows]
+    return {int(n): row for n, row in zip(numbers, rows, strict=True) if n.isdecimal()}
+
+
+def _rows_of_specs(folder: Path) -> list[Row]:
+    return [_row_of_spec(spec) for spec in sorted(folder.glob("*/spec.yaml"))]
 
 
 def _row_of_spec(spec: Path) -> Row:
@@ -113,8 +158,42 @@ def _row_of_spec(spec: Path) -> Row:
         values = read_yaml_file(spec)
     except UserError:
         values = None  # a broken file is a row all the same
-    values = {k: v for k, v in values.items() if k != "output_dir"} if values else {}
-    return Row(spec.parent, values)
+    values = values if isinstance(values, dict) else {}
+    return Row(spec.parent, {str(k): v for k, v in values.items() if k != "output_dir"})
+
+
+# ---- Where a row was made ----------------------------------------------------------------
+
+
+def spec_home(folder: Path) -> Path | None:
+    """The folder that spec.yaml names as output_dir; None where none can be read from it."""
+    try:
+        text = (folder / "spec.yaml").read_text(encoding="utf-8")
+        if f"output_dir: {folder}\n" in text:
+            return folder  # ten thousand rows are looked at in a moment
+        content = read_yaml(text)
+    except (OSError, ValueError):
+        return None
+    home = content.get("output_dir") if isinstance(content, dict) else None
+    return ROOT / os.path.expanduser(home) if isinstance(home, str) and home else None
+
+
+def is_elsewhere(folder: Path) -> bool:
+    """Whether a row was made in another folder: it was moved or copied to this one."""
+    return (home := spec_home(folder)) is not None and not _is_same(home, folder)
+
+
+def is_copy(folder: Path) -> bool:
+    """Whether the folder in which the row was made is still there."""
+    home = spec_home(folder)
+    return home is not None and os.path.isdir(home) and not _is_same(home, folder)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one == other or os.path.samefile(one, other)  # by a link, or another mount
+    except (OSError, ValueError):
+        return False
 
 
 def count_rows(number: int) -> str:

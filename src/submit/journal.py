@@ -14,7 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from src.files import write_atomically
+from src.submit.folders import is_elsewhere, spec_home
 
 LOCAL = "local"  # instead of a submit script: this machine
 OPEN, ACCEPTED, REFUSED = "open", "accepted", "refused"
@@ -63,25 +66,39 @@ class Journal:
         self.folder = folder
         self.path = folder / "journal.jsonl"
         self.calls: dict[int, Call] = {}
-        for entry in self._entries():
-            self._take_in(entry)
+        self._read()
+        # A batch that was moved or copied: Slurm runs these rows elsewhere, if at all.
+        self.is_of_elsewhere = self._is_of_elsewhere()
+        if self.is_of_elsewhere:
+            self.calls = {}
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def _read(self) -> None:
         """Its lines; one that a crash cut short counts as not written."""
-        entries = []
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entries.append(json.loads(line))
-                except ValueError:
-                    continue
-        return entries
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                self._take_in(json.loads(line))
+            except (ValueError, LookupError, TypeError, RecursionError):
+                if number < len(lines):
+                    logger.warning("{}: line {} cannot be read", self.path, number)
+
+    def _is_of_elsewhere(self) -> bool:
+        """By the first of its rows that says where it was made."""
+        for call in self.calls.values():
+            for row in call.rows:
+                if spec_home(self.folder.parent / row) is not None:
+                    return is_elsewhere(self.folder.parent / row)
+        return False
 
     def _take_in(self, entry: dict[str, Any]) -> None:
         number, state = entry["call"], entry["state"]
         if state == OPEN:
             facts = {k: v for k, v in entry.items() if k not in ("call", "state", "why")}
-            self.calls[number] = Call(number, **facts)
+            if not all(isinstance(row, str) for row in entry["rows"]) or entry["pack"] < 1:
+                raise ValueError("no call")
+            self.calls[int(number)] = Call(int(number), **facts)
         elif number in self.calls:
             found = {"state": state, "job": entry.get("job"), "why": entry.get("why")}
             self.calls[number] = replace(self.calls[number], **found)
@@ -121,10 +138,12 @@ class Journal:
         """As it was written down; options that Slurm has refused are not repeated."""
         try:
             facts = json.loads((self.folder / "asked.json").read_text())
+            if not isinstance(facts["script"], str) or facts["pack"] < 1:
+                raise ValueError("no script")
             last = self.calls[max(self.calls)] if self.calls else None
-            extra = () if last and last.state == REFUSED else tuple(facts["extra"])
+            extra = () if last and last.state == REFUSED else tuple(map(str, facts["extra"]))
             return Asked(**{**facts, "extra": extra})
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return Asked()
 
     @property

@@ -58,8 +58,13 @@ def runner(batch: Batch) -> dict[str, Any] | None:
         facts = json.loads((batch.submissions / "local.json").read_text())
         is_here = facts["host"] == platform.node()
         lives = is_here and facts["began"] is not None and began(facts["pid"]) == facts["began"]
-        return facts if lives else None
-    except (OSError, ValueError, KeyError, TypeError):
+        # A copy of the batch holds the notice as well.
+        return (
+            facts
+            if lives and os.path.samefile(facts.get("batch", batch.path), batch.path)
+            else None
+        )
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
@@ -70,6 +75,7 @@ def run_rows(batch: Batch, rows: Sequence[Row], machine: Machine, *, code: Path)
     notice = batch.submissions / "local.json"
     pid, names = os.getpid(), [row.name for row in rows]
     facts = {"pid": pid, "began": began(pid), "host": platform.node(), "rows": names}
+    facts["batch"] = str(batch.path)
     write_atomically(notice, json.dumps(facts))
     try:
         with _terminations_as_interrupts(), _Line(len(rows)) as line:
@@ -95,7 +101,7 @@ class _Workers:
                 free = (s for s in range(self.machine.jobs) if s not in self.running)
                 for slot in free:
                     if self.waiting:
-                        self._start(slot, self.waiting.pop())
+                        self._try_to_start(slot, self.waiting.pop())
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 self._reap()
                 line.show(self.num_done, self.num_failed, [r for r, _ in self.running.values()])
@@ -105,6 +111,14 @@ class _Workers:
         for process in self.told:
             wait_until_sent(process)
         return self.num_failed
+
+    def _try_to_start(self, slot: int, row: Row) -> None:
+        """A folder or a log that is not what it should be is the row's own matter."""
+        try:
+            self._start(slot, row)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            print(f"{row.name}: {error.filename}: {error.strerror}", file=sys.stderr)
+            self.num_failed += 1
 
     def _start(self, slot: int, row: Row) -> None:
         _note(row, f"local {os.getpid()} on {platform.node()}", time_too=True)
@@ -214,5 +228,5 @@ def _progress(row: Row) -> float:
     try:
         status = json.loads((row.folder / "status.json").read_text())
         return float(status["progress"]) if status["state"] == "running" else 0.0
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return 0.0

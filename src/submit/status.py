@@ -35,7 +35,7 @@ from src.submit.failures import (
     words_of_attempt,
     words_of_slurm,
 )
-from src.submit.folders import Batch, Row
+from src.submit.folders import Batch, Row, is_copy
 from src.submit.journal import Call, Journal
 from src.submit.local import runner
 from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
@@ -157,17 +157,19 @@ class _Look:
             if attempt is None or attempt.written < self.local_since:
                 return "queued"
             return None if has_ended else "running"
-        if not has_ended and self._lives(status, attempt):
+        if not has_ended and self._lives(row, status, attempt):
             return "running"
         return None
 
-    def _lives(self, status: dict, attempt: Attempt | None) -> bool:
+    def _lives(self, row: Row, status: dict, attempt: Attempt | None) -> bool:
         """Whether a run that nobody speaks for goes on; see the limits in row_statuses."""
         if status.get("state") != "running":
             # The first line of a log stands there some seconds before the first status.
             is_bare = attempt is not None and not status and not attempt.text.strip()
             is_fresh = attempt is not None and self.now - attempt.written < SECONDS_OF_SILENCE
             return is_bare and is_fresh and self.queue is None
+        if is_copy(row.folder):
+            return False  # it goes on where this folder was copied from
         if status.get("host") == self.host:
             return began(status.get("pid")) is not None
         if self.queue is not None and status.get("job"):

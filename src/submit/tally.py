@@ -42,7 +42,7 @@ def read_tally(folder: Path) -> Tally | None:
     """None where nothing was counted, or nothing that can be read."""
     try:
         return Tally(**json.loads((folder / "attempts.json").read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
@@ -55,5 +55,5 @@ def read_step(folder: Path) -> int:
     try:
         status: dict[str, Any] = json.loads((folder / "status.json").read_text())
         return int(status["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return 0
