@@ -232,6 +232,8 @@ def overwrite(batch: Batch, options: argparse.Namespace) -> None:
 def retry(options: argparse.Namespace) -> int:
     """Run again what is not done, queued or running."""
     batch = open_batch(options.retry)
+    if batch.damage:
+        logger.warning("{}", batch.damage)
     if not batch.is_ours:
         raise UserError(f"-r: {options.retry} belongs to another user")
     use_last_script(batch, options)

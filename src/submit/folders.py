@@ -17,14 +17,13 @@ import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from loguru import logger
 
 from src.files import write_atomically
 from src.names import UserError
@@ -66,6 +65,7 @@ class Batch:
 
     path: Path  # absolute
     rows: list[Row]
+    damage: str = field(default="", compare=False)  # what of the index could not be read
 
     @cached_property
     def varying(self) -> list[str]:
@@ -88,14 +88,14 @@ class Batch:
 def open_batch(path: str | Path) -> Batch:
     """The batch of a folder; without an index, its subfolders that hold a spec.yaml.
 
-    A line of the index that cannot be read is warned of, and does not hide the other rows.
+    A line of the index that cannot be read does not hide the other rows; see `damage`.
     Raises UserError where there is no such folder, or nothing of a batch in it.
     """
     folder = Path(os.path.abspath(path))
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder")
     if (folder / "rows.jsonl").exists():
-        return Batch(folder, _read_damaged_index(folder))
+        return _of_damaged_index(folder)
     rows = _rows_of_specs(folder)
     if not rows and not (folder / "job.yaml").exists():
         raise UserError(f"{path}: no batch (it has neither rows.jsonl nor */spec.yaml)")
@@ -124,7 +124,7 @@ def _row_of_line(folder: Path, line: str) -> Row:
     return Row(folder / name, values)
 
 
-def _read_damaged_index(folder: Path) -> list[Row]:
+def _of_damaged_index(folder: Path) -> Batch:
     """All rows that can be known: a line that cannot be read is a folder with its number."""
     rows: list[Row] = []
     problems: list[UserError] = []
@@ -138,10 +138,10 @@ def _read_damaged_index(folder: Path) -> list[Row]:
             rows += [found[number]] if number in found else []
     if problems and not rows:
         raise problems[0]
-    if problems:
-        more = f" and {len(problems) - 1:,} more lines" if len(problems) > 1 else ""
-        logger.warning("{}{}: such rows are taken from their folders", problems[0], more)
-    return rows
+    if not problems:
+        return Batch(folder, rows)
+    more = f" and {len(problems) - 1:,} more lines" if len(problems) > 1 else ""
+    return Batch(folder, rows, f"{problems[0]}{more}; such rows are taken from their folders")
 
 
 def _numbered(rows: Sequence[Row]) -> dict[int, Row]:

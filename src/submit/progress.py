@@ -88,17 +88,24 @@ def find_batches(folder: Path) -> list[Path]:
 def chosen_batches(named: Sequence[str]) -> tuple[list[Batch], int]:
     """(those that are named, else the newest; how many older ones there are)."""
     if named:
-        return [open_batch(path) for path in named], 0
+        return [_opened(path) for path in named], 0
     paths = find_batches(RESULTS)
     if not paths:
         raise UserError(f"{RESULTS}: no batch there; python report.py FOLDER names one")
     batches = []
     for path in paths[:MOST_BATCHES]:
         try:
-            batches.append(open_batch(path))
+            batches.append(_opened(path))
         except UserError as error:  # one broken index need not hide the others
             print(error, file=sys.stderr)
     return batches, max(0, len(paths) - MOST_BATCHES)
+
+
+def _opened(path: str | Path) -> Batch:
+    batch = open_batch(path)
+    if batch.damage:
+        print(batch.damage, file=sys.stderr)
+    return batch
 
 
 def reports(batches: Sequence[Batch], metric: str | None, num_best: int) -> list[Report]:

@@ -165,6 +165,7 @@ def test_a_line_of_the_index_hides_no_other_row(original):
     for damaged in ("{", "[" * 100_000, '{"folder": "../x", "values": {}}', "3"):
         index.write_text("\n".join([damaged, lines[1]]))
         assert open_batch(original.path).rows[1] == original.rows[1]
+        assert "rows.jsonl: cannot be read" in open_batch(original.path).damage
         assert open_batch(original.path).rows[0].folder == original.rows[0].folder
         shutil.move(original.rows[0].folder, original.path.parent)
         assert open_batch(original.path).rows == [original.rows[1]]
