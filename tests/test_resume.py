@@ -208,8 +208,8 @@ def test_a_program_that_leaves_goes_on_where_it_left(digits, tmp_path):
     assert end_of(config) == end_of(whole)
 
 
-def test_broken_states_never_change_the_result(digits, tmp_path, interrupt):
-    """The newest of two is cut off or has a bit flipped, or both have."""
+def test_a_broken_state_never_changes_the_result(digits, tmp_path, interrupt):
+    """The newest of two is cut off or has a bit flipped."""
     straight = digits(output_dir=str(tmp_path / "straight"), averaging="ema")
     run_experiment(straight)
     interrupt(7, 20)
@@ -217,19 +217,58 @@ def test_broken_states_never_change_the_result(digits, tmp_path, interrupt):
         with pytest.raises(StopRequested):
             run_experiment(digits(averaging="ema"))
     draw = random.Random(0)
-    for number in range(24):
+    for number in range(20):
         copy = tmp_path / f"copy-{number}"
         shutil.copytree(tmp_path / "run", copy)
         paths = sorted((copy / "state").iterdir(), reverse=True)
         assert len(paths) == 2
-        for path in paths[: 1 + (number % 4 == 3)]:
-            whole = bytearray(path.read_bytes())
-            position = draw.randrange(len(whole))
-            whole[position] ^= 1 << draw.randrange(8)
-            path.write_bytes(whole if number % 2 else whole[:position])
+        whole = bytearray(paths[0].read_bytes())
+        position = draw.randrange(len(whole))
+        whole[position] ^= 1 << draw.randrange(8)
+        paths[0].write_bytes(whole if number % 2 else whole[:position])
         config = digits(output_dir=str(copy), averaging="ema")
         run_experiment(config)
         assert end_of(config) == end_of(straight)
+
+
+def test_states_that_are_all_broken_cost_no_results(cfg_main, tmp_path, interrupt, capsys):
+    """Weights and stats stay where they are, until somebody removes the states; then they are
+    put aside."""
+    run, keys = tmp_path / "run", {"train_length": 4, "save_freq": 1, "seed_training": 2}
+    assert cfg_main(**keys, output_dir=str(tmp_path / "straight")) == 0
+    interrupt(50)  # of 60 steps, in the fourth epoch
+    assert cfg_main(**keys) == 75
+    for path in (run / "state").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    names = ["stats.csv", "checkpoints/epoch_0001.pt", "checkpoints/epoch_0003.pt"]
+    before = {name: (run / name).read_bytes() for name in names}
+    capsys.readouterr()
+    for _ in range(2):
+        assert cfg_main(**keys) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "its 3 rows of stats and 3 checkpoints are as they were" in line
+        assert {name: (run / name).read_bytes() for name in names} == before
+
+    shutil.rmtree(run / "state")
+    assert cfg_main(**keys) == 0
+    assert {name: (run / "earlier-1" / name).read_bytes() for name in names} == before
+    assert "earlier-1" in (run / "training.log").read_text()
+    end, straight = (make_config({"output_dir": str(tmp_path / x)}) for x in ("run", "straight"))
+    assert end_of(end) == end_of(straight)
+
+
+def test_each_run_that_was_not_continued_has_a_folder_of_its_own(digits, tmp_path):
+    for number in (1, 2):
+        generator = experiment_generator(digits(save_freq=1, system_interval=0))
+        next(generator)
+        generator.close()
+        shutil.rmtree(tmp_path / "run" / "state")
+        assert not (tmp_path / "run" / f"earlier-{number}").exists()
+    run_experiment(digits(batch_size=50))
+    for number in (1, 2):
+        earlier = tmp_path / "run" / f"earlier-{number}"
+        assert {p.name for p in earlier.iterdir()} == {"stats.csv", "checkpoints", "config.yaml"}
+        assert yaml.safe_load((earlier / "config.yaml").read_text())["batch_size"] == 100
 
 
 # ---- Another configuration ---------------------------------------------------------------

@@ -23,12 +23,12 @@ HEADER = 64  # bytes: mark, version (8), digest (32), zeros
 KEPT = 2  # the newest files; the one before the last serves where the last is broken
 
 
-class BrokenState(Exception):  # noqa: N818 - the next file may serve
-    """A file that cannot be believed, and why. is_torn: it holds nothing that anyone could use."""
+# What every state of a run holds (src/engine/state.py), and of which type.
+CONTENT = {"config": dict, "parts": dict, "generators": dict, "step": int, "epoch": int}
 
-    def __init__(self, why: str, *, is_torn: bool = True) -> None:
-        super().__init__(why)
-        self.is_torn = is_torn
+
+class BrokenState(Exception):  # noqa: N818 - the next file may serve
+    """A file that cannot be believed, and why."""
 
 
 def write_state(
@@ -70,10 +70,10 @@ def read_state(path: Path, device: str = "cpu") -> dict[str, Any]:
     except BrokenState:
         raise
     except OSError as error:
-        raise BrokenState(f"cannot be read ({error.strerror})", is_torn=False) from None
+        raise BrokenState(f"cannot be read ({error.strerror})") from None
     except Exception as error:  # whole, but of another torch, or holding what it refuses
         *_, what = [type(error).__name__, *re.findall(r"Unsupported [\w: .]*\w", str(error))]
-        raise BrokenState(f"cannot be read by this torch ({what})", is_torn=False) from None
+        raise BrokenState(f"cannot be read by this torch ({what})") from None
 
 
 def _check(file: BinaryIO) -> None:
@@ -83,13 +83,25 @@ def _check(file: BinaryIO) -> None:
         raise BrokenState("is no state file")
     version = int.from_bytes(header[16:24], "little")
     if version != VERSION:
-        why = f"has version {version}, this code reads {VERSION}"
-        raise BrokenState(why, is_torn=False)
+        raise BrokenState(f"has version {version}, this code reads {VERSION}")
     digest = hashlib.sha256()
     while piece := file.read(1 << 20):
         digest.update(piece)
     if header != _header(digest.digest()):
         raise BrokenState("has a wrong checksum")
+
+
+def _check_content(content: Any, path: Path) -> None:
+    """Raises BrokenState where a file that is whole is not the state that its name promises."""
+    is_state = isinstance(content, dict) and all(
+        isinstance(content.get(key), kind) for key, kind in CONTENT.items()
+    )
+    if not is_state or any(
+        not isinstance(content["config"].get(key), dict) for key in ("asked", "in_force")
+    ):
+        raise BrokenState("holds no state of a run")
+    if content["step"] != int(path.stem):  # a renamed file would be the newest for ever
+        raise BrokenState(f"holds step {content['step']}, not that of its name")
 
 
 def _header(digest: bytes) -> bytes:
@@ -156,28 +168,51 @@ class StateFiles:
             old.unlink(missing_ok=True)
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest that can be believed; None: there is none.
+        """The newest state that can be believed; None: the run has saved none yet.
 
-        Those that cannot are reported and renamed. Raises UserError where the only ones that
-        are left may be good for other code.
+        Files that cannot be believed are reported, and renamed where an older one serves. Raises
+        UserError, and changes nothing, where none serves: to train from scratch would cost the run
+        its stats and weights, and only a person can say whether that is wanted.
         """
         broken: dict[Path, BrokenState] = {}
         content = None
         for path in self.paths():
             try:
                 content = read_state(path)
+                _check_content(content, path)
                 break
             except BrokenState as error:
-                logger.warning("{} {}: it is put aside", path, error)
-                broken[path] = error
+                content, broken[path] = None, error
+        put_aside = sorted(self.folder.glob("*.broken")) if self.folder else []
+        if content is None and (broken or put_aside):
+            files = [f"{path.name} {why}" for path, why in broken.items()]
+            raise UserError(
+                self._refusal(files or [f"{path.name} was put aside" for path in put_aside])
+            )
         for path, why in broken.items():
-            if content is None and not why.is_torn:
-                raise UserError(f"{path} {why}; delete {path.parent} to start anew")
+            logger.warning("{} {}: it is put aside, and the one before it is used", path, why)
             path.rename(path.with_suffix(".broken"))
-        if broken:
-            logger.warning("the one before it is used" if content else "no state is left")
         return content
 
+    def _refusal(self, files: list[str]) -> str:
+        """What is the matter with these files, what else is there, and what can be done."""
+        assert self.folder
+        run = self.folder.parent
+        try:
+            num_rows = max(0, (run / "stats.csv").read_bytes().count(b"\n") - 1)
+        except OSError:
+            num_rows = 0
+        num_checkpoints = len(list(run.glob("checkpoints/*.pt")))
+        checkpoints = f"{num_checkpoints} checkpoint" + "s" * (num_checkpoints != 1)
+        return (
+            f"{self.folder}: none of the saved states of this run can be read "
+            f"({'; '.join(files)}); its {num_rows} rows of stats and {checkpoints} are as they "
+            f"were. Choose another output_dir, or delete {self.folder} to start anew; they are "
+            "then put aside, not lost"
+        )
+
     def paths(self) -> list[Path]:
-        """The newest first."""
-        return sorted(self.folder.glob("[0-9]*.state"), reverse=True) if self.folder else []
+        """The newest first, by the numbers in their names."""
+        files = self.folder.glob("*.state") if self.folder else ()
+        numbered = [path for path in files if re.fullmatch(r"[0-9]+", path.stem)]
+        return sorted(numbered, key=lambda path: int(path.stem), reverse=True)

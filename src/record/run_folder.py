@@ -13,6 +13,7 @@ trace.json.gz    where the time goes in a few steps, where that was asked for
 trackers/        what trackers were told, and what is kept offline for them
 state/           what the run goes on from (src/engine/state_files.py)
 checkpoints/     weights, where they were asked for
+earlier-N/       stats and weights of a run that was here before, and was not continued
 claim            who runs here now (src/record/claim.py)
 done             what ended the run, and why; there only if it ended by itself
 """
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -221,9 +223,7 @@ class RunFolder:
             raise OtherRun(f"output_dir: {self.path} holds a finished run and no state/ of it")
         (self.path / "done").unlink(missing_ok=True)
         if not is_continued:
-            for stale in ("stats.csv", "curves.png", "trace.json.gz", *self._system_files()):
-                (self.path / stale).unlink(missing_ok=True)
-            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            self._put_earlier_run_aside()
         spec = self.path / "spec.yaml"
         try:
             is_asked_before = spec.exists() and make_config(read_yaml_file(spec)) == asked
@@ -247,6 +247,35 @@ class RunFolder:
         )
 
         self.senders.start(self.path, tracker_names(in_force))
+
+    def _put_earlier_run_aside(self) -> None:
+        """The stats and weights of a run that this one does not continue go to earlier-1, or the
+        next free number. What a run has left that came to neither is removed."""
+        assert self.path
+        of_run = ["stats.csv", "curves.png", "trace.json.gz", *self._system_files()]
+        is_worth_keeping = (self.path / "stats.csv").exists() or any(
+            (self.path / "checkpoints").glob("*")
+        )
+        try:
+            if not is_worth_keeping:
+                for name in of_run:
+                    (self.path / name).unlink(missing_ok=True)
+                return
+            earlier = next(
+                folder
+                for number in count(1)
+                if not (folder := self.path / f"earlier-{number}").exists()
+            )
+            earlier.mkdir()
+            for name in (*of_run, "checkpoints", "config.yaml"):
+                if (self.path / name).exists():
+                    (self.path / name).rename(earlier / name)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        logger.warning(
+            "no saved state: the run starts from scratch; its earlier results are now in {}",
+            earlier,
+        )
 
     def _system_files(self) -> list[str]:
         assert self.path

@@ -123,7 +123,7 @@ def test_a_file_that_the_disk_does_not_read_now_is_kept(state, tmp_path, monkeyp
         try:
             (path / "a file is no folder").read_bytes()
         except OSError as error:
-            raise BrokenState(f"cannot be read ({error.strerror})", is_torn=False) from None
+            raise BrokenState(f"cannot be read ({error.strerror})") from None
 
     monkeypatch.setattr(saving, "read_state", read)
     with saver_of(state, tmp_path) as saver:

@@ -19,7 +19,11 @@ ROOT = Path(__file__).parents[2]
 def content(step: int) -> dict:
     generator = torch.Generator().manual_seed(step)
     return {
+        "config": {"asked": {}, "in_force": {}},
+        "parts": {},
+        "generators": {},
         "step": step,
+        "epoch": 1,
         "model": {"weight": torch.randn(20, 10, generator=generator)},
         "rows": [{"epoch": 1, "train/loss": float("nan"), "time": "2026"}],
         "rng": torch.get_rng_state(),
@@ -70,19 +74,84 @@ def test_torn_files_are_put_aside_and_newer_ones_take_their_place(files):
         files.save(step, content(step))
     assert [path.stem for path in files.paths()] == ["000000025", "000000022"]
     assert torn.with_suffix(".broken").exists()
+
+
+def unchanged(folder: Path) -> dict[str, bytes]:
+    """What all files below the folder hold."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("suffix", [".state", ".broken"])
+def test_a_run_none_of_whose_states_can_be_read_is_left_as_it_is(files, tmp_path, suffix):
+    """And so at every start: what is torn is not renamed, so that the next one begins anew."""
+    (tmp_path / "stats.csv").write_text(",epoch\n0,1\n1,2\n")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.pt").write_bytes(b"weights")
     for path in files.paths():
-        path.write_bytes(b"")
-    assert files.newest() is None
+        path.write_bytes(path.read_bytes()[:-1])
+        path.rename(path.with_suffix(suffix))
+    before = unchanged(tmp_path)
+    for _ in range(2):
+        with pytest.raises(UserError) as info:
+            files.newest()
+        assert unchanged(tmp_path) == before
+    words = str(info.value)
+    assert len(words.splitlines()) == 1
+    assert f"{files.folder}: none of the saved states of this run can be read" in words
+    assert "000000030" in words
+    assert "000000020" in words
+    assert "its 2 rows of stats and 1 checkpoint are as they were" in words
+    assert "another output_dir" in words
+    assert f"delete {files.folder}" in words
 
 
 def test_what_other_code_has_written_is_not_lost(files):
     """Nothing older serves: better to stop than to start anew and remove it."""
     for path in files.paths():
         path.write_bytes(path.read_bytes()[:16] + b"\2" + path.read_bytes()[17:])
-    before = {path: path.read_bytes() for path in files.folder.iterdir()}
-    with pytest.raises(UserError, match=r"has version 2, this code reads 1; delete .* anew"):
+    before = unchanged(files.folder)
+    with pytest.raises(UserError, match=r"has version 2, this code reads 1.*delete .* anew"):
         files.newest()
-    assert {path: path.read_bytes() for path in files.folder.iterdir()} == before
+    assert unchanged(files.folder) == before
+
+
+def test_a_state_counts_by_the_step_inside_it_not_by_its_name(files):
+    newest = files.paths()[0]
+    renamed = newest.rename(newest.with_name("999999999.state"))
+    assert_same(files.newest(), 20)  # and the renamed one is out of the way
+    files.save(25, content(25))
+    assert [path.name for path in files.paths()] == ["000000025.state", "000000020.state"]
+    assert renamed.with_suffix(".broken").exists()
+    for path in files.paths():
+        path.unlink()
+    renamed.with_suffix(".broken").rename(renamed)
+    with pytest.raises(UserError, match=r"999999999\.state holds step 30, not that of its name"):
+        files.newest()
+    renamed.rename(newest)
+    assert_same(files.newest(), 30)
+
+
+def test_states_are_put_in_order_as_numbers(files):
+    files.paths()[1].rename(files.folder / "20.state")
+    assert [path.stem for path in files.paths()] == ["000000030", "20"]
+    assert_same(files.newest(), 30)
+
+
+NO_STATES = [[1], {}, {"config": 5}, None, "text", 7, torch.zeros(3)]
+NO_STATES += [{k: v for k, v in content(30).items() if k != "config"}]
+NO_STATES += [content(30) | {key: 5.5} for key in ("config", "parts", "generators", "epoch")]
+NO_STATES += [content(30) | {"config": config} for config in ({}, {"asked": 1})]
+
+
+@pytest.mark.parametrize("value", NO_STATES, ids=range(len(NO_STATES)))
+def test_what_is_no_state_of_a_run_is_told_so(files, value):
+    newest, older = files.paths()
+    write_state(newest, value)
+    assert_same(files.newest(), 20)
+    write_state(newest, value)
+    older.unlink()
+    with pytest.raises(UserError, match=r"000000030\.state holds no state of a run"):
+        files.newest()
 
 
 def test_what_is_wrong_with_a_file_is_said(tmp_path, files):
