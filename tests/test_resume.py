@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -206,6 +207,23 @@ def test_a_program_that_leaves_goes_on_where_it_left(digits, tmp_path):
     lengths = [len(stats) for stats, _ in experiment_generator(config)]
     assert lengths == [2, 3]
     assert end_of(config) == end_of(whole)
+
+
+def test_a_numpy_number_in_a_row_of_stats_does_not_end_the_chain(digits, tmp_path, monkeypatch):
+    """np.mean(…) is what most people write, and comes with the first evaluation."""
+    of_all = evaluation.Evaluation.of_all
+
+    def with_mine(self, *arguments):
+        results = of_all(self, *arguments)
+        return results | {"mine": {"mean": np.mean([0.5, 1.5]), "tensor": torch.tensor(2.0)}}
+
+    monkeypatch.setattr(evaluation.Evaluation, "of_all", with_mine)
+    next(experiment_generator(digits(train_length=3)))
+    state = StateFiles(tmp_path / "run" / "state").newest()
+    assert [(row["mine/mean"], row["mine/tensor"]) for row in state["parts"]["stats"]["rows"]] == [
+        (1.0, 2.0)
+    ]
+    assert len(run_experiment(digits(train_length=3))) == 3
 
 
 def test_a_broken_state_never_changes_the_result(digits, tmp_path, interrupt):

@@ -1,12 +1,16 @@
 """When the state of a run is saved: by the clock, at ends of epochs, on a signal, at the end."""
 
+import io
 import sys
 import threading
+from collections.abc import Collection
 from math import inf
 from time import perf_counter
 from typing import Any
 
+import torch
 from loguru import logger
+from torch import Tensor
 
 from src.engine.signals import StopRequested
 from src.engine.state import State, snapshot
@@ -17,6 +21,7 @@ from src.names import UserError
 # At an epoch's end a state is saved only if saving has cost at most this share of the time.
 SHARE = 1 / 50
 SECONDS_TO_RETRY = 60.0  # after a save that failed
+PLAIN = {int, float, str, bool, type(None)}
 
 
 class Saver:
@@ -35,7 +40,7 @@ class Saver:
         self.error: Exception | None = None
         # seconds of the last save, the thread's included
         self.cost = 0.0 if files.is_written else inf
-        self.is_proven = False  # that what is written can be read
+        self.proven: set[Any] = set()  # kinds of values that were written and read again
         self.last = perf_counter()
         self.due = self.last + self.seconds_between if files.is_written else inf
 
@@ -105,23 +110,31 @@ class Saver:
             return
         started = perf_counter()
         try:
+            unproven = kinds(content[0], self.proven)
             self.files.save(step, content.pop())
-            self._prove()
+            self._prove(unproven)
         except Exception as error:  # reported by the main thread, whose log it is
             self.error = error
             self.cost = max(self.cost, SECONDS_TO_RETRY * SHARE)
         self.cost += perf_counter() - started
 
-    def _prove(self) -> None:
-        """The first file is read again: an optimizer may hold what no file without pickle can."""
-        if not self.is_proven and (paths := self.files.paths()):
+    def _prove(self, unproven: dict[Any, tuple[str, Any]]) -> None:
+        """A file with values of a new kind is read again: a part of the state may come to hold what
+        no file without pickle can."""
+        if unproven and (paths := self.files.paths()):
             try:
                 read_state(paths[0], device="meta")
             except BrokenState as error:
-                if not isinstance(error.__context__, OSError):  # the disk's mistake, not the file's
-                    paths[0].unlink()  # it would be in the way of starting anew
-                raise
-        self.is_proven = True
+                if isinstance(error.__context__, OSError):  # the disk's mistake, not the file's
+                    raise
+                paths[0].unlink()  # it would be in the way of the one before it
+                where = [
+                    f"{type(value).__module__}.{type(value).__qualname__} at {path[1:]}"
+                    for path, value in unproven.values()
+                    if not can_be_read(value)
+                ]
+                raise BrokenState(f"{error}: {', '.join(where)}" if where else str(error)) from None
+        self.proven |= unproven.keys()
 
     def _finish_thread(self) -> None:
         if self.thread:
@@ -133,12 +146,58 @@ class Saver:
     def _report(self, error: Exception | None) -> None:
         if isinstance(error, UserError):  # the folder is not ours any more
             raise error
+        kept = self.files.paths() if error else []
         if isinstance(error, BrokenState):
-            logger.warning("the state of this run {}: the run cannot be continued", error)
+            logger.warning(
+                "the state of this run {}; {}",
+                error,
+                f"{kept[0]} is kept" if kept else "the run cannot be continued",
+            )
         elif error:
-            kept = self.files.paths()
             logger.warning(
                 "the state could not be saved ({}); {}",
                 getattr(error, "strerror", None) or error,
                 f"{kept[0]} is kept" if kept else "there is none yet",
             )
+
+
+def kinds(content: Any, known: Collection[Any] = ()) -> dict[Any, tuple[str, Any]]:
+    """Each kind of value in the tree that is not known: the path and the value of one of them."""
+    found: dict[Any, tuple[str, Any]] = {}
+    todo = [("", content)]
+    while todo:
+        path, value = todo.pop()
+        kind: Any = type(value)
+        if isinstance(value, Tensor):
+            kind = (kind, value.dtype, value.layout)
+        if kind not in known:
+            found.setdefault(kind, (path, value))
+        inside: list[tuple[Any, Any]] = []
+        if isinstance(value, dict):
+            inside = [
+                *value.items(),
+                *((f"{key!r} (a key)", key) for key in value if type(key) is not str),
+            ]
+        elif isinstance(value, list | tuple | set | frozenset):
+            inside = list(enumerate(value))
+        if isinstance(value, dict | list | tuple):  # torch's modules leave notes on their dicts
+            inside += getattr(value, "__dict__", {}).items()
+        # most values are numbers in rows of stats
+        todo += [
+            (f"{path}/{name}", item)
+            for name, item in inside
+            if not (type(item) in PLAIN and type(item) in known)
+        ]
+    return found
+
+
+def can_be_read(value: Any) -> bool:
+    """Whether a file that holds it can be read again without pickle."""
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+        return True
+    except Exception:
+        return False

@@ -11,12 +11,14 @@ where it has looked.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from src.metrics import OF_MACHINE
+from src.names import bad_value
 
 IF_KNOWN = "train/peak_share"
 
@@ -34,11 +36,15 @@ class Stats:
         ]
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, epoch: int, step: int, groups: dict[str, dict[str, float]]) -> dict[str, Any]:
-        """Append an epoch: {'train': {'loss': …}, 'test/last': {…}}; returns the flat row."""
+    def add(self, epoch: int, step: int, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Append an epoch: {'train': {'loss': …}, 'test/last': {…}}; returns the flat row.
+
+        Raises UserError for a value that is no number.
+        """
         row: dict[str, Any] = {"epoch": epoch, "step": step}
         row["timestamp"] = datetime.now(UTC).isoformat(timespec="seconds")
-        row |= {f"{group}/{x}": value for group, of in groups.items() for x, value in of.items()}
+        flat = {f"{group}/{x}": value for group, of in groups.items() for x, value in of.items()}
+        row |= {column: plain_number(value, column) for column, value in flat.items()}
         self.rows.append(row)
         return row
 
@@ -54,6 +60,18 @@ class Stats:
         columns = [c for c in self.columns if is_known or c != IF_KNOWN]
         columns += dict.fromkeys(c for row in self.rows for c in row if c.startswith(OF_MACHINE))
         return pd.DataFrame(self.rows, columns=columns)
+
+
+def plain_number(value: Any, column: str) -> float:
+    """An int or a float: of numpy's numbers, and of arrays and tensors without dimensions, what
+    they hold. A saved state, which is read without pickle, can hold no others."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise bad_value(column, value, "a number")
 
 
 def read_stats(folder: str | Path) -> pd.DataFrame:

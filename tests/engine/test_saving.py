@@ -3,6 +3,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from loguru import logger
@@ -116,6 +117,37 @@ def test_what_no_file_can_hold_is_said_at_once(state, tmp_path, warnings):
     assert "Unsupported global: GLOBAL pathlib" in warnings[0]
     assert "the run cannot be continued" in warnings[0]
     assert saved(tmp_path) == []  # it would be in the way of starting anew
+
+
+def test_every_kind_of_value_is_proven_to_be_readable_not_just_the_first_state_s(
+    state, tmp_path, warnings
+):
+    """What a part comes to hold later as well; the state before it stays."""
+    state.parts["part"].weight = {"best": 0.5, "rows": [{"loss": 1.0}]}
+    with saver_of(state, tmp_path) as saver:
+        saver._report(saver.now())
+        for state.step in (10, 20, 30):
+            state.parts["part"].weight["rows"].append({"loss": np.mean([1.0, 2.0])})
+            saver._report(saver.now())
+            assert saved(tmp_path) == [0]
+        state.parts["part"].weight["rows"] = [{"loss": 2.0}, torch.zeros(1), {3, 4}]
+        saver._report(saver.now())
+    assert saved(tmp_path) == [0, 30]
+    assert len(warnings) == 3
+    assert "parts/part/weight/rows/1/loss" in warnings[0]
+    assert "numpy.float64" in warnings[0]
+    assert "00000.state is kept" in warnings[0]
+    for path in tmp_path.glob("*.state"):
+        read_state(path)
+
+
+def test_a_state_of_known_kinds_is_not_read_again(state, tmp_path, monkeypatch):
+    reads, read = [], saving.read_state
+    monkeypatch.setattr(saving, "read_state", lambda *a, **k: reads.append(a) or read(*a, **k))
+    with saver_of(state, tmp_path) as saver:
+        for state.step in (10, 20, 30):
+            assert saver.now() is None
+    assert len(reads) == 1
 
 
 def test_a_file_that_the_disk_does_not_read_now_is_kept(state, tmp_path, monkeypatch):
