@@ -429,6 +429,7 @@ SECTIONS = {
 
 
 def main() -> int:
+    """The table, in Markdown; how many rows are off is its last line."""
     torch.set_num_threads(1)
     num_off = 0
     for title, section in SECTIONS.items():

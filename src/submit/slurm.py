@@ -1,4 +1,7 @@
-"""Slurm: the one module that knows its commands and its error texts."""
+"""Slurm: the one module that knows its commands and its error texts.
+
+Not submitit, which submits pickled functions by scripts of its own: docs/conventions.md says why.
+"""
 
 import json
 import os
