@@ -6,11 +6,13 @@ each; here all curves of a column lie one after the other, and a cell is where i
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from numbers import Real
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from pandas.api.extensions import ExtensionArray, ExtensionDtype, register_extension_dtype
 
 from src.metrics import DIRECTIONS, direction, measure
@@ -22,7 +24,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # (n,) values, (n,) of the index
 
 @register_extension_dtype
 class CurveDtype(ExtensionDtype):
-    """The type of such a column; a missing curve is None."""
+    """The type of such a column; a curve without points is missing."""
 
     name = "curve"
     na_value = None
@@ -36,13 +38,13 @@ class CurveDtype(ExtensionDtype):
         return CurveArray
 
 
-class CurveArray(ExtensionArray):
+class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
     """Curves that lie in two flat arrays, which are never written to."""
 
     def __init__(
         self, values: np.ndarray, index: np.ndarray, cells: np.ndarray, names: tuple[str, str]
     ) -> None:
-        """cells: (rows, 2), where each curve begins and ends; -1 where there is none.
+        """cells: (rows, 2), where each curve begins and ends; -1 and -1 where there is none.
 
         names: of the Series that cells become, and of their index.
         """
@@ -59,9 +61,9 @@ class CurveArray(ExtensionArray):
         return cls(values, index, cells, (name, index_name))
 
     def curves(self) -> Iterator[Curve | None]:
-        """Of each row, as views."""
+        """Of each row, as views; None where a curve is missing."""
         for begin, end in self.cells.tolist():
-            yield None if begin < 0 else (self.values[begin:end], self.index[begin:end])
+            yield None if begin == end else (self.values[begin:end], self.index[begin:end])
 
     # ---- What pandas asks for ------------------------------------------------------------
 
@@ -81,7 +83,7 @@ class CurveArray(ExtensionArray):
             return next(iter(self._like(self.cells[key][None])._series()))
         return self._like(self.cells[pd.api.indexers.check_array_indexer(self, key)])
 
-    def __iter__(self) -> Iterator[pd.Series | None]:
+    def __iter__(self) -> Iterator[pd.Series]:
         return self._series()
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -104,8 +106,11 @@ class CurveArray(ExtensionArray):
         pairs = zip(self.curves(), other.curves(), strict=True)
         return np.array([a is not None and b is not None and _equal(a, b) for a, b in pairs])
 
+    def __ne__(self, other: object) -> Any:
+        return ~(self == other)
+
     def isna(self) -> np.ndarray:
-        return self.cells[:, 0] < 0
+        return self.cells[:, 0] == self.cells[:, 1]
 
     def take(
         self, indices: Any, *, allow_fill: bool = False, fill_value: Any = None
@@ -175,17 +180,68 @@ class CurveArray(ExtensionArray):
 
     # --------------------------------------------------------------------------------------
 
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """Arithmetic and functions of numpy, curve by curve.
+
+        With a number, an array of a number a run, or another column of curves, whose curves are
+        matched point by point by their index as pandas does. Missing where a curve is missing.
+        """
+        if method != "__call__" or options or ufunc.nout > 1:
+            return NotImplemented
+        if any(isinstance(x, pd.Series | pd.Index | pd.DataFrame) for x in inputs):
+            return NotImplemented  # pandas unpacks them and asks again
+        columns = [x for x in inputs if isinstance(x, CurveArray)]
+        operands = [x if isinstance(x, CurveArray) else self._numbers_of_runs(x) for x in inputs]
+        if any(len(column) != len(self) for column in columns):
+            raise ValueError(f"{len(self)} curves and {min(map(len, columns))} curves do not match")
+        there = ~np.any([column.isna() for column in columns], axis=0)
+        names = (self.names[0] * all(c.names[0] == self.names[0] for c in columns), self.names[1])
+        (_, index, lengths), *others = [column._flat(there) for column in columns]
+        if all(np.array_equal(n, lengths) and np.array_equal(x, index) for _, x, n in others):
+
+            def flat(operand: Any) -> Any:
+                if isinstance(operand, CurveArray):
+                    return operand._flat(there)[0]
+                return np.repeat(operand[there], lengths) if np.ndim(operand) else operand
+
+            with np.errstate(divide="ignore", invalid="ignore"):  # as pandas does
+                found = ufunc(*map(flat, operands))
+            cells = np.full((len(self), 2), -1)
+            ends = np.cumsum(lengths)
+            cells[there] = np.stack([ends - lengths, ends], axis=1)
+            return CurveArray(found, index, cells, names)
+        rows = zip(*(x if np.ndim(x) else repeat(x) for x in operands), strict=False)
+        pairs = [ufunc(*row) if both else None for row, both in zip(rows, there, strict=True)]
+        curves = [None if s is None else (s.to_numpy(), s.index.to_numpy()) for s in pairs]
+        return CurveArray.of(curves, *names)
+
+    def _numbers_of_runs(self, numbers: Any) -> Any:
+        """A number as it is, a number a run as an array of floats."""
+        if np.ndim(numbers) == 0:
+            return numbers
+        found = np.asarray(numbers, dtype=float)
+        if found.shape != (len(self),):
+            raise ValueError(f"{len(self)} curves and {len(found)} numbers do not match")
+        return found
+
+    def _flat(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """((points,) values, (points,) index, (rows,) lengths) of some curves."""
+        begins, ends = self.cells[rows].T
+        lengths = ends - begins
+        shift = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+        places = shift + np.arange(lengths.sum())
+        return self.values[places], self.index[places], lengths
+
     def _like(self, cells: np.ndarray) -> "CurveArray":
         return CurveArray(self.values, self.index, cells, self.names)
 
-    def _series(self) -> Iterator[pd.Series | None]:
+    def _series(self) -> Iterator[pd.Series]:
+        """A missing curve is an empty Series."""
         name, index_name = self.names
+        nothing = (self.values[:0], self.index[:0])
         for curve in self.curves():
-            if curve is None:
-                yield None
-            else:
-                index = pd.Index(curve[1], name=index_name)
-                yield pd.Series(curve[0], index=index, name=name)
+            values, index = curve or nothing
+            yield pd.Series(values, index=pd.Index(index, name=index_name), name=name)
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -315,7 +371,7 @@ def main_metrics(df: pd.DataFrame) -> tuple[str, str]:
 
 def _cells(curves: pd.Series) -> Iterator[Curve | None]:
     array = curves.array
-    if not isinstance(array, CurveArray) or array.values.dtype.kind not in "fiu":
+    if not isinstance(array, CurveArray) or array.values.dtype.kind not in "fiub":
         raise UserError(f"{curves.name}: no column of curves of numbers")
     return array.curves()
 

@@ -31,7 +31,9 @@ def test_a_cell_is_a_series(frame):
         frame.to_dict("records")[0]["loss"],
     ):
         pd.testing.assert_series_equal(cell, expected)
-    assert frame.loc["c", "loss"] is None
+    missing = frame.loc["c", "loss"]
+    assert (len(missing), missing.name, missing.index.name) == (0, "test/last/loss", "seen")
+    assert missing.dtype == expected.dtype
 
 
 def test_curves_of_one_length_are_no_table():
@@ -45,16 +47,18 @@ def test_curves_of_one_length_are_no_table():
 def test_pandas_idioms_keep_the_curves(frame):
     assert frame.query("lr < 0.15").index.tolist() == ["a", "c"]
     assert frame.sort_values("lr", ascending=False)["loss"].iloc[0].tolist() == []
-    assert frame["loss"].isna().tolist() == [False, False, True, False]
-    assert frame.dropna(subset="loss").index.tolist() == ["a", "b", "d"]
+    assert frame["loss"].isna().tolist() == [False, False, True, True]
+    assert frame.dropna(subset="loss").index.tolist() == ["a", "b"]
+    assert frame["loss"].map(len).tolist() == [3, 2, 0, 0]
     assert frame[frame["loss"].notna()]["loss"].dtype == "curve"
     for _, group in frame.groupby("lr"):
         assert group["loss"].dtype == "curve"
     both = pd.concat([frame, frame.rename(index=str.upper)])
     assert both.loc["A", "loss"].name == "test/last/loss"
     wider = frame.reindex(["a", "x"])
-    assert wider.loc["x", "loss"] is None
-    assert (frame["loss"].array == frame.copy()["loss"].array).tolist() == [True, True, False, True]
+    assert wider.loc["x", "loss"].tolist() == []
+    equal = frame["loss"].array == frame.copy()["loss"].array
+    assert equal.tolist() == [True, True, False, False]
     assert not (frame["loss"].array == frame["loss"].array[[1, 0, 2, 2]]).any()
     assert frame.copy()["loss"].iloc[1].index.tolist() == [100, 200]
     joined = frame.merge(pd.DataFrame({"lr": [0.1], "name": ["small"]}), on="lr")
@@ -142,25 +146,26 @@ def test_cells_are_set_without_touching_other_frames(frame):
     copy = frame.copy()
     copy.loc["a", "loss"] = None
     copy.at["c", "loss"] = frame.loc["b", "loss"]
-    assert copy["loss"].isna().tolist() == [True, False, False, False]
+    assert copy["loss"].isna().tolist() == [True, False, False, True]
     assert copy.loc["c", "loss"].index.tolist() == [100, 200]
-    assert frame["loss"].isna().tolist() == [False, False, True, False]
+    assert frame["loss"].isna().tolist() == [False, False, True, True]
     kept = frame["loss"].where(frame["lr"] < 0.3)
     assert kept.isna().tolist() == [False, False, True, True]
     frame.loc[["b", "d"], "loss"] = frame.loc[["a", "c"], "loss"].to_numpy()
     assert frame.loc["b", "loss"].tolist() == [3, 1, 2]
-    assert frame.loc["d", "loss"] is None
+    assert frame["loss"].isna().tolist() == [False, False, True, True]
 
 
 def test_frames_with_and_without_a_column_are_joined(frame):
     both = pd.concat([frame, frame.drop(columns="loss")])
     assert both["loss"].dtype == "curve"
-    assert both["loss"].isna().tolist() == [False, False, True, False, True, True, True, True]
+    assert both["loss"].isna().tolist() == [False, False] + [True] * 6
     assert len(CurveArray.of([], "loss", "seen")) == 0
 
 
 def test_equal_curves_are_duplicates_and_curves_have_no_order(frame):
     frame.at["d", "loss"] = frame.loc["a", "loss"]
+    assert frame.duplicated("loss").tolist() == [False, False, False, True]
     assert frame.drop_duplicates("loss").index.tolist() == ["a", "b", "c"]
     frame.at["d", "loss"] = frame.loc["a", "loss"] + [1, 0, 0]  # the same end
     assert frame.drop_duplicates("loss").index.tolist() == ["a", "b", "c", "d"]
@@ -187,3 +192,74 @@ def test_mistakes_are_said(frame, call, words):
 
 def test_points_of_numpy_are_points(frame):
     assert numbers(frame, "loss", np.int64(200))["a"] == 1.0
+
+
+# ---- Arithmetic --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a, b: a - 0.5,
+        lambda a, b: 2 / a,
+        lambda a, b: -a,
+        lambda a, b: abs(a - 4),
+        lambda a, b: a**2 % 3,
+        lambda a, b: a > 1,
+        lambda a, b: np.log(a),
+        lambda a, b: np.maximum(a, 2),
+        lambda a, b: a - b,
+        lambda a, b: (b - a) / b,
+        lambda a, b: np.hypot(a, b),
+    ],
+)
+def test_arithmetic_is_that_of_each_curve(frame, call):
+    """Also where a column is a part of another one, and where the curves' indices differ."""
+    frame["other"] = CurveArray.of(
+        [curve(1, 2, 4), curve(8, 2), curve(1), curve()], "test/av/loss", "seen"
+    )
+    shorter = frame.assign(other=CurveArray.of([curve(1, 2), curve(8)] * 2, "x", "seen"))
+    for df in (frame, frame.iloc[[1, 0]], frame.query("lr == 0.1"), shorter, frame.iloc[:0]):
+        found = call(df["loss"], df["other"])
+        assert found.dtype == "curve"
+        assert found.index.tolist() == df.index.tolist()
+        for name in df.index.difference(["c", "d"]):
+            expected = call(df.loc[name, "loss"], df.loc[name, "other"])
+            pd.testing.assert_series_equal(found[name], expected, check_names=False)
+            assert found[name].index.name == "seen"
+        for name in df.index.intersection(["c", "d"]):
+            assert len(found[name]) == 0
+
+
+def test_a_number_a_run_is_taken_from_its_own_curve(frame):
+    lowest = best(frame["loss"].rename("test/last/loss"))
+    for numbers_of_runs in (lowest, lowest.astype("Float64")):
+        gap = frame["loss"] - numbers_of_runs
+        assert gap["a"].to_dict() == {100: 2.0, 200: 0.0, 300: 1.0}
+        assert gap.isna().tolist() == [False, False, True, True]
+        assert (numbers_of_runs - frame["loss"])["a"].tolist() == [-2.0, 0.0, -1.0]
+    backwards = frame["loss"] - lowest[::-1]  # matched by name
+    assert backwards["a"].tolist() == [2.0, 0.0, 1.0]
+    seeds = pd.Series([1, None, 3, 4], index=frame.index, dtype="Int64")
+    assert (frame["loss"] * seeds)["a"].tolist() == [3.0, 1.0, 2.0]
+    assert (frame["loss"] * seeds)["b"].isna().all()
+    with pytest.raises(ValueError, match="2 numbers"):
+        frame["loss"].array - np.array([1.0, 2.0])
+
+
+def test_what_arithmetic_gives_is_a_column_as_any(frame):
+    frame["gap"] = frame["loss"] - 1
+    np.testing.assert_equal(last(frame["gap"]).tolist(), [1.0, np.nan, np.nan, np.nan])
+    np.testing.assert_equal(best(frame["gap"].rename("gap/loss")).tolist()[:2], [0.0, 4.0])
+    assert last(frame["loss"] > 1).tolist()[0] == 1.0
+    assert frame.loc["a", "loss"].tolist() == [3, 1, 2]  # as it was
+    frame["gap"] /= 2
+    assert frame.loc["a", "gap"].tolist() == [1, 0, 0.5]
+    both = frame[["loss", "gap"]] + 1
+    assert both.loc["a", "gap"].tolist() == [2, 1, 1.5]
+    moved = frame[["loss", "gap"]].sub(best(frame["loss"].rename("x/loss")), axis=0)
+    assert moved.loc["a", "loss"].tolist() == [2, 0, 1]
+    with pytest.raises(TypeError):
+        frame["loss"] - "x"
+    with pytest.raises(TypeError):
+        np.add.reduce(frame["loss"].array)

@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +14,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.analysis.curves import last
+from src.analysis.choice import ChoiceWarning, choose
+from src.analysis.curves import best, last
 from src.analysis.experiments import read_experiments
+from src.analysis.plots import learning_curves
 from src.analysis.run_files import Unreadable, read_flat_yaml
 from src.analysis.settings import varying
 from src.names import UserError
@@ -229,7 +233,7 @@ def test_runs_that_are_not_done_are_there_unless_only_done(results):
         "waiting": "unstarted",
     }
     assert frame.loc["running", "node"] == "node3"
-    assert frame.loc["waiting", "train/loss"] is None
+    assert len(frame.loc["waiting", "train/loss"]) == 0
     assert frame["model"].tolist() == ["linear", "linear", "tiny/lenet"]
     assert read_experiments(["x"], only_done=True).index.tolist() == ["done"]
 
@@ -422,3 +426,18 @@ def test_columns_that_people_add_are_no_settings(results):
     assert varying(frame) == ["base_lr"]
     assert varying(pd.concat([frame, frame])) == ["base_lr"]
     assert varying(frame[["accuracy", "mine"]]) == ["mine"]
+
+
+def test_what_is_computed_from_curves_is_drawn_and_chosen_by_as_they_are(results):
+    for rate in (0.1, 0.2):
+        older(results, "x", f"lr={rate}", base_lr=rate, seed_model=1, seed_training=1)
+    frame = read_experiments("x")
+    accuracy = frame["test/last/accuracy"]
+    frame["below best/accuracy"] = accuracy - best(accuracy).max()
+    figure = learning_curves(frame, "below best/accuracy", colour="base_lr")
+    for line in figure.axes[0].lines[:2]:
+        np.testing.assert_allclose(line.get_ydata(), [-0.2, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ChoiceWarning)  # equally good
+        assert choose(frame, "below best/accuracy")["below best/accuracy"].tolist() == [0]
+    plt.close(figure)
