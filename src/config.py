@@ -5,7 +5,7 @@ The keys stand in src/keys.py.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from src.keys import (
     Seeds,
     TrackerKeys,
 )
-from src.names import UserError, bad_value, closest
+from src.names import UserError, bad_value, closest, cut, key_shown, shown
 from src.yaml_files import read_yaml, read_yaml_file, write_yaml
 
 # What does not go together: a way of multi_gpu, a key, and what that is to be
@@ -84,6 +84,7 @@ class Config(TrackerKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seed
 FOUND_IN_DATA = {"data_n_examples", "data_n_classes", "data_version"}
 FOUND_IN_DATA |= {"model_output_dim", "model_input_shape"}
 KEYS = {field.name: field for field in dataclasses.fields(Config)}
+MOST_LINES = 20  # of mistakes
 KINDS = {"bool", "float", "int", "str", "list[str]"}  # of a key that takes several
 # What other programs call a key, where spelling alone would lead to a wrong one or none
 NAMES_ELSEWHERE = {
@@ -121,8 +122,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"{text!r}: expected key=value")
-        values[key] = read_yaml(value, source=text)
+            raise UserError(f"{shown(text)}: expected key=value")
+        values[key] = read_yaml(value, source=cut(text))
     return values
 
 
@@ -130,14 +131,14 @@ def make_config(values: Mapping[str, Any]) -> Config:
     """The Config of a mapping; a null stands for the default. Raises UserError."""
     values = {str(key): value for key, value in values.items()}
     if unknown := [key for key in values if key not in KEYS]:
-        raise UserError("\n".join(_unknown_key(key, values[key]) for key in unknown))
+        raise UserError(_lines(unknown, lambda key: _unknown_key(key, values[key])))
     values = {key: value for key, value in values.items() if value is not None}
     if "data_splits_map" in values:
         values["data_splits_map"] = _splits(values["data_splits_map"])
     try:
         return Config(**values)
     except pydantic.ValidationError as error:
-        raise UserError("\n".join(_explanations(error))) from None
+        raise UserError(_lines(_explanations(error), str)) from None
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -145,10 +146,18 @@ def save_config(config: Config, path: Path) -> None:
     write_atomically(path, write_yaml(dataclasses.asdict(config)))
 
 
+def _lines(mistakes: Sequence[str], explained: Callable[[str], str]) -> str:
+    """A line each, of many the first few and how many more there are."""
+    lines = [explained(mistake) for mistake in mistakes[:MOST_LINES]]
+    more = len(mistakes) - len(lines)
+    return "\n".join(lines + [f"… and {more:,} more"] * (more > 0))
+
+
 def _unknown_key(key: str, value: object) -> str:
     near = NAMES_ELSEWHERE.get(key) or closest(key, KEYS)
     hint = f"; did you mean {near!r}?" if near else "."
-    return f"{key}={value!r}: there is no such key{hint} All keys stand in src/keys.py"
+    named = f"{key_shown(key)}={shown(value)}"
+    return f"{named}: there is no such key{hint} All keys stand in src/keys.py"
 
 
 def _splits(value: object) -> object:
@@ -176,19 +185,22 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
         key = where[0]
         wanted = item["msg"].removeprefix("Input should be ").removeprefix("a valid ")
         if item["type"] == "list_type":
-            wanted = f"a list, as [{item['input']}]; in a grid [[{item['input']}]]"
+            given = cut(str(item["input"]))
+            wanted = f"a list, as [{given}]; in a grid [[{given}]]"
         nested = [part for part in where[1:] if part not in KINDS]
         if nested and not any("[" in part for part in nested):
-            key = f"{key}[{nested[0]}]"
+            key = f"{key}[{key_shown(nested[0])}]"
         values.setdefault(key, item["input"])
         expected.setdefault(key, [])
         if wanted not in expected[key]:
             expected[key].append(wanted)
     for key, kinds in expected.items():
         wanted = " or ".join(kinds)
-        near = closest(str(values[key]), re.findall(r"'(.*?)'", wanted))
+        value = values[key]
+        text = value if isinstance(value, str) else shown(value)
+        near = closest(text, re.findall(r"'(.*?)'", wanted))
         hint = f"; did you mean {near!r}?" if near else ""
-        lines.append(f"{bad_value(key, values[key], wanted)}{hint}")
+        lines.append(f"{bad_value(key, value, wanted)}{hint}")
     return lines
 
 
@@ -217,7 +229,9 @@ def draw_base_lr(text: str, seed: int) -> float:
     try:
         value = evaluate(text, rng=np.random.default_rng(seed))
     except ExpressionError as error:
-        raise UserError(f"base_lr: {error}") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise bad_value("base_lr", text, f"an expression that gives a number ≥ 0, not {value!r}")
+        expected = "expected a number ≥ 0, or an expression that gives one"
+        raise UserError(f"base_lr: {error}; {expected}") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < np.inf:
+        expected = f"an expression that gives a number ≥ 0, not {shown(value)}"
+        raise bad_value("base_lr", text, expected)
     return float(value)

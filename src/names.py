@@ -7,6 +7,7 @@ from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 MOST_NAMES_SHOWN = 24
+MOST_CHARACTERS = 200  # of a key or a value, in an error
 
 
 class UserError(ValueError):
@@ -24,29 +25,50 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists all)")
 
 
+def cut(text: str, most: int = MOST_CHARACTERS) -> str:
+    """The text, or its beginning and an ellipsis where it is long."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def shown(value: object) -> str:
+    """repr, cut where it is long."""
+    try:
+        return cut(repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nested too deep
+        return f"a {type(value).__name__} too large to show"
+
+
+def key_shown(key: str) -> str:
+    """The key as it is typed, cut where it is long, in quotes where it would break the line."""
+    return cut(key) if key.isprintable() else shown(key)
+
+
 def bad_value(key: str, value: object, expected: str) -> UserError:
     """The error for a value that the key does not take.
 
     >>> str(bad_value("batch_size", 0, "a whole number from 1 up"))
     'batch_size: got 0, expected a whole number from 1 up'
     """
-    return UserError(f"{key}: got {value!r}, expected {expected}")
+    return UserError(f"{key_shown(key)}: got {shown(value)}, expected {expected}")
 
 
 def unknown_name(key: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist: lists what does, the closest first."""
     known = sorted(known)
-    shown = ", ".join(known[:MOST_NAMES_SHOWN])
+    there_is = ", ".join(known[:MOST_NAMES_SHOWN])
     if len(known) > MOST_NAMES_SHOWN:
-        shown += f", … ({len(known)} in all)"
+        there_is += f", … ({len(known)} in all)"
     hint = f"; did you mean {close!r}?" if (close := closest(name, known)) else ";"
-    return UserError(f"{key}: unknown {name!r}{hint} there is: {shown or 'none yet'}")
+    unknown = f"{key_shown(key)}: unknown {shown(name)}{hint}"
+    return UserError(f"{unknown} there is: {there_is or 'none yet'}")
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like this one, or None where none is alike."""
+    if len(name := str(name)) > MOST_CHARACTERS:
+        return None
     by_lower = {k.lower(): k for k in known}
-    matches = get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    matches = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return by_lower[matches[0]] if matches else None
 
 

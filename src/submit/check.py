@@ -15,7 +15,7 @@ from loguru import logger
 
 from src.config import KEYS, Config, make_config
 from src.keys import AugmentationKeys
-from src.names import UserError
+from src.names import UserError, cut, shown
 from src.submit import slurm
 from src.submit.journal import LOCAL
 
@@ -146,13 +146,13 @@ def around_value(line: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
     """'batch_size: got 0, expected …' -> ('batch_size: got ', '0', ', expected …')."""
     named = [key for key in row if line.startswith((f"{key}:", f"{key}="))]
     key = max(named, key=len, default="")
-    value = repr(row.get(key))
+    value = shown(row.get(key))
     start = line.find(value, len(key) + 1) if named else -1
     return (line, "", "") if start < 0 else (line[:start], value, line[start + len(value) :])
 
 
 def shortened(value: str) -> str:
-    return value if len(value) <= MOST_CHARACTERS else value[: MOST_CHARACTERS - 1] + "…"
+    return cut(value, MOST_CHARACTERS)
 
 
 # ---- Looking names up --------------------------------------------------------------------
