@@ -1,9 +1,9 @@
 """Which way a measure is better, and which columns of the stats a pattern means."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from src.names import UserError
+from src.names import UserError, shown
 
 # the first that there is compares runs where nobody says by what; only language models have the
 # perplexity
@@ -18,20 +18,34 @@ OF_MACHINE = "system/"  # how columns of the machine's use begin
 def metric_columns(
     pattern: str, columns: Iterable[str], *, key: str = "best_checkpoint_metric"
 ) -> list[str]:
-    """The columns of the stats that the regular expression matches whole.
+    """The columns of the stats that the regular expression matches whole; where there is none, the
+    one of which it matches a part, columns of train left aside.
 
-    Raises UserError with the key where there is none, or where some should rise and some fall.
+    Raises UserError with the key where it means none, or several in part, or where some should
+    rise and some fall.
     """
     known = [c for c in columns if measure(c) in DIRECTIONS]
     chosen = [c for c in known if re.fullmatch(pattern, c)]
     if not chosen:
-        raise UserError(f"{key}: {pattern!r} matches none of: {', '.join(known)}")
+        chosen = _matched_in_part(pattern, known)
+        if len(chosen) > 1:
+            raise UserError(
+                f"{key}: {shown(pattern)} is a part of several columns, expected one of them or a "
+                f"regular expression that matches whole ones: {', '.join(chosen)}"
+            )
+    if not chosen:
+        raise UserError(f"{key}: {shown(pattern)} matches none of: {', '.join(known)}")
     if len({direction(column) for column in chosen}) > 1:
         raise UserError(
-            f"{key}: {pattern!r} matches columns that should rise "
+            f"{key}: {shown(pattern)} matches columns that should rise "
             f"and columns that should fall: {', '.join(chosen)}"
         )
     return chosen
+
+
+def _matched_in_part(pattern: str, columns: Sequence[str]) -> list[str]:
+    found = [c for c in columns if pattern and re.search(pattern, c)]
+    return [c for c in found if not c.startswith("train/")] or found
 
 
 def direction(column: str) -> int:

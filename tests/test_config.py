@@ -79,6 +79,11 @@ def test_numbers_are_numbers_however_they_are_written(text, value):
         ({"steps_per_epoch": 5, "samples_per_epoch": 5}, "samples_per_epoch: got 5, expected null"),
         ({"device": "gpu"}, "device: got 'gpu', expected cpu, cuda"),
         ({"base_lr": "__import__('os')"}, "base_lr: "),
+        (
+            {"base_lr": "abc"},
+            "base_lr: 'abc', column 1: unknown name; expected a number ≥ 0, or an",
+        ),
+        ({"base_lr": "10.0**400"}, "base_lr: "),
         ({"base_lr": "'fast'"}, "base_lr: got \"'fast'\", expected an expression that gives a num"),
         ({"base_lr": -1}, "base_lr: got -1, expected greater than or equal to 0"),
         ({"best_checkpoint_metric": "("}, "best_checkpoint_metric: got '(', expected a regular"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from src.data.loaders import take
+from src.data.slices import check_brackets
 from src.data.splits import ArraySplit, Data, DatasetSplit, PixelSplit, Split, TextSplit
 from src.names import UserError, bad_value, closest
 
@@ -28,6 +29,7 @@ def by_dataset(splits_map: Mapping[str, str], own: str) -> dict[str, dict[str, s
     """
     found: dict[str, dict[str, str]] = {own: {}}
     for split, spelling in splits_map.items():
+        check_brackets(spelling)
         # a slice's colon stands in brackets; a data set may have others of its own
         start = re.sub(r"\[[^]]*\]", lambda match: "_" * len(match[0]), spelling).rfind(":")
         dataset, rest = (own, spelling) if start < 0 else (spelling[:start], spelling[start + 1 :])

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from src.names import UserError, closest
+from src.names import UserError, closest, shown
 
 KEY = "data_splits_map"
 BOUND = r"-?\d+(?:\.\d+)?%|-?\d[\d_]*"
@@ -53,15 +53,24 @@ def resolve(spelling: str, sizes: Mapping[str, int]) -> list[Range]:
     return ranges
 
 
+def check_brackets(spelling: str) -> None:
+    """Raise UserError where a bracket is alone: what stands in brackets is read differently."""
+    left = re.sub(r"\[[^][]*\]", "", spelling)
+    for bracket, lack in (("[", "is not closed"), ("]", "was not opened")):
+        if bracket in left:
+            raise UserError(f"{KEY}: {shown(spelling)}: the bracket {bracket} {lack}")
+
+
 def parse(spelling: str) -> list[tuple[str, str, str]]:
     """'train[:90%]+test' -> [('train', '', '90%'), ('test', '', '')]."""
+    check_brackets(spelling)
     parts = []
     for text in str(spelling).split("+"):
         match = PART.fullmatch(text)
         if not match:
             raise UserError(
-                f"{KEY}: cannot read {text!r} in {spelling!r}, expected a part or a slice of one"
-                " such as train, train[:90%], train[100:2000], train[10%:20%]+train[90%:]"
+                f"{KEY}: cannot read {shown(text)} in {shown(spelling)}, expected a part or a slice"
+                " of one such as train, train[:90%], train[100:2000], train[10%:20%]+train[90%:]"
             )
         base, first, last = match.groups(default="")
         parts.append((base, first, last))

@@ -5,13 +5,14 @@ microseconds on a CPU thread, ours 4, and it averages either all buffers or none
 """
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from src.names import UserError, closest, unknown_name
+from src.names import UserError, closest, shown, unknown_name
 
 FORMS = "ema, ema_G with 0 ≤ G < 1, poly, poly_K with K ≥ 0"
 
@@ -106,6 +107,12 @@ def _coefficient(name: str) -> Callable[[int], float]:
     try:
         return COEFFICIENTS[kind](*parameters)
     except (KeyError, TypeError, ValueError):
-        close = closest(kind, COEFFICIENTS) if kind not in COEFFICIENTS else None
+        close = _meant(name) or (None if kind in COEFFICIENTS else closest(kind, COEFFICIENTS))
         hint = f"; did you mean {close!r}?" if close else ""
-        raise UserError(f"averaging: got {name!r}, expected one of {FORMS}{hint}") from None
+        raise UserError(f"averaging: got {shown(name)}, expected one of {FORMS}{hint}") from None
+
+
+def _meant(name: str) -> str | None:
+    """'ema0.99', 'ema-0.99' or 'EMA_0.99' -> 'ema_0.99'."""
+    match = re.fullmatch(rf"({'|'.join(COEFFICIENTS)})[^\d.]?([\d.]+)", name.lower())
+    return match and "_".join(match.groups())

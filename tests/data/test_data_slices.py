@@ -47,7 +47,8 @@ def test_the_two_sides_of_a_percentage_share_out_all(size, percent):
 @pytest.mark.parametrize(
     ("spelling", "words"),
     [
-        ("train[:90", r"cannot read 'train\[:90'"),
+        ("train[:90", r"'train\[:90': the bracket \[ is not closed"),
+        ("train:90]", r"'train:90\]': the bracket \] was not opened"),
         ("train[5]", "cannot read"),
         ("train[::2]", "cannot read"),
         ("train[:0.5]", "cannot read"),

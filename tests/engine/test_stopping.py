@@ -14,6 +14,16 @@ def test_the_pattern_names_whole_columns():
     assert metric_columns("test/av/loss", COLUMNS) == ["test/av/loss"]
 
 
+def test_a_part_of_a_name_will_do_where_one_column_has_it():
+    columns = ["train/loss", "train/accuracy", "test/last/loss", "test/last/accuracy"]
+    assert metric_columns("accuracy", columns) == ["test/last/accuracy"]
+    assert metric_columns("train/.*", columns[1:]) == ["train/accuracy"]
+    assert metric_columns("train/acc", columns) == ["train/accuracy"]
+    with pytest.raises(UserError) as caught:
+        metric_columns("accuracy", [*columns, "val/last/accuracy"])
+    assert str(caught.value).endswith(": test/last/accuracy, val/last/accuracy")
+
+
 @pytest.mark.parametrize("pattern", ["val/.*/accuracy", "accuracy", "test/.*"])
 def test_a_pattern_that_names_nothing_or_contradicts_itself_is_refused(pattern):
     with pytest.raises(UserError, match="best_checkpoint_metric"):

@@ -151,6 +151,9 @@ def test_several_are_named_in_the_order_they_are_listed():
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
+        ("ema0.99", "did you mean 'ema_0.99'?"),
+        ("EMA-.9", "did you mean 'ema_.9'?"),
+        ("poly8", "did you mean 'poly_8'?"),
         ("emma_0.9", "did you mean 'ema'"),
         ("ema_1", "0 ≤ G < 1"),
         ("ema_-0.1", "0 ≤ G < 1"),
