@@ -1,4 +1,4 @@
-"""Which processes live."""
+"""Which processes live, and what they take."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from src.processes import began
+from src.processes import ProcessorTime, began, seconds_since_start
 from tests.waiting import wait_until
 
 
@@ -31,3 +31,38 @@ def test_two_processes_began_at_two_times():
 @pytest.mark.parametrize("pid", [0, -1, None, "1", 2**22 + 1, 10**30])
 def test_what_is_no_process_does_not_live(pid):
     assert began(pid) is None
+
+
+BUSY = """
+import sys, time
+while time.process_time() < 0.4: pass
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_below_one_count_while_they_live_and_once_when_they_have_ended():
+    processor_time = ProcessorTime()
+    before = processor_time()
+    command = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "done\n"
+        processor_time.next_look = 0.0  # as if time had passed
+        while_it_lives = processor_time() - before
+        child.stdin.close()
+    assert while_it_lives >= 0.3  # of 0.4, in ticks of a hundredth
+    afterwards = processor_time() - before
+    processor_time.next_look = 0.0
+    assert processor_time() - before == pytest.approx(afterwards, abs=0.1)
+    own_and_ended = sum(os.times()[:4])
+    assert before + afterwards == pytest.approx(own_and_ended, abs=0.2)
+
+
+def test_a_process_knows_how_long_it_lives():
+    before = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        time.sleep(0.3)
+        assert 0.25 <= seconds_since_start(child.pid) <= time.monotonic() - before + 0.05
+        child.stdin.close()

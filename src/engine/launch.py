@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 
 from src.child_processes import hold_signals, run_programs
-from src.engine.signals import LAUNCHER
 from src.engine.world import find_place
 from src.limits import num_whole_cores
 from src.names import bad_value
+from src.processes import LAUNCHER
 
 ONE_IS_ENOUGH = ("libsvm", "sklearn")  # rows in memory: gradients would travel longer than wait
 

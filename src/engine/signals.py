@@ -14,10 +14,10 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from src.engine.world import ALONE, World
+from src.processes import LAUNCHER
 
 T = TypeVar("T")
 
-LAUNCHER = "EXPERIMENT_LAUNCHER"  # the number of the process that has started this one
 NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 

@@ -1,8 +1,9 @@
 """What a run has cost so far, in status.json: core-seconds, GPU-seconds, and how much was lost.
 
 In a job of Slurm the cores and GPUs that it was given count, used or not, shared among the rows
-of --pack. Elsewhere the processor time that was used counts, and the run's GPUs. Counted from when
-the run folder is taken: what Python needs to start is not in it.
+of --pack. Elsewhere the processor time that was used counts, and the run's GPUs. `python train.py`
+counts as a whole, from its first instruction on, with the processes below it and the one that has
+started it on several GPUs. In another program a run counts from when its folder is taken.
 
 Lost is what an attempt did after the last state that it saved, and all of one that never came to
 a step: known when the next attempt says from where it goes on.
@@ -10,12 +11,15 @@ a step: known when the next attempt says from where it goes on.
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from src.limits import THIS_PROCESS, Uses
+from src.processes import LAUNCHER, ProcessorTime, seconds_since_start
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,15 @@ class Meter:
     def __init__(self, earlier: Mapping[str, Any]) -> None:
         """earlier: status.json of the attempt before, {} where this is the first."""
         self.account = read_account(earlier).next_attempt()
-        self.began, self.used_before = monotonic(), _processor_time()
+        launcher = _launcher()
+        self.processor_time = ProcessorTime(launcher)
+        # Of whole processes nothing was before; and several of one launcher are counted themselves.
+        self.is_launched, self.used_before, self.start_up = launcher is not None, 0.0, 0.0
+        if launcher or _is_whole_process():
+            self.start_up = seconds_since_start(launcher or os.getpid())
+        else:
+            self.used_before = self.processor_time()
+        self.began = monotonic() - self.start_up
         self.num_cores = allotted_cores(os.environ)
         self.num_gpus = allotted_gpus(os.environ)
         self.uses, self.is_started = THIS_PROCESS, False
@@ -116,8 +128,10 @@ class Meter:
         """What status.json says of it, after this step."""
         seconds = monotonic() - self.began
         cores = self.num_cores
-        # Processes of one run do the same: they cost what the main one does.
-        used = (_processor_time() - self.used_before) * self.uses.num_processes
+        # Processes of one run do the same: where others have started them, on more machines than
+        # this one perhaps, they cost what the main one does.
+        number = 1 if self.is_launched else self.uses.num_processes
+        used = (self.processor_time() - self.used_before) * number
         gpus = self.uses.num_gpus if self.num_gpus is None else self.num_gpus
         cost = Cost(round(used if cores is None else cores * seconds, 3), round(gpus * seconds, 3))
         first_step = self.account.current.first_step
@@ -126,9 +140,16 @@ class Meter:
         return {"cost": asdict(Account(account.before, account.lost, account.waiting, current))}
 
 
-def _processor_time() -> float:
-    """Of this process and of those of its children that have ended."""
-    return sum(os.times()[:4])
+def _launcher() -> int | None:
+    """The process that has started those of this run on this machine; None: nobody has."""
+    number = os.environ.get(LAUNCHER, "")
+    return int(number) if number == str(os.getppid()) else None
+
+
+def _is_whole_process() -> bool:
+    """Whether this process is the run, and does nothing before it or after it."""
+    program = getattr(sys.modules["__main__"], "__file__", None) or ""
+    return Path(program).name == "train.py"
 
 
 def allotted_cores(environment: Mapping[str, str]) -> float | None:

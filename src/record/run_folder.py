@@ -142,6 +142,7 @@ class RunFolder:
         self.state |= {key: earlier[key] for key in CARRIED if key in earlier}
         self.state["attempt"] = earlier.get("attempt", 0) + 1
         self.meter = Meter(earlier)
+        self.state["seconds_to_start"] = round(self.meter.start_up, 2)
         where = f" of job {self.state['job']}" if self.state["job"] else ""
         logger.info("attempt {} on {}{}", self.state["attempt"], self.state["host"], where)
         try:

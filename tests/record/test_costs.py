@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from src.limits import Uses
+from src.processes import LAUNCHER
 from src.record.costs import (
     Account,
     Attempt,
@@ -100,10 +101,39 @@ def test_processes_of_one_run_and_its_gpus_count(monkeypatch):
     for name in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("src.record.costs.monotonic", iter([0.0, 10.0]).__next__)
-    monkeypatch.setattr("src.record.costs._processor_time", iter([1.0, 5.0]).__next__)
+    used = iter([1.0, 5.0]).__next__
+    monkeypatch.setattr("src.record.costs.ProcessorTime", lambda root: used)
     meter = Meter({})
     meter.start(0, Uses(num_gpus=3, num_processes=3))
     assert read_account(meter.status(step=1)).total == Cost(12.0, 30.0)
+
+
+def test_of_processes_that_one_has_started_all_count_as_they_are(monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(LAUNCHER, str(os.getppid()))
+    monkeypatch.setattr("src.record.costs.monotonic", iter([50.0, 60.0]).__next__)
+    monkeypatch.setattr("src.record.costs.seconds_since_start", {os.getppid(): 20.0}.get)
+    monkeypatch.setattr("src.record.costs.ProcessorTime", lambda root: lambda: root)
+    meter = Meter({})
+    assert meter.start_up == 20.0
+    meter.start(0, Uses(num_gpus=3, num_processes=3))
+    assert read_account(meter.status(step=1)).total == Cost(os.getppid(), 90.0)
+
+
+def test_the_whole_process_counts_from_its_first_instruction(digits, tmp_path):
+    """Also what it needs to import torch, which is most; not what it needs to end."""
+    cfg = tmp_path / "cfg.yaml"
+    cfg.write_text(yaml.safe_dump(vars(digits())))
+    began_at = time.monotonic()
+    process = subprocess.Popen([sys.executable, "train.py", str(cfg)], cwd=ROOT)
+    _, process.returncode, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - began_at
+    assert process.returncode == 0
+    used = usage.ru_utime + usage.ru_stime
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert 0.6 * used <= read_account(status).total.core_seconds <= used + 0.1
+    assert 0.5 < status["seconds_to_start"] < seconds  # to import torch takes longer
 
 
 def test_elsewhere_the_processor_time_counts(digits, tmp_path):
