@@ -203,11 +203,15 @@ def print_line(text: str, console: Console, *, indent: int = 2) -> None:
 
 
 def counts_table(report: Report) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    names = ["rows", *STATES[:-1], "never started", "progress", "time left"]
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    counts = [str(report.counts[state]) for state in STATES]
+    """A column a state. Most batches have no interrupted rows, and 80 columns no room for them but
+    where the names stand closer and break into lines."""
+    is_wide = report.counts["interrupted"] > 0
+    states = [state for state in STATES if state != "interrupted" or is_wide]
+    names = {"unstarted": "never started"}
+    table = Table(box=None, padding=(0, 1 if is_wide else 2, 0, 0), pad_edge=False)
+    for name in ["rows", *(names.get(state, state) for state in states), "progress", "time left"]:
+        table.add_column(name, justify="right", no_wrap=" " not in name or not is_wide)
+    counts = [str(report.counts[state]) for state in states]
     left = time_left(report) or "-"
     table.add_row(str(len(report.statuses)), *counts, f"{report.progress:.0%}", left)
     return table

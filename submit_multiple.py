@@ -38,7 +38,7 @@ from src.submit.folders import (
 from src.submit.grid import Grid, expand
 from src.submit.job_file import Job, read_job
 from src.submit.journal import LOCAL, Asked, Journal
-from src.submit.local import Machine, default_jobs, run_rows
+from src.submit.local import ENDS, Machine, default_jobs, run_rows
 from src.submit.notices import Notices, start_sending, wait_until_sent
 from src.submit.repair import repair
 from src.submit.slurm import Options, is_job_id
@@ -48,7 +48,8 @@ from src.submit.submission import Submission, unfinished_folder, unsubmitted
 
 ROOT = Path(__file__).resolve().parent
 MOST_SHOWN = 5  # rows
-REPEATED = ("failed", "lost", "unstarted", *KINDS)  # what -r takes up
+# What -r takes up: states, among them interrupted, and the kinds of failures
+REPEATED = ("failed", "lost", "unstarted", *KINDS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -354,10 +355,11 @@ def start_here(batch: Batch, rows: Sequence[Row], options: argparse.Namespace, c
     gpus = options.gpus.split(",") if options.gpus else []
     machine = Machine(options.jobs or default_jobs(gpus), gpus)
     print(f"running {count_rows(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
-    num_failed = run_rows(batch, rows, machine, code=code)
-    print(f"{count_rows(len(rows))}: {len(rows) - num_failed} done, {num_failed} failed")
+    ended = run_rows(batch, rows, machine, code=code)
+    counts = [f"{ended[how]} {how}" for how in ENDS if ended[how] or how != "interrupted"]
+    print(f"{count_rows(len(rows))}: {', '.join(counts)}")
     print(report_command(batch))
-    return 1 if num_failed else 0
+    return 0 if ended["done"] == len(rows) else 1
 
 
 def report_command(batch: Batch) -> str:

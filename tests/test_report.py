@@ -11,17 +11,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 import report
 from report import duration
 from src.config import Config, save_config
 from src.names import UserError
+from src.notify.digest import report_of, title_of
 from src.submit import progress
 from src.submit.folders import Row, open_batch
 from src.submit.journal import Journal
 from src.submit.progress import (
     DEFAULT_METRICS,
     Best,
+    Report,
     best_rows,
     columns_to_rank_by,
     find_batches,
@@ -29,7 +32,7 @@ from src.submit.progress import (
     stats_text,
 )
 from src.submit.slurm import NoSlurm, QueuedJob, script_of
-from src.submit.status import RowStatus
+from src.submit.status import STATES, RowStatus
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -139,10 +142,42 @@ def test_what_has_saved_its_state_is_not_in_vain(batch, capsys):
     assert "  cost: 4 core-hours\n" in capsys.readouterr().out
 
 
+def test_what_was_interrupted_has_not_failed(batch, capsys):
+    (open_batch(batch).rows[2].folder / "status.json").write_text('{"state": "interrupted"}')
+    (open_batch(batch).rows[3].folder / "status.json").write_text('{"state": "left"}')
+    assert report.main([]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    words = " ".join(" ".join(lines[1:4]).split())
+    assert "interrupted failed" in words
+    assert "5 2 0 0 2 0 0 1" in words
+    assert "  1 row: interrupted, 002_26-11-22-x" in lines
+    assert (
+        lines.count(
+            "    python submit_multiple.py -r results/26-11-22-x -s local --only interrupted"
+        )
+        == 1
+    )
+    report.main(["--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["counts"]["interrupted"], found["counts"]["failed"]) == (2, 0)
+    assert title_of(report_of(batch)) == "26-11-22-x: 2 done, 2 interrupted, 1 unstarted"
+
+
+def test_all_states_at_once_fit_80_columns(batch, capsys):
+    statuses = [RowStatus(Row(batch / "000_x", {}), state) for state in STATES] * 1000
+    found = Report(open_batch(batch), Journal(batch), False, statuses, [], [])
+    report.show(found, Console(highlight=False, width=80))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines[:4])) <= 80
+    words = " ".join(lines[1:4])
+    assert words.split().count("1000") == len(STATES)
+    assert "…" not in words
+
+
 def test_a_report_for_programs(batch, capsys):
     assert report.main([str(batch), "--json", "--best", "1"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
-    counts = {"done": 2, "running": 0, "queued": 0, "failed": 2, "lost": 0, "unstarted": 1}
+    counts = dict.fromkeys(STATES, 0) | {"done": 2, "failed": 2, "unstarted": 1}
     assert found["counts"] == counts
     assert [row["state"] for row in found["rows"]] == ["done"] * 2 + ["failed"] * 2 + ["unstarted"]
     assert found["best"] == [

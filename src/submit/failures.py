@@ -58,6 +58,7 @@ WORDS = (
     (r"CANCELLED AT (?!.*DUE TO JOB REQUEUE)", Failure("cancelled", "cancelled")),
 )
 STOPPED = 75  # the exit code of a run that has saved its state, to go on later
+KILLED_AFTER_CTRL_C = "killed, as it did not stop in time after Ctrl-C"  # a line of the log
 NOT_CONTINUED = re.compile(r"^not continued after .*?(time limit|restart).*", re.MULTILINE)
 OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|MemoryError|[Cc]an't allocate memory|Cannot allocate memory"
@@ -101,6 +102,12 @@ def last_attempt(path: str | os.PathLike) -> Attempt | None:
     return Attempt(text, facts.st_mtime, seconds_of(begin[1]), job, begin[4] or None, code)
 
 
+def is_interruption(code: int) -> bool:
+    """Whether somebody has stopped a row that ran here, by its exit code."""
+    is_signal = _exit_code(False, code) in (-signal.SIGINT, -signal.SIGTERM)
+    return is_signal or code == STOPPED
+
+
 def _exit_code(is_signal: bool, number: int) -> int:
     """Shells add 128 to the signal that killed a program."""
     if is_signal:
@@ -141,6 +148,8 @@ def failure_of_error(error: str) -> Failure:
 def failure_of_log(attempt: Attempt, *, has_status: bool) -> Failure | None:
     """What the end of a log says; with a status, idle words in it prove no failure."""
     code = attempt.code
+    if code == -9 and f"--- {KILLED_AFTER_CTRL_C} ---" in attempt.text:
+        return Failure("interrupted", KILLED_AFTER_CTRL_C)
     if code == -9:
         return Failure("killed", "killed by signal 9, perhaps out of memory")
     if code == -signal.SIGINT:
@@ -220,11 +229,12 @@ class Group:
 
 
 def group_rows(statuses: Sequence["RowStatus"], varying: Sequence[str]) -> list[Group]:
-    """The failed, lost and unstarted rows by cause: kinds together, the largest group first."""
+    """The rows to run again (interrupted, failed, lost, unstarted) by cause: kinds together, the
+    largest group first."""
     nodes = {status.node for status in statuses if status.node}
     members: dict[tuple[str, str], list[RowStatus]] = {}
     for status in statuses:
-        if status.state in ("failed", "lost", "unstarted"):
+        if status.state in ("interrupted", "failed", "lost", "unstarted"):
             only = status.kind or status.state
             members.setdefault((only, normalised(status.cause or "")), []).append(status)
     groups = [_group(only, some, varying, nodes) for (only, _), some in members.items()]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from src.files import write_atomically
 from src.limits import num_whole_cores
 from src.names import UserError
 from src.processes import began
+from src.submit.failures import KILLED_AFTER_CTRL_C, is_interruption
 from src.submit.folders import Batch, Row
 from src.submit.notices import tell_of_failure, wait_until_sent
 
 SECONDS_TO_STOP = 30.0  # from Ctrl-C to killing what has not stopped
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal to draw a bar on
+ENDS = ("done", "interrupted", "failed")  # how a row may have ended
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def default_jobs(gpus: Sequence[str]) -> int:
 
 
 def runner(batch: Batch) -> dict[str, Any] | None:
-    """Who runs rows of this batch on this machine now: pid, host, rows; None: nobody."""
+    """Who runs rows of this batch on this machine now: pid, host, rows, and how many at a time
+    (jobs); None: nobody."""
     try:
         facts = json.loads((batch.submissions / "local.json").read_text())
         is_here = facts["host"] == platform.node()
@@ -68,14 +72,16 @@ def runner(batch: Batch) -> dict[str, Any] | None:
         return None
 
 
-def run_rows(batch: Batch, rows: Sequence[Row], machine: Machine, *, code: Path) -> int:
-    """Run them all, each logging to its own folder; how many failed. Ctrl-C stops them cleanly."""
+def run_rows(batch: Batch, rows: Sequence[Row], machine: Machine, *, code: Path) -> Counter[str]:
+    """Run them all, each logging to its own folder; how many ended how (ENDS). Ctrl-C stops them
+    cleanly."""
     if other := runner(batch):
         raise UserError(f"process {other['pid']} runs rows of {batch.path.name} already")
     notice = batch.submissions / "local.json"
     pid, names = os.getpid(), [row.name for row in rows]
     facts = {"pid": pid, "began": began(pid), "host": platform.node(), "rows": names}
     facts["batch"] = str(batch.path)
+    facts["jobs"] = machine.jobs
     write_atomically(notice, json.dumps(facts))
     try:
         with _terminations_as_interrupts(), _Line(len(rows)) as line:
@@ -91,11 +97,11 @@ class _Workers:
         self.waiting = list(reversed(rows))
         self.machine, self.code = machine, code
         self.running: dict[int, tuple[Row, subprocess.Popen]] = {}
-        self.num_done = self.num_failed = 0
+        self.ended: Counter[str] = Counter()  # of ENDS
         self.is_stopping = False
         self.told: list[subprocess.Popen | None] = []  # messages on their way
 
-    def run(self, line: "_Line") -> int:
+    def run(self, line: "_Line") -> Counter[str]:
         try:
             while self.waiting or self.running:
                 free = (s for s in range(self.machine.jobs) if s not in self.running)
@@ -104,13 +110,13 @@ class _Workers:
                         self._try_to_start(slot, self.waiting.pop())
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 self._reap()
-                line.show(self.num_done, self.num_failed, [r for r, _ in self.running.values()])
+                line.show(self.ended, [r for r, _ in self.running.values()])
         except BaseException:  # Ctrl-C, a full disk: nothing runs on without us
             self._stop()
             raise
         for process in self.told:
             wait_until_sent(process)
-        return self.num_failed
+        return self.ended
 
     def _try_to_start(self, slot: int, row: Row) -> None:
         """A folder or a log that is not what it should be is the row's own matter."""
@@ -118,7 +124,7 @@ class _Workers:
             self._start(slot, row)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
             print(f"{row.name}: {error.filename}: {error.strerror}", file=sys.stderr)
-            self.num_failed += 1
+            self.ended["failed"] += 1
 
     def _start(self, slot: int, row: Row) -> None:
         _note(row, f"local {os.getpid()} on {platform.node()}", time_too=True)
@@ -144,11 +150,12 @@ class _Workers:
             how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
             _note(row, f"ended: {how}")
             if code == 0:
-                self.num_done += 1
+                self.ended["done"] += 1
+            elif is_interruption(code) or self.is_stopping:
+                self.ended["interrupted"] += 1
             else:
-                self.num_failed += 1
-                if not self.is_stopping:
-                    self.told.append(tell_of_failure(row.folder, code))
+                self.ended["failed"] += 1
+                self.told.append(tell_of_failure(row.folder, code))
 
     def _stop(self) -> None:
         """Ask each to stop as Ctrl-C would; kill what takes too long, or at a second Ctrl-C."""
@@ -162,7 +169,8 @@ class _Workers:
                 self._reap()
         except KeyboardInterrupt:
             pass
-        for _, process in self.running.values():
+        for row, process in self.running.values():
+            _note(row, KILLED_AFTER_CTRL_C)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self._reap()
@@ -210,12 +218,12 @@ class _Line:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def show(self, num_done: int, num_failed: int, running: Sequence[Row]) -> None:
-        text = f"{num_done}/{self.num_rows} done"
-        text += f", {num_failed} failed" if num_failed else ""
+    def show(self, ended: Counter[str], running: Sequence[Row]) -> None:
+        parts = [f"{ended['done']}/{self.num_rows} done"]
+        text = ", ".join(parts + [f"{ended[how]} {how}" for how in ENDS[1:] if ended[how]])
         if not self.bar.disable:
             if time.monotonic() - self.shown > 1 or not running:
-                self.bar.n = num_done + num_failed + sum(_progress(row) for row in running)
+                self.bar.n = ended.total() + sum(_progress(row) for row in running)
                 self.bar.set_description_str(f"{text}, {len(running)} running")
                 self.shown = time.monotonic()
         elif time.monotonic() - self.shown > SECONDS_BETWEEN_LINES:

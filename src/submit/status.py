@@ -3,6 +3,7 @@
 done        it ended by itself, well or diverged
 running     Slurm, or a process on this machine, is at it
 queued      Slurm, or submit_multiple.py -s local, will come to it
+interrupted it was ended by Ctrl-C, by hand, or by the program that ran it
 failed      it ended otherwise; kind and cause say how
 lost        it was begun and not ended, but nobody is at it
 unstarted   nothing says that it was ever begun
@@ -40,7 +41,7 @@ from src.submit.journal import Call, Journal
 from src.submit.local import runner
 from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
 
-STATES = ("done", "running", "queued", "failed", "lost", "unstarted")
+STATES = ("done", "running", "queued", "interrupted", "failed", "lost", "unstarted")
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 GOES_ON = ("interrupted", "timeout", "preempted")  # from the state that they have saved
@@ -53,7 +54,7 @@ class RowStatus:
 
     row: Row
     state: str
-    kind: str | None = None  # of failures.KINDS, for failed rows
+    kind: str | None = None  # of failures.KINDS, for failed and interrupted rows
     cause: str | None = None  # one line for a person
     node: str | None = None
     job: str | None = None  # Slurm's '123_4'
@@ -223,7 +224,8 @@ class _Look:
     ) -> RowStatus:
         failure = self._failure(row, status, attempt)
         if failure:
-            state, cause = "failed", failure.cause
+            state = "interrupted" if failure.kind == "interrupted" else "failed"
+            cause = failure.cause
         elif was_begun or attempt:
             state, cause = "lost", "was begun and not ended, but nobody is at it"
         else:

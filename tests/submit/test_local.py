@@ -14,6 +14,7 @@ from src.record.costs import allotted_cores
 from src.submit import local
 from src.submit.folders import Batch, plan_batch, write_batch
 from src.submit.local import Machine, default_jobs, run_rows, runner
+from src.submit.status import row_statuses
 from tests.waiting import wait_until
 
 # A train.py that tells what it was given, and does as its spec says.
@@ -68,7 +69,7 @@ def spans(batch: Batch) -> list[tuple[float, float]]:
 
 def test_every_row_runs_once_and_as_many_at_a_time_as_asked(tmp_path, code):
     batch = batch_of(tmp_path, *"abcdef")
-    assert run_rows(batch, batch.rows, Machine(2, []), code=code) == 0
+    assert run_rows(batch, batch.rows, Machine(2, []), code=code) == {"done": 6}
     edges = sorted([(a, 1) for a, _ in spans(batch)] + [(b, -1) for _, b in spans(batch)])
     at_once = [sum(step for _, step in edges[: i + 1]) for i in range(len(edges))]
     assert max(at_once) == 2
@@ -89,7 +90,7 @@ def test_rows_share_gpus_and_cores(tmp_path, code, monkeypatch):
 
 def test_a_row_that_fails_does_not_hold_up_the_others(tmp_path, code):
     batch = batch_of(tmp_path, "ok", "fail", "die", "ok")
-    assert run_rows(batch, batch.rows, Machine(1, []), code=code) == 2
+    assert run_rows(batch, batch.rows, Machine(1, []), code=code) == {"done": 2, "failed": 2}
     ends = [log.rpartition("--- ended: ")[2] for log in logs(batch)]
     assert ends == [
         "exit code 0 ---\n",
@@ -135,6 +136,17 @@ def test_a_row_that_does_not_stop_is_killed(tmp_path, code, monkeypatch):
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
     assert "--- ended: killed by signal 9 ---" in logs(batch)[0]
+    (status,) = row_statuses(batch, None)
+    assert (status.state, status.kind) == ("interrupted", "interrupted")
+
+
+def test_a_row_that_somebody_interrupts_has_not_failed(tmp_path, code, capsys, monkeypatch):
+    (code / "train.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)\n")
+    monkeypatch.setattr(local, "SECONDS_BETWEEN_LINES", 0.0)
+    batch = batch_of(tmp_path, "a", "b")
+    assert run_rows(batch, batch.rows, Machine(1, []), code=code) == {"interrupted": 2}
+    assert "0/2 done, 2 interrupted, 0 running" in capsys.readouterr().err
+    assert [status.state for status in row_statuses(batch, None)] == ["interrupted"] * 2
 
 
 def test_a_second_runner_of_a_batch_is_refused_while_the_first_lives(tmp_path, code):
@@ -145,7 +157,7 @@ def test_a_second_runner_of_a_batch_is_refused_while_the_first_lives(tmp_path, c
     with pytest.raises(ValueError, match=f"process {os.getppid()}"):
         run_rows(batch, batch.rows, Machine(1, []), code=code)
     notice.write_text(json.dumps(facts | {"began": "7", "rows": []}))  # the number came again
-    assert run_rows(batch, batch.rows, Machine(1, []), code=code) == 0
+    assert run_rows(batch, batch.rows, Machine(1, []), code=code) == {"done": 1}
 
 
 def test_the_interpreter_is_ours(tmp_path, code):
