@@ -38,7 +38,7 @@ from src.engine.saving import Saver
 from src.engine.signals import Signals, StopRequested
 from src.engine.state import State
 from src.engine.state_files import StateFiles
-from src.engine.stopping import Best, has_diverged
+from src.engine.stopping import Best, has_diverged, loss_limit
 from src.engine.world import World, ended, find_place, is_main_process
 from src.generators import generators_kept, seed_everything
 from src.losses import Loss, build_loss
@@ -257,6 +257,11 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                 world.seed(config.seed_training, step)
                 update(learner, inputs, targets, sums, timeline.examples_of(step))
                 state.step = step + 1
+                if state.step == 1 and asked.max_allowed_loss is None:
+                    limit = loss_limit(sums.averages()["loss"], config.max_allowed_loss)
+                    config = replace(config, max_allowed_loss=limit)
+                    state.config["in_force"] = asdict(config)
+                    folder.change_config(config)
 
                 if state.step % config.log_interval == 0 or state.step == steps.stop:
                     recent = sums.recent()

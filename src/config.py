@@ -85,6 +85,7 @@ FOUND_IN_DATA = {"data_n_examples", "data_n_classes", "data_version"}
 FOUND_IN_DATA |= {"model_output_dim", "model_input_shape"}
 KEYS = {field.name: field for field in dataclasses.fields(Config)}
 MOST_LINES = 20  # of mistakes
+MAX_ALLOWED_LOSS = 1e6  # where max_allowed_loss is null, unless the first loss is larger
 KINDS = {"bool", "float", "int", "str", "list[str]"}  # of a key that takes several
 # What other programs call a key, where spelling alone would lead to a wrong one or none
 NAMES_ELSEWHERE = {
@@ -208,7 +209,7 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
 
 
 def draw_missing(config: Config, entropy: int | None = None) -> Config:
-    """The config with its seeds drawn where they were null, and a random base_lr drawn.
+    """The config with seeds where they were null, a random base_lr drawn, and a loss limit.
 
     The learning rate is a function of seed_training, so the same seeds give the same run.
     entropy: that the seeds are drawn from; None: the system's.
@@ -219,6 +220,8 @@ def draw_missing(config: Config, entropy: int | None = None) -> Config:
         "seed_model": seed_model if config.seed_model is None else config.seed_model,
         "seed_training": seed_training if config.seed_training is None else config.seed_training,
     }
+    if config.max_allowed_loss is None:
+        drawn["max_allowed_loss"] = MAX_ALLOWED_LOSS
     if isinstance(config.base_lr, str):
         drawn["base_lr"] = draw_base_lr(config.base_lr, drawn["seed_training"])
     return dataclasses.replace(config, **drawn)

@@ -88,8 +88,9 @@ class Bookkeeping:
     eval_batch_size: AtLeast1 | None = None
     # which of last, av, av2, … are evaluated, as a list; null: all
     evaluate_models: list[str] | None = None
-    # a larger or NaN training loss ends the run as diverged
-    max_allowed_loss: Annotated[float, BeforeValidator(_as_number), Field(gt=0)] = 1e6
+    # a training loss that is larger, infinite or NaN ends the run as diverged; null: 1e6, or 10
+    # times the loss of the first step where that is larger; written to config.yaml
+    max_allowed_loss: Annotated[float, BeforeValidator(_as_number), Field(gt=0)] | None = None
     # epochs without a new best before the run stops; null: never
     early_stopping_patience: AtLeast1 | None = None
 

@@ -96,6 +96,13 @@ KINDS = {
     },
     "momentum": {"optim_alg": "sgd", "base_lr": 0.1, "samples_per_epoch": 500},
     "best": {"early_stopping_patience": 1, "steps_per_epoch": 5, "train_length": 8},
+    "a large loss": {
+        "dataset": "tests.own_parts:read_prices",
+        "loss": "mse",
+        "optim_alg": "sgd",
+        "batch_size": 20,
+        "log_interval": 7,
+    },
     "class weights": {"loss_class_weights": [0.1, 1, 2, 3, 4, 5, 0.5, 0.5, 0.5, 7]},
 }
 
@@ -290,6 +297,22 @@ def test_each_run_that_was_not_continued_has_a_folder_of_its_own(digits, tmp_pat
 
 
 # ---- Another configuration ---------------------------------------------------------------
+
+
+def test_the_limit_that_a_first_loss_has_set_is_kept(digits, tmp_path, interrupt):
+    """Also where the configuration that goes on is that of the folder."""
+    keys = {"log_interval": 7, **KINDS["a large loss"]}
+    interrupt(1, 9)
+    for config in (digits(**keys), digits(**keys)):
+        with pytest.raises(StopRequested):
+            run_experiment(config)
+        state = StateFiles(tmp_path / "run" / "state").newest()
+        assert 3e11 < state["config"]["in_force"]["max_allowed_loss"] < 6e11
+        assert state["config"]["asked"]["max_allowed_loss"] is None
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["max_allowed_loss"] == state["config"]["in_force"]["max_allowed_loss"]
+    run_experiment(make_config(config))
+    assert json.loads((tmp_path / "run" / "done").read_text())["outcome"] == "finished"
 
 
 def test_an_unfinished_run_refuses_another_configuration(digits, tmp_path, interrupt):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+import yaml
 from several_processes import together
 
 import train
@@ -131,6 +132,19 @@ def test_two_and_four_processes_train_as_one(kind, sets, tmp_path):
         measures = [c for c in frames[0] if c.endswith(("loss", "accuracy"))]
         for frame in frames[1:]:  # each process's program sees the same
             pd.testing.assert_frame_equal(frame[measures], frames[0][measures])
+
+
+def test_two_processes_agree_on_the_limit_that_the_first_loss_sets(sets, tmp_path):
+    keys = {"dataset": "tests.own_parts:read_prices", "loss": "mse", "loss_class_weights": None}
+    limits = []
+    for number in (1, 2):
+        config = config_of("dense", sets, tmp_path / str(number), **keys)
+        frames = together(number, run_to_end, config) if number > 1 else [run_to_end(config)]
+        assert [frame["step"].iloc[-1] for frame in frames] == [STEPS] * number
+        in_force = yaml.safe_load((tmp_path / str(number) / "config.yaml").read_text())
+        limits.append(in_force["max_allowed_loss"])
+    assert limits[0] > 3e11
+    assert limits[1] == pytest.approx(limits[0], rel=1e-5)
 
 
 def stopped(config, at_step: int, rank: int) -> str:

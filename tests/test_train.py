@@ -16,9 +16,10 @@ import pytest
 import torch
 import yaml
 from loguru import logger
+from whole_runs import lasting
 
 import train
-from src.config import load_config
+from src.config import load_config, make_config
 from src.metrics import is_time
 from src.names import UserError
 from tests.waiting import PATIENCE
@@ -315,6 +316,55 @@ def test_a_new_run_in_a_folder_without_a_state_starts_clean(digits, tmp_path):
     assert len(pd.read_csv(tmp_path / "run" / "stats.csv")) == 2
     assert yaml.safe_load((tmp_path / "run" / "spec.yaml").read_text())["batch_size"] == 50
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+# ---- A loss out of bounds ----------------------------------------------------------------
+
+PRICES = {"dataset": "tests.own_parts:read_prices", "loss": "mse", "optim_alg": "sgd"}
+PRICES |= {"base_lr": 0.01, "batch_size": 20, "train_length": 4, "log_interval": 3}
+
+
+def test_a_loss_that_is_large_from_the_start_is_no_divergence(digits, tmp_path, log_lines):
+    stats = run_experiment(digits(**PRICES))
+    assert outcome(tmp_path / "run")["outcome"] == "finished"
+    assert stats["train/loss"].iloc[-1] < stats["train/loss"].iloc[0] / 10
+    (line,) = [line for line in log_lines if "max_allowed_loss" in line]
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    limit = config["max_allowed_loss"]
+    assert 3e11 < limit < 6e11
+    assert f"{limit:.4g}" in line
+    assert outcome(tmp_path / "run")["in_force"]["max_allowed_loss"] == limit
+    assert yaml.safe_load((tmp_path / "run" / "spec.yaml").read_text())["max_allowed_loss"] is None
+    again = make_config(config | {"output_dir": str(tmp_path / "again")})
+    assert lasting(run_experiment(again)) == lasting(stats)
+    again = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
+    assert again["max_allowed_loss"] == limit
+
+
+@pytest.mark.parametrize(
+    ("keys", "step"),
+    [
+        ({**PRICES, "max_allowed_loss": 1e6}, 3),  # given, be it the default
+        ({**PRICES, "base_lr": 1e30}, None),  # not from the start alone
+        ({"base_lr": 1e9, "optim_alg": "sgd"}, 10),  # the loss of the untrained network is small
+        ({**PRICES, "base_lr": 1e30, "max_allowed_loss": float("inf")}, None),
+    ],
+)
+def test_a_loss_out_of_bounds_ends_the_run_as_before(digits, tmp_path, keys, step):
+    run_experiment(digits(**keys))
+    end = outcome(tmp_path / "run")
+    assert end["outcome"] == "diverged"
+    assert step is None or end["reason"].endswith(f"at step {step}")
+
+
+def test_without_a_loss_that_large_the_limit_is_what_it_was(digits, tmp_path):
+    for name, keys in {
+        "null": {"max_allowed_loss": None},
+        "given": {"max_allowed_loss": 1e6},
+    }.items():
+        run_experiment(digits(train_length=1, output_dir=str(tmp_path / name), **keys))
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        assert config["max_allowed_loss"] == 1e6
 
 
 # ---- The command line --------------------------------------------------------------------

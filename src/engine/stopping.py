@@ -4,7 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from loguru import logger
+
 from src.metrics import direction
+
+LEEWAY = 10  # times the first loss
 
 
 class Best:
@@ -46,5 +50,22 @@ class Best:
 
 
 def has_diverged(loss: float, max_allowed_loss: float) -> bool:
-    """Whether a training loss is NaN or larger than allowed."""
-    return not loss <= max_allowed_loss
+    """Whether a training loss is NaN, infinite or larger than allowed."""
+    return not (math.isfinite(loss) and loss <= max_allowed_loss)
+
+
+def loss_limit(first_loss: float, limit: float) -> float:
+    """The largest loss that is no divergence, where the user gave none.
+
+    A squared error of raw targets may exceed any fixed limit before anything has been trained.
+    """
+    if not math.isfinite(first_loss) or first_loss <= limit:
+        return limit
+    logger.warning(
+        "max_allowed_loss: not given, and the first loss is {:.4g}; so losses above {:.4g} end the "
+        "run as diverged, instead of {:.4g}",
+        first_loss,
+        LEEWAY * first_loss,
+        limit,
+    )
+    return LEEWAY * first_loss

@@ -249,6 +249,15 @@ class RunFolder:
 
         self.senders.start(self.path, tracker_names(in_force))
 
+    def change_config(self, in_force: Config) -> None:
+        """What is in force has changed since start(), as something was found out in training."""
+        self.configs["in_force"] = asdict(in_force)
+        if path := self._ours():
+            try:
+                save_config(in_force, path / "config.yaml")
+            except OSError as error:
+                raise _cannot_write(path, error) from None
+
     def _put_earlier_run_aside(self) -> None:
         """The stats and weights of a run that this one does not continue go to earlier-1, or the
         next free number. What a run has left that came to neither is removed."""

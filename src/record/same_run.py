@@ -21,7 +21,7 @@ WITHOUT_EFFECT |= {"device", "host_name", "multi_gpu", "num_workers", "data_dir"
 WITHOUT_EFFECT |= {"compile", "channels_last"}
 WITHOUT_EFFECT |= {"trackers", "wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"}
 WITHOUT_EFFECT |= {"checkpoint_minutes", "keep_state", "keep_checkpoints"}
-FOUND = FOUND_IN_DATA | {"batch_size_accum"}
+FOUND = FOUND_IN_DATA | {"batch_size_accum", "max_allowed_loss"}
 # Schedules whose learning rate at a step does not depend on the length of the run
 ENDLESS = ("constant", "poly")
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from src.engine.stopping import Best, has_diverged
+from src.engine.stopping import Best, has_diverged, loss_limit
 from src.metrics import metric_columns
 from src.names import UserError
 
@@ -64,3 +64,17 @@ def test_patience_counts_epochs_without_a_new_best():
 )
 def test_divergence(loss, diverged):
     assert has_diverged(loss, 1e6) is diverged
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_no_limit_allows_what_is_not_finite(loss):
+    assert has_diverged(loss, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("first_loss", "limit"),
+    [(2.3, 1e6), (1e6, 1e6), (4e10, 4e11), (math.nan, 1e6), (math.inf, 1e6)],
+)
+def test_a_limit_that_nobody_gave_grows_with_the_first_loss(first_loss, limit, log_lines):
+    assert loss_limit(first_loss, 1e6) == limit
+    assert [("max_allowed_loss" in line) for line in log_lines] == [True] * (limit > 1e6)
