@@ -17,7 +17,7 @@ from pathlib import Path
 from loguru import logger
 from tqdm import tqdm
 
-from src.names import OneLineParser, UserError, bad_value, pick
+from src.names import OneLineParser, UserError, bad_value, closest, pick
 from src.notify.address import has_address, unreadable
 from src.notify.digest_job import submit_digest
 from src.submit.check import check_rows, check_slurm, errors_of
@@ -41,7 +41,7 @@ from src.submit.journal import LOCAL, Asked, Journal
 from src.submit.local import ENDS, Machine, default_jobs, run_rows
 from src.submit.notices import Notices, start_sending, wait_until_sent
 from src.submit.repair import repair
-from src.submit.slurm import Options, is_job_id
+from src.submit.slurm import Options, QueuedJob, check_installed, is_job_id
 from src.submit.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
 from src.submit.status import ask_queue, count_states, read_journal, row_statuses
 from src.submit.submission import Submission, unfinished_folder, unsubmitted
@@ -61,7 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         logger.remove(0)  # loguru's own, which prints everything
     warnings = logger.add(lambda line: print(line, end="", file=sys.stderr), format="{message}")
     try:
-        options = command_line().parse_args(given[:split])
+        # --dry_run as --dry-run
+        ours = [re.sub(r"^--\w+", lambda m: m[0].replace("_", "-"), a) for a in given[:split]]
+        options = command_line().parse_args(ours)
         options.extra = given[split + 1 :]
         check_options(options)
         return retry(options) if options.retry else submit(options)
@@ -87,11 +89,12 @@ def command_line() -> argparse.ArgumentParser:
         epilog="What follows -- goes to sbatch: … -s submit_cpu.sh -- --partition=long",
     )
     add = parser.add_argument
-    add("job_file", nargs="?", help="YAML file with the grid, see jobs/")
+    add("job_file", nargs="?", help="YAML file with the grid, see jobs/; with -r alone FOLDER")
     add("-s", "--script", help="the submit script, or `local` for this machine")
     add("-d", "--dry-run", action="store_true", help="say what would happen, touch nothing")
     add("-o", "--overwrite", action="store_true", help="delete today's folder of this batch first")
-    add("-r", "--retry", metavar="FOLDER", help="run again what is not done in this batch")
+    what = "run again what is not done in this batch"
+    add("-r", "--retry", "--rerun", metavar="FOLDER", nargs="?", const="", help=what)
     add("--only", metavar="KIND", action="append", help="with -r: " + ", ".join(REPEATED))
     add("-y", "--yes", action="store_true", help="answer every question with yes")
     add("--live", action="store_true", help="run the code where it lies, not a frozen copy")
@@ -116,11 +119,21 @@ def positive(text: str) -> int:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Options that contradict each other."""
+    """Options that contradict each other, and what is none of what can be named."""
+    if options.retry == "":  # results/BATCH -r
+        options.retry, options.job_file = options.job_file, None
     if bool(options.job_file) == bool(options.retry):
         raise UserError("give either a job file or -r FOLDER")
+    if options.job_file and os.path.isdir(options.job_file):
+        raise UserError(f"{options.job_file}: is a folder; -r runs what is not done in it again")
+    if options.retry and os.path.isfile(options.retry):
+        raise UserError(f"-r: {options.retry} is a file, expected the folder of a batch")
     if options.job_file and not options.script:
         raise UserError("-s: say with which submit script, such as submit_cpu.sh, or local")
+    if options.script not in (LOCAL, None) and not os.path.lexists(options.script):
+        near = closest(options.script, [LOCAL, *map(str, Path().glob("*.sh"))])
+        hint = f"did you mean {near!r}?" if near else "-s local runs the rows here"
+        raise UserError(f"-s {options.script}: No such file or directory; {hint}")
     if options.only and not options.retry:
         raise UserError("--only: goes with -r")
     for kind in options.only or ():
@@ -192,8 +205,12 @@ def check_everything(options: argparse.Namespace, job: Job, grid: Grid) -> None:
 
 
 def slurm_errors(options: argparse.Namespace) -> list[str]:
-    return check_slurm(
+    errors = check_slurm(
         options.script, options.extra, after=options.after, is_array=not options.no_array
+    )
+    # What would be asked of Slurm can be said where there is none.
+    return errors + (
+        [] if options.dry_run or options.script == LOCAL else errors_of(check_installed)
     )
 
 
@@ -212,8 +229,20 @@ def describe(options: argparse.Namespace, plan: Plan) -> int:
         print(f"  {row.name}")
     if len(rows) > MOST_SHOWN:
         print(f"  …\n  {rows[-1].name}")
+    print_calls(batch, rows, options)
     print("dry run: nothing was written or submitted")
     return 0
+
+
+def print_calls(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> None:
+    """Each call of sbatch that would bring these rows to Slurm."""
+    if options.script == LOCAL or not rows:
+        return
+    copies = frozen_copies(batch.path)
+    is_new = options.refreeze or not copies
+    code = ROOT if options.live else next_copy(batch.path) if is_new else copies[-1]
+    for command in Submission(batch, slurm_options(options, code)).planned(rows):
+        print(f"  {shlex.join(command)}")
 
 
 def overwrite(batch: Batch, options: argparse.Namespace) -> None:
@@ -244,7 +273,7 @@ def retry(options: argparse.Namespace) -> int:
         broken = mend(batch, options)
         if not options.dry_run:
             settle(batch, options)
-        statuses = row_statuses(batch, ask_queue(batch))
+        statuses = row_statuses(batch, ask_queue_or_warn(batch, options))
         chosen = [s for s in statuses if s.state in REPEATED and s.row.name not in broken]
         if options.only:
             chosen = [s for s in chosen if {s.state, s.kind} & set(options.only)]
@@ -255,14 +284,27 @@ def retry(options: argparse.Namespace) -> int:
             print("nothing to run again")
             return int(bool(broken))
         is_older = is_code_older(batch, options)
+        rows = [status.row for status in chosen]
         if options.dry_run:
+            print_calls(batch, rows, options)
             print("dry run: nothing was submitted")
             return 0
         question = f"run {count_rows(len(chosen))} again?"
         if is_older:
             question += " y: with the frozen code; r: with the code as it is now (--refreeze)."
         options.refreeze |= confirm(question, options, is_older=is_older) == "r"
-        return start(batch, [status.row for status in chosen], options) or int(bool(broken))
+        return start(batch, rows, options) or int(bool(broken))
+
+
+def ask_queue_or_warn(batch: Batch, options: argparse.Namespace) -> dict[str, QueuedJob] | None:
+    """A dry run goes on without Slurm's word."""
+    try:
+        return ask_queue(batch)
+    except UserError as error:
+        if not options.dry_run:
+            raise
+        logger.warning("{}; what waits or runs there is shown as lost or unstarted", error)
+        return None
 
 
 def use_last_script(batch: Batch, options: argparse.Namespace) -> None:
@@ -323,19 +365,7 @@ def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int
         if told_round:
             wait_until_sent(start_sending("digest", batch.path, told_round))
         return exit_code
-    script = Path(os.path.abspath(options.script))
-    wanted = Options(
-        script=script,
-        script_as_named=options.script,
-        extra=options.extra,
-        code=code,
-        python=sys.executable,
-        is_array=not options.no_array,
-        pack=options.pack,
-        max_running=options.max_running,
-        after=options.after,
-        patience=options.patience,
-    )
+    wanted = slurm_options(options, code)
     with tqdm(total=len(rows), unit="row", disable=not sys.stderr.isatty(), leave=False) as bar:
         submission = Submission(batch, wanted, progress=bar.update)
         try:
@@ -349,6 +379,21 @@ def start(batch: Batch, rows: Sequence[Row], options: argparse.Namespace) -> int
     print(f"submitted {count_rows(len(rows))} as {len(jobs)} job{'s' * (len(jobs) > 1)}: {numbers}")
     print(report_command(batch))
     return 0
+
+
+def slurm_options(options: argparse.Namespace, code: Path) -> Options:
+    return Options(
+        script=Path(os.path.abspath(options.script)),
+        script_as_named=options.script,
+        extra=options.extra,
+        code=code,
+        python=sys.executable,
+        is_array=not options.no_array,
+        pack=options.pack,
+        max_running=options.max_running,
+        after=options.after,
+        patience=options.patience,
+    )
 
 
 def start_here(batch: Batch, rows: Sequence[Row], options: argparse.Namespace, code: Path) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shlex
 import shutil
 import subprocess
 import sys
@@ -92,9 +93,9 @@ def test_all_mistakes_are_shown_at_once_and_nothing_is_written(fork, capsys):
         "parameters: {model: linaer, base_lr: [1, fast, quick], bathc_size: 3, optim_alg: sgdd}\n"
     )
     before = listing(fork)
-    message = run("job.yaml", "-s", "none.sh", code=2, capsys=capsys)
+    message = run("job.yaml", "-s", "part.txt", code=2, capsys=capsys)
     lines = message.splitlines()
-    assert "-s none.sh: No such file" in lines[0]
+    assert "-s part.txt: no script" in lines[0]
     assert "output_dir" in lines[1]
     assert "not a folder" in lines[1]
     text = "\n".join(lines[2:])
@@ -130,6 +131,11 @@ def test_all_mistakes_are_shown_at_once_and_nothing_is_written(fork, capsys):
         (["-r", "results/none", "-s", "local"], "results/none: no such folder"),
         (["job.yaml", "-s", "part.txt"], "no script"),
         (["job.yaml", "-s", "."], "-s .: Is a directory"),
+        (["job.yaml", "-s", "locl"], "-s locl: No such file or directory; did you mean 'local'?"),
+        (["job.yaml", "-s", "quik.sh"], "did you mean 'quick.sh'?"),
+        (["job.yaml", "-r", "-s", "local"], "-r: job.yaml is a file, expected the folder of a"),
+        ([".", "-s", "local"], ".: is a folder; -r runs what is not done in it again"),
+        (["-r", "-s", "local"], "either a job file or -r"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -154,6 +160,83 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(fork, options, cap
     run("-r", str(today()), "-d", capsys=capsys)
     run("job.yaml", *options, "-d", capsys=capsys)
     assert listing(fork) == before
+
+
+def test_a_script_that_is_not_there_is_answered_before_rows_are_checked(monkeypatch, capsys):
+    monkeypatch.setattr(submit_multiple, "check_rows", lambda rows: 1 / 0)
+    message = run("job.yaml", "-s", "locl", code=2, capsys=capsys)
+    assert message == "-s locl: No such file or directory; did you mean 'local'?\n"
+
+
+@pytest.mark.usefixtures("names_are_right")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["BATCH", "-r", "-s", "local"],
+        ["BATCH", "--rerun", "-s", "local"],
+        ["--rerun", "BATCH"],
+        ["-r", "-s", "local", "BATCH"],
+    ],
+    ids=" ".join,
+)
+def test_a_batch_runs_again_in_all_forms_that_people_type(arguments, capsys):
+    run("job.yaml", "-s", "local", capsys=capsys)
+    (open_batch(today()).rows[1].folder / "done").unlink()
+    arguments = [str(today()) if a == "BATCH" else a for a in arguments]
+    assert "dry run: nothing was submitted" in run(*arguments, "--dry_run", capsys=capsys)
+    assert ran(today()) == [1, 1]
+    run(*arguments, "-y", capsys=capsys)
+    assert ran(today()) == [1, 2]
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_without_slurm_a_dry_run_prints_the_calls_of_sbatch(fork, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "no sbatch" in run("job.yaml", "-s", "quick.sh", code=2, capsys=capsys)
+    before = listing(fork)
+    options = ["-s", "quick.sh", "-d", "--max_running", "3", "--", "-p", "long"]
+    calls = sbatch_calls(run("job.yaml", *options, capsys=capsys))
+    assert calls == [
+        [
+            "sbatch",
+            "--parsable",
+            f"--job-name=000-001_{today().name}",
+            f"--chdir={today() / 'code'}",
+            f"--output={today()}/submissions/001-XXXX/%a/job.log",
+            f"--error={today()}/submissions/001-XXXX/%a/job.log",
+            "--open-mode=append",
+            "-p",
+            "long",
+            "--array=0-1%3",
+            f"{today()}/submissions/001-XXXX.sh",
+        ]
+    ]
+    calls = sbatch_calls(run("job.yaml", "-s", "quick.sh", "-d", "--no-array", capsys=capsys))
+    assert [call[-1] for call in calls] == [
+        f"{today()}/{number:03d}_{today().name}+base_lr={lr}/spec.yaml"
+        for number, lr in enumerate("12")
+    ]
+    assert {call[-2] for call in calls} == {str(fork / "quick.sh")}
+    assert listing(fork) == before
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_without_slurm_a_dry_run_says_what_would_run_again(monkeypatch, capsys):
+    run("job.yaml", "-s", "local", capsys=capsys)
+    rows = open_batch(today()).rows
+    journal = Journal(today() / "submissions")
+    call = journal.begin([row.name for row in rows], pack=1, script="quick.sh", extra=[])
+    journal.accepted(call, "1")
+    (rows[1].folder / "done").unlink()
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "cannot be asked" in run("-r", str(today()), "-s", "local", code=2, capsys=capsys)
+    output = run("-r", str(today()), "-s", "quick.sh", "-d", capsys=capsys)
+    ((*_, array, script),) = sbatch_calls(output)
+    assert (array, script) == ("--array=0-0", f"{today()}/submissions/002-XXXX.sh")
+
+
+def sbatch_calls(output: str) -> list[list[str]]:
+    return [shlex.split(line) for line in output.splitlines() if line.startswith("  sbatch ")]
 
 
 # ---- A batch that was moved, copied or damaged -------------------------------------------

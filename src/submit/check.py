@@ -61,12 +61,11 @@ QUESTIONS = {
 def check_slurm(
     script: str, extra: Sequence[str], *, after: str | None, is_array: bool
 ) -> list[str]:
-    """What Slurm, or its absence, would make of the script and the options of sbatch."""
+    """What Slurm would make of the script and the options of sbatch."""
     if script == LOCAL:
         return []
     errors = errors_of(partial(slurm.check_script, Path(script), script, is_array=is_array))
     errors += errors_of(slurm.check_extra, extra)
-    errors += errors_of(slurm.check_installed)
     return errors + (errors_of(slurm.check_job, after) if after else [])
 
 

@@ -1,5 +1,6 @@
 """Bring rows to Slurm: one array, or several where the cluster's limits ask for it."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,6 +84,24 @@ class Submission:
             self.progress(len(chunk))
         return self.jobs
 
+    def planned(self, rows: Sequence[Row]) -> list[list[str]]:
+        """The calls of sbatch that submit() would make; where Slurm does not tell its limits, as
+        if there were none. Scripts that are not written yet are 001-XXXX.sh."""
+        if not self.options.is_array:
+            return [self._single(row) for row in rows]
+        try:
+            most = max(1, min(read_limits()))
+        except NoSlurm:
+            most = len(rows)
+        size, previous = most * self.options.pack, self._last_array()
+        commands: list[list[str]] = []
+        for start in range(0, len(rows), size):
+            number = max(self.journal.calls, default=0) + 1 + len(commands)
+            script = Path(os.path.realpath(self.journal.folder), f"{number:03d}-XXXX.sh")
+            commands.append(self._array_command(rows[start : start + size], script, previous))
+            previous = f"JOB{number}" if self.options.max_running else None
+        return commands
+
     def _most_tasks(self) -> int:
         """How many tasks one call may have: an index is below MaxArraySize."""
         if not self.options.is_array:
@@ -131,17 +150,21 @@ class Submission:
         options, script = self.options, script_of(call, self.journal)
         folder, copy = script.with_suffix(""), script.with_suffix(".script")
         copy.write_bytes(options.script.read_bytes())  # sbatch takes a copy as well
-        num_tasks = self._link(folder, rows)
+        self._link(folder, rows)
         told = variables(options, copy)
         script.write_text(array_script(copy, folder, told, pack=options.pack))
+        return self._array_command(rows, script, self._last_array())
+
+    def _array_command(self, rows: Sequence[Row], script: Path, previous: str | None) -> list[str]:
+        options, num_tasks = self.options, -(-len(rows) // self.options.pack)
         names = [row.name.partition("_")[0] for row in (rows[0], rows[-1])]
         throttle = f"%{options.max_running}" if options.max_running else ""
         arguments = sbatch_arguments(
             options.code,
             options.extra,
             name=f"{names[0]}-{names[1]}_{self.batch.path.name}",
-            log=f"{literal(folder)}/%a/job.log",
-            dependency=":".join(filter(None, [options.after, self._last_array()])),
+            log=f"{literal(script.with_suffix(''))}/%a/job.log",
+            dependency=":".join(filter(None, [options.after, previous])),
         )
         return [*arguments, f"--array=0-{num_tasks - 1}{throttle}", str(script)]
 
@@ -150,19 +173,18 @@ class Submission:
         calls = [c for c in self.journal.calls.values() if c.is_array and c.state == ACCEPTED]
         return calls[-1].job if self.options.max_running and calls else None
 
-    def _link(self, folder: Path, rows: Sequence[Row]) -> int:
-        """NNN/K -> the row of task K, or a folder of links to its rows; how many tasks."""
+    def _link(self, folder: Path, rows: Sequence[Row]) -> None:
+        """NNN/K -> the row of task K, or a folder of links to its rows."""
         folder.mkdir()
         pack = self.options.pack
         if pack == 1:
             for task, row in enumerate(rows):
                 (folder / str(task)).symlink_to(f"../../{row.name}")
-            return len(rows)
+            return
         for number, row in enumerate(rows):
             beside = folder / str(number // pack)
             beside.mkdir(exist_ok=True)
             (beside / row.name).symlink_to(f"../../../{row.name}")
-        return -(-len(rows) // pack)
 
     def _sbatch(self, command: list[str], call: Call) -> str | None:
         """The job's number; None where the journal has it already. Tries again while it may."""
