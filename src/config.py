@@ -48,6 +48,8 @@ class Config(TrackerKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seed
 
     def __post_init__(self) -> None:
         """Contradictions between keys."""
+        if self.output_dir == "":
+            raise bad_value("output_dir", "", "a folder, or null: nothing is written")
         if "train" not in self.data_splits_map:
             raise bad_value("data_splits_map", self.data_splits_map, "a split named 'train'")
         if self.batch_size % self.grad_accum_steps:
@@ -106,15 +108,34 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     Another dataset makes the file's found keys void. Raises UserError, one line a mistake.
     """
-    values = read_yaml_file(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected lines of the form `key: value`")
+    return make_config(read_values(path, overrides))
+
+
+def read_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The keys that load_config is given, as they stand there."""
+    values = _read_mapping(path)
     if "parameters" in values:
         raise UserError(f"{path}: is a job file: python submit_multiple.py {path} -s local")
     changes = parse_overrides(overrides)
     if changes.get("dataset", values.get("dataset")) != values.get("dataset"):
         values = {key: value for key, value in values.items() if key not in FOUND_IN_DATA}
-    return make_config({**values, **changes})
+    return {**values, **changes}
+
+
+def read_saved_config(path: Path) -> Config:
+    """The Config that save_config has written. Raises UserError, which names the file."""
+    try:
+        return make_config(_read_mapping(path))
+    except UserError as error:
+        words = str(error)
+        raise UserError(words if words.startswith(str(path)) else f"{path}: {words}") from None
+
+
+def _read_mapping(path: str | Path) -> dict[Any, Any]:
+    values = read_yaml_file(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected lines of the form `key: value`")
+    return values
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

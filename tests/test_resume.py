@@ -430,7 +430,7 @@ def cfg_main(tmp_path):
 def test_what_a_kill_has_left_half_written_is_removed(digits, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     torn = [".stats.csv.123", ".status.json.7", "checkpoints/.best.pt.99"]
-    for name in torn:
+    for name in [*torn, "spec.yaml"]:
         (tmp_path / "run" / name).write_text("half")
     (tmp_path / "run" / ".mine").write_text("kept")
     run_experiment(digits(save_best_checkpoint=True))
@@ -558,6 +558,17 @@ def test_only_the_newest_checkpoints_are_kept(digits, tmp_path):
     run_experiment(digits(train_length=5, save_freq=1, keep_checkpoints=2))
     found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert found == ["epoch_0004.pt", "epoch_0005.pt"]
+
+
+def test_weights_of_others_are_not_counted_among_them(digits, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (tmp_path / "run" / "spec.yaml").touch()
+    others = {"epoch_mine.pt", "epoch_1_000.pt", "epoch_0001_better.pt", "epoch_1.pt"}
+    for name in others:
+        (folder / name).touch()
+    run_experiment(digits(save_freq=1, keep_checkpoints=1))
+    assert {file.name for file in folder.iterdir()} == others | {"epoch_0002.pt"}
 
 
 def test_the_state_of_a_finished_run_is_one_file_or_none(digits, tmp_path):

@@ -4,6 +4,7 @@ What a run goes on from is another matter: src/engine/state.py.
 """
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def prune(path: Path | None, *, keep: int | None) -> None:
     """Of the epoch_NNNN.pt beside path, only the newest `keep` stay; None: all."""
     if path is None or keep is None:
         return
-    files = sorted(path.parent.glob("epoch_*.pt"), key=lambda p: int(p.stem.split("_")[1]))
+    files = [file for file in path.parent.iterdir() if re.fullmatch(r"epoch_\d{4,}\.pt", file.name)]
+    files.sort(key=lambda file: int(file.stem.split("_")[1]))
     for old in files[:-keep]:
         old.unlink(missing_ok=True)

@@ -46,6 +46,8 @@ class Claim:
     def take(self) -> None:
         with _one_at_a_time(self.path.parent):
             while not self._create():
+                if self.path.is_symlink():  # to nothing, it would be neither made nor read
+                    raise UserError(f"output_dir: {self.path} is a link, no file; delete it")
                 if (other := self._read()) is None:
                     continue  # released this very moment
                 if self._lives(other):
@@ -113,12 +115,12 @@ class Claim:
             return {**json.loads(identity), "beat": beat}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return {"token": None, "beat": None, "host": "an unknown machine"}
 
     def _lives(self, other: dict[str, Any]) -> bool:
         if other.get("machine") == self.identity["machine"]:
-            return began(other.get("pid")) == other["began"] is not None
+            return began(other.get("pid")) == other.get("began") is not None
         logger.warning(
             "a process on {} ran here: waiting up to {:.0f} s to see whether it still does",
             other.get("host"),
@@ -130,7 +132,7 @@ class Claim:
             now = self._read()
             if now is None:
                 return False
-            if (now["token"], now["beat"]) != (other["token"], other["beat"]):
+            if (now.get("token"), now["beat"]) != (other.get("token"), other["beat"]):
                 return True
         return False
 
@@ -139,7 +141,7 @@ class Claim:
         aside = self.path.with_name(f".claim.lapsed.{self.identity['token']}")
         with suppress(FileNotFoundError):  # another challenger was faster
             os.rename(self.path, aside)
-            if (self._read(aside) or {}).get("token") != dead["token"]:
+            if (self._read(aside) or {}).get("token") != dead.get("token"):
                 with suppress(FileExistsError):
                     os.link(aside, self.path)
             aside.unlink()

@@ -29,6 +29,10 @@ class Cost:
     core_seconds: float = 0.0
     gpu_seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(seconds, int | float) for seconds in asdict(self).values()):
+            raise TypeError("seconds are numbers")  # a damaged status.json
+
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.core_seconds + other.core_seconds, self.gpu_seconds + other.gpu_seconds)
 
@@ -92,12 +96,14 @@ def read_account(status: Mapping[str, Any]) -> Account:
             _attempt(waiting) if waiting else None,
             _attempt(facts["current"]),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return Account()
 
 
 def _attempt(facts: Mapping[str, Any]) -> Attempt:
-    return Attempt(Cost(**facts["cost"]), facts["first_step"], facts["step"])
+    first_step = facts["first_step"]
+    first_step = None if first_step is None else int(first_step)
+    return Attempt(Cost(**facts["cost"]), first_step, int(facts["step"]))
 
 
 class Meter:

@@ -15,6 +15,7 @@ from src.files import write_atomically
 ROOT = Path(__file__).parents[2]
 DIFF = "uncommitted.diff"
 FROZEN = "frozen.json"  # in a copy of the code that a batch runs from
+KINDS = {"packages": dict, "machine": dict, "earlier_attempts": list}  # in provenance.json
 LONGEST_DIFF = 5_000_000  # bytes; a larger one holds data, not code
 
 
@@ -55,11 +56,15 @@ def write_provenance(folder: Path) -> list[str]:
 
 
 def _earlier(folder: Path) -> dict[str, Any] | None:
+    """None where there is none, or a damaged one."""
     try:
         facts = json.loads((folder / "provenance.json").read_text())
-        return facts if isinstance(facts, dict) else None
-    except (OSError, ValueError):
+        parts = [(facts.get(key, kind()), kind) for key, kind in KINDS.items()]
+        names = facts.get("packages", {}).values()
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
+    is_whole = all(isinstance(part, kind) for part, kind in parts)
+    return facts if is_whole and all(isinstance(name, str) for name in names) else None
 
 
 def _differences(facts: dict[str, Any], before: dict[str, Any]) -> list[str]:

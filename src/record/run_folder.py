@@ -21,15 +21,14 @@ done             what ended the run, and why; there only if it ended by itself
 import json
 import os
 import platform
-import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import count
+from math import isfinite
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -38,7 +37,7 @@ from typing import Any
 import pandas as pd
 from loguru import logger
 
-from src.config import Config, make_config, save_config
+from src.config import Config, read_saved_config, save_config
 from src.files import write_atomically
 from src.limits import THIS_PROCESS, Uses
 from src.names import UserError
@@ -46,11 +45,17 @@ from src.record.claim import Claim
 from src.record.console import Log
 from src.record.costs import Meter
 from src.record.machine_use import MachineUse
+from src.record.own_files import (
+    check_run_folder,
+    remove_if_empty,
+    remove_torn,
+    remove_tracked,
+    results_in,
+)
 from src.record.provenance import slurm_job, write_provenance
 from src.record.same_run import OtherRun, is_longer
 from src.record.trackers.build import tracker_names
 from src.record.trackers.senders import Senders
-from src.yaml_files import read_yaml_file
 
 SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more than they
 CARRIED = ("step", "num_steps", "progress", "epoch", "seconds_before")  # from attempt to attempt
@@ -102,23 +107,30 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         if self.path:
             self._take()
-        self.log = Log(
-            self.log_path,
-            to_terminal=self.log_to_terminal,
-            may_write=self.claim.holds if self.claim else None,
-            rank=self.rank,
-        )
         try:
             self.state |= {"host": platform.node(), "job": slurm_job(), "started": _now()}
             self._begin_attempt()
-        except BaseException:
-            self.__exit__(*sys.exc_info())
+            self.log = Log(
+                self.log_path,
+                to_terminal=self.log_to_terminal,
+                may_write=self.claim.holds if self.claim else None,
+                rank=self.rank,
+            )
+        except BaseException as error:
+            if self.claim:
+                self.claim.release()
+            if self.path and isinstance(error, OSError):
+                raise _cannot_write(self.path, error) from None
             raise
+        if self.path:
+            where = f" of job {self.state['job']}" if self.state["job"] else ""
+            logger.info("attempt {} on {}{}", self.state["attempt"], self.state["host"], where)
         return self
 
     def _take(self) -> None:
         """Make the folder ours, or refuse."""
         assert self.path
+        check_run_folder(self.path)
         _make_folder(self.path)
         self.claim = Claim(self.path)
         try:
@@ -130,12 +142,10 @@ class RunFolder:
             raise UserError(
                 f"output_dir: {self.path} holds a finished run; choose another or delete it"
             )
-        for folder in (self.path, self.path / "checkpoints"):
-            for torn in folder.glob(".*"):  # of a run that was killed while it wrote
-                if re.fullmatch(r"\.(?!claim).+\.\d+", torn.name):
-                    torn.unlink(missing_ok=True)
+        remove_torn(self.path)
 
     def _begin_attempt(self) -> None:
+        """The status comes before other files: it is what shows that they are ours."""
         if not self.path:
             return
         self.earlier_status, earlier = _read_status(self.path)
@@ -143,12 +153,7 @@ class RunFolder:
         self.state["attempt"] = earlier.get("attempt", 0) + 1
         self.meter = Meter(earlier)
         self.state["seconds_to_start"] = round(self.meter.start_up, 2)
-        where = f" of job {self.state['job']}" if self.state["job"] else ""
-        logger.info("attempt {} on {}{}", self.state["attempt"], self.state["host"], where)
-        try:
-            self._write_status()
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
+        self._write_status()
 
     def __exit__(
         self,
@@ -227,9 +232,9 @@ class RunFolder:
             self._put_earlier_run_aside()
         spec = self.path / "spec.yaml"
         try:
-            is_asked_before = spec.exists() and make_config(read_yaml_file(spec)) == asked
+            is_asked_before = _is_asked(spec, asked)
             if not is_continued and not (is_asked_before and has_seeds(asked)):
-                shutil.rmtree(self.path / "trackers", ignore_errors=True)  # to them it is another
+                remove_tracked(self.path)  # to them it is another
             if not is_asked_before:
                 save_config(asked, spec)
             save_config(in_force, self.path / "config.yaml")
@@ -262,34 +267,28 @@ class RunFolder:
         """The stats and weights of a run that this one does not continue go to earlier-1, or the
         next free number. What a run has left that came to neither is removed."""
         assert self.path
-        of_run = ["stats.csv", "curves.png", "trace.json.gz", *self._system_files()]
-        is_worth_keeping = (self.path / "stats.csv").exists() or any(
-            (self.path / "checkpoints").glob("*")
-        )
+        left = results_in(self.path)
         try:
-            if not is_worth_keeping:
-                for name in of_run:
-                    (self.path / name).unlink(missing_ok=True)
+            if not any(name.parent.name or name.name == "stats.csv" for name in left):
+                for name in left:
+                    (self.path / name).unlink()
                 return
             earlier = next(
                 folder
                 for number in count(1)
                 if not (folder := self.path / f"earlier-{number}").exists()
             )
-            earlier.mkdir()
-            for name in (*of_run, "checkpoints", "config.yaml"):
+            for name in (*left, Path("config.yaml")):
                 if (self.path / name).exists():
-                    (self.path / name).rename(earlier / name)
+                    (earlier / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.move(self.path / name, earlier / name)
+            remove_if_empty(self.path / "checkpoints")
         except OSError as error:
             raise _cannot_write(self.path, error) from None
         logger.warning(
             "no saved state: the run starts from scratch; its earlier results are now in {}",
             earlier,
         )
-
-    def _system_files(self) -> list[str]:
-        assert self.path
-        return [file.name for file in self.path.glob("system*.csv")]
 
     def save_stats(self, frame: pd.DataFrame) -> None:
         """A disk that is full is reported; the file of before stays, and the run goes on."""
@@ -357,19 +356,33 @@ class RunFolder:
             write_atomically(path / "status.json", text, durable=False)
 
 
+def _is_asked(spec: Path, asked: Config) -> bool:
+    """Whether spec.yaml asks for the same; a damaged one does not."""
+    try:
+        return spec.exists() and read_saved_config(spec) == asked
+    except UserError:
+        return False
+
+
 def has_seeds(asked: Config) -> bool:
     """Whether a run that begins anew does again what it has done."""
     return asked.seed_model is not None and asked.seed_training is not None
 
 
 def _read_status(folder: Path) -> tuple[str, dict[str, Any]]:
-    """(text, content) of an earlier attempt's; ('', {}) where there is none, or a torn one."""
+    """(text, content) of an earlier attempt's; ('', {}) where there is none, or a damaged one."""
     try:
         text = (folder / "status.json").read_text()
         status = json.loads(text)
-        return (text, status) if isinstance(status.get("attempt", 0), int) else ("", {})
-    except (OSError, ValueError, AttributeError):
+        numbers = [status.get(key, 0) for key in ("attempt", *CARRIED)]
+    except (OSError, ValueError, AttributeError, RecursionError):
         return "", {}
+    is_whole = isinstance(numbers[0], int) and all(map(_is_number, numbers))
+    return (text, status) if is_whole else ("", {})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and isfinite(value))
 
 
 def _make_folder(path: Path) -> None:
@@ -377,6 +390,8 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from None
+    except ValueError as error:  # a zero byte in it
+        raise UserError(f"output_dir: cannot write to {str(path)!r}: {error}") from None
     if not os.access(path, os.W_OK):
         raise UserError(f"output_dir: cannot write to {path}: permission denied")
 

@@ -1,6 +1,7 @@
 """Whether a configuration asks for the run that a folder holds, for more of it, or for another."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import Any
 
 from loguru import logger
 
-from src.config import FOUND_IN_DATA, KEYS, Config, make_config
+from src.config import FOUND_IN_DATA, KEYS, Config, make_config, read_saved_config
 from src.durations import Timeline
 from src.names import UserError
-from src.yaml_files import read_yaml_file
+from src.record.own_files import is_run_folder
 
 # Keys that say how to run, not what: they may differ from those of an earlier attempt. At most
 # they change rounding, or how soon a divergence is seen.
@@ -122,7 +123,8 @@ def _finished_folder(config: Config) -> Path | None:
     if not config.output_dir:
         return None
     folder = Path(config.output_dir)
-    return folder if all((folder / name).exists() for name in ("done", "stats.csv")) else None
+    is_ended = all(os.path.isfile(folder / name) for name in ("done", "stats.csv"))
+    return folder if is_ended and is_run_folder(folder) else None
 
 
 def _reached_its_length(folder: Path) -> bool:
@@ -134,7 +136,7 @@ def _done(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / "done").read_text())
         return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):  # older experiments leave it empty
+    except (OSError, ValueError, RecursionError):  # older experiments leave it empty
         return {}
 
 
@@ -142,6 +144,8 @@ def _configs_of_state(saved: Mapping[str, Any]) -> list[Config]:
     """[in force, asked] of a saved run."""
     try:
         return [make_config(saved["in_force"]), make_config(saved["asked"])]
+    except (TypeError, LookupError, AttributeError):
+        raise OtherRun("the saved run says nothing of its configuration") from None
     except UserError as error:
         raise OtherRun(f"the saved run is of other code: {error}") from None
 
@@ -154,8 +158,5 @@ def _configs_of(folder: Path) -> list[Config]:
     configs = []
     for name in ("spec.yaml", "config.yaml"):
         if (folder / name).exists():
-            try:
-                configs.append(make_config(read_yaml_file(folder / name)))
-            except UserError as error:
-                raise UserError(f"{folder / name}: {error}") from None
+            configs.append(read_saved_config(folder / name))
     return configs

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from loguru import logger
 
-from src.config import make_config, save_config
+from src.config import load_config, make_config, save_config
 from src.files import write_atomically
 from src.names import UserError
+from src.record import claim
 from src.record.run_folder import RunFolder
 from src.record.same_run import is_finished
 from src.record.stats import Stats, read_stats, summary
@@ -163,3 +164,57 @@ def test_warnings_reach_the_terminal_and_other_lines_only_if_asked(tmp_path, cap
         out, err = capsys.readouterr()
         assert ("fetching" in out + err, "quiet" in out + err) == (True, asked)
     assert (tmp_path / "training.log").read_text().count("quiet") == 2
+
+
+NONSENSE = ["", "garbage", "[1]", "5", "{}", "null", "[" * 100_000, "\ud800"]
+NONSENSE_OF = {
+    "status.json": [
+        '{"attempt": "x"}',
+        '{"attempt": 1, "step": "x", "progress": []}',
+        '{"attempt": 1, "step": 1e999}',
+        '{"cost": 5}',
+        json.dumps(
+            {"cost": {"before": {"core_seconds": "x"}, "lost": {}, "waiting": None}}
+            | {"cost_of": 1}
+        ),
+        json.dumps(
+            {
+                "cost": {
+                    "before": {"core_seconds": "x"},
+                    "lost": {},
+                    "waiting": {"cost": {"gpu_seconds": []}, "first_step": "a", "step": []},
+                    "current": {"cost": {}, "first_step": "a", "step": None},
+                }
+            }
+        ),
+    ],
+    "provenance.json": [
+        '{"packages": 5}',
+        '{"machine": [1], "packages": {}}',
+        '{"earlier_attempts": 5}',
+        '{"packages": {"torch": [1]}}',
+    ],
+    "spec.yaml": ["[1]", "model: [", "modle: linear", "\0"],
+    "claim": ['0\n{"machine": "MACHINE"}', '0\n{"pid": "x"}'],
+}
+CASES = [
+    (name, text)
+    for name in ("status.json", "provenance.json", "spec.yaml", "claim")
+    for text in NONSENSE + NONSENSE_OF[name]
+]
+
+
+@pytest.mark.parametrize(("name", "text"), CASES, ids=lambda x: x[:30])
+def test_a_damaged_file_of_its_own_does_not_keep_a_run_from_beginning(
+    tmp_path, monkeypatch, name, text
+):
+    monkeypatch.setattr(claim, "SECONDS_TO_LAPSE", 0.1)
+    text = text.replace("MACHINE", claim.Claim(tmp_path).identity["machine"])
+    (tmp_path / "status.json").write_text("{}")
+    (tmp_path / name).write_bytes(text.encode(errors="surrogatepass"))
+    asked = make_config({})
+    with RunFolder(str(tmp_path)) as folder:
+        folder.start(asked, asked, is_continued=name != "spec.yaml", facts=dict)
+    assert load_config(tmp_path / "spec.yaml") == asked
+    assert json.loads((tmp_path / "status.json").read_text())["attempt"] >= 1
+    assert json.loads((tmp_path / "provenance.json").read_text())["packages"]
