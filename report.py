@@ -34,7 +34,6 @@ from src.submit.progress import (
     chosen_batches,
     cost_in_words,
     reports,
-    seconds_left,
 )
 from src.submit.status import STATES, RowStatus
 
@@ -220,7 +219,7 @@ def counts_table(report: Report) -> Table:
 def time_left(report: Report) -> str | None:
     """None where nothing goes on."""
     goes_on = report.counts["running"] + report.counts["queued"]
-    return duration(seconds_left(report.statuses)) if goes_on else None
+    return duration(report.seconds_left) if goes_on else None
 
 
 def best_table(report: Report) -> Padding:
@@ -256,7 +255,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "counts": {state: report.counts[state] for state in STATES},
         "diverged": report.num_diverged,
         "progress": report.progress,
-        "seconds_left": seconds_left(report.statuses),
+        "seconds_left": report.seconds_left,
         "cost": asdict(report.cost),
         "wasted": asdict(report.wasted),
         "queue_unknown": report.is_queue_unknown,

@@ -18,6 +18,7 @@ from report import duration
 from src.config import Config, save_config
 from src.names import UserError
 from src.notify.digest import report_of, title_of
+from src.processes import began
 from src.submit import progress
 from src.submit.folders import Row, open_batch
 from src.submit.journal import Journal
@@ -394,9 +395,13 @@ def running(progress: float, seconds: float | None, left: float | None) -> dict:
         ([DONE], 0),
         ([DONE, {"state": "failed"}], 0),
         ([running(0.5, 50, 50), running(0.2, 10, 80)], 80),  # nobody waits: the slowest
-        ([DONE, running(0.5, 50, 50), running(0.5, 50, 50), *[QUEUED] * 3], 100 * 4 / 2),
-        ([running(0.5, 50, 70), QUEUED], 120 * 1.5),  # none is done: as they expect
-        ([DONE, running(0.5, 50, 900), QUEUED], 900),  # not before the slowest
+        ([DONE, running(0.5, 50, 50), running(0.5, 50, 50), *[QUEUED] * 3], 50 + 100 + 100),
+        ([running(0.5, 50, 70), QUEUED], 70 + 120),  # none is done: as they expect
+        ([DONE, running(0.5, 50, 900), QUEUED], 900 + (100 + 950) / 2),  # nor those that run long
+        ([DONE, running(0.1, 50, 900)], 900),
+        ([DONE, running(0.01, 50, 900)], 50),  # a first step tells little
+        ([DONE, running(0.0, 30, None)], 70),  # it starts
+        ([DONE, running(1.0, 90, 0.0)], 10),  # it ends
         ([DONE, running(0.5, 50, 50), QUEUED | {"progress": 0.75}], 100 * 0.75),  # goes on
         ([DONE, running(0.0, None, None), QUEUED], 100 * 2),
         ([running(0.0, None, None), QUEUED], None),
@@ -405,6 +410,116 @@ def running(progress: float, seconds: float | None, left: float | None) -> dict:
 )
 def test_time_left(facts, expected):
     assert seconds_left(rows(*facts)) == expected
+
+
+def test_of_slots_that_a_row_has_just_left_the_next_one_takes_hold():
+    statuses = rows(DONE, running(0.5, 50, 50), QUEUED, QUEUED)
+    assert seconds_left(statuses, num_slots=2) == 150
+    assert seconds_left(rows(DONE, QUEUED, QUEUED), num_slots=2) == 100
+
+
+# jobs/digits-example.yaml on a machine of two cores that others used as well: seconds from the
+# beginning of the batch to that of a process; from there until the run had its folder; what its
+# status said at which moments (when, progress, seconds left); when it was done, when it had ended.
+RECORDED = [
+    (0.0, 15.2, [(30.1, 0.04, 35.1), (32.1, 0.96, 0.2)], 32.3, 42.0),
+    (0.0, 16.6, [(31.2, 0.04, 44.0), (33.2, 0.88, 0.6)], 33.5, 42.6),
+    (42.0, 21.0, [(75.5, 0.04, 37.5), (77.6, 0.96, 0.2)], 77.7, 86.9),
+    (42.6, 20.9, [(75.7, 0.04, 37.1), (77.7, 0.95, 0.2)], 77.9, 87.2),
+    (86.9, 15.8, [(112.6, 0.04, 31.7)], 114.6, 122.8),
+    (87.2, 15.0, [(111.9, 0.04, 34.4)], 113.7, 121.5),
+    (121.5, 14.3, [(146.7, 0.04, 38.8)], 148.8, 156.9),
+    (122.8, 13.8, [(145.8, 0.04, 24.2), (147.9, 1.0, 0.0)], 148.0, 156.1),
+    (156.1, 15.5, [(183.1, 0.04, 27.4), (185.1, 0.83, 0.6)], 185.6, 194.3),
+    (156.9, 15.1, [(184.0, 0.04, 36.1), (186.0, 1.0, 0.0)], 186.1, 195.9),
+    (194.3, 16.7, [(222.3, 0.04, 36.9), (224.3, 0.9, 0.4)], 224.6, 233.2),
+    (195.9, 16.6, [(223.2, 0.04, 30.1), (225.3, 0.79, 0.9)], 225.9, 234.9),
+    (233.2, 15.2, [(258.2, 0.17, 6.1), (260.4, 1.0, 0.0)], 260.5, 267.8),
+    (235.0, 14.5, [(259.0, 0.17, 5.6)], 261.1, 269.0),
+    (267.8, 14.9, [(294.8, 0.17, 9.2), (297.0, 1.0, 0.0)], 297.1, 305.1),
+    (269.0, 15.4, [(296.8, 0.17, 8.0), (299.1, 1.0, 0.0)], 299.2, 307.2),
+    (305.1, 17.6, [(337.4, 0.17, 9.2), (339.5, 0.83, 0.8)], 340.0, 348.3),
+    (307.2, 17.2, [(339.3, 0.17, 9.9), (341.4, 0.83, 0.8)], 342.0, 349.9),
+    (348.3, 16.0, [(376.0, 0.17, 7.9)], 378.1, 385.1),
+    (349.9, 16.8, [(377.7, 0.17, 7.4), (379.8, 1.0, 0.0)], 379.9, 386.7),
+    (385.1, 14.3, [(408.4, 0.17, 7.6), (410.5, 0.83, 0.7)], 411.2, 419.5),
+    (386.7, 13.2, [(408.8, 0.17, 7.8), (410.8, 0.8, 0.9)], 411.6, 420.0),
+    (419.5, 18.4, [(452.5, 0.17, 10.2), (454.6, 0.67, 2.1)], 455.8, 465.5),
+    (420.0, 18.9, [(450.7, 0.17, 9.9), (453.0, 0.8, 1.1)], 453.8, 463.7),
+]
+
+
+def test_after_a_quarter_of_a_grid_the_time_left_is_known(tmp_path, monkeypatch):
+    """As it was recorded, by a clock that is moved: at the quarter, and at moments after it."""
+    folder = make_batch(tmp_path / "b", [{"i": i} for i in range(len(RECORDED))])
+    facts = {"pid": os.getpid(), "began": began(os.getpid()), "host": platform.node()}
+    facts |= {"rows": [row.name for row in open_batch(folder).rows], "jobs": 2}
+    notice = folder / "submissions" / "local.json"
+    notice.write_text(json.dumps(facts))
+    end = max(ended for *_, ended in RECORDED)
+    os.utime(notice, (EPOCH, EPOCH))
+    quarter = sorted(ended for *_, ended in RECORDED)[len(RECORDED) // 4 - 1]
+    for now in (quarter, quarter + 10, quarter + 20, quarter + 30, end / 2, 0.75 * end):
+        for row, recorded in zip(open_batch(folder).rows, RECORDED, strict=True):
+            as_it_was(row, recorded, now)
+        monkeypatch.setattr("src.submit.status.time.time", lambda now=now: EPOCH + now)
+        (found,) = progress.reports([open_batch(folder)], None, 3)
+        assert found.counts["done"] + found.counts["running"] < len(RECORDED)
+        assert found.seconds_left == pytest.approx(end - now, rel=0.3), now
+
+
+EPOCH = 1_700_000_000
+
+
+def moment(seconds: float) -> str:
+    return datetime.fromtimestamp(EPOCH + seconds, UTC).isoformat(timespec="seconds")
+
+
+def as_it_was(row: Row, recorded: tuple, now: float) -> None:
+    """The folder of a row at that moment."""
+    began, to_start, looks, done, ended = recorded
+    if began > now:
+        return
+    row.log.write_text(f"--- {moment(began)} local 7 on {platform.node()} ---\n")
+    status = {"state": "running", "pid": os.getpid(), "host": platform.node()}
+    status |= {"started": moment(began + to_start), "seconds_to_start": to_start}
+    if began + to_start <= now:
+        status |= {"updated": status["started"]}
+    for when, share, left in looks:
+        if when <= now:
+            status |= {"progress": share, "seconds_left": left, "updated": moment(when)}
+    if "updated" in status:
+        (row.folder / "status.json").write_text(json.dumps(status))
+    if done <= now:
+        end = {"outcome": "finished", "time": moment(done)}
+        (row.folder / "done").write_text(json.dumps(end))
+    if ended <= now:
+        with open(row.log, "a") as log:
+            log.write("--- ended: exit code 0 ---\n")
+    os.utime(row.log, (EPOCH + min(now, ended), EPOCH + min(now, ended)))
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_rows_of_any_pace_are_known_after_a_quarter(slots):
+    """Every third row takes ten times as long as the others; the fast ones are done first."""
+    taken = [200.0 if i % 3 == 0 else 20.0 for i in range(96)]
+    free, spans = [0.0] * slots, []
+    for seconds in taken:
+        begin = min(free)
+        free[free.index(begin)] = begin + seconds
+        spans.append((begin, begin + seconds))
+    now = sorted(end for _, end in spans)[len(spans) // 4]
+    statuses = []
+    for begin, end in spans:
+        share = (now - begin) / (end - begin)
+        if share >= 1:
+            statuses.append(DONE | {"seconds": end - begin})
+        elif share > 0:
+            statuses.append(running(share, now - begin, end - now))
+        else:
+            statuses.append(QUEUED)
+    end = max(end for _, end in spans)
+    assert seconds_left(rows(*statuses), slots) == pytest.approx(end - now, rel=0.3)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """How far batches are, and their best rows: all that report.py shows."""
 
 import csv
+import heapq
 import math
 import re
 import sys
@@ -16,11 +17,13 @@ from src.record.costs import Cost
 from src.submit.failures import Group, group_rows
 from src.submit.folders import Batch, Row, open_batch
 from src.submit.journal import Journal
+from src.submit.local import runner
 from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
 from src.submit.status import RowStatus, read_journal, row_statuses
 
 RESULTS = Path("results")
 MOST_BATCHES = 5  # where none is named
+SECONDS_TO_KNOW = 20.0  # of training, after which its pace says how long it will take
 # The first that a batch has: what is looked at again and again is no test any more.
 DEFAULT_METRICS = [f"{split}/.*/{name}" for name in DIRECTIONS for split in ("val", "test")]
 
@@ -45,6 +48,7 @@ class Report:
     statuses: list[RowStatus]
     columns: list[str]  # that rows are ranked by
     best: list[Best]
+    num_slots: int = 0  # rows that this machine runs at a time, where it runs some now
 
     @property
     def counts(self) -> Counter[str]:
@@ -57,6 +61,10 @@ class Report:
     @property
     def progress(self) -> float:
         return sum(s.progress for s in self.statuses) / max(len(self.statuses), 1)
+
+    @property
+    def seconds_left(self) -> float | None:
+        return seconds_left(self.statuses, self.num_slots)
 
     @property
     def cost(self) -> Cost:
@@ -122,7 +130,8 @@ def reports(batches: Sequence[Batch], metric: str | None, num_best: int) -> list
         columns = columns_to_rank_by(metric, known)
         best = best_rows(statuses, texts, columns)[:num_best]
         is_unknown = queue is None and bool(journal.calls)
-        found.append(Report(batch, journal, is_unknown, statuses, columns, best))
+        slots = num_slots_here(batch)
+        found.append(Report(batch, journal, is_unknown, statuses, columns, best, slots))
     if metric and seen and not any(report.columns for report in found):
         metric_columns(metric, sorted(seen), key="--metric")  # raises
     return found
@@ -202,31 +211,63 @@ def values_of(text: str, columns: Sequence[str]) -> Iterable[tuple[float, int, s
 # ---- Time left ---------------------------------------------------------------------------
 
 
-def seconds_left(statuses: Sequence[RowStatus]) -> float | None:
-    """Until what runs and waits is done, at the pace so far; None where nobody can tell."""
+def num_slots_here(batch: Batch) -> int:
+    """How many rows of it this machine runs at a time; 0 where it runs none, or an older copy."""
+    jobs = (runner(batch) or {}).get("jobs")
+    return jobs if isinstance(jobs, int) else 0
+
+
+def seconds_left(statuses: Sequence[RowStatus], num_slots: int = 0) -> float | None:
+    """Until what runs and waits is done; None where nobody can tell.
+
+    num_slots: rows that run at a time, at least those that run now. A row is thought to take as
+    long as those that were begun, with all that it needs to start and to end; its own estimate,
+    from the pace of its training, counts where that has lasted for a while.
+    """
     running = [s for s in statuses if s.state == "running"]
     queued = [s for s in statuses if s.state == "queued"]
-    left = sum(1 - s.progress for s in running + queued)
-    if not left:
-        return 0.0
-    own = [s.seconds_left for s in running if s.seconds_left is not None]
-    if not queued and len(own) == len(running):
-        return max(own)  # nobody waits: the slowest decides
-    pace = seconds_per_row(statuses)
-    if pace is None or not running:
+    mean = seconds_per_row(statuses)
+    slots = [0.0] * (num_slots - len(running))  # when each is free
+    for status in running:
+        if status.seconds_left is not None and (_is_well_known(status) or mean is None):
+            slots.append(status.seconds_left)
+        elif mean is None:
+            return None
+        else:
+            begun = status.progress if status.seconds_left is None else 0.0  # by earlier attempts
+            slots.append(max(0.0, mean * (1 - begun) - (status.seconds or 0.0)))
+    if not queued:
+        return max(slots, default=0.0)
+    if mean is None or not slots:
         return None
-    return max([pace * left / len(running), *own])
+    heapq.heapify(slots)
+    for status in queued:  # each takes the slot that is free first
+        heapq.heapreplace(slots, slots[0] + mean * (1 - status.progress))
+    return max(slots)
 
 
-def seconds_per_row(statuses: Sequence[RowStatus]) -> float | None:
-    """Of those that are done, else as those that run expect."""
-    taken = [s.seconds for s in statuses if s.state == "done" and s.seconds is not None]
-    taken = taken or [
-        s.seconds + s.seconds_left
-        for s in statuses
-        if s.state == "running" and s.seconds is not None and s.seconds_left is not None
-    ]
+def seconds_per_row(statuses: Iterable[RowStatus]) -> float | None:
+    """The mean of those that are done and of those that know how long they will take: of rows
+    that run side by side the fast ones are done first. None where there is none."""
+    known: list[float] = []
+    expected: list[float] = []
+    for status in statuses:
+        if status.seconds is not None and status.state == "done":
+            known.append(status.seconds)
+        elif status.seconds is not None and status.seconds_left is not None:
+            both = status.seconds + status.seconds_left
+            (known if _is_well_known(status) else expected).append(both)
+    taken = known or expected
     return sum(taken) / len(taken) if taken else None
+
+
+def _is_well_known(status: RowStatus) -> bool:
+    """Whether a row's own estimate is worth something: the first steps take longer."""
+    left, progress = status.seconds_left, status.progress
+    if left is None or not progress:
+        return False
+    seconds_of_training = left * progress / max(1 - progress, 1e-9)
+    return seconds_of_training >= SECONDS_TO_KNOW
 
 
 # ---- Cost --------------------------------------------------------------------------------

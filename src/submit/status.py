@@ -16,6 +16,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -45,6 +46,7 @@ STATES = ("done", "running", "queued", "interrupted", "failed", "lost", "unstart
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 GOES_ON = ("interrupted", "timeout", "preempted")  # from the state that they have saved
+MOST_SECONDS_TO_END = 60.0  # of a process whose run is done; else the log was touched later
 SECONDS_OF_SILENCE = 600.0  # after which a run that cannot be asked counts as dead
 
 
@@ -59,7 +61,7 @@ class RowStatus:
     node: str | None = None
     job: str | None = None  # Slurm's '123_4'
     progress: float = 0.0  # 0…1
-    seconds: float | None = None  # so far, or taken
+    seconds: float | None = None  # so far, or taken, by its processes from beginning to end
     seconds_left: float | None = None  # of a running row, by its own estimate
     outcome: str | None = None  # of a done row: finished, early_stopped, diverged
     cost: Cost | None = None  # so far, as its status tells
@@ -191,9 +193,23 @@ class _Look:
             node=_text(status.get("host")),
             job=_text(status.get("job")),
             progress=1.0,
-            seconds=_seconds(status, seconds_of(done.get("time"))),
+            seconds=_seconds(status, self._end_of_process(row, seconds_of(done.get("time")))),
             outcome=outcome,
         )
+
+    def _end_of_process(self, row: Row, done: float | None) -> float | None:
+        """Of a run that was done at that moment. It ends some seconds later, when its log gets a
+        last line: asked while other rows run or wait, as those will take that long as well."""
+        if done is None or not (self.local_rows or self.queue):
+            return done
+        with suppress(OSError):
+            ended = os.stat(row.log).st_mtime
+            if 0 <= ended - done < MOST_SECONDS_TO_END:
+                return ended
+        return done
+
+    def _since(self, moment: float | None) -> float | None:
+        return None if moment is None else max(0.0, self.now - moment)
 
     def _running(
         self,
@@ -215,7 +231,11 @@ class _Look:
             node=(job.node if job else None) or _node(status, attempt),
             job=(job.job if job else None) or _job(status, attempt),
             progress=_progress(begun),
-            seconds=None if is_starting else _seconds(status, self.now),
+            seconds=(
+                self._since(attempt.started if attempt else None)
+                if is_starting
+                else _seconds(status, self.now)
+            ),
             seconds_left=None if is_starting else left,
         )
 
@@ -347,11 +367,12 @@ def _number(value: object) -> float | None:
 
 
 def _seconds(status: dict, end: float | None) -> float | None:
-    """Of this attempt up to its end, and of those before it."""
+    """Of this attempt from the beginning of its process up to its end, and of those before it."""
     start = seconds_of(status.get("started"))
     if start is None or end is None:
         return None
-    return max(0.0, end - start) + (_number(status.get("seconds_before")) or 0.0)
+    others = [_number(status.get(key)) or 0.0 for key in ("seconds_to_start", "seconds_before")]
+    return max(0.0, end - start) + sum(others)
 
 
 def _progress(status: dict) -> float:
