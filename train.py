@@ -23,13 +23,13 @@ from torch.optim import Optimizer
 from src.analysis.run_plot import save_learning_curves
 from src.config import Config, draw_missing, load_config
 from src.data.build import build_data, build_loading, found_in
-from src.data.loaders import micro_batches, training_batches
+from src.data.loaders import micro_batches, shuffled_batches, training_batches
 from src.data.placement import is_to_hold, placed
 from src.data.splits import has_several_labels, is_text, is_text_alone
 from src.durations import Timeline
 from src.engine.checkpoint import prune, save_weights
 from src.engine.computing import Computing, Forward
-from src.engine.evaluation import Evaluation, Sums
+from src.engine.evaluation import Evaluation, Sums, recompute_batch_norms
 from src.engine.launch import launch, num_processes
 from src.engine.parallel import Parallel
 from src.engine.profiling import build_profiler
@@ -282,6 +282,12 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                 | {"learning_rate": config.base_lr * schedule(state.step - 1) if steps else 0.0}
             }
             if state.outcome != "diverged":
+                if config.averaging_bn == "recompute":
+                    for average in learner.averages.values():
+                        passing = shuffled_batches(train_split, loading, seed=config.seed_training)
+                        forward = computing.forward(average.model)
+                        passing = signals.watched(passing)
+                        recompute_batch_norms(average.model, passing, forward, world)
                 parallel.same_buffers(models.values())
                 results |= evaluation.of_all(sums.empty, signals.watched)
 

@@ -68,6 +68,9 @@ class Config(TrackerKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seed
             value = getattr(self, key)
             if self.multi_gpu == kind and value and str(value) not in expected:
                 raise bad_value(key, value, f"{expected}, as multi_gpu is {kind}")
+        if self.averaging_bn == "recompute" and self.sync_bn:
+            expected = "average, as sync_bn is true, and each process recomputes by itself"
+            raise bad_value("averaging_bn", self.averaging_bn, expected)
         if self.compile in CUDA_GRAPHS and self.grad_accum_steps > 1:
             expected = "true or max-autotune-no-cudagraphs, as grad_accum_steps is above 1 and CUDA"
             raise bad_value("compile", self.compile, f"{expected} graphs overwrite gradients")

@@ -263,8 +263,12 @@ class OptimKeys:
     lr_schedule: str = "constant"
     # steps of linear warm-up, which multiplies the schedule: 1/warmup_steps at the first step
     warmup_steps: AtLeast0 = 0
-    # ema_G, poly_K, or a list of them, evaluated as av, av2, …; null: none
+    # ema_G, ema_debiased_G (without the initial weights), poly_K, or a list of them, evaluated as
+    # av, av2, …; null: none
     averaging: str | list[str] | None = None
+    # statistics of batch norms in averaged models: average, as the weights; recompute, before each
+    # evaluation: the means over batches of all training data, not augmented, a forward pass
+    averaging_bn: Literal["average", "recompute"] = "average"
 
 
 @dataclass(frozen=True)

@@ -24,3 +24,8 @@ def read_prices(data_dir: Path) -> dict[str, tuple[Tensor, Tensor]]:
 def build(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
     wide = nn.Linear(input_shape[0], 32)
     return nn.Sequential(wide, nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, n_outputs))
+
+
+def build_normed(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
+    wide = nn.Linear(input_shape[0], 32)
+    return nn.Sequential(wide, nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, n_outputs))

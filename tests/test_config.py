@@ -58,6 +58,10 @@ def test_numbers_are_numbers_however_they_are_written(text, value):
         ({"base_lrr": 0.1}, "base_lrr=0.1: there is no such key; did you mean 'base_lr'?"),
         ({"num_epochs": 3}, "num_epochs=3: there is no such key; did you mean 'train_length'?"),
         ({"multi_gpu": "fdsp"}, "expected 'fsdp' or 'dp' or boolean; did you mean 'fsdp'?"),
+        (
+            {"averaging_bn": "recompute", "sync_bn": True},
+            "averaging_bn: got 'recompute', expected average, as sync_bn is true",
+        ),
         ({"batch_size": 0}, "batch_size: got 0, expected greater than or equal to 1"),
         ({"batch_size": "many"}, "batch_size: got 'many', expected integer"),
         ({"batch_size": 1.5}, "batch_size: got 1.5, expected integer"),

@@ -94,6 +94,13 @@ KINDS = {
         "log_interval": 3,
         "data_splits_map": {"train": "train[:500]", "test": "test[:100]"},
     },
+    "recomputed batch norms": {
+        "dataset": "tests.own_parts:read",
+        "model": "tests.own_parts:build_normed",
+        "averaging": ["ema_0.9", "ema_debiased_0.9"],
+        "averaging_bn": "recompute",
+        "batch_size": 15,
+    },
     "momentum": {"optim_alg": "sgd", "base_lr": 0.1, "samples_per_epoch": 500},
     "best": {"early_stopping_patience": 1, "steps_per_epoch": 5, "train_length": 8},
     "a large loss": {
@@ -141,9 +148,13 @@ def test_a_warning_during_the_set_up_costs_a_step_not_the_attempt(digits, tmp_pa
     assert "goes on after step 3 of 30" in (tmp_path / "run" / "training.log").read_text()
 
 
-@pytest.mark.parametrize("during", ["evaluate", "save_weights", "save_learning_curves"])
+@pytest.mark.parametrize(
+    "during", ["evaluate", "save_weights", "save_learning_curves", "recompute_batch_norms"]
+)
 def test_stopped_beside_the_steps_it_ends_the_same(digits, tmp_path, interrupt, during):
     keys = {"averaging": "ema", "save_best_checkpoint": True, "save_plot": True}
+    if during == "recompute_batch_norms":
+        keys |= KINDS["recomputed batch norms"]
     config = digits(output_dir=str(tmp_path / "straight"), **keys)
     run_experiment(config)
     interrupt(1, 2, 3, during=during)

@@ -147,6 +147,26 @@ def test_two_processes_agree_on_the_limit_that_the_first_loss_sets(sets, tmp_pat
     assert limits[1] == pytest.approx(limits[0], rel=1e-5)
 
 
+NORMED = {"dataset": "tests.own_parts:read", "model": "tests.own_parts:build_normed"}
+NORMED |= {"averaging_bn": "recompute", "drop_last": True, "averaging": "ema_0.9"}
+
+
+def test_batch_norms_are_recomputed_by_all_as_by_one(sets, tmp_path):
+    """Of a process the batches are as large as its share: as micro-batches of half the size."""
+    one = config_of("dropout", sets, tmp_path / "1", **NORMED, grad_accum_steps=2)
+    two = config_of("dropout", sets, tmp_path / "2", **NORMED, grad_accum_steps=1)
+    run_to_end(one)
+    frames = together(2, run_to_end, two)
+    of_one = read_stats(one.output_dir)
+    for frame in frames:
+        for column in ("test/av/loss", "test/av/accuracy"):
+            np.testing.assert_allclose(frame[column], of_one[column], rtol=1e-4)
+    (average, expected) = (weights_of(config) for config in (two, one))
+    for name in expected:
+        if name.startswith("av ") and not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(average[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
 def stopped(config, at_step: int, rank: int) -> str:
     """A run of which one process alone gets a signal during a step."""
     whole, count = train.update, 0
@@ -166,8 +186,11 @@ def stopped(config, at_step: int, rank: int) -> str:
     return "not stopped"
 
 
-def test_stopped_and_continued_it_is_the_uninterrupted_run_to_the_bit(sets, tmp_path):
-    straight, config = (config_of("dropout", sets, tmp_path / name, save_freq=1) for name in "ab")
+@pytest.mark.parametrize("keys", [{}, NORMED], ids=["dropout", "recomputed batch norms"])
+def test_stopped_and_continued_it_is_the_uninterrupted_run_to_the_bit(sets, tmp_path, keys):
+    straight, config = (
+        config_of("dropout", sets, tmp_path / name, save_freq=1, **keys) for name in "ab"
+    )
     together(2, run_to_end, straight)
     assert together(2, stopped, config, 27, 1) == ["SIGUSR1"] * 2
     assert not (tmp_path / "b" / "done").exists()

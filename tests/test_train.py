@@ -318,6 +318,28 @@ def test_a_new_run_in_a_folder_without_a_state_starts_clean(digits, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_recomputed_batch_norms_fit_the_averaged_weights(digits, tmp_path):
+    """Averages of their statistics do not: these were of other weights. Training is the same."""
+    keys = {"model": "tiny/wrn_10_1_0.3", "averaging": ["ema_0.99", "ema_debiased_0.99"]}
+    keys |= {"save_freq": 2, "data_splits_map": {"train": "train[:500]", "test": "test[:200]"}}
+    as_ever = run_experiment(digits(**keys, output_dir=str(tmp_path / "average")))
+    keys |= {"averaging_bn": "recompute"}
+    stats = run_experiment(digits(**keys, output_dir=str(tmp_path / "recompute")))
+    same = ["train/loss", "test/last/loss", "test/last/accuracy"]
+    pd.testing.assert_frame_equal(stats[same], as_ever[same], check_exact=True)
+    for name in ("av", "av2"):
+        assert stats[f"test/{name}/loss"].iloc[-1] < as_ever[f"test/{name}/loss"].iloc[-1] - 0.05
+
+    # what is kept are the weights that were evaluated, and torch's own function agrees
+    weights = {
+        name: torch.load(tmp_path / name / "checkpoints" / "epoch_0002.pt", weights_only=True)["av"]
+        for name in ("average", "recompute")
+    }
+    for name, tensor in weights["average"].items():
+        is_statistic = "running_" in name or "num_batches_tracked" in name
+        assert torch.equal(tensor, weights["recompute"][name]) != is_statistic, name
+
+
 # ---- A loss out of bounds ----------------------------------------------------------------
 
 PRICES = {"dataset": "tests.own_parts:read_prices", "loss": "mse", "optim_alg": "sgd"}

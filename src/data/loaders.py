@@ -15,7 +15,14 @@ from torch import Tensor
 from src.data.arrays import csr_tensor, row_range
 from src.data.batch_augmentation import augmented
 from src.data.mixing import Mixing
-from src.data.order import batches_from, example_seeds, share, share_of_batch, step_seed
+from src.data.order import (
+    batches_from,
+    example_seeds,
+    permutation,
+    share,
+    share_of_batch,
+    step_seed,
+)
 from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, PixelSplit, Split, TextSplit
 from src.data.workers import Batch, Examples, TrainingExamples, as_they_are, loaded
 
@@ -129,6 +136,33 @@ def evaluation_batches(split: Split, loading: Loading) -> Generator[Batch, None,
             Examples(split, split.transform), order, loading.device, loading.num_workers
         )
     return _without_targets_of_others(batches, sizes) if loading.num_processes > 1 else batches
+
+
+def shuffled_batches(split: Split, loading: Loading, *, seed: int) -> Generator[Batch, None, None]:
+    """Every example once and not augmented, in an order that the seed alone decides.
+
+    Batches have about the size that a process trains on, none has a single example left. Several
+    processes take turns with them; all have as many, a turn without a batch being a share of
+    nothing. Closing it ends its worker processes.
+    """
+    size = -(-(loading.micro_batch_size or loading.batch_size) // loading.num_processes)
+    order = permutation(seed, 0, len(split))  # classes may stand one after the other in a split
+    batches_of_all = order.tensor_split(-(-len(split) // size))
+    own = batches_of_all[loading.rank :: loading.num_processes]
+    num_turns = -(-len(batches_of_all) // loading.num_processes)
+    indices = [*own, order[:1]][:num_turns]
+    sizes = iter([*map(len, own), 0][:num_turns])
+    if isinstance(split, ArraySplit):
+        batches = (take(split, i.to(loading.device)) for i in indices)
+    elif isinstance(split, TextSplit):
+        batches = (take_texts(split, i) for i in indices)
+    elif isinstance(split, PixelSplit):
+        as_it_is = replace(split, augmentation=None)
+        batches = (take_pixels(as_it_is, i, seed, 0) for i in indices)
+    else:
+        examples = Examples(split, split.transform)
+        batches = loaded(examples, ((0, i) for i in indices), loading.device, loading.num_workers)
+    return _without_targets_of_others(batches, sizes)
 
 
 def _without_targets_of_others(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from loguru import logger
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number of dimensions
 
 from src.data.loaders import Batch, Loading, evaluation_batches
 from src.data.splits import Split, is_text
@@ -16,6 +17,7 @@ from src.engine.computing import Computing, Forward
 from src.engine.world import ALONE, World
 from src.generators import generators_kept
 from src.losses import Loss
+from src.models.freezing import keeps_statistics
 
 Batches = Generator[Batch, None, None]
 MOST_LOSS = 700.0  # of which a float holds the exponential
@@ -180,6 +182,49 @@ def evaluate(
     result |= {"time": perf_counter() - started, "data_time": data_time}
     logger.info("{} | {} | {:.1f} s", name, in_words(result), result["time"])
     return result
+
+
+@torch.no_grad()
+@generators_kept()
+def recompute_batch_norms(
+    model: nn.Module, batches: Batches, forward: Forward, world: World = ALONE
+) -> None:
+    """Set the statistics of batch norms to their means over these batches, of all processes.
+
+    It is torch.optim.swa_utils.update_bn to the bit, but dropout stays off (it would draw, and be
+    in the statistics though not in evaluations), frozen norms keep theirs, and the model computes
+    in the precision of the run. forward: the model as it is called. However it ends, batches is
+    closed.
+    """
+    started, num_batches = perf_counter(), 0
+    norms: list[Any] = [
+        module
+        for module in model.modules()
+        if isinstance(module, BatchNorm)
+        and module.running_mean is not None
+        and not keeps_statistics(module)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    with closing(batches):
+        if not norms:
+            return
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # each batch counts the same
+                norm.train()
+            for inputs, targets in batches:
+                if len(targets):
+                    forward(inputs)
+                    num_batches += 1
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.eval()
+    statistics = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
+    world.average_(statistics, num_batches)
+    seconds = perf_counter() - started
+    logger.info("batch norms recomputed from {} batches | {:.1f} s", num_batches, seconds)
 
 
 def in_words(averages: Mapping[str, float]) -> str:

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -256,6 +256,14 @@ class World:
             return num_examples  # which is what plain losses weigh
         dist.all_reduce(whole := weight.clone())
         return whole
+
+    def average_(self, tensors: Iterable[torch.Tensor], weight: float) -> None:
+        """In place, the mean of each over the processes, of which this one counts so much."""
+        if self.size > 1:
+            (total,) = self.sum([weight])
+            for tensor in tensors:
+                tensor *= weight / total
+                dist.all_reduce(tensor)
 
     def max(self, number: int) -> int:
         """The largest of the processes'."""

@@ -49,5 +49,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise bad_value(KEY, pattern, f"a regular expression ({error})") from None
 
 
+def keeps_statistics(norm: nn.Module) -> bool:
+    """Whether this batch norm, or the one that it is a copy of, is frozen."""
+    return _as_in_evaluation in norm._forward_pre_hooks.values()
+
+
 def _as_in_evaluation(module: nn.Module, _: Any) -> None:
     module.training = False

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from src.names import UserError, closest, shown, unknown_name
 
-FORMS = "ema, ema_G with 0 ≤ G < 1, poly, poly_K with K ≥ 0"
+FORMS = "ema, ema_G or ema_debiased_G with 0 ≤ G < 1, poly, poly_K with K ≥ 0"
 
 
 class Average:
@@ -67,6 +67,14 @@ def ema(decay: str = "0.99") -> Callable[[int], float]:
     return lambda t: 1 - kept
 
 
+def ema_debiased(decay: str = "0.99") -> Callable[[int], float]:
+    """The same without the initial weights: the weights of i steps ago count decay^i, and the sum
+    of these counts is divided by, as Adam does with its means (Kingma and Ba 2015, section 3)."""
+    if not 0 <= (kept := float(decay)) < 1:
+        raise ValueError
+    return lambda t: (1 - kept) / (1 - kept**t)
+
+
 def poly(power: str = "0") -> Callable[[int], float]:
     """Polynomial-decay averaging, c = (K + 1) / (K + t) (Shamir and Zhang 2013, section 4).
 
@@ -77,7 +85,11 @@ def poly(power: str = "0") -> Callable[[int], float]:
     return lambda t: (k + 1) / (k + t)
 
 
-COEFFICIENTS: dict[str, Callable[..., Callable[[int], float]]] = {"ema": ema, "poly": poly}
+COEFFICIENTS: dict[str, Callable[..., Callable[[int], float]]] = {
+    "ema": ema,
+    "ema_debiased": ema_debiased,
+    "poly": poly,
+}
 
 
 def build_averages(averaging: str | list[str] | None, model: nn.Module) -> dict[str, Average]:
@@ -103,12 +115,14 @@ def evaluated_models(
 
 
 def _coefficient(name: str) -> Callable[[int], float]:
-    kind, *parameters = name.split("_")
+    kinds = [kind for kind in COEFFICIENTS if f"{name}_".startswith(f"{kind}_")]
+    kind = max(kinds, key=len, default="")
+    _, *parameters = name.removeprefix(kind).split("_")
     try:
         return COEFFICIENTS[kind](*parameters)
     except (KeyError, TypeError, ValueError):
-        close = _meant(name) or (None if kind in COEFFICIENTS else closest(kind, COEFFICIENTS))
-        hint = f"; did you mean {close!r}?" if close else ""
+        close = _meant(name) or closest(name.rstrip("0123456789._-"), COEFFICIENTS)
+        hint = f"; did you mean {close!r}?" if close not in (None, kind) else ""
         raise UserError(f"averaging: got {shown(name)}, expected one of {FORMS}{hint}") from None
 
 

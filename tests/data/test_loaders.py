@@ -17,13 +17,21 @@ from src.data.loaders import (
     Loading,
     evaluation_batches,
     micro_batches,
+    shuffled_batches,
     take,
     take_range,
     take_texts,
     training_batches,
 )
 from src.data.mixing import Mixing
-from src.data.splits import NO_TOKEN, ArraySplit, DatasetSplit, TextSplit
+from src.data.splits import (
+    NO_TOKEN,
+    ArraySplit,
+    Augmentation,
+    DatasetSplit,
+    PixelSplit,
+    TextSplit,
+)
 from src.data.workers import LONGEST_SOCKET, SOCKET, check_temporary_folder
 from src.losses import NextToken
 from src.names import UserError
@@ -85,6 +93,57 @@ class Numbers(Dataset):
 
     def __getitem__(self, index):
         return float(index), index
+
+
+def shuffled(split, loading, seed=3) -> list:
+    """(inputs, targets) of a pass, dense."""
+    batches = shuffled_batches(split, loading, seed=seed)
+    return [(x.to_dense() if x.layout == torch.sparse_csr else x, y) for x, y in batches]
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "pixels", "read", "texts"])
+def test_a_shuffled_pass_sees_every_example_once_and_as_it_is(kind):
+    numbers = torch.arange(23)
+    pixels = torch.arange(23, dtype=torch.uint8).view(23, 1, 1, 1).expand(23, 1, 4, 4)
+    split = {
+        "dense": ArraySplit(torch.rand(23, 7), numbers),
+        "sparse": sparse_split()[0],
+        "pixels": PixelSplit(pixels, numbers, torch.Tensor.float, Augmentation(pad_crop=2)),
+        "read": DatasetSplit(Numbers(), noisy, torch.tensor),
+        "texts": TextSplit(torch.arange(23).int() + 7, numbers, numbers + 1, numbers),
+    }[kind]
+    before = torch.get_rng_state()
+    loading = Loading(8, CPU, repeats=2, micro_batch_size=4)
+    batches = shuffled(split, loading)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {len(targets) for _, targets in batches} == {3, 4}  # none of a single example
+    order = torch.cat([targets for _, targets in batches])
+    assert sorted(order.tolist()) == numbers.tolist()
+    assert order.tolist() != numbers.tolist()
+    inputs = torch.cat([x for x, _ in batches])
+    expected = {
+        "dense": lambda: split.inputs,
+        "sparse": lambda: sparse_split()[1],
+        "pixels": lambda: pixels.float(),
+        "read": lambda: numbers.float(),
+        "texts": lambda: numbers[:, None] + 7,
+    }[kind]()
+    assert torch.equal(inputs, expected[order])
+    assert all(
+        torch.equal(a, b) for a, b in zip(batches[1], shuffled(split, loading)[1], strict=True)
+    )
+    other = torch.cat([targets for _, targets in shuffled(split, loading, seed=4)])
+    assert order.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_processes_take_turns_with_whole_batches(number):
+    split = ArraySplit(torch.rand(23, 7), torch.arange(23))
+    turns = [shuffled(split, Loading(8, CPU, rank=r, num_processes=number)) for r in range(number)]
+    assert len({len(batches) for batches in turns}) == 1
+    assert all(len(inputs) for batches in turns for inputs, _ in batches)
+    order = torch.cat([targets for batches in turns for _, targets in batches])
+    assert sorted(order.tolist()) == list(range(23))
 
 
 def noisy(number):

@@ -40,6 +40,12 @@ def ema_step(average, weights, t, decay):
     return decay * average + (1 - decay) * weights
 
 
+def debiased_step(average, weights, t, decay):
+    """(1 - decay) Σ decay^(t - i) w_i over (1 - decay^t): as Adam corrects its means."""
+    before = average * (1 - decay ** (t - 1)) if t > 1 else 0 * average
+    return (decay * before + (1 - decay) * weights) / (1 - decay**t)
+
+
 def poly_step(average, weights, t, k):
     c = (k + 1) / (k + t)
     return (1 - c) * average + c * weights
@@ -51,6 +57,9 @@ def poly_step(average, weights, t, k):
         ("ema", ema_step, 0.99),
         ("ema_0.9", ema_step, 0.9),
         ("ema_0", ema_step, 0.0),
+        ("ema_debiased", debiased_step, 0.99),
+        ("ema_debiased_0.9", debiased_step, 0.9),
+        ("ema_debiased_0", debiased_step, 0.0),
         ("poly", poly_step, 0.0),
         ("poly_8", poly_step, 8.0),
         ("poly_1.5", poly_step, 1.5),
@@ -85,12 +94,26 @@ def test_poly_weighs_step_i_by_a_polynomial_of_degree_k_in_i(k):
     assert average.model.weight.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_first_update_of_poly_is_exactly_the_weights():
+@pytest.mark.parametrize("name", ["poly_8", "ema_debiased_0.9"])
+def test_the_first_update_of_these_is_exactly_the_weights(name):
     model = Net()
-    average = build_averages("poly_8", model)["av"]
+    average = build_averages(name, model)["av"]
     moved(model)
     average.update()
     torch.testing.assert_close(average.model.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_a_debiased_average_weighs_the_steps_alone_and_never_the_initial_weights():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 1e6)
+    average = build_averages("ema_debiased_0.9", model)["av"]
+    values = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    for value in values:
+        nn.init.constant_(model.weight, value)
+        average.update()
+    weights = 0.9 ** torch.arange(19, -1, -1).double()
+    expected = (weights * values).sum() / weights.sum()
+    assert average.model.weight.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_average_is_frozen_for_evaluation_and_leaves_the_model_alone():
@@ -113,17 +136,18 @@ def test_a_mask_of_infinities_stays_one():
     assert torch.equal(average.model.mask, model.mask)
 
 
-def test_a_resumed_average_goes_on_bit_for_bit():
+@pytest.mark.parametrize("name", ["poly_8", "ema_debiased_0.9"])
+def test_a_resumed_average_goes_on_bit_for_bit(name):
     torch.manual_seed(0)
     model = Net()
-    straight = build_averages("poly_8", model)["av"]
+    straight = build_averages(name, model)["av"]
     for _ in range(3):
         moved(model)
         straight.update()
     file = io.BytesIO()
     torch.save(straight.state_dict(), file)
     file.seek(0)
-    resumed = build_averages("poly_8", model)["av"]
+    resumed = build_averages(name, model)["av"]
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for average in (straight, resumed):
         average.update()
@@ -155,6 +179,9 @@ def test_several_are_named_in_the_order_they_are_listed():
         ("EMA-.9", "did you mean 'ema_.9'?"),
         ("poly8", "did you mean 'poly_8'?"),
         ("emma_0.9", "did you mean 'ema'"),
+        ("ema_debiased0.9", "did you mean 'ema_debiased_0.9'?"),
+        ("ema_debised_0.9", "did you mean 'ema_debiased'"),
+        ("ema_debiased_1", "0 ≤ G < 1"),
         ("ema_1", "0 ≤ G < 1"),
         ("ema_-0.1", "0 ≤ G < 1"),
         ("ema_x", "0 ≤ G < 1"),
