@@ -36,7 +36,8 @@ from src.record.trackers.tracked import (
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_FOR_ANOTHER = 60.0  # that may still tell of an earlier attempt
-NICENESS = 19  # the run comes first
+# The run comes first. Where others keep all cores busy, such a process may never get a turn.
+NICENESS = int(os.environ.get("EXPERIMENT_TRACKER_NICENESS", "19"))
 
 
 @dataclass(frozen=True)
