@@ -108,6 +108,7 @@ def _examined(df: pd.DataFrame, metric: str | None, when: str | float) -> dict[s
     """The keys of which some setting has a best number."""
     scores = _scores(df, metric or main_metrics(df)[0], when)
     table = df[differing(df)].reset_index(drop=True)
+    table = table.astype(object).where(table.notna(), None)  # pd.NA cannot be compared
     varied = varying(table)
     known = KEYS.keys() - BOOKKEEPING
     keys = [key for key in varied if key in known and len(_tried(table[key])) >= LEAST]
@@ -227,7 +228,8 @@ def _asked(df: pd.DataFrame, runs: Sequence[int]) -> list[dict[str, Any]]:
 def _runs_at(df: pd.DataFrame, edge: Edge) -> list[dict[str, Any]]:
     """All keys of the runs that have the edge's value in its settings, one a seed."""
     others = list(edge.at_edge[0])
-    positions = np.flatnonzero((df[edge.key] == edge.value).to_numpy())
+    is_there = df[edge.key].eq(edge.value).fillna(False)  # where a run has no number
+    positions = np.flatnonzero(is_there.to_numpy(dtype=bool))
     wanted = {identity(setting) for setting in edge.at_edge}
     runs: dict[frozenset, dict[str, Any]] = {}
     for values, rows in groups(df[others].iloc[positions].assign(position=positions), others):

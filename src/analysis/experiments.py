@@ -20,6 +20,7 @@ from src.analysis.cache import read_cache, write_cache
 from src.analysis.curves import CurveArray
 from src.analysis.run_files import Run, Signature, Unreadable, is_run, read_run, signature
 from src.analysis.runs import Column, Runs, as_columns, joined
+from src.analysis.settings import is_number
 from src.names import UserError, bad_value, closest, unknown_name
 from src.submit.folders import batch_name
 from src.submit.job_file import read_job
@@ -31,6 +32,8 @@ ORDER = ("batch", "state", "outcome", "node", "seconds")  # these columns first
 THREADS = 4  # that wait for the disk; more of them wait for each other
 CHUNK = 128  # runs that a thread takes at once
 WORTH_KEEPING = 100  # runs that were read: a cache for fewer saves nobody time
+# Older experiments have no column of steps: what tells it, with the batch size
+COUNTED = {"step": "train/seen_examples", "train/seen_examples": "step"}
 RUN = re.compile(r"\d+_")  # the name of a row's folder begins so
 DAY = "[0-9][0-9]-[0-9][0-9]-[0-9][0-9]-"
 
@@ -46,8 +49,9 @@ def read_experiments(
 
     batches: folders of batches or runs, names or patterns of them in `results`, or the names of
     job files. index_field: what curves are indexed by: epoch, step, train/seen_examples, or time
-    (seconds of training and evaluating). Keys that a run did not have yet get their default.
-    Runs that cannot be read are said, and listed in attrs["skipped"].
+    (seconds of training and evaluating), also where older results have no such column. Keys that
+    a run did not have yet get their default. Runs that cannot be read are said, and listed in
+    attrs["skipped"].
 
     Raises UserError where a batch does not exist, or no run has the field.
     """
@@ -213,7 +217,10 @@ def _fact(runs: Runs, key: str) -> Any:
     options = deepcopy(options)  # whoever changes a list in the frame changes no later one
     used = np.unique(column.codes)
     place = np.searchsorted(used, column.codes)
-    return pd.Series([options[code] for code in used]).array.take(place)
+    values = [options[code] for code in used]
+    is_whole = {int, type(None)} == set(map(type, values))  # as floats, seeds would be rounded
+    is_whole = is_whole and all(abs(value) < 2**63 for value in values if value is not None)
+    return pd.Series(values, dtype="Int64" if is_whole else None).array.take(place)
 
 
 @lru_cache(maxsize=1)
@@ -228,17 +235,31 @@ def _index(runs: Runs, field: str) -> tuple[np.ndarray, np.ndarray]:
     everywhere = runs.lengths > 0
     if field == "time":
         return _elapsed(runs), everywhere
-    known = [name for name, values in runs.stats.items() if values.dtype.kind == "f"]
-    if field not in known and field != "epoch" and runs.stats:
-        raise unknown_name("index_field", field, [*known, "time"])
     values = runs.stats.get(field, np.zeros(runs.lengths.sum()))
     has = runs.has.get(field, np.zeros(len(runs.names), dtype=bool))
     if field == "epoch":  # older experiments have none
         counted = np.arange(len(begins)) - begins + 1
         values, has = np.where(np.repeat(has, runs.lengths), values, counted), everywhere
+    elif field in COUNTED and not has[everywhere].all():
+        counted, can = _counted(runs, field)
+        values, has = np.where(np.repeat(has, runs.lengths), values, counted), has | can
+    known = [name for name, values in runs.stats.items() if values.dtype.kind == "f"]
+    if (everywhere.any() and not has.any()) or values.dtype.kind != "f":
+        raise unknown_name("index_field", field, sorted({*known, "epoch", "step", "time"}))
     there = values[np.repeat(has, runs.lengths)]
     is_whole = values.dtype.kind == "f" and (there == np.trunc(there)).all()
     return (np.nan_to_num(values).astype(np.int64) if is_whole else values), has
+
+
+def _counted(runs: Runs, field: str) -> tuple[np.ndarray, np.ndarray]:
+    """((all epochs,) steps told by examples, or the other way, (runs,) whether a run tells)."""
+    sizes = [x if is_number(x) and x > 0 else np.nan for x in _fact(runs, "batch_size")]
+    size = np.array(sizes, dtype=float)
+    other = COUNTED[field]
+    of_other = runs.stats.get(other, np.zeros(runs.lengths.sum()))
+    has = runs.has.get(other, np.zeros(len(runs.names), dtype=bool)) & ~np.isnan(size)
+    of_epochs = np.repeat(size, runs.lengths)
+    return np.ceil(of_other / of_epochs) if field == "step" else of_other * of_epochs, has
 
 
 def _elapsed(runs: Runs) -> np.ndarray:

@@ -227,8 +227,8 @@ def _cell(value: Any) -> str:
     """A value in a table, not cut off; null is empty."""
     if is_null(value):
         return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
+    if is_number(value):
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

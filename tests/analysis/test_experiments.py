@@ -14,11 +14,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.analysis import page
 from src.analysis.choice import ChoiceWarning, choose
-from src.analysis.curves import best, last
+from src.analysis.curves import best, last, numbers
+from src.analysis.edges import edges, extension
 from src.analysis.experiments import read_experiments
-from src.analysis.plots import learning_curves
+from src.analysis.plots import against, learning_curves
 from src.analysis.run_files import Unreadable, read_flat_yaml
+from src.analysis.select import select
 from src.analysis.settings import varying
 from src.names import UserError
 from src.yaml_files import read_yaml, write_yaml
@@ -88,11 +91,34 @@ def test_older_results_are_read_with_the_defaults_of_their_time(results):
         "train/seen_examples": [100, 200],
         "time": [2.0, 4.0],
         "epoch": [1, 2],
+        "step": [1, 2],  # of batch_size=100, the default
     }.items():
         curve = read_experiments("25-01-01-old", index_field=field)["train/loss"].iloc[0]
         assert curve.index.tolist() == expected
-    with pytest.raises(UserError, match=r"index_field: unknown 'step'.* test/last/accuracy"):
-        read_experiments("25-01-01-old", index_field="step")
+    with pytest.raises(UserError, match=r"index_field: unknown 'steps'; did you mean 'step'"):
+        read_experiments("25-01-01-old", index_field="steps")
+
+
+@pytest.mark.parametrize("field", ["epoch", "step", "train/seen_examples", "time"])
+def test_runs_of_any_age_have_each_index(digits, results, field):
+    """Also beside each other, and where a column is lacking that another one tells."""
+    run_experiment(digits(batch_size=10, output_dir="results/x/ours"))
+    older(results, "x", "older", batch_size=50)
+    few = ",step,train/loss\n0,3,0.7\n1,6,0.5\n"
+    older(results, "x", "few columns", few, batch_size=10)
+    older(results, "x", "no batch size", few, batch_size="many")
+    frame = read_experiments("x", index_field=field)
+    own = pd.read_csv(results / "x" / "ours" / "stats.csv")
+    expected = {
+        "epoch": {"ours": [1, 2], "older": [1, 2], "few columns": [1, 2], "no batch size": [1, 2]},
+        "step": {"older": [2, 4], "few columns": [3, 6], "no batch size": [3, 6]},
+        "train/seen_examples": {"older": [100, 200], "few columns": [30, 60], "no batch size": []},
+        "time": {"older": [2.0, 4.0], "few columns": [0, 0], "no batch size": [0, 0]},
+    }[field]
+    if field in own:
+        expected["ours"] = own[field].tolist()
+    for name, index in expected.items():
+        assert frame.loc[name, "train/loss"].index.tolist() == index
 
 
 # Every key of the time, none with its default
@@ -441,3 +467,51 @@ def test_what_is_computed_from_curves_is_drawn_and_chosen_by_as_they_are(results
         warnings.simplefilter("ignore", ChoiceWarning)  # equally good
         assert choose(frame, "below best/accuracy")["below best/accuracy"].tolist() == [0]
     plt.close(figure)
+
+
+def test_whole_numbers_stay_whole_where_some_runs_have_none(results):
+    seeds = (3061773367, 3061773367, 9007199254740993, None)  # the third is no float
+    for number, seed in enumerate(seeds):
+        config = {} if seed is None else {"seed_model": seed, "early_stopping_patience": number}
+        older(results, "x", f"{number}", base_lr=0.1, **config)
+    frame = read_experiments("x")
+    assert frame["seed_model"].tolist() == [*seeds[:3], pd.NA]
+    assert "3061773367" in repr(frame[["seed_model"]])
+    assert "3061773367,0" in frame[["seed_model", "early_stopping_patience"]].to_csv()
+    assert frame.query("seed_model == 3061773367").index.tolist() == ["0", "1"]
+    assert frame.query("early_stopping_patience > 0").index.tolist() == ["1", "2"]
+    assert frame.groupby("seed_model").size().to_dict() == {seeds[0]: 2, seeds[2]: 1}
+    assert select(frame, seed_model=seeds[2]).index.tolist() == ["2"]
+    assert select(frame, seed_model=None).index.tolist() == ["3"]
+    assert numbers(frame, "early_stopping_patience").tolist()[:3] == [0, 1, 2]
+    (results / "x" / "3" / "config.yaml").write_text("seed_model: 5\n")
+    assert read_experiments("x")["seed_model"].dtype == "int64"
+    (results / "x" / "3" / "config.yaml").write_text(f"seed_model: {2**70}\n")
+    assert read_experiments("x")["seed_model"].tolist() == [*seeds[:3], 2**70]
+
+
+def test_whole_numbers_of_some_runs_are_drawn_shown_and_extended(results):
+    for number, length in enumerate((1, 2, 4, None)):
+        stats = OLDER_STATS.replace("0.8", f"0.8{number}") if length else OLDER_STATS
+        run = older(results, "x", f"{number}", stats, data_text_length=length, seed_model=7)
+        if not length:
+            (run / "config.yaml").write_text("model: linear\n")
+    frame = read_experiments("x")
+    assert frame["data_text_length"].dtype == frame["seed_model"].dtype == "Int64"
+    for df, places, names in (
+        (frame, [0, 1, 2, 3], ["null", "1", "2", "4"]),
+        (frame[frame["seed_model"].notna()], [1, 2, 4], ["1", "2", "4"]),
+    ):
+        figure = against(df, "data_text_length", "test/last/accuracy")
+        assert figure.axes[0].lines[0].get_xdata().tolist() == places
+        assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == names
+        plt.close(figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ChoiceWarning)
+        assert choose(frame)["data_text_length"].tolist() == [4]
+        (edge,) = edges(frame, "test/last/accuracy")
+    assert (edge.key, edge.value) == ("data_text_length", 4)
+    assert edge.added == (8, 16)
+    assert re.search(r"data_text_length:\s+- 8\s+- 16", extension(frame, [edge]))
+    column = page._coded("seed_model", frame["seed_model"])
+    assert column.options == ["7"]
