@@ -178,6 +178,8 @@ def show(report: Report, console: Console) -> None:
         console.print(f"  {report.num_diverged} of the {counts['done']} done diverged")
     if report.is_queue_unknown:
         console.print("  the queue is unknown: rows that wait in it show as never started")
+    for line in report.damage:
+        print_line(f"damaged: {line}", console)
     if words := cost_in_words(report):
         print_line(f"cost: {words}", console)
     if report.best:
@@ -252,6 +254,7 @@ def as_json(report: Report) -> dict[str, Any]:
     """Everything, in plain values."""
     return {
         "batch": str(report.batch.path),
+        "damage": report.batch.damage,
         "counts": {state: report.counts[state] for state in STATES},
         "diverged": report.num_diverged,
         "progress": report.progress,

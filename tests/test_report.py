@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +19,10 @@ import report
 from report import duration
 from src.config import Config, save_config
 from src.names import UserError
-from src.notify.digest import report_of, title_of
+from src.notify.digest import body_of, report_of, title_of
 from src.processes import began
 from src.submit import progress
+from src.submit.damage import problem_of_configuration
 from src.submit.folders import Row, open_batch
 from src.submit.journal import Journal
 from src.submit.progress import (
@@ -270,6 +273,95 @@ def test_no_batch_at_all(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert report.main([]) == 2
     assert capsys.readouterr().err == "results: no batch there; python report.py FOLDER names one\n"
+
+
+# ---- Damaged rows ------------------------------------------------------------------------
+
+
+def put_text(text: str):
+    return lambda path: path.write_text(text)
+
+
+def put_loop(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path)
+
+
+def put_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+LOOP = "Too many levels of symbolic links"
+DAMAGES = [  # of a row that is done: which file, what is done to it, what is said
+    ("config.yaml", put_text("model: linear\nsplits: {a: [\n"), "config.yaml, line 3"),
+    ("config.yaml", put_text("\0" * 99), "config.yaml"),
+    ("config.yaml", put_text(""), "config.yaml: nothing in it"),
+    ("config.yaml", put_text("[1, 2]"), "config.yaml: no lines of the form `key: value`"),
+    ("config.yaml", put_folder, "config.yaml: Is a directory"),
+    ("config.yaml", put_loop, f"config.yaml: {LOOP}"),
+    ("spec.yaml", put_text("a: 1\na: 'x\n"), "spec.yaml"),
+    ("status.json", put_text("[" * 100_000), "status.json: nested too deeply"),
+    ("status.json", put_text('{"state": "run'), "status.json: no JSON, or cut off"),
+    ("status.json", put_text("[1]"), "status.json: list instead of an object"),
+    ("status.json", put_folder, "status.json: Is a directory"),
+    ("done", put_text('{"outc'), "done: no JSON, or cut off"),
+    ("done", put_folder, "done: Is a directory"),
+    ("done", put_loop, f"done: {LOOP}"),
+    ("stats.csv", put_text(""), "stats.csv: nothing in it"),
+    ("stats.csv", put_text(",epoch\n"), "stats.csv: nothing in it, though the run is done"),
+    ("stats.csv", put_text(",epoch\n0,1\n1\n"), "stats.csv: lines of different lengths"),
+    ("stats.csv", put_folder, "stats.csv: Is a directory"),
+    ("stats.csv", put_loop, f"stats.csv: {LOOP}"),
+    (".", lambda path: (shutil.rmtree(path), put_loop(path)), LOOP),
+    (".", lambda path: (shutil.rmtree(path), path.touch()), "Not a directory"),
+]
+
+
+@pytest.mark.parametrize(("name", "do", "words"), DAMAGES, ids=range(len(DAMAGES)))
+def test_a_damaged_row_is_said_with_the_reason_and_hides_no_other(batch, capsys, name, do, words):
+    rows = open_batch(batch).rows
+    do(rows[0].folder / name)
+    assert report.main([]) == 0
+    output = capsys.readouterr()
+    said = " ".join(output.out.split())
+    assert said.count("damaged: ") == 1
+    assert re.search(f"damaged: {rows[0].name}: .*{re.escape(words)}", said)
+    assert "0.8 test/last/accuracy" in said
+    assert output.err == ""
+    assert report.main(["--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert [words in (row["damage"] or "") for row in found["rows"]] == [True] + [False] * 4
+    assert f"damaged: {rows[0].name}" in body_of(report_of(batch))
+
+
+def test_a_page_of_damaged_rows_names_them_and_shows_the_others(tmp_path, capsys):
+    folder = make_batch(tmp_path / "b", [{"lr": i} for i in range(len(DAMAGES) + 1)])
+    for row in open_batch(folder).rows:
+        (row.folder / "spec.yaml").write_text(f"base_lr: {row.values['lr']}\n")
+        finish(row, [0.5, 0.9])
+    for row, (name, do, _) in zip(open_batch(folder).rows, DAMAGES, strict=False):
+        do(row.folder / name)
+    assert report.main([str(folder), "--html", str(tmp_path / "p.html")]) == 0
+    page = (tmp_path / "p.html").read_text()
+    for row in open_batch(folder).rows[:-1]:
+        assert page.count(f"Cannot be read: {row.name}: ") == 1, row.name
+    assert f"Cannot be read: {open_batch(folder).rows[-1].name}" not in page
+    assert report.main([str(folder)]) == 0
+    assert f"damaged: {len(DAMAGES) - 5} rows more" in capsys.readouterr().out
+
+
+def test_what_runs_write_is_not_damaged(digits, tmp_path):
+    path = tmp_path / "000_x"
+    path.mkdir()
+    config = digits(output_dir=str(path), data_splits_map={"train": "train[:90%]", "test": "test"})
+    save_config(config, path / "config.yaml")
+    save_config(config, path / "spec.yaml")
+    assert problem_of_configuration(str(path)) is None
+    (path / "config.yaml").write_text("loss: a word\n  and: another\nmodel: 'x\n\n  y'\n")
+    assert problem_of_configuration(str(path)) is not None
+    (path / "config.yaml").write_text("model: 'x\n\n  y'\nbase_lr: 1e-3\n")
+    assert problem_of_configuration(str(path)) is None
 
 
 # ---- Slurm -------------------------------------------------------------------------------

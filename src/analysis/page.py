@@ -114,7 +114,7 @@ def section(facts: Mapping[str, Any], df: pd.DataFrame) -> Section:
     choice, alarm, said = _judged(df, by, report) if by else (None, "", [])
     return Section(
         facts,
-        skipped=df.attrs.get("skipped", []),
+        skipped=_unreadable(facts, df),
         columns=columns,
         order=_first_order(columns, by),
         metric=by,
@@ -124,6 +124,14 @@ def section(facts: Mapping[str, Any], df: pd.DataFrame) -> Section:
         pictures=list(_pictures(facts, df)) if by else [],
         warnings=said,
     )
+
+
+def _unreadable(facts: Mapping[str, Any], df: pd.DataFrame) -> list[tuple[str, str]]:
+    """(row, what of it cannot be read): by the dataframe, and by report.py of what is in it."""
+    skipped = [(_basename(path), reason) for path, reason in df.attrs.get("skipped", [])]
+    known = dict(skipped)
+    damaged = [(row["name"], row["damage"]) for row in facts["rows"] if row.get("damage")]
+    return skipped + [(name, reason) for name, reason in damaged if name not in known]
 
 
 def _judged(df: pd.DataFrame, by: str, report: str) -> tuple[pd.DataFrame | None, str, list[str]]:

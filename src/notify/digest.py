@@ -33,6 +33,7 @@ def body_of(report: Report) -> str:
     lines = [f"{count_rows(len(report.statuses))}: {count_states(report.statuses)}"]
     if report.num_diverged:
         lines.append(f"{report.num_diverged} of those done diverged")
+    lines += [f"damaged: {line}" for line in report.damage]
     groups = report.groups
     for group in groups[:MOST_GROUPS]:
         lines.append(f"- {headline(group)}")

@@ -7,15 +7,16 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from src.metrics import DIRECTIONS, direction, metric_columns
 from src.names import UserError
 from src.record.costs import Cost
+from src.submit.damage import problem_of_configuration, problem_of_stats
 from src.submit.failures import Group, group_rows
-from src.submit.folders import Batch, Row, open_batch
+from src.submit.folders import Batch, Row, count_rows, open_batch
 from src.submit.journal import Journal
 from src.submit.local import runner
 from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
@@ -23,6 +24,7 @@ from src.submit.status import RowStatus, read_journal, row_statuses
 
 RESULTS = Path("results")
 MOST_BATCHES = 5  # where none is named
+MOST_DAMAGED = 5  # rows that are named
 SECONDS_TO_KNOW = 20.0  # of training, after which its pace says how long it will take
 # The first that a batch has: what is looked at again and again is no test any more.
 DEFAULT_METRICS = [f"{split}/.*/{name}" for name in DIRECTIONS for split in ("val", "test")]
@@ -61,6 +63,14 @@ class Report:
     @property
     def progress(self) -> float:
         return sum(s.progress for s in self.statuses) / max(len(self.statuses), 1)
+
+    @property
+    def damage(self) -> list[str]:
+        """Which rows cannot be read, and why; at most a few lines."""
+        damaged = [s for s in self.statuses if s.damage]
+        lines = [f"{s.row.name}: {s.damage}" for s in damaged[:MOST_DAMAGED]]
+        more = len(damaged) - len(lines)
+        return lines + [f"{count_rows(more)} more (report.py --json names all)"] * bool(more)
 
     @property
     def seconds_left(self) -> float | None:
@@ -125,6 +135,7 @@ def reports(batches: Sequence[Batch], metric: str | None, num_best: int) -> list
         queue = None if jobs is None or not batch.is_ours else queued_rows(batch, journal, jobs)
         statuses = row_statuses(batch, queue)
         texts = {s.row.name: stats_text(s.row) for s in statuses if s.state != "unstarted"}
+        statuses = [with_damage(s, texts.get(s.row.name)) for s in statuses]
         known = sorted({c for text in texts.values() for c in columns_of(header_of(text))})
         seen |= set(known)
         columns = columns_to_rank_by(metric, known)
@@ -135,6 +146,18 @@ def reports(batches: Sequence[Batch], metric: str | None, num_best: int) -> list
     if metric and seen and not any(report.columns for report in found):
         metric_columns(metric, sorted(seen), key="--metric")  # raises
     return found
+
+
+def with_damage(status: RowStatus, stats: str | None) -> RowStatus:
+    """With the first thing in its folder that cannot be read. stats: the text, where it has any."""
+    if status.damage:
+        return status
+    folder = str(status.row.folder)
+    damage = problem_of_configuration(folder)
+    if damage is None and stats is not None:
+        num_columns, is_done = len(columns_of(header_of(stats))), status.state == "done"
+        damage = problem_of_stats(folder, stats, num_columns, is_done=is_done)
+    return replace(status, damage=damage) if damage else status
 
 
 def ask_slurm() -> list[QueuedJob] | None:

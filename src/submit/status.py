@@ -9,7 +9,6 @@ lost        it was begun and not ended, but nobody is at it
 unstarted   nothing says that it was ever begun
 """
 
-import json
 import math
 import os
 import platform
@@ -19,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from src.names import UserError
 from src.processes import began
 from src.record.costs import Cost, read_account
+from src.submit.damage import read_json
 from src.submit.failures import (
     STOPPED,
     Attempt,
@@ -66,6 +65,7 @@ class RowStatus:
     outcome: str | None = None  # of a done row: finished, early_stopped, diverged
     cost: Cost | None = None  # so far, as its status tells
     wasted: Cost | None = None  # of it: in vain (progress.py sums both)
+    damage: str | None = None  # what of its folder cannot be read, and why
 
 
 def row_statuses(batch: Batch, queue: Mapping[str, QueuedJob] | None) -> list[RowStatus]:
@@ -122,8 +122,9 @@ class _Look:
 
     def at(self, row: Row) -> RowStatus:
         folder = os.fspath(row.folder)
-        done, written = _read_json(f"{folder}/done"), _read_json(f"{folder}/status.json")
-        return with_costs(self._judged(row, done, written), written or {})
+        (done, problem), (written, other) = (read_json(folder, x) for x in ("done", "status.json"))
+        status = with_costs(self._judged(row, done, written), written or {})
+        return replace(status, damage=problem or other) if problem or other else status
 
     def _judged(self, row: Row, done: dict | None, written: dict | None) -> RowStatus:
         status = written or {}
@@ -340,18 +341,6 @@ def _is_of_earlier_attempt(status: dict, attempt: Attempt | None, job: QueuedJob
 
 
 # ---- Facts that may be missing, torn or of a wrong type -----------------------------------
-
-
-def _read_json(path: str | os.PathLike) -> dict[str, Any] | None:
-    """None where there is no such file; {} where it is torn."""
-    try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read())
-    except OSError:
-        return None
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _text(value: object) -> str | None:
