@@ -4,15 +4,16 @@ Every key stands in src/keys.py. Other programs put their own logic between the
 epochs: `for stats, model in experiment_generator(config): …`.
 """
 
-import argparse
 import os
 import platform
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from src.analysis.run_plot import save_learning_curves
-from src.config import Config, draw_missing, load_config
+from src.command_line import CommandLine, given
+from src.config import Config, draw_missing, make_config
 from src.data.build import build_data, build_loading, found_in
 from src.data.loaders import micro_batches, shuffled_batches, training_batches
 from src.data.placement import is_to_hold, placed
@@ -50,7 +52,14 @@ from src.optim.build import build_optimizer, in_words
 from src.optim.schedules import build_schedule
 from src.record.console import Progress, log_setup
 from src.record.run_folder import open_folder
-from src.record.same_run import check_same_data, check_same_epochs, continued, is_finished
+from src.record.same_run import (
+    OtherRun,
+    check_same_data,
+    check_same_epochs,
+    continued,
+    folder_for,
+    is_finished,
+)
 from src.record.stats import Stats, read_stats, summary
 
 
@@ -331,28 +340,59 @@ def run_experiment(config: Config) -> pd.DataFrame:
     return stats
 
 
+def with_folder(config: Config, name: str) -> Config:
+    """The config with a folder of its own, the same one for all processes of the run. Says so."""
+    with World(find_place(os.environ)) as world:
+        chosen = None
+        if world.is_main:
+            folder, is_continued = folder_for(config, name)
+            chosen = str(folder)
+            words = f"the run in {folder} goes on" if is_continued else f"this run is in {folder}"
+            print(f"output_dir is not given: {words}", flush=True)
+        return replace(config, output_dir=world.from_main(chosen))
+
+
+def mistakes(values: Mapping[str, Any], error: UserError | None = None) -> str:
+    """All mistakes in the keys, where there is one: names are looked up as well. Of an error in a
+    run that already names a key: those beside it, if it is among them."""
+    from src import lookup
+
+    if not is_main_process() or (error and str(error).partition(":")[0] not in lookup.CHECKS):
+        return ""
+    lines = lookup.mistakes(values)
+    return "\n".join(lines) if error is None or str(error) in lines else ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 for a mistake of the user's, 130 for
     Ctrl-C, 75 (EX_TEMPFAIL) for Slurm's signals: start it again and it goes on."""
-    parser = argparse.ArgumentParser(description="Train one model.")
-    parser.add_argument("config", help="YAML file with keys of src/keys.py")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="base_lr=0.1 …")
-    options = parser.parse_args(arguments)
+    line = config = None
     try:
-        config, note = load_config(options.config, options.overrides), ""
+        line = CommandLine(sys.argv[1:] if arguments is None else arguments)
+        config, note = make_config(line.values), ""
+        number = num_processes(config.multi_gpu, config.device, config.dataset)
+        if "output_dir" not in line.values:
+            config = with_folder(config, Path(line.config).stem)
         if is_finished(config):
-            note = "this run is finished; delete its folder or choose another one to repeat it\n"
-            stats = read_stats(config.output_dir)
-        elif (number := num_processes(config.multi_gpu, config.device, config.dataset)) > 1:
-            return launch([__file__, options.config, *options.overrides], number)
+            again = line.elsewhere(str(config.output_dir))
+            note = f"this run is finished; to do it again: {again}\n"
+            stats = read_stats(str(config.output_dir))
+        elif number > 1:
+            folder = [given("output_dir", config.output_dir)] if config.output_dir else []
+            return launch([__file__, line.config, *line.overrides, *folder], number)
         else:
+            if config.output_dir is None and is_main_process():
+                print("output_dir is null: nothing of this run will be kept", flush=True)
             stats = run_experiment(config)
         if is_main_process():
             print(note + summary(stats, config.output_dir))
+    except OtherRun as error:
+        elsewhere = line.elsewhere(str(config and config.output_dir))
+        return ended(mistakes(line.values) or f"{error}; for example: {elsewhere}", 2)
     except UserError as error:
-        return ended(error, 2)
+        return ended((line and mistakes(line.values, error if config else None)) or error, 2)
     except StopRequested as stop:
-        words = stop.words + "; the same command goes on" * bool(config.output_dir)
+        words = stop.words + "; the same command goes on" * bool(config and config.output_dir)
         return ended(words, stop.exit_code)
     except KeyboardInterrupt:
         return ended("interrupted", 130)

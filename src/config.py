@@ -152,6 +152,29 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def without_dashes(arguments: Sequence[str]) -> list[str]:
+    """What train.py takes, of arguments that are written as options.
+
+    >>> without_dashes(["--lr", "0.1", "--wandb", "seed_model=1"])
+    ['base_lr=0.1', 'wandb=true', 'seed_model=1']
+    """
+    meant, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            meant.append(word)
+            continue
+        key, equals, value = word.lstrip("-").partition("=")
+        key = key.replace("-", "_")
+        if key not in KEYS:
+            key = NAMES_ELSEWHERE.get(key) or closest(key, KEYS) or key
+        is_value_next = rest and not re.match(r"-|[^=]*=|.*\.ya?ml$", rest[0])
+        if not equals:
+            value = rest.pop(0) if is_value_next else "true"
+        meant.append(f"{key}={value}")
+    return meant
+
+
 def make_config(values: Mapping[str, Any]) -> Config:
     """The Config of a mapping; a null stands for the default. Raises UserError."""
     values = {str(key): value for key, value in values.items()}

@@ -5,11 +5,12 @@ Keys marked `found` are filled in by the program and written to config.yaml.
 """
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from src.yaml_files import read_yaml
 
@@ -30,6 +31,7 @@ Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, le=1)]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record them
+Folder = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is home
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 
 
@@ -60,7 +62,7 @@ class Bookkeeping:
     # system/… of stats.csv; 0: none
     system_interval: NotNegative = 10
     # the run's folder; null: nothing is written
-    output_dir: str | None = None
+    output_dir: Folder | None = None
     # log to the terminal as well
     log_to_stdout: bool = False
     # cpu, cuda, cuda:1, mps; null: cuda where there is one, else cpu
@@ -109,7 +111,7 @@ class DataKeys:
     # tfds/mnist, hf/NAME, hf/csv:PATH; or a function of one's own, my_data.spirals:read
     dataset: str = "libsvm/a9a"
     # folder where data sets live
-    data_dir: str = "data"
+    data_dir: Folder = "data"
     # whether a missing data set may be downloaded
     data_download: bool = True
     # found: split -> number of examples

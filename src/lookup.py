@@ -1,20 +1,21 @@
 """Whether names and their arguments exist, asked before there are data: the run's own code answers.
 
 `python -m src.lookup` reads questions from stdin as JSON, a list of [kind, settings], and prints
-an answer to each: {}, {"errors": lines} or {"unknown": reason}. Nothing imports this module:
+an answer to each: {}, {"errors": lines} or {"unknown": reason}. Nothing in src imports this module:
 submitting, which asks, never imports torch.
 """
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from functools import cache
 from typing import Any
 
 from torch import nn
 
-from src.config import Config, make_config
+from src.config import KEYS, Config, make_config
 from src.data.build import check_dataset
 from src.data.fetch import one_line
 from src.losses import LOSSES, BinaryCrossEntropy, NextToken, build_loss
@@ -23,6 +24,7 @@ from src.names import UserError
 from src.optim.averaging import build_averages
 from src.optim.build import build_optimizer
 from src.optim.schedules import build_schedule
+from src.submit.check import QUESTIONS, load
 
 
 def check_loss(config: Config) -> None:
@@ -74,6 +76,22 @@ def answer(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         return {"unknown": f"{kind}: {one_line(error)}"}
     return {}
+
+
+def mistakes(values: Mapping[str, Any]) -> list[str]:
+    """All that is wrong with the keys of a run, a line each: unknown keys, values, then names.
+
+    Nothing is fetched for it.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _, lines = load(values)
+    known = {key: value for key, value in values.items() if key in KEYS and value is not None}
+    right = {key: value for key, value in known.items() if not load({key: value})[1]}
+    for kind, keys in QUESTIONS.items():
+        settings = {key: right[key] for key in keys if key in right}
+        found = answer(kind, settings).get("errors", []) if settings else []
+        lines += [line for line in found if line not in lines]
+    return lines
 
 
 def main() -> None:

@@ -202,3 +202,11 @@ def test_another_dataset_voids_what_was_found_in_the_first(tmp_path):
     config = load_config(tmp_path / "config.yaml", ["dataset=sklearn/iris"])
     assert (config.data_n_classes, config.model_input_shape, config.base_lr) == (None, None, 0.1)
     assert load_config(tmp_path / "config.yaml", ["base_lr=1"]).data_n_classes == 10
+
+
+@pytest.mark.parametrize("key", ["output_dir", "data_dir"])
+def test_a_tilde_is_the_home_folder(monkeypatch, key):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert getattr(make_config({key: "~/here"}), key) == "/home/me/here"
+    assert getattr(make_config({key: "~"}), key) == "/home/me"
+    assert getattr(make_config({key: "a/~/b"}), key) == "a/~/b"

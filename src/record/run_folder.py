@@ -226,7 +226,9 @@ class RunFolder:
         if not self.path:
             return
         if (self.path / "done").exists() and not is_continued:
-            raise OtherRun(f"output_dir: {self.path} holds a finished run and no state/ of it")
+            raise OtherRun(
+                f"output_dir: {self.path} holds a finished run and no state/ of it; choose another"
+            )
         (self.path / "done").unlink(missing_ok=True)
         if not is_continued:
             self._put_earlier_run_aside()

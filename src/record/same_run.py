@@ -1,18 +1,24 @@
 """Whether a configuration asks for the run that a folder holds, for more of it, or for another."""
 
+import errno
 import json
 import os
-from collections.abc import Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from src.config import FOUND_IN_DATA, KEYS, Config, make_config, read_saved_config
+from src.config import FOUND_IN_DATA, KEYS, Config, make_config, read_saved_config, save_config
 from src.durations import Timeline
 from src.names import UserError
 from src.record.own_files import is_run_folder
+from src.record.trackers.tracked import read_json
 
 # Keys that say how to run, not what: they may differ from those of an earlier attempt. At most
 # they change rounding, or how soon a divergence is seen.
@@ -76,6 +82,66 @@ def _other_run(folder: str | Path | None, kind: str, differing: Sequence[str]) -
     )
 
 
+def numbered(folder: Path) -> Iterator[Path]:
+    """x, x-2, x-3, …"""
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+
+
+def folder_for(asked: Config, name: str) -> tuple[Path, bool]:
+    """The folder of a run that was given none, and whether an earlier attempt at it goes on there.
+
+    results/NAME, or NAME-2, NAME-3, … where that holds another run, a finished one, or what is not
+    ours. It exists then, with its spec.yaml, so that no other run takes it. Raises UserError.
+    """
+    for folder in numbered(Path("results", name.strip(".") or "run")):
+        while not os.path.lexists(folder) or _is_empty(folder):
+            if _make(folder, asked):
+                return folder, False
+        if not is_run_folder(folder) or os.path.lexists(folder / "done"):
+            continue
+        if _never_began(folder):
+            save_config(replace(asked, output_dir=str(folder)), folder / "spec.yaml")
+            return folder, False
+        with suppress(UserError):
+            if not differing_keys(asked, [read_saved_config(folder / "spec.yaml")]):
+                return folder, True
+    raise AssertionError("numbers do not end")
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return not os.listdir(folder)
+    except OSError:  # a file, or not ours to read
+        return False
+
+
+def _make(folder: Path, asked: Config) -> bool:
+    """Make a folder with its spec.yaml, in one step; False where another process was faster."""
+    new = folder.with_name(f".new.{secrets.token_hex(8)}")
+    try:
+        new.mkdir(parents=True)
+        save_config(replace(asked, output_dir=str(folder)), new / "spec.yaml")
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
+    try:
+        os.rename(new, folder)  # onto an empty folder as well
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            return False
+        raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
+    return True
+
+
+def _never_began(folder: Path) -> bool:
+    """A wrong name, say, has ended the only attempt before there was anything of a run."""
+    has_ended = read_json(folder / "status.json").get("state", "running") != "running"
+    return has_ended and not any(
+        os.path.lexists(folder / name) for name in ("config.yaml", "state", "stats.csv")
+    )
+
+
 def check_same_data(config: Config, found: dict[str, int], *, is_continued: bool) -> None:
     """A config.yaml that runs again should meet the data that it met before; a state must.
 
@@ -84,7 +150,7 @@ def check_same_data(config: Config, found: dict[str, int], *, is_continued: bool
     if config.data_n_examples not in (None, found):
         words = f"data_n_examples: was {config.data_n_examples}, now {found}"
         if is_continued:
-            raise OtherRun(f"{words}; the run cannot go on with other data")
+            raise OtherRun(f"{words}; the run cannot go on with other data; choose another folder")
         logger.warning(words)
 
 

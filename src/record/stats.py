@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from src.metrics import OF_MACHINE
-from src.names import bad_value
+from src.names import UserError, bad_value
 
 IF_KNOWN = "train/peak_share"
 
@@ -75,17 +75,29 @@ def plain_number(value: Any, column: str) -> float:
 
 
 def read_stats(folder: str | Path) -> pd.DataFrame:
-    """The dataframe that was written to a run folder."""
-    return pd.read_csv(Path(folder) / "stats.csv", index_col=0)
+    """The dataframe that was written to a run folder. Raises UserError where it is damaged."""
+    path = Path(folder) / "stats.csv"
+    try:
+        stats = pd.read_csv(path, index_col=0)
+        if stats.empty:
+            raise ValueError("it holds no epoch")
+        stats[_results(stats)].astype(float)
+    except (OSError, ValueError) as error:  # pandas' own are of the second kind
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason}); move {folder} away") from None
+    return stats
 
 
 def summary(stats: pd.DataFrame, folder: str | None) -> str:
     """What a run reached, and where to look: a line each."""
     last = stats.iloc[-1]
-    shown = [c for c in stats.columns if c.endswith(("/loss", "/accuracy", "/perplexity"))]
-    lines = [f"{column:<20} {last[column]:.4f}" for column in shown]
+    lines = [f"{column:<20} {last[column]:.4f}" for column in _results(stats)]
     if folder:
         lines.append(f"{'run folder':<20} {folder}")
         if (picture := Path(folder) / "curves.png").exists():
             lines.append(f"{'learning curves':<20} {picture}")
     return "\n".join(lines)
+
+
+def _results(stats: pd.DataFrame) -> list[str]:
+    return [c for c in stats.columns if c.endswith(("/loss", "/accuracy", "/perplexity"))]

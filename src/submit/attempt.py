@@ -88,7 +88,7 @@ def run_folder(spec: str) -> Path:
     """Where the run writes; a file that cannot be read is for train.py to complain of."""
     with suppress(UserError, OSError):
         if isinstance(folder := (read_yaml_file(Path(spec)) or {}).get("output_dir"), str):
-            return Path(folder)
+            return Path(os.path.expanduser(folder))
     return Path(spec).parent
 
 

@@ -331,7 +331,7 @@ def spec_of(row: Row, common: Mapping[str, Any], root: Path) -> dict[str, Any]:
         spec.setdefault("wandb_run_name", row.name)
     for key in PATH_KEYS:
         if isinstance(spec.get(key), str):
-            spec[key] = os.path.abspath(root / spec[key])
+            spec[key] = os.path.abspath(root / os.path.expanduser(spec[key]))
     return spec
 
 

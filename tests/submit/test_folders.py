@@ -111,6 +111,13 @@ def test_a_spec_holds_the_row_and_its_folder(tmp_path):
     }
 
 
+def test_a_tilde_in_a_folder_is_home_and_not_below_the_repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (row,) = write(tmp_path / "b", [{"data_dir": "~/d", "model_weights": "~/w.pt"}]).rows
+    spec = read_yaml_file(row.spec)
+    assert (spec["data_dir"], spec["model_weights"]) == ("/home/me/d", "/home/me/w.pt")
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_values_are_read_back_unchanged(tmp_path, text):
     (row,) = write(tmp_path / "b", [{"wandb_run_name": text}]).rows
