@@ -256,6 +256,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "min": lambda walk, *values: min(_sortable(*values)),
     "range": _range,
     "round": _round,
+    "set": lambda walk, values=(): walk.distinct(elements_of(values)),
     "sorted": lambda walk, values, reverse=False: sorted(_sortable(values), reverse=bool(reverse)),
     "str": _string,
     "sum": lambda walk, values: sum(map(_number, elements_of(values))),

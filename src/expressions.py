@@ -61,7 +61,8 @@ def evaluate(text: str, *, rng: np.random.Generator | None = None) -> object:
 def is_expression(text: str) -> bool:
     """Whether text is meant to be computed: it parses, and holds a list or a call we know.
 
-    Plain names ('tiny/lenet', 'train', 'a-b') are not, nor are numbers and '0.9,0.99'.
+    '(8, 16)' and '{8, 16}' are lists too. Plain names ('tiny/lenet', 'train', 'a-b') are not,
+    nor are '{name}', numbers and '0.9,0.99'.
     A true answer does not promise that `evaluate` succeeds: its error then tells why.
     """
     try:
@@ -71,9 +72,19 @@ def is_expression(text: str) -> bool:
     except ExpressionError:
         return False
     calls = [_dotted(node.func) for node in nodes if isinstance(node, ast.Call)]
-    lists = (ast.List, ast.ListComp, ast.GeneratorExp, ast.DictComp)
-    has_list = any(isinstance(node, lists) for node in nodes)
+    lists = (ast.List, ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)
+    has_list = any(isinstance(node, lists) or _is_other_list(node) for node in nodes)
     return has_list or any(name in FUNCTIONS or name.startswith("np.") for name in calls)
+
+
+def _is_other_list(node: ast.AST) -> bool:
+    """A set, or a tuple in parentheses, that is not of names alone."""
+    if not isinstance(node, ast.Tuple | ast.Set):
+        return False
+    if not node.elts or all(isinstance(element, ast.Name) for element in node.elts):
+        return False
+    start, first = (node.lineno, node.col_offset), node.elts[0]
+    return start < (first.lineno, first.col_offset)  # without parentheses both are the same
 
 
 def _parse(text: str) -> ast.expr:
@@ -176,6 +187,18 @@ class Walk:
     def tuple_display(self, node: ast.Tuple) -> tuple[Any, ...]:
         return tuple(self.read(*node.elts))
 
+    def set_display(self, node: ast.Set) -> list[Any]:
+        return self.distinct(self.read(*node.elts))
+
+    def distinct(self, values: list[Any]) -> list[Any]:
+        """A set as a list in the order in which it is written: the same each time."""
+        found: list[Any] = []
+        for value in values:
+            self.spend(size_of(found))
+            if value not in found:  # no hashes, which can be made to collide
+                found.append(value)
+        return found
+
     def dict_display(self, node: ast.Dict) -> dict[str, Any]:
         if None in node.keys:
             raise ValueError("** is not allowed")
@@ -250,6 +273,9 @@ class Walk:
     def list_comprehension(self, node: ast.ListComp | ast.GeneratorExp) -> list[Any]:
         return [self.read(node.elt)[0] for _ in self.loops(node.generators)]
 
+    def set_comprehension(self, node: ast.SetComp) -> list[Any]:
+        return self.distinct([self.read(node.elt)[0] for _ in self.loops(node.generators)])
+
     def dict_comprehension(self, node: ast.DictComp) -> dict[str, Any]:
         return with_string_keys(
             self.read(node.key, node.value) for _ in self.loops(node.generators)
@@ -274,6 +300,8 @@ class Walk:
             (value,) = self.read(node.func.value)
             return value.tolist() if isinstance(value, np.ndarray) else number_or_array(value)
         name = _dotted(node.func)
+        if name == "map":
+            return self.mapped(node)
         if (function := FUNCTIONS.get(name)) is None:
             raise ValueError(_unknown_function(name))
         if any(keyword.arg is None for keyword in node.keywords):
@@ -281,6 +309,18 @@ class Walk:
         self.spend(WORK_PER_CALL if name.startswith("np.") else 0)
         keywords = {str(keyword.arg): self.read(keyword.value)[0] for keyword in node.keywords}
         return function(self, *self.read(*node.args), **keywords)
+
+    def mapped(self, node: ast.Call) -> list[Any]:
+        """map(float, [1, 2])"""
+        name = _dotted(node.args[0]) if node.args else ""
+        if (function := FUNCTIONS.get(name)) is None or len(node.args) < 2 or node.keywords:
+            raise ValueError("map takes the name of a function that is allowed, then lists")
+        values = []
+        for elements in zip(*map(elements_of, self.read(*node.args[1:])), strict=False):
+            self.spend(WORK_PER_NODE + (WORK_PER_CALL if name.startswith("np.") else 0))
+            values.append(as_plain(function(self, *elements)))
+            self.spend(size_of(elements) + size_of(values[-1]))
+        return values
 
 
 def _bound(target: ast.expr, value: Any) -> dict[str, Any]:
@@ -306,6 +346,7 @@ NODES: dict[type, Callable[..., Any]] = {
     ast.Attribute: Walk.attribute,
     ast.List: Walk.list_display,
     ast.Tuple: Walk.tuple_display,
+    ast.Set: Walk.set_display,
     ast.Dict: Walk.dict_display,
     ast.UnaryOp: Walk.unary,
     ast.BinOp: Walk.binary,
@@ -316,6 +357,7 @@ NODES: dict[type, Callable[..., Any]] = {
     ast.Slice: Walk.slicing,
     ast.ListComp: Walk.list_comprehension,
     ast.GeneratorExp: Walk.list_comprehension,
+    ast.SetComp: Walk.set_comprehension,
     ast.DictComp: Walk.dict_comprehension,
     ast.Call: Walk.call,
 }

@@ -96,14 +96,38 @@ def test_draws_follow_their_law():
         ("list(range(5))", True),
         ("2.0 ** np.arange(3)", True),
         ("10 ** np.random.uniform(-3, 0)", True),
+        *((text, True) for text in ("(8, 16)", "{0.1, 0.2}", "(8, 16) + (32,)", "(1, a)")),
+        *((text, True) for text in ("{x for x in 'ab'}", "((1, 2), (3, 4))", "map(float, (1, 2))")),
         ("np.arangee(3)", True),  # a slip of the pen shall be told, not become a name
         *((name, False) for name in ("tiny/lenet", "train", "a-b", "cosine", "libsvm/a9a")),
         *((name, False) for name in ("0.9,0.99", "1e-3", "train[:90%]", "poly_8", "", "np.pi")),
+        *((name, False) for name in ("{name}", "(a, b)", "(0.9)", "1, (2)", "{}", "()", "{a: 1}")),
         *((name, False) for name in ("baseline (old)", "test/.*/accuracy", "a\\d", "rand-m9-n3")),
     ],
 )
 def test_names_are_not_taken_for_expressions(text, expected):
     assert is_expression(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{0.2, 0.1, 0.2}", [0.2, 0.1]),
+        ("{'b', 'a', 'c'}", ["b", "a", "c"]),
+        ("{(1, 2), (1, 2), (2, 1)}", [(1, 2), (2, 1)]),
+        ("{x % 3 for x in range(9)}", [0, 1, 2]),
+        ("set([3, 1, 3])", [3, 1]),
+        ("sorted({3, 1})", [1, 3]),
+        ("list(map(float, [1, 2]))", [1.0, 2.0]),
+        ("map(max, [1, 5], [2, 3])", [2, 5]),
+        ("map(np.log2, [1, 2])", [0.0, 1.0]),
+        ("map(np.arange, ())", []),
+    ],
+)
+def test_sets_and_maps_are_lists_in_the_order_that_is_written(text, expected):
+    value = evaluate(text)
+    assert value == expected
+    assert list(map(type, value)) == list(map(type, expected))
 
 
 LAUGHS = "0"  # eight names of one list of eight names of one list of …: 8**9 elements, few bytes
@@ -120,6 +144,9 @@ HOSTILE = [
     "np.lib.npyio.os.system('true')",
     "np.arange(3).tofile('x')",
     "np.arange(3).tolist.__self__",
+    "{x for x in range(5000)}",
+    "map(np.ones, [50000, 50000, 50000])",
+    "map(__import__, ['os'])",
     "np.ones",
     "np",
     "float",
@@ -139,7 +166,6 @@ HOSTILE = [
     "1j",
     "~5",
     "1 is 1",
-    "{1, 2}",
     "{**{'a': 1}}",
     "dict(**{'a': 1})",
     "[*range(3)]",
@@ -280,6 +306,9 @@ def outcome_of(text: str) -> object:
         ("np.arangee(3)", "did you mean 'np.arange'?"),
         ("np.linspace()", "missing 2 required positional arguments"),
         ("1 + * 2", "column 5: invalid syntax"),
+        ("map(lambda x: x, [1])", "column 1: map takes the name of a function"),
+        ("map(flaot, [1])", "column 1: map takes the name of a function"),
+        ("map(float)", "column 1: map takes the name of a function"),
         ("(1).real", "'(1).real', column 1: no attributes but"),
         ("range(10 ** 6)", "too large: at most some 4,000 rounds or 100,000 elements"),
     ],
@@ -313,6 +342,10 @@ def combined(children):
         "{}.__class__",
         "f'{{{}}}'",
         "[*{}]",
+        "{{{}, {}}}",
+        "{{{} for x in {}}}",
+        "map({function}, {})",
+        "set({})",
     ]
     operators = """+ - * / // % **
         << @ < == in and or""".split()  # noqa: SIM905
