@@ -20,7 +20,7 @@ from tqdm import tqdm
 from src.names import OneLineParser, UserError, bad_value, closest, pick
 from src.notify.address import has_address, unreadable
 from src.notify.digest_job import submit_digest
-from src.submit.check import check_rows, check_slurm, errors_of
+from src.submit.check import MOST_LINES, check_rows, check_slurm, errors_of
 from src.submit.failures import KINDS, group_rows, headline, short_path
 from src.submit.folders import (
     Batch,
@@ -35,8 +35,8 @@ from src.submit.folders import (
     plan_batch,
     write_batch,
 )
-from src.submit.grid import Grid, expand
-from src.submit.job_file import Job, read_job
+from src.submit.grid import Grid, read_grid
+from src.submit.job_file import Job, try_job
 from src.submit.journal import LOCAL, Asked, Journal
 from src.submit.local import ENDS, Machine, default_jobs, run_rows
 from src.submit.notices import Notices, start_sending, wait_until_sent
@@ -164,13 +164,12 @@ def check_options(options: argparse.Namespace) -> None:
 
 def submit(options: argparse.Namespace) -> int:
     """From a job file to running rows."""
-    job = read_job(options.job_file)
-    try:
-        grid = expand(job.parameters)
-    except UserError as error:
-        raise UserError(f"{options.job_file}: {error}") from None
-    print(f"{options.job_file}: {grid.description()}")
-    check_everything(options, job, grid)
+    job, errors = try_job(options.job_file)
+    grid, of_grid, unread = read_grid(job.parameters)
+    errors = list(dict.fromkeys([*errors, *of_grid]))
+    if not errors:
+        print("\n".join([f"{options.job_file}: {grid.description()}", *grid.notes]))
+    check_everything(options, job, grid, errors, unread)
     output_dir = Path(os.path.abspath(job.output_dir))
     folder = output_dir / batch_name(job.name, date.today())
     if not options.overwrite:
@@ -195,11 +194,16 @@ def submit(options: argparse.Namespace) -> int:
         return start(plan.batch, rows, options) or int(bool(broken))
 
 
-def check_everything(options: argparse.Namespace, job: Job, grid: Grid) -> None:
-    """Every mistake that can be known now, at once, before anything is written."""
+def check_everything(
+    options: argparse.Namespace, job: Job, grid: Grid, of_file: Sequence[str], unread: set[str]
+) -> None:
+    """Every mistake that can be known now, at once, before anything is written. of_file: what is
+    wrong with the job file by itself; unread: keys that the rows lack for it."""
     errors = slurm_errors(options)
     errors += errors_of(check_writable, Path(os.path.abspath(job.output_dir)))
-    errors += check_rows([{**job.common, **row} for row in grid.rows])
+    errors += of_file[:MOST_LINES]
+    errors += [f"… and {len(of_file) - MOST_LINES:,} more"] * (len(of_file) > MOST_LINES)
+    errors += check_rows([{**job.common, **row} for row in grid.rows], unread=unread)
     if errors:
         raise UserError("\n".join(errors) + "\nnothing was written or submitted")
 

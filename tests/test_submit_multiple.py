@@ -61,7 +61,7 @@ def fork(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def names_are_right(monkeypatch):
     """Looking names up takes a process of seconds; its own tests are in test_check.py."""
-    monkeypatch.setattr(submit_multiple, "check_rows", lambda rows: [])
+    monkeypatch.setattr(submit_multiple, "check_rows", lambda rows, unread: [])
 
 
 def run(*arguments: str, code: int = 0, capsys) -> str:
@@ -103,6 +103,32 @@ def test_all_mistakes_are_shown_at_once_and_nothing_is_written(fork, capsys):
         assert part in text
     assert lines[-1] == "nothing was written or submitted"
     assert listing(fork) == before
+
+
+def test_what_the_grid_cannot_read_hides_no_mistake_of_rows(fork, capsys):
+    (fork / "job.yaml").write_text(
+        "job_details: {nmae: x}\n"
+        "parameters: {model: linaer, momentum: {uniform: [1, 0], n: 2}, bathc_size: 3,\n"
+        "  base_lr: '[flaot(x) for x in [1]]', weight_decay: []}\n"
+    )
+    before = listing(fork)
+    message = run("job.yaml", "-s", "local", code=2, capsys=capsys)
+    starts = ["job_details: unknown 'nmae'", "parameters.momentum.uniform: got [1, 0]"]
+    starts += ["parameters.base_lr: 'flaot(x)'", "parameters.weight_decay: got []"]
+    starts += ["bathc_size=3: there is no such key", "model: unknown 'linaer'", "nothing was"]
+    lines = message.splitlines()
+    for start, line in zip(starts, lines, strict=True):
+        assert line.startswith(start)
+    assert listing(fork) == before
+
+
+@pytest.mark.usefixtures("names_are_right")
+def test_that_equal_rows_were_merged_is_said(fork, capsys):
+    (fork / "job.yaml").write_text(
+        JOB.replace("base_lr: [1.0, 2.0]", "LIST: [{base_lr: [1, 2]}, {base_lr: 2.0}]")
+    )
+    output = run("job.yaml", "-s", "local", "-d", capsys=capsys)
+    assert "2 rows = 2 base_lr\nparameters.LIST: merged 1 row that equals another\n" in output
 
 
 @pytest.mark.parametrize(
@@ -163,7 +189,7 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(fork, options, cap
 
 
 def test_a_script_that_is_not_there_is_answered_before_rows_are_checked(monkeypatch, capsys):
-    monkeypatch.setattr(submit_multiple, "check_rows", lambda rows: 1 / 0)
+    monkeypatch.setattr(submit_multiple, "check_rows", lambda rows, unread: 1 / 0)
     message = run("job.yaml", "-s", "locl", code=2, capsys=capsys)
     assert message == "-s locl: No such file or directory; did you mean 'local'?\n"
 

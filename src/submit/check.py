@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -69,7 +70,7 @@ def check_slurm(
     return errors + (errors_of(slurm.check_job, after) if after else [])
 
 
-def errors_of(check: Callable[..., None], *arguments: object) -> list[str]:
+def errors_of(check: Callable[..., object], *arguments: object) -> list[str]:
     """The lines of the UserError that the check raises; [] if it raises none."""
     try:
         check(*arguments)
@@ -78,11 +79,14 @@ def errors_of(check: Callable[..., None], *arguments: object) -> list[str]:
     return []
 
 
-def check_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def check_rows(rows: Sequence[Mapping[str, Any]], *, unread: Collection[str] = ()) -> list[str]:
     """Lines such as "34 rows: base_lr: got …", those of most rows first; none if all is well.
 
     Every row is loaded as a Config, and its names are looked up by the code that will run, in
     a process beside; where that can't be, a warning says why. Rows are counted from 0.
+
+    unread: keys that the rows lack as their values could not be read. Then rows are not counted,
+    and nothing is said of what may hang on those keys.
     """
     problems, answers = Problems(), []
     seen: dict[str, int] = {}
@@ -91,29 +95,47 @@ def check_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             config, errors = load(row)
             problems.add(number, row, errors)
             # as text they differ, which the grid has seen to: 32 and '32'
-            if config and (first := seen.setdefault(repr(config), number)) != number:
+            if config and not unread and (first := seen.setdefault(repr(config), number)) != number:
                 problems.add(number, row, [f"the same experiment as row {first}"])
-        questions = distinct_questions(rows)
+        questions = distinct_questions(rows, unread)
         try:
             answers = ask(process, list(questions)) if questions else []
         except UserError as error:
-            return [*problems.lines(), str(error)]
+            return [*problems.lines(unread), str(error)]
     for numbers, answer in zip(questions.values(), answers, strict=False):
         for number in numbers:
             problems.add(number, rows[number], answer.get("errors", []))
-    return problems.lines()
+    return problems.lines(unread)
 
 
 def load(row: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
-    """The row as a Config, or what keeps it from being one; unknown keys don't hide the rest."""
-    known = {key: value for key, value in row.items() if key in KEYS}
-    config, lines = None, []
-    for values in (known, row) if len(known) < len(row) else (row,):
+    """The row as a Config, or all that keeps it from being one: what is wrong with one key does
+    not hide what is wrong with others."""
+    lines: list[str] = []
+    values = {key: value for key, value in row.items() if key in KEYS}
+    dropped: set[str] = set()
+    while True:
         try:
             config = make_config(values)
+            break
         except UserError as error:
-            lines += str(error).splitlines()
+            found = str(error).splitlines()
+            # with the default in place of a wrong value, other keys may seem to contradict it
+            lines += [line for line in found if not mentions(line, dropped)]
+            wrong = {match[0] for line in found if (match := re.match(r"\w+", line))}
+            if not wrong & values.keys():
+                config = None
+                break
+            dropped |= wrong
+            values = {key: value for key, value in values.items() if key not in dropped}
+    if unknown := {key: value for key, value in row.items() if key not in KEYS}:
+        lines += errors_of(make_config, unknown)
     return (None if lines else config), lines
+
+
+def mentions(line: str, keys: Collection[str]) -> bool:
+    """Whether a line names one of the keys."""
+    return bool(keys) and not set(re.findall(r"\w+", line)).isdisjoint(keys)
 
 
 class Problems:
@@ -129,14 +151,15 @@ class Problems:
             values, numbers = self.groups.setdefault((before, after), ({}, {}))
             values[value] = numbers[number] = None
 
-    def lines(self) -> list[str]:
+    def lines(self, unread: Collection[str] = ()) -> list[str]:
         groups = sorted(self.groups.items(), key=lambda group: -len(group[1][1]))
+        groups = [group for group in groups if not mentions("".join(group[0]), unread)]
         lines = []
         for (before, after), (values, numbers) in groups[:MOST_LINES]:
             some = ", ".join(map(shortened, list(values)[:MOST_VALUES]))
             some += ", …" * (len(values) > MOST_VALUES)
             which = f"row {next(iter(numbers))}" if len(numbers) == 1 else f"{len(numbers):,} rows"
-            lines.append(f"{which}: {before}{some}{after}")
+            lines.append(("" if unread else f"{which}: ") + f"{before}{some}{after}")
         more = len(groups) - len(lines)
         return lines + [f"… and {more:,} more"] * (more > 0)
 
@@ -157,11 +180,15 @@ def shortened(value: str) -> str:
 # ---- Looking names up --------------------------------------------------------------------
 
 
-def distinct_questions(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+def distinct_questions(
+    rows: Sequence[Mapping[str, Any]], unread: Collection[str] = ()
+) -> dict[str, list[int]]:
     """Each question that some row raises, as JSON -> the numbers of those rows."""
     questions: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         for kind, keys in QUESTIONS.items():
+            if kind in unread:
+                continue
             settings = {key: row[key] for key in keys if row.get(key) is not None}
             if settings and (question := as_json([kind, settings])):  # the defaults are right
                 questions.setdefault(question, []).append(number)

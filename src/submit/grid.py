@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice, product, repeat
 from typing import Any
 from zlib import crc32
@@ -38,6 +40,7 @@ class Grid:
 
     rows: list[Row]
     factors: list[Factor]
+    notes: list[str] = field(default_factory=list)  # what was merged
 
     def description(self) -> str:
         """'108 rows = 6 batch_size × 18 (base_lr, momentum)', or '1 row'."""
@@ -53,52 +56,88 @@ class Values:
     parts: list[Row]
 
     @property
-    def count(self) -> int:
+    def most(self) -> int:
         return len(self.parts)
 
 
 @dataclass(frozen=True)
 class Union:
-    """A LIST: any row of any of its blocks."""
+    """A LIST: any row of any of its blocks; one that several blocks have is there once."""
 
+    where: str
     places: dict[str, str]
     blocks: list["Block"]
 
     @property
-    def count(self) -> int:
-        return sum(map(_count, self.blocks))
+    def most(self) -> int:
+        """How many parts there are at most, known before any is made."""
+        return sum(map(_most, self.blocks))
 
-    @property
+    @cached_property
     def parts(self) -> list[Row]:
-        return list(chain.from_iterable(map(_crossed, self.blocks)))
+        distinct: dict[frozenset, Row] = {}
+        for row in chain.from_iterable(map(_crossed, self.blocks)):
+            distinct.setdefault(identity(row), row)
+        return list(distinct.values())
+
+    def notes(self) -> Iterator[str]:
+        """A line where rows were merged, for this LIST and those in it."""
+        for entry in chain.from_iterable(self.blocks):
+            if isinstance(entry, Union):
+                yield from entry.notes()
+        given = sum(math.prod(len(entry.parts) for entry in block) for block in self.blocks)
+        if merged := given - len(self.parts):
+            equal = "row that equals another" if merged == 1 else "rows that equal others"
+            yield f"{self.where}: merged {merged:,} {equal}"
 
 
 Block = list[Values | Union]
 
 
 def expand(parameters: Mapping[str, Any]) -> Grid:
-    """All rows: every key crossed with every other, LISTs united, ZIPs and draws included.
+    """All rows of a grid without a mistake; see read_grid. Raises UserError, a line a mistake."""
+    grid, errors, _ = read_grid(parameters)
+    if errors:
+        raise UserError("\n".join(errors))
+    return grid
+
+
+def read_grid(parameters: Mapping[str, Any]) -> tuple[Grid, list[str], set[str]]:
+    """(grid, mistakes, keys that could not be read, which the rows lack).
+
+    All rows: every key crossed with every other, LISTs united, ZIPs and draws included.
 
     They come as nested loops over the keys in the order of the file would give them, the last
-    key fastest; a LIST runs through its blocks from the first to the last. What can't be
-    meant (equal rows, a key set twice for one run, an empty list) raises UserError with its place.
+    key fastest; a LIST runs through its blocks from the first to the last. A mistake (equal
+    rows, a key set twice for one run, an empty list) is a line with its place.
     """
-    block = _read_block("parameters", parameters)
-    if (count := _count(block)) > MOST_ROWS:
-        raise UserError(f"parameters: {count:,} rows, expected at most {MOST_ROWS:,}")
+    block, mistakes = _read(parameters)
+    if (count := _most(block)) > MOST_ROWS:
+        error = f"parameters: {count:,} rows, expected at most {MOST_ROWS:,}"
+        return Grid([], []), [*mistakes.lines, error], mistakes.unread
     rows = list(_crossed(block))
-    factors = [Factor(_varying(entry), entry.count) for entry in block if entry.count > 1]
-    _refuse_equal(rows, factors)
-    return Grid(rows, factors)
+    factors = [Factor(_varying(e), len(e.parts)) for e in block if len(e.parts) > 1]
+    notes = [note for entry in block if isinstance(entry, Union) for note in entry.notes()]
+    if not mistakes.lines:  # else what makes them unequal may be missing
+        with mistakes.noted():
+            _refuse_equal(rows, factors)
+    return Grid(rows, factors, notes), list(mistakes.lines), mistakes.unread
 
 
-def places_of(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Each key that some row sets -> where: {'momentum': 'parameters.LIST_optim[1].momentum'}."""
-    return _places(_read_block("parameters", parameters))
+def places_of(parameters: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """(each key that some row sets -> its first place, mistakes).
+
+    {'momentum': 'parameters.LIST_optim[1].momentum'}
+    """
+    block, mistakes = _read(parameters)
+    places: dict[str, str] = {}
+    for entry in block:
+        places = entry.places | places
+    return places, list(mistakes.lines)
 
 
-def _count(block: Block) -> int:
-    return math.prod(entry.count for entry in block)
+def _most(block: Block) -> int:
+    return math.prod(entry.most for entry in block)
 
 
 def _crossed(block: Block) -> Iterator[Row]:
@@ -121,11 +160,50 @@ def _varying(entry: Values | Union) -> tuple[str, ...]:
 # ---- Reading a block ---------------------------------------------------------------------
 
 
-def _read_block(where: str, block: object) -> Block:
+@dataclass
+class Mistakes:
+    """Of a whole file: what is wrong at one place does not hide what is wrong at others."""
+
+    lines: dict[str, None] = field(default_factory=dict)  # in their order, each once
+    unread: set[str] = field(default_factory=set)  # keys
+
+    @contextmanager
+    def noted(self, key: object = None, value: object = None) -> Iterator[None]:
+        """A UserError becomes a line; key, or those in a block, count as not read."""
+        try:
+            yield
+        except UserError as error:
+            self.lines |= dict.fromkeys(str(error).splitlines())
+            is_block = key is None or str(key).startswith(("LIST", "ZIP"))
+            self.unread |= set(_keys_in(value)) if is_block else {str(key)}
+
+
+def _keys_in(value: object) -> Iterator[str]:
+    """At any depth."""
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+        value = list(value.values())
+    for item in value if isinstance(value, list) else ():
+        yield from _keys_in(item)
+
+
+def _read(parameters: object) -> tuple[Block, Mistakes]:
+    block: Block = []
+    mistakes = Mistakes()
+    with mistakes.noted():
+        block = _read_block("parameters", parameters, mistakes)
+    return block, mistakes
+
+
+def _read_block(where: str, block: object, mistakes: Mistakes) -> Block:
     if not isinstance(block, Mapping):
         raise bad_value(where, block, "a mapping from keys to values")
-    entries = [_read_entry(f"{where}.{key}", key, value) for key, value in block.items()]
-    _places(entries)
+    entries = []
+    for key, value in block.items():
+        with mistakes.noted(key, value):
+            entries.append(_read_entry(f"{where}.{key}", key, value, mistakes))
+    with mistakes.noted():
+        _places(entries)
     return entries
 
 
@@ -140,42 +218,48 @@ def _places(block: Block) -> dict[str, str]:
     return places
 
 
-def _read_entry(where: str, key: object, value: object) -> Values | Union:
+def _read_entry(where: str, key: object, value: object, mistakes: Mistakes) -> Values | Union:
     if not isinstance(key, str):
         raise bad_value(where, key, "a name as the key (YAML reads on, off, yes, no as booleans)")
     if key.startswith("LIST"):
-        return _read_list(where, value)
+        return _read_list(where, value, mistakes)
     if key.startswith("ZIP"):
-        return _read_zip(where, value)
+        return _read_zip(where, value, mistakes)
     return Values({key: where}, [{key: item} for item in _values(where, key, value)])
 
 
-def _read_list(where: str, value: object) -> Union:
+def _read_list(where: str, value: object, mistakes: Mistakes) -> Union:
     if not isinstance(value, list):
         raise bad_value(where, value, "a list of blocks")
     _refuse_empty(where, value)
-    blocks = [_read_block(f"{where}[{number}]", block) for number, block in enumerate(value)]
+    blocks: list[Block] = []
     places: dict[str, str] = {}
-    for key, place in chain.from_iterable(_places(block).items() for block in blocks):
-        places.setdefault(key, place)  # of a key in several blocks the first place is shown
-    return Union(places, blocks)
+    for number, block in enumerate(value):
+        with mistakes.noted(value=block):
+            blocks.append(_read_block(f"{where}[{number}]", block, mistakes))
+            # of a key in several blocks the first place is shown
+            places = _places(blocks[-1]) | places
+    return Union(where, places, blocks or [[]])
 
 
-def _read_zip(where: str, value: object) -> Values:
+def _read_zip(where: str, value: object, mistakes: Mistakes) -> Values:
     if not isinstance(value, Mapping) or not value:
         raise bad_value(where, value, "a mapping from keys to lists of one length")
     if nested := [key for key in value if str(key).startswith(("LIST", "ZIP"))]:
         raise bad_value(f"{where}.{nested[0]}", value[nested[0]], "no LIST and no ZIP inside a ZIP")
-    entries = [_read_entry(f"{where}.{key}", key, values) for key, values in value.items()]
-    counts = {key: entry.count for key, entry in zip(value, entries, strict=True)}
+    entries = {}
+    for key, values in value.items():
+        with mistakes.noted(key, values):
+            entries[key] = _read_entry(f"{where}.{key}", key, values, mistakes)
+    counts = {key: len(entry.parts) for key, entry in entries.items()}
     if len(set(counts.values())) > 1:
         lengths = ", ".join(f"{count} of {key}" for key, count in counts.items())
         raise UserError(f"{where}: expected lists of one length, got {lengths}")
     together = [
         {key: item for part in parts for key, item in part.items()}
-        for parts in zip(*(entry.parts for entry in entries), strict=True)
+        for parts in zip(*(entry.parts for entry in entries.values()), strict=True)
     ]
-    return Values(_places(list(entries)), together)
+    return Values(_places(list(entries.values())), together or [{}])
 
 
 # ---- The values of a key -----------------------------------------------------------------
@@ -208,7 +292,7 @@ def _computed(where: str, key: str, text: str) -> object:
         value = evaluate(text, rng=np.random.default_rng(crc32(key.encode())))
     except ExpressionError as error:
         raise UserError(f"{where}: {error} (a text that is none stands in a list)") from None
-    is_list = isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    is_list = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
     return _plain(value) if is_list else text
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from src.config import KEYS
 from src.names import UserError, bad_value, unknown_name
-from src.submit.grid import places_of
+from src.submit.grid import Mistakes, places_of
 from src.yaml_files import read_yaml_file
 
 TOP_KEYS = ("job_details", "parameters")
@@ -29,33 +29,53 @@ class Job:
 
 
 def read_job(path: str | Path) -> Job:
-    """The job of a YAML file; UserError for one that is not there or says what can't be meant."""
+    """The job of a YAML file. Raises UserError, a line a mistake, also of the grid's spelling."""
+    job, errors = try_job(path)
+    if errors:
+        raise UserError("\n".join(errors))
+    return job
+
+
+def try_job(path: str | Path) -> tuple[Job, list[str]]:
+    """(the job, mistakes); UserError for a file that is not there or is no job file."""
     content = read_yaml_file(path)
     if isinstance(content, dict) and content.keys() & KEYS.keys():
         raise UserError(f"{path}: is the configuration of one run: python train.py {path}")
     if not isinstance(content, dict) or content.get("parameters") is None:
         raise UserError(f"{path}: expected `parameters:` with a line `key: values` for each key")
-    _refuse_unknown(str(path), content, TOP_KEYS)
+    mistakes = Mistakes()
+    with mistakes.noted():
+        _refuse_unknown(str(path), content, TOP_KEYS)
     details = content.get("job_details") or {}
     if not isinstance(details, dict):
-        raise bad_value("job_details", details, f"a mapping with keys of {', '.join(DETAILS)}")
-    _refuse_unknown("job_details", details, DETAILS)
+        with mistakes.noted():
+            raise bad_value("job_details", details, f"a mapping with keys of {', '.join(DETAILS)}")
+        details = {}
+    with mistakes.noted():
+        _refuse_unknown("job_details", details, DETAILS)
     given = {key: value for key, value in details.items() if value is not None}
     common = {key: given[key] for key in PASSED_ON if key in given}
-    _refuse_set_elsewhere(content["parameters"], common)
-    return Job(
-        name=_text("name", given.get("name", Path(path).stem)),
-        output_dir=os.path.expanduser(_text("output_dir", given.get("output_dir", "results"))),
+    texts = {"name": Path(path).stem, "output_dir": "results"}
+    for key, default in texts.items():
+        with mistakes.noted():
+            texts[key] = _text(key, given.get(key, default))
+    places, errors = places_of(content["parameters"])
+    mistakes.lines |= dict.fromkeys(errors)
+    with mistakes.noted():
+        _refuse_set_elsewhere(places, common)
+    job = Job(
+        name=texts["name"],
+        output_dir=os.path.expanduser(texts["output_dir"]),
         common=common,
         parameters=content["parameters"],
         text=Path(path).read_bytes().decode(),  # with its own line ends
     )
+    return job, list(mistakes.lines)
 
 
 def _refuse_unknown(where: str, block: Mapping[Any, Any], known: Iterable[str]) -> None:
-    for key in block:
-        if key not in known:
-            raise unknown_name(where, str(key), known)
+    if unknown := [str(unknown_name(where, str(key), known)) for key in block if key not in known]:
+        raise UserError("\n".join(unknown))
 
 
 def _text(key: str, value: object) -> str:
@@ -64,14 +84,17 @@ def _text(key: str, value: object) -> str:
     return value
 
 
-def _refuse_set_elsewhere(parameters: Mapping[str, Any], common: Mapping[str, Any]) -> None:
+def _refuse_set_elsewhere(places: Mapping[str, str], common: Mapping[str, Any]) -> None:
     """UserError for keys of the grid that are the batch's alone."""
-    places = places_of(parameters)
+    lines = [
+        f"{key}: set twice, at job_details.{key} and at {places[key]}"
+        for key in common
+        if key in places
+    ]
     if "output_dir" in places:
-        raise UserError(
+        lines.append(
             f"{places['output_dir']}: each run gets its own folder; job_details.output_dir says "
             "where the batch goes"
         )
-    for key in common:
-        if key in places:
-            raise UserError(f"{key}: set twice, at job_details.{key} and at {places[key]}")
+    if lines:
+        raise UserError("\n".join(lines))

@@ -1,6 +1,7 @@
 """check_rows: what is told about rows that can't run; src.lookup: which names exist."""
 
 import io
+import re
 import subprocess
 import sys
 from datetime import date
@@ -70,6 +71,26 @@ def test_the_errors_of_all_rows_come_at_once_those_of_most_rows_first():
         "All keys stand in src/keys.py",
         "row 4: grad_accum_steps: got 3, expected a divisor of batch_size=8",
     ]
+
+
+def test_what_is_wrong_with_one_key_hides_no_other():
+    row = {"batch_size": 0, "grad_accum_steps": 3, "base_lr": "[floot(3)]", "device": "gpu"}
+    row |= {"steps_per_epoch": 1, "samples_per_epoch": 1000, "unknown": 1}
+    lines = [line.partition(": ")[2] for line in check_rows([row])]
+    assert [re.match(r"\w+", line)[0] for line in lines] == [
+        "batch_size",
+        "samples_per_epoch",
+        "device",
+        "base_lr",
+        "unknown",
+    ]
+
+
+def test_of_what_hangs_on_keys_that_could_not_be_read_nothing_is_said():
+    row = {"grad_accum_steps": 3, "model_pretrained": True, "optim_alg": "sgdd", "warmup_steps": -1}
+    row |= {"label_smoothing": 0.1}
+    lines = check_rows([row], unread={"batch_size", "model", "loss"})
+    assert [line.partition(":")[0] for line in lines] == ["warmup_steps", "optim_alg"]
 
 
 def test_errors_that_differ_in_the_value_are_one_line():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.names import UserError
-from src.submit.grid import expand, places_of
+from src.submit.grid import expand, places_of, read_grid
 
 
 def rows(**parameters) -> list[dict]:
@@ -33,6 +33,10 @@ def test_keys_are_crossed_the_last_fastest():
     [
         ("[float(x) for x in 2.0 ** np.arange(-1, 2)]", [0.5, 1.0, 2.0]),
         ("np.array([1, 2])", [1, 2]),
+        ("(8, 16)", [8, 16]),
+        ("{0.2, 0.1}", [0.2, 0.1]),
+        ("list(map(float, [1, 2]))", [1.0, 2.0]),
+        ("0.9,0.99", ["0.9,0.99"]),
         ("[(1, 2), [np.arange(2)]]", [[1, 2], [[0, 1]]]),
         ("[dict(a=(1, 2))]", [{"a": [1, 2]}]),
         ("tiny/lenet", ["tiny/lenet"]),
@@ -223,6 +227,45 @@ def test_mistakes_show_where(parameters, words):
         expand(parameters)
 
 
+def test_all_mistakes_come_at_once():
+    _, errors, unread = read_grid(
+        {
+            "a": [],
+            "b": "[floot(x) for x in range(3)]",
+            "c": {"uniform": [1, 1], "n": 3},
+            "LIST": [3, {"d": {"choice": 3, "n": 2}, "e": [1, 2]}],
+            "ZIP": {"f": [1, 2], "g": [1, 2, 3], "h": []},
+            "e": 3,
+            "fine": [1, 2],
+        }
+    )
+    places = [error.partition(": ")[0] for error in errors]
+    assert places == [
+        "parameters.a",
+        "parameters.b",
+        "parameters.c.uniform",
+        "parameters.LIST[0]",
+        "parameters.LIST[1].d.choice",
+        "parameters.ZIP.h",
+        "parameters.ZIP",
+        "e",
+    ]
+    assert unread == {"a", "b", "c", "d", "f", "g", "h"}
+
+
+def test_what_can_be_read_is_there_beside_mistakes():
+    grid, errors, _ = read_grid(
+        {"a": [], "b": [1, 2], "LIST": [{"c": 1}, {"d": []}], "ZIP": {"e": []}}
+    )
+    assert len(errors) == 3
+    assert [{k: v for k, v in row.items() if k in "bc"} for row in grid.rows] == [
+        {"b": 1, "c": 1},
+        {"b": 1},
+        {"b": 2, "c": 1},
+        {"b": 2},
+    ]
+
+
 @pytest.mark.parametrize(
     ("parameters", "one", "other"),
     [
@@ -245,11 +288,8 @@ def test_a_key_is_set_once_on_each_path(parameters, one, other):
 
 def test_blocks_of_one_list_may_set_the_same_key():
     parameters = {"LIST": [{"a": 1}, {"b": 2, "a": 2}], "ZIP": {"c": [1]}}
-    assert places_of(parameters) == {
-        "a": "parameters.LIST[0].a",
-        "b": "parameters.LIST[1].b",
-        "c": "parameters.ZIP.c",
-    }
+    places = {"a": "parameters.LIST[0].a", "b": "parameters.LIST[1].b", "c": "parameters.ZIP.c"}
+    assert places_of(parameters) == (places, [])
 
 
 @pytest.mark.parametrize(
@@ -268,11 +308,45 @@ def test_unequal_values_make_unequal_rows(values):
 
 
 def test_a_null_sets_as_much_as_no_key():
-    with pytest.raises(UserError, match=r"0 and 1 with a=None$"):
-        rows(LIST=[{"a": None}, {}])
-    with pytest.raises(UserError, match=r"0 and 1 with no key set$"):
-        rows(LIST=[{}, {}])
+    assert len(rows(LIST=[{"a": [None]}, {}])) == 1
     assert len(rows(LIST=[{"a": [None]}, {"a": [0]}])) == 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected", "notes"),
+    [
+        (
+            {"LIST": [{"a": [1, 2]}, {"a": [2.0, 3]}]},
+            [{"a": 1}, {"a": 2}, {"a": 3}],
+            ["parameters.LIST: merged 1 row that equals another"],
+        ),
+        (
+            {"LIST": [{"a": [1, 1]}]},
+            [{"a": 1}],
+            ["parameters.LIST: merged 1 row that equals another"],
+        ),
+        (
+            {"LIST": [{"a": None}, {}, {}]},
+            [{"a": None}],
+            ["parameters.LIST: merged 2 rows that equal others"],
+        ),
+        (
+            {"b": [1, 2], "LIST_x": [{"LIST_y": [{"a": 1}, {"a": 1}]}, {"a": 1}]},
+            [{"b": 1, "a": 1}, {"b": 2, "a": 1}],
+            [
+                "parameters.LIST_x[0].LIST_y: merged 1 row that equals another",
+                "parameters.LIST_x: merged 1 row that equals another",
+            ],
+        ),
+        ({"LIST": [{"a": 1}, {"b": 1}]}, [{"a": 1}, {"b": 1}], []),
+    ],
+)
+def test_equal_rows_of_one_list_are_merged_and_it_is_said(parameters, expected, notes):
+    grid = expand(parameters)
+    assert (grid.rows, grid.notes) == (expected, notes)
+    assert len(grid.rows) == math.prod(factor.count for factor in grid.factors)
+    with pytest.raises(UserError, match="are equal"):
+        expand({**parameters, "c": [0, 0]})
 
 
 def test_of_many_equal_rows_some_are_shown():

@@ -75,6 +75,26 @@ def test_mistakes_are_told(job, text, words):
         job(text)
 
 
+def test_all_mistakes_come_at_once(job):
+    with pytest.raises(UserError) as error:
+        job(
+            "parameters: {output_dir: x, wandb: false, a: []}\nparameter: {}\nx: 1\n"
+            "job_details: {nmae: x, name: 3, output_dir: '', wandb: true}"
+        )
+    starts = [
+        "unknown 'parameter'",
+        "unknown 'x'",
+        "job_details: unknown 'nmae'",
+        "job_details.name: got 3",
+        "job_details.output_dir: got ''",
+        "parameters.a: got []",
+        "wandb: set twice",
+        "parameters.output_dir: each run",
+    ]
+    lines = str(error.value).splitlines()
+    assert [start in line for start, line in zip(starts, lines, strict=True)] == [True] * 8
+
+
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml: No such file"):
         read_job(tmp_path / "nowhere.yaml")
