@@ -4,6 +4,7 @@ Every key stands in src/keys.py. Other programs put their own logic between the
 epochs: `for stats, model in experiment_generator(config): …`.
 """
 
+import errno
 import os
 import platform
 import secrets
@@ -46,7 +47,7 @@ from src.generators import generators_kept, seed_everything
 from src.losses import Loss, build_loss
 from src.metrics import metric_columns
 from src.models.build import build_model, model_preprocessing, output_dim, without_weights
-from src.names import UserError
+from src.names import UserError, cut
 from src.optim.averaging import Average, build_averages, evaluated_models
 from src.optim.build import build_optimizer, in_words
 from src.optim.schedules import build_schedule
@@ -391,6 +392,10 @@ def main(arguments: list[str] | None = None) -> int:
         return ended(mistakes(line.values) or f"{error}; for example: {elsewhere}", 2)
     except UserError as error:
         return ended((line and mistakes(line.values, error if config else None)) or error, 2)
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        return ended(f"{cut(str(error.filename))}: {error.strerror}", 2)  # what no name can be
     except StopRequested as stop:
         words = stop.words + "; the same command goes on" * bool(config and config.output_dir)
         return ended(words, stop.exit_code)

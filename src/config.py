@@ -62,7 +62,7 @@ class Config(TrackerKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seed
         if self.samples_per_epoch and self.samples_per_epoch < self.batch_size:
             expected = f"at least batch_size={self.batch_size}"
             raise bad_value("samples_per_epoch", self.samples_per_epoch, expected)
-        if self.device and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
+        if self.device and not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", self.device):
             raise bad_value("device", self.device, "cpu, cuda, cuda:NUMBER, mps or null")
         for kind, key, expected in APART:
             value = getattr(self, key)

@@ -7,25 +7,29 @@ Keys marked `found` are filled in by the program and written to config.yaml.
 import dataclasses
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from src.names import UserError
 from src.yaml_files import read_yaml
 
 
 def _as_number(value: object) -> object:
     """A quoted number counts as a number, and 1000.0 as a whole one."""
-    if isinstance(value, str):
-        value = read_yaml(value) if re.fullmatch(r"[-+.\deE]+", value) else value
+    if isinstance(value, str) and re.fullmatch(r"[-+.\deE]{1,99}", value):
+        with suppress(UserError):  # it is a text, then
+            value = read_yaml(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Whole = Annotated[int, BeforeValidator(_as_number)]
 Number = Annotated[float, BeforeValidator(_as_number), Field(allow_inf_nan=False)]
-AtLeast0 = Annotated[Whole, Field(ge=0)]
-AtLeast1 = Annotated[Whole, Field(ge=1)]
+MOST = 10**15  # of what is counted: it still multiplies without overflow
+AtLeast0 = Annotated[Whole, Field(ge=0, le=MOST)]
+AtLeast1 = Annotated[Whole, Field(ge=1, le=MOST)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, le=1)]
@@ -237,7 +241,7 @@ class OptimKeys:
     # found: batch_size / grad_accum_steps
     batch_size_accum: AtLeast1 | None = None
     # length of the run in train_length_unit
-    train_length: Annotated[Whole | Number, Field(ge=0)] = 100
+    train_length: Annotated[Whole | Number, Field(ge=0, le=MOST)] = 100
     train_length_unit: Literal["epoch", "step", "sample"] = "epoch"
     # redefine "epoch", the interval between evaluations; at most one of the two
     steps_per_epoch: AtLeast1 | None = None

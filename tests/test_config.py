@@ -6,6 +6,7 @@ import yaml
 
 from src.config import (
     KEYS,
+    MOST_LINES,
     Config,
     draw_missing,
     load_config,
@@ -64,6 +65,13 @@ def test_numbers_are_numbers_however_they_are_written(text, value):
         ),
         ({"batch_size": 0}, "batch_size: got 0, expected greater than or equal to 1"),
         ({"batch_size": "many"}, "batch_size: got 'many', expected integer"),
+        ({"batch_size": "1" * 5000}, "batch_size: got '1111"),
+        ({"batch_size": 1e16}, "batch_size: got 1e+16, expected less than or equal"),
+        ({"train_length": 1e308}, "train_length: got 1"),
+        ({"device": "cuda:999999999999"}, "device: got 'cuda:999999999999', expected cpu, cuda"),
+        ({"k" * 200_000: 1}, "kkk…=1: there is no such key."),
+        ({"model": ["x" * 200_000]}, "model: got ['xxx"),
+        ({"a\nb": 1}, "'a\\nb'=1: there is no such key; "),
         ({"batch_size": 1.5}, "batch_size: got 1.5, expected integer"),
         ({"batch_size": True}, "batch_size: got True, expected integer"),
         ({"wandb": "yes please"}, "wandb: got 'yes please', expected boolean"),
@@ -103,6 +111,15 @@ def test_a_mistake_is_answered_with_key_value_and_what_is_allowed(values, messag
         make_config(values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_of_very_many_mistakes_a_few_are_named():
+    for values in ({f"key{n}": n for n in range(50_000)}, {"averaging": [1] * 50_000}):
+        with pytest.raises(UserError) as caught:
+            make_config(values)
+        assert len(str(caught.value)) < 5_000
+        assert str(caught.value).count("\n") == MOST_LINES
+        assert "\n… and 49,98" in str(caught.value)
 
 
 def test_all_mistakes_are_named_at_once():

@@ -4,10 +4,10 @@ import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from src.names import UserError, closest, shown
+from src.names import UserError, closest, key_shown, shown
 
 KEY = "data_splits_map"
-BOUND = r"-?\d+(?:\.\d+)?%|-?\d[\d_]*"
+BOUND = r"-?\d{1,15}(?:\.\d{1,15})?%|-?\d[\d_]{0,17}"
 PART = re.compile(rf"\s*([\w.-]+?)\s*(?:\[\s*({BOUND})?\s*:\s*({BOUND})?\s*\])?\s*")
 
 
@@ -31,7 +31,7 @@ def check_bases(splits_map: Mapping[str, str], bases: Collection[str], dataset: 
     for split, spelling in splits_map.items():
         for base, _, _ in parse(spelling):
             if base not in bases:
-                raise _unknown_base(f"{split}: {spelling!r}", base, bases, dataset)
+                raise _unknown_base(f"{key_shown(split)}: {shown(spelling)}", base, bases, dataset)
 
 
 def resolve(spelling: str, sizes: Mapping[str, int]) -> list[Range]:
@@ -46,7 +46,7 @@ def resolve(spelling: str, sizes: Mapping[str, int]) -> list[Range]:
         stop = _index(last, sizes[base], spelling) if last else sizes[base]
         if start >= stop:
             raise UserError(
-                f"{KEY}: {spelling!r} is empty, as {base!r} has {sizes[base]} examples"
+                f"{KEY}: {shown(spelling)} is empty, as {base!r} has {sizes[base]} examples"
                 f" and [{first}:{last}] means {start} to {stop}"
             )
         ranges.append(Range(base, start, stop))
@@ -81,7 +81,9 @@ def _index(bound: str, size: int, spelling: str) -> int:
     """'90%' or '-10' as a position in 0…size; a percentage goes to the nearest one, as in TFDS."""
     position = round(float(bound[:-1]) * size / 100) if bound.endswith("%") else int(bound)
     if abs(position) > size:
-        raise UserError(f"{KEY}: {bound} in {spelling!r} is beyond the {size} examples there are")
+        raise UserError(
+            f"{KEY}: {bound} in {shown(spelling)} is beyond the {size} examples there are"
+        )
     from_end = bound.startswith("-")
     return size + position if from_end else position
 
@@ -92,4 +94,4 @@ def _unknown_base(where: str, base: str, bases: Collection[str], dataset: str) -
     if not near and "train" in bases:
         hint = "; slices of it do instead, such as {train: 'train[:80%]', test: 'train[80%:]'}"
     known = ", ".join(map(repr, bases))
-    return UserError(f"{KEY}: {where}: {dataset} has no {base!r}, there is: {known}{hint}")
+    return UserError(f"{KEY}: {where}: {dataset} has no {shown(base)}, there is: {known}{hint}")

@@ -98,9 +98,10 @@ def build_averages(averaging: str | list[str] | None, model: nn.Module) -> dict[
     Build them after model is on its device; unknown names raise UserError.
     """
     names = [averaging] if isinstance(averaging, str) else averaging or []
+    coefficients = [_coefficient(name) for name in names]  # before the first copy is made
     return {
-        f"av{number}" if number > 1 else "av": Average(model, _coefficient(name))
-        for number, name in enumerate(names, start=1)
+        f"av{number}" if number > 1 else "av": Average(model, coefficient)
+        for number, coefficient in enumerate(coefficients, start=1)
     }
 
 

@@ -11,6 +11,8 @@ from src.names import UserError, closest
 
 FORMS = "constant, cosine, cosine_after_warmup, poly, poly_P, step, step_N_F, step_a,b,c_F"
 
+MOST_DROPS = 100_000
+
 Schedule = Callable[[int], float]
 
 
@@ -61,6 +63,8 @@ def step(num_steps: int, spans: str = "4", drop: str = "0.1") -> Schedule:
     # As fractions: '0.1,0.2,0.7' of 10 steps drops at 3, not at 3.0000000000000004
     lengths = [Fraction(span) for span in spans.split(",")]
     if len(lengths) == 1:
+        if lengths[0] > MOST_DROPS:
+            raise ValueError
         lengths = [Fraction(1)] * (int(spans) + 1)
     if min(lengths) <= 0:
         raise ValueError

@@ -11,6 +11,7 @@ from src.names import UserError, bad_value, unknown_name
 from src.submit.grid import Mistakes, places_of
 from src.yaml_files import read_yaml_file
 
+MOST_VALUES = 400_000  # of a file that lists some 10,000 rows one by one
 TOP_KEYS = ("job_details", "parameters")
 # keys of a run that are said once for the batch
 PASSED_ON = ("trackers", "wandb", "wandb_project_name", "wandb_tags")
@@ -38,7 +39,7 @@ def read_job(path: str | Path) -> Job:
 
 def try_job(path: str | Path) -> tuple[Job, list[str]]:
     """(the job, mistakes); UserError for a file that is not there or is no job file."""
-    content = read_yaml_file(path)
+    content = read_yaml_file(path, most_values=MOST_VALUES)
     if isinstance(content, dict) and content.keys() & KEYS.keys():
         raise UserError(f"{path}: is the configuration of one run: python train.py {path}")
     if not isinstance(content, dict) or content.get("parameters") is None:

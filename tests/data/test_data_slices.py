@@ -52,6 +52,8 @@ def test_the_two_sides_of_a_percentage_share_out_all(size, percent):
         ("train[5]", "cannot read"),
         ("train[::2]", "cannot read"),
         ("train[:0.5]", "cannot read"),
+        ("train[:" + "9" * 5000 + "]", "cannot read"),
+        ("train[:" + "9" * 5000 + "%]", "cannot read"),
         ("train+", "cannot read ''"),
         ("", "cannot read"),
         ("test+train[:x]", r"cannot read 'train\[:x\]' in 'test\+train\[:x\]'"),

@@ -70,7 +70,14 @@ def test_a_run_may_end_within_its_warm_up(num_steps):
             (name, "step_N_F")
             for name in (
                 *("poly_x", "poly_-1", "poly_nan", "poly_0.5_1", "cosine_2", "constant_1"),
-                *("step_4_0", "step_4_x", "step_-1_0.1", "step_2.5_0.1", "step_4_0.1_2"),
+                *(
+                    "step_4_0",
+                    "step_999999999999_0.1",
+                    "step_4_x",
+                    "step_-1_0.1",
+                    "step_2.5_0.1",
+                    "step_4_0.1_2",
+                ),
                 *("step_1,,2_0.1", "step_1,-1_0.1", "step_1,0_0.1", "step_1,2_inf", "step__0.1"),
             )
         ),
