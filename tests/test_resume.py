@@ -365,6 +365,56 @@ def test_a_state_of_code_with_other_keys_says_where_the_key_stands(digits, tmp_p
         run_experiment(digits())
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("parts", {}, "differs in"),
+        ("generators", {}, "generators: 'torch'"),
+        ("generators", {"torch": 5}, "generators: "),
+        *(
+            ("parts", {name: value}, f"fit this code: {name}: ")
+            for name, value in [
+                ("model", 5),
+                ("model", {"x": 1}),
+                ("optimizer", {}),
+                ("optimizer", [1]),
+                ("av", {"t": 1, "model": None}),
+                ("sums", 7),
+                ("stats", {}),
+                ("stats", None),
+            ]
+        ),
+        ("config", {"asked": {}, "in_force": {"base_lr": "{"}}, "the saved run is of other code"),
+    ],
+)
+def test_a_state_with_other_things_in_it_is_answered_in_one_line(
+    left_after_an_epoch, tmp_path, key, value, words
+):
+    config, state = left_after_an_epoch(tmp_path / "run")
+    value = state["parts"] | value if key == "parts" and value else value
+    StateFiles(tmp_path / "run" / "state").save(state["step"], state | {key: value})
+    with pytest.raises(UserError, match=words) as info:
+        run_experiment(config)
+    assert len(str(info.value).splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def left_after_an_epoch(tmp_path_factory):
+    """left_after_an_epoch(folder): the config and the state of a run there that was stopped."""
+    whole, keys = tmp_path_factory.mktemp("run"), {"dataset": "sklearn/digits", "model": "linear"}
+    keys |= {"averaging": "ema", "batch_size": 100, "train_length": 2, "save_plot": False}
+    for _ in experiment_generator(make_config(keys | {"output_dir": str(whole)})):
+        break
+
+    def copied(folder: Path):
+        shutil.copytree(whole, folder)
+        return make_config(keys | {"output_dir": str(folder)}), StateFiles(
+            folder / "state"
+        ).newest()
+
+    return copied
+
+
 def test_weights_to_start_from_are_not_needed_to_go_on(digits, tmp_path, interrupt):
     run_experiment(digits(output_dir=str(tmp_path / "first"), save_freq=2))
     weights = tmp_path / "first" / "checkpoints" / "epoch_0002.pt"

@@ -101,10 +101,11 @@ class State:
         if content["parts"].keys() != self.parts.keys():
             differing = ", ".join(sorted(content["parts"].keys() ^ self.parts.keys()))
             raise UserError(f"the saved state is of other code or keys: it differs in {differing}")
-        for name, part in self.parts.items():
+        saved = content["parts"] | {"generators": content["generators"]}
+        for name, part in (self.parts | {"generators": Generators()}).items():
             try:
-                part.load_state_dict(content["parts"][name])
-            except (RuntimeError, ValueError, KeyError) as error:
+                part.load_state_dict(saved[name])
+            except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
                 words = " ".join(str(error).split())
                 raise UserError(
                     f"the saved state does not fit this code: {name}: {words}"
@@ -114,7 +115,6 @@ class State:
         self.data_time = content["data_time"]
         self.training.before = content["training_seconds"]
         self.run.before = content["run_seconds"]
-        Generators().load_state_dict(content["generators"])
         if (before := content.get("num_processes", 1)) != self.num_processes:
             logger.warning(
                 "goes on in {} instead of {} processes: sums are equal to rounding; dropout, mixed "

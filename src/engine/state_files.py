@@ -24,7 +24,11 @@ KEPT = 2  # the newest files; the one before the last serves where the last is b
 
 
 # What every state of a run holds (src/engine/state.py), and of which type.
-CONTENT = {"config": dict, "parts": dict, "generators": dict, "step": int, "epoch": int}
+SECONDS = ("data_time", "training_seconds", "run_seconds")
+CONTENT: dict[str, Any] = {"config": dict, "parts": dict, "generators": dict, "step": int}
+CONTENT |= {"epoch": int, "outcome": str | None, "reason": str} | dict.fromkeys(
+    SECONDS, int | float
+)
 
 
 class BrokenState(Exception):  # noqa: N818 - the next file may serve
@@ -94,7 +98,7 @@ def _check(file: BinaryIO) -> None:
 def _check_content(content: Any, path: Path) -> None:
     """Raises BrokenState where a file that is whole is not the state that its name promises."""
     is_state = isinstance(content, dict) and all(
-        isinstance(content.get(key), kind) for key, kind in CONTENT.items()
+        key in content and isinstance(content[key], kind) for key, kind in CONTENT.items()
     )
     if not is_state or any(
         not isinstance(content["config"].get(key), dict) for key in ("asked", "in_force")

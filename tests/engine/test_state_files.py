@@ -16,14 +16,15 @@ from src.names import UserError
 ROOT = Path(__file__).parents[2]
 
 
+OF_ANY_RUN = {"config": {"asked": {}, "in_force": {}}, "parts": {}, "generators": {}, "epoch": 1}
+OF_ANY_RUN |= {"outcome": None, "reason": ""}
+OF_ANY_RUN |= dict.fromkeys(("data_time", "training_seconds", "run_seconds"), 0.0)
+
+
 def content(step: int) -> dict:
     generator = torch.Generator().manual_seed(step)
-    return {
-        "config": {"asked": {}, "in_force": {}},
-        "parts": {},
-        "generators": {},
+    return OF_ANY_RUN | {
         "step": step,
-        "epoch": 1,
         "model": {"weight": torch.randn(20, 10, generator=generator)},
         "rows": [{"epoch": 1, "train/loss": float("nan"), "time": "2026"}],
         "rng": torch.get_rng_state(),
@@ -138,8 +139,8 @@ def test_states_are_put_in_order_as_numbers(files):
 
 
 NO_STATES = [[1], {}, {"config": 5}, None, "text", 7, torch.zeros(3)]
-NO_STATES += [{k: v for k, v in content(30).items() if k != "config"}]
-NO_STATES += [content(30) | {key: 5.5} for key in ("config", "parts", "generators", "epoch")]
+NO_STATES += [{k: v for k, v in content(30).items() if k != key} for key in (*OF_ANY_RUN, "step")]
+NO_STATES += [content(30) | {key: {5}} for key in OF_ANY_RUN]
 NO_STATES += [content(30) | {"config": config} for config in ({}, {"asked": 1})]
 
 
@@ -204,7 +205,7 @@ def test_a_kill_while_it_is_written_costs_no_state(files):
         "from pathlib import Path\n"
         "from src.engine.state_files import StateFiles\n"
         "files = StateFiles(Path(sys.argv[1]))\n"
-        "content = {'step': 50, 'x': torch.zeros(4_000_000)}\n"
+        f"content = {OF_ANY_RUN} | {{'step': 50, 'x': torch.zeros(4_000_000)}}\n"
         "print('go', flush=True)\n"
         "while True: files.save(50, content)\n"
     )
