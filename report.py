@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from src.files import write_atomically
 from src.names import OneLineParser, UserError, bad_value
-from src.submit.failures import headline, retry_command, short_path, shown
+from src.submit.failures import headline, short_path, shown
 from src.submit.progress import (
     RESULTS,
     Report,
@@ -246,8 +246,11 @@ def show_failures(report: Report, console: Console) -> None:
             print_line(group.detail, console, indent=4)
         is_last_of_kind = [g.only for g in groups[i : i + 2]] != [group.only] * 2
         if is_last_of_kind:
-            command = retry_command(report.batch, report.journal, group.only)
+            command = report.retry_command(group.only)
             console.print(f"    {command}", style="cyan", soft_wrap=True)
+    if changed := report.changed_code:
+        names = ", ".join(changed[:4]) + " …" * (len(changed) > 4)
+        print_line(f"changed since the code of this batch was frozen: {names}", console)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -255,6 +258,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "batch": str(report.batch.path),
         "damage": report.batch.damage,
+        "changed_code": report.changed_code,
         "counts": {state: report.counts[state] for state in STATES},
         "diverged": report.num_diverged,
         "progress": report.progress,
@@ -283,7 +287,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "detail": group.detail,
                 "shared": group.shared,
                 "node": group.node,
-                "command": retry_command(report.batch, report.journal, group.only),
+                "command": report.retry_command(group.only),
             }
             for group in report.groups
         ],

@@ -21,6 +21,7 @@ from src.config import Config, save_config
 from src.names import UserError
 from src.notify.digest import body_of, report_of, title_of
 from src.processes import began
+from src.record.provenance import FROZEN
 from src.submit import progress
 from src.submit.damage import problem_of_configuration
 from src.submit.folders import Row, open_batch
@@ -36,6 +37,7 @@ from src.submit.progress import (
     stats_text,
 )
 from src.submit.slurm import NoSlurm, QueuedJob, script_of
+from src.submit.snapshot import freeze, repository_of
 from src.submit.status import STATES, RowStatus
 from tests.waiting import PATIENCE
 
@@ -273,6 +275,57 @@ def test_no_batch_at_all(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert report.main([]) == 2
     assert capsys.readouterr().err == "results: no batch there; python report.py FOLDER names one\n"
+
+
+# ---- Code that has changed ---------------------------------------------------------------
+
+
+def test_what_a_bug_has_ended_is_run_again_with_the_code_as_it_is_now(batch, capsys):
+    rows = open_batch(batch).rows
+    fail(rows[2], "KeyError: 'x'")
+    fail(rows[3], "KeyError: 'x'")
+    command = "python submit_multiple.py -r results/26-11-22-x -s local --only"
+    copy = freeze(ROOT, batch.absolute() / "code")
+    assert report.main([]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert f"{command} error" in lines
+    frozen = json.loads((copy / FROZEN).read_text())
+    frozen["files"]["train.py"] = "another"
+    (copy / FROZEN).write_text(json.dumps(frozen))
+    assert report.main([]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert f"{command} error --refreeze" in lines
+    assert "changed since the code of this batch was frozen: train.py" in lines
+    assert f"{command} unstarted" in lines  # as the rows that are done ran
+    report.main(["--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["changed_code"] == ["train.py"]
+    assert found["failures"][0]["command"] == f"{command} error --refreeze"
+    assert f"{command} error --refreeze" not in body_of(report_of(batch))  # one command for all
+    shutil.rmtree(rows[4].folder)
+    (batch / "rows.jsonl").write_text(
+        "".join(line + "\n" for line in (batch / "rows.jsonl").read_text().splitlines()[:4])
+    )
+    assert f"{command} error --refreeze" in body_of(report_of(batch))
+
+
+def test_the_code_is_looked_at_only_where_rows_have_failed(batch, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        "src.submit.snapshot.changed_since_last_copy", lambda *_: asked.append(1) or []
+    )
+    report.main([])
+    assert len(asked) == 1  # for all that is shown of a batch
+    for row in open_batch(batch).rows[2:4]:
+        (row.folder / "status.json").write_text('{"state": "interrupted"}')
+    report.main([])
+    assert len(asked) == 1
+
+
+def test_a_frozen_copy_asks_the_repository_that_it_was_copied_from(tmp_path):
+    (tmp_path / FROZEN).write_text(json.dumps({"copied_from": "/a/fork"}))
+    assert repository_of(tmp_path) == Path("/a/fork")
+    assert repository_of(ROOT) == ROOT
 
 
 # ---- Damaged rows ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from src.submit.failures import headline, retry_command, shown
+from src.submit.failures import headline, shown
 from src.submit.folders import Batch, count_rows, open_batch
 from src.submit.progress import Best, Report, cost_in_words, reports
 from src.submit.status import count_states
@@ -48,7 +48,7 @@ def body_of(report: Report) -> str:
         lines.append(f"cost: {words}")
     if kinds := {group.only for group in groups}:
         only = kinds.pop() if len(kinds) == 1 else None
-        lines.append(retry_command(report.batch, report.journal, only))
+        lines.append(report.retry_command(only))
     lines.append(f"python report.py {report.batch.path}")
     return "\n".join(lines)
 

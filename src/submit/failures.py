@@ -32,6 +32,7 @@ KINDS = {
     "interrupted": "interrupted",
     "killed": "killed",
 }
+MENDABLE = {"error", "oom", "killed"}  # by other code; other rows go on with that of before
 TAIL = 8192  # bytes of a log that are read
 LONGEST_CAUSE = 150  # characters
 SAME = 80  # characters that are alike in the same causes, which may be cut off soon after
@@ -292,9 +293,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def retry_command(batch: Batch, journal: Journal, only: str | None) -> str:
+def retry_command(
+    batch: Batch, journal: Journal, only: str | None, *, refreeze: bool = False
+) -> str:
     """What a person types to submit these rows again, as the last submission was; None: all that
-    is not done."""
+    is not done. refreeze: with the code as it is now."""
     command = ["python", "submit_multiple.py", "-r", short_path(batch.path)]
     asked = journal.asked
     command += ["-s", asked.script]
@@ -303,6 +306,7 @@ def retry_command(batch: Batch, journal: Journal, only: str | None) -> str:
     if asked.pack > 1:
         command += ["--pack", str(asked.pack)]
     command += ["--only", only] if only else []
+    command += ["--refreeze"] * refreeze
     return shlex.join(command + (["--", *asked.extra] if asked.extra else []))
 
 

@@ -8,20 +8,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from src.metrics import DIRECTIONS, direction, metric_columns
 from src.names import UserError
 from src.record.costs import Cost
 from src.submit.damage import problem_of_configuration, problem_of_stats
-from src.submit.failures import Group, group_rows
+from src.submit.failures import MENDABLE, Group, group_rows, retry_command
 from src.submit.folders import Batch, Row, count_rows, open_batch
 from src.submit.journal import Journal
 from src.submit.local import runner
 from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
 from src.submit.status import RowStatus, read_journal, row_statuses
 
+ROOT = Path(__file__).parents[2]
 RESULTS = Path("results")
 MOST_BATCHES = 5  # where none is named
 MOST_DAMAGED = 5  # rows that are named
@@ -63,6 +64,22 @@ class Report:
     @property
     def progress(self) -> float:
         return sum(s.progress for s in self.statuses) / max(len(self.statuses), 1)
+
+    @cached_property
+    def changed_code(self) -> list[str]:
+        """The files that have changed since the batch's code was frozen, where rows failed of which
+        other code might be the remedy: git and all files are asked only then."""
+        if not any(group.only in MENDABLE for group in self.groups):
+            return []
+        from src.submit.snapshot import changed_since_last_copy, repository_of
+
+        return changed_since_last_copy(repository_of(ROOT), self.batch.path)
+
+    def retry_command(self, only: str | None) -> str:
+        """only: a kind, lost or unstarted; None: all that is not done."""
+        kinds = {only} if only else {group.only for group in self.groups}
+        refreeze = kinds <= MENDABLE and bool(self.changed_code)
+        return retry_command(self.batch, self.journal, only, refreeze=refreeze)
 
     @property
     def damage(self) -> list[str]:

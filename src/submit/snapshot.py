@@ -76,6 +76,14 @@ def changed_since_last_copy(root: Path, batch: Path) -> list[str]:
     return changed_since(root, copies[-1]) if copies else []
 
 
+def repository_of(root: Path) -> Path:
+    """Where the code at root is edited: of a frozen copy the repository that it was copied from."""
+    try:
+        return Path(json.loads((root / FROZEN).read_text())["copied_from"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return root
+
+
 def _code_files(root: Path) -> list[Path]:
     """What git tracks or would, but for what runs read and write: data, results, any batch."""
     files = [path for path in _listed(root, "-c", "-o") if os.path.lexists(root / path)]
