@@ -33,7 +33,7 @@ class CommandLine:
             )
         options = parser.parse_args(arguments)
         if not options.config:
-            first = self._text(["test_cfg_digits_linear.yaml"])
+            first = self._text([os.path.relpath(ROOT / "test_cfg_digits_linear.yaml")])
             raise UserError(f"a YAML file is missing; to begin with: {first} [key=value ...]")
         if "=" in options.config and not os.path.exists(options.config):
             whole = self._text(["CONFIG.yaml", options.config, *options.overrides])

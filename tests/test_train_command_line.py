@@ -244,7 +244,9 @@ def test_without_a_file_the_answer_says_what_is_missing(given, here, capsys):
     assert main(given) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert f"train.py {'CONFIG.yaml base_lr=0.1' if given else 'test_cfg_digits'}" in err
+    config = "CONFIG.yaml" if given else re.search(r"train\.py (\S+)", err)[1]
+    assert f"train.py {config} {' '.join(given) or '[key=value'}" in err
+    assert given or Path(config).exists()
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ class StateFiles:
         self.ensure()
         self.folder.mkdir(exist_ok=True)
         for torn in self.folder.glob(".*.state.*"):  # of a run that was killed while it wrote
-            torn.unlink(missing_ok=True)
+            if re.fullmatch(r"\.\d{9,}\.state\.\d+", torn.name) and torn.is_file():
+                torn.unlink(missing_ok=True)
         write_state(self.folder / f"{step:09d}.state", content, ensure=self.ensure)
         self.prune(KEPT)
 

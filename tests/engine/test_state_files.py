@@ -225,3 +225,13 @@ def test_a_kill_while_it_is_written_costs_no_state(files):
     names = {path.name for path in files.folder.iterdir()}
     assert names <= {"000000060.state", "000000050.state", "000000030.state"}
     assert len(names) == 2
+
+
+def test_only_its_own_half_written_files_are_removed(files):
+    others = {".mine.state.txt", ".000000007.state.old", ".7.state.1", ".backup.state.1"}
+    for name in (*others, ".000000007.state.123"):
+        (files.folder / name).touch()
+    (files.folder / ".000000008.state.1").mkdir()
+    files.save(9, {"step": 9})
+    left = {path.name for path in files.folder.glob(".*")}
+    assert left == others | {".000000008.state.1"}
