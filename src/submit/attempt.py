@@ -29,7 +29,7 @@ from src.record.provenance import slurm_job
 from src.submit.continuation import is_time_limit, next_attempt
 from src.submit.notices import tell_of_failure, wait_until_sent
 from src.submit.tally import Tally, read_step, read_tally, write_tally
-from src.yaml_files import read_yaml_file
+from src.yaml_files import read_yaml, read_yaml_file
 
 STOPPED, NOT_CONTINUED = 75, 69  # EX_TEMPFAIL, EX_UNAVAILABLE
 STOPPING = {signal.SIGUSR1, signal.SIGTERM}
@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job = slurm_job()
     if job is None:
         return exit_code(run_programs(program, command, [os.environ])[0])
-    attempt = Attempt(job, run_folder(options.spec), options)
+    folder, more = run_folder(options.spec, options.overrides)
+    command += more
+    attempt = Attempt(job, folder, options)
     if reason := attempt.begin():
         return attempt.give_up(reason)
     if number := attempt.wait_for_folder():
@@ -84,12 +86,32 @@ def count(text: str) -> int:
     return int(text)
 
 
-def run_folder(spec: str) -> Path:
-    """Where the run writes; a file that cannot be read is for train.py to complain of."""
+def run_folder(spec: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
+    """Where the run writes, and what train.py is told of it: a run that was given no folder gets
+    the same one in every attempt. What cannot be read is for train.py to complain of."""
     with suppress(UserError, OSError):
-        if isinstance(folder := (read_yaml_file(Path(spec)) or {}).get("output_dir"), str):
-            return Path(os.path.expanduser(folder))
-    return Path(spec).parent
+        values = read_yaml_file(Path(spec))
+        values = values if isinstance(values, dict) else {"output_dir": None}
+        changes = [text.partition("=")[2] for text in overrides if text.startswith("output_dir=")]
+        if changes:
+            values["output_dir"] = read_yaml(changes[-1])
+        if "output_dir" not in values:
+            return own_folder(spec, overrides)
+        if isinstance(folder := values["output_dir"], str):
+            return Path(os.path.expanduser(folder)), []
+    return Path(spec).parent, []
+
+
+def own_folder(spec: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
+    """As train.py would choose it."""
+    # Here, as rows of a batch do not need them.
+    from src.command_line import given
+    from src.config import load_config
+    from src.record.same_run import folder_for
+
+    folder, _ = folder_for(load_config(spec, overrides), Path(spec).stem)
+    print(f"output_dir is not given: this run is in {folder}", flush=True)
+    return folder, [given("output_dir", str(folder))]
 
 
 def stopped_by_signal(code: int) -> bool:

@@ -360,6 +360,26 @@ def test_counts_stand_where_the_run_writes(world):
     assert read_tally(world.folder) is None
 
 
+@pytest.mark.parametrize("given", ["", "output_dir: null\n", "[1]", "output_dir=elsewhere"])
+def test_a_run_without_a_folder_gets_one_that_all_attempts_agree_on(world, given):
+    world.task()
+    (world.path / "train.py").write_text("import sys; print(sys.argv[2:])")
+    is_override = "=" in given
+    (world.path / "cfg.yaml").write_text("seed_model: 1\n" + given * (not is_override))
+    (world.path / "elsewhere").mkdir()
+    command = [sys.executable, "-m", "src.submit.attempt", "train.py", "cfg.yaml"]
+    env = world.env | {"PYTHONPATH": str(ROOT)}
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, *[given] * is_override], cwd=world.path, env=env, capture_output=True
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        told = {"": ["output_dir=results/cfg"], "output_dir=elsewhere": [given]}.get(given, [])
+        assert done.stdout.decode().splitlines()[-1] == str(told)
+    counted = {"": "results/cfg", "output_dir=elsewhere": "elsewhere"}.get(given, ".")
+    assert read_tally(world.path / counted) == Tally("7_2")
+
+
 # ---- Follow-ups --------------------------------------------------------------------------
 
 
