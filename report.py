@@ -1,6 +1,6 @@
 """How far is it: python report.py [results/BATCH …]
 
-A table for each batch, its best rows so far, and what failed why, with the command that runs
+A table for each batch, its best settings so far, and what failed why, with the command that runs
 it again. Reads the folders and asks Slurm once at most, so it works anywhere at any time.
 With --html FILE the same, all runs and pictures of them as a page that opens from disk.
 python report.py sync [FOLDER …] sends to trackers what was kept offline.
@@ -30,6 +30,7 @@ from src.names import OneLineParser, UserError, bad_value
 from src.submit.failures import headline, short_path, shown
 from src.submit.progress import (
     RESULTS,
+    Best,
     Report,
     chosen_batches,
     cost_in_words,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SECONDS_BETWEEN_LOOKS = 10.0
+MOST_ROWS = 5  # of a setting, by number
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,8 +84,8 @@ def command_line() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("batches", nargs="*", metavar="results/BATCH", help="default: the newest few of results/")
-    add("--metric", metavar="REGEX", help="columns of stats.csv to rank rows by")
-    add("--best", type=int, default=3, metavar="N", help="how many of the best rows (3)")
+    add("--metric", metavar="REGEX", help="columns of stats.csv to rank settings by")
+    add("--best", type=int, default=3, metavar="N", help="how many of the best settings (3)")
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
         "--watch",
@@ -183,7 +185,7 @@ def show(report: Report, console: Console) -> None:
     if words := cost_in_words(report):
         print_line(f"cost: {words}", console)
     if report.best:
-        print_line(f"best so far by {', '.join(report.columns)}:", console)
+        print_line(f"{best_title(report)}:", console)
         console.print(best_table(report))
     show_failures(report, console)
     console.print()
@@ -224,18 +226,34 @@ def time_left(report: Report) -> str | None:
     return duration(report.seconds_left) if goes_on else None
 
 
+def best_title(report: Report) -> str:
+    """'best so far by test/last/accuracy (chosen and reported on the same split)'"""
+    doubts = "; ".join(report.doubts)
+    return f"best so far by {', '.join(report.columns)}" + (f" ({doubts})" if doubts else "")
+
+
 def best_table(report: Report) -> Padding:
-    """Value, column, epoch, the row's number, what varies."""
+    """Of each setting its value, its seeds, the numbers of its rows, and what differs."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("value", "column", "epoch", "row"):
+    for name in ("value", *["column"] * (len(report.columns) > 1), "seeds"):
         table.add_column(name, no_wrap=True)
-    table.add_column("values", overflow="fold")
+    for name in ("rows", "values"):
+        table.add_column(name, overflow="fold")
     for best in report.best:
-        row, state = best.row.row, best.row.state
-        values = " ".join(f"{key}={shown(row.values.get(key))}" for key in report.batch.varying)
-        number = row.name.partition("_")[0] + ("" if state == "done" else f" ({state})")
-        table.add_row(f"{best.value:.5g}", best.column, f"epoch {best.epoch}", number, values)
+        values = " ".join(f"{key}={shown(v)}" for key, v in best.values(report.keys).items())
+        column = [best.column] * (len(report.columns) > 1)
+        table.add_row(best.value_in_words, *column, best.seeds_in_words, numbers_of(best), values)
     return Padding(table, (0, 0, 0, 4))
+
+
+def numbers_of(best: Best) -> str:
+    """'000, 003 (running)' of the rows; of many the first ones."""
+    found = []
+    for row in best.rows[:MOST_ROWS]:
+        status = row.status
+        state = f" ({status.state})" if status.state != "done" else ""
+        found.append(status.row.name.partition("_")[0] + state)
+    return ", ".join(found) + ", …" * (len(best.rows) > MOST_ROWS)
 
 
 def show_failures(report: Report, console: Console) -> None:
@@ -267,17 +285,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "wasted": asdict(report.wasted),
         "queue_unknown": report.is_queue_unknown,
         "rows": [row_as_json(status) for status in report.statuses],
-        "best": [
-            {
-                "row": best.row.row.name,
-                "column": best.column,
-                "value": best.value,
-                "epoch": best.epoch,
-                "state": best.row.state,
-                "values": {k: best.row.row.values.get(k) for k in report.batch.varying},
-            }
-            for best in report.best
-        ],
+        "ranked_by": report.columns,
+        "doubts": report.doubts,
+        "best": [best_as_json(best, report.keys) for best in report.best],
         "failures": [
             {
                 "rows": group.rows,
@@ -290,6 +300,33 @@ def as_json(report: Report) -> dict[str, Any]:
                 "command": report.retry_command(group.only),
             }
             for group in report.groups
+        ],
+    }
+
+
+def best_as_json(best: Best, keys: Sequence[str]) -> dict[str, Any]:
+    """A setting; value: the mean over the seeds that have one, null where none has."""
+    standing = best.standing
+    runs = [(row, row.run(best.column)) for row in best.rows]
+    return {
+        "column": best.column,
+        "value": standing.mean if standing.num_seeds else None,
+        "std": standing.std if standing.num_seeds > 1 else None,
+        "num_seeds": standing.num_seeds,
+        "num_expected": standing.num_expected,
+        "num_diverged": standing.num_diverged,
+        "value_in_words": best.value_in_words,
+        "seeds_in_words": best.seeds_in_words,
+        "values": best.values(keys),
+        "runs": [
+            {
+                "row": row.status.row.name,
+                "value": run.value if math.isfinite(run.value) else None,
+                "epoch": row.epoch,
+                "state": row.status.state,
+                "outcome": row.status.outcome,
+            }
+            for row, run in runs
         ],
     }
 
@@ -367,7 +404,9 @@ def write_page(found: Sequence[Report], path: Path, *, is_metric_asked: bool) ->
 
     batches = []
     for report in found:
-        metric = report.columns[0] if is_metric_asked and report.columns else None
+        # of several columns that one which the best setting counts by
+        columns = [*(best.column for best in report.best[:1]), *report.columns]
+        metric = columns[0] if is_metric_asked and columns else None
         batches.append((page_facts(report, metric), all_runs(report.batch.path)))
     content = page(batches)
     try:

@@ -10,6 +10,10 @@ from src.names import UserError, shown
 DIRECTIONS = {"perplexity": -1, "accuracy": 1, "loss": -1, "error": -1}
 
 
+# keys on which it depends what a loss is, in evaluations too; a perplexity is e to the loss
+LOSS_KEYS = ("loss", "label_smoothing", "loss_class_weights")
+OF_LOSS = ("loss", "perplexity")
+
 # columns of stats.csv that differ from run to run of one configuration, by their last part
 TIMES = {"time", "data_time", "timestamp", "examples_per_second", "peak_share"}
 OF_MACHINE = "system/"  # how columns of the machine's use begin
@@ -46,6 +50,28 @@ def metric_columns(
 def _matched_in_part(pattern: str, columns: Sequence[str]) -> list[str]:
     found = [c for c in columns if pattern and re.search(pattern, c)]
     return [c for c in found if not c.startswith("train/")] or found
+
+
+def main_columns(columns: Iterable[str]) -> tuple[str, str] | None:
+    """(the column to choose by, the column to report), of the model `last`.
+
+    The choice is made on the first split that is neither train nor test, by the first of
+    DIRECTIONS that it has; without such a split it is made on test, the split that is reported.
+    None where no split but train was evaluated.
+    """
+    splits: dict[str, dict[str, str]] = {}  # split -> measure -> column
+    for column in columns:
+        found = re.fullmatch(rf"(?!train/)(.+)/last/({'|'.join(DIRECTIONS)})", column)
+        if found:
+            splits.setdefault(found[1], {})[found[2]] = column
+    if not splits:
+        return None
+    others = [split for split in splits if split != "test"]
+    chooses = splits[(others or ["test"])[0]]
+    reports = splits["test" if "test" in splits else (others[1:] or others)[0]]
+    by = next(chooses[name] for name in DIRECTIONS if name in chooses)
+    report = next(reports[name] for name in (measure(by), *DIRECTIONS) if name in reports)
+    return by, report
 
 
 def direction(column: str) -> int:

@@ -21,6 +21,7 @@ GROUND = {
     "limits",
     "metrics",
     "processes",
+    "ranking",
     "yaml_files",
 }
 BUILDERS = {"data.build", "models.build", "optim.build"}

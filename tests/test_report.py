@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from rich.console import Console
 
 import report
 from report import duration
-from src.config import Config, save_config
+from src.config import save_config
 from src.names import UserError
 from src.notify.digest import body_of, report_of, title_of
 from src.processes import began
@@ -27,10 +28,8 @@ from src.submit.damage import problem_of_configuration
 from src.submit.folders import Row, open_batch
 from src.submit.journal import Journal
 from src.submit.progress import (
-    DEFAULT_METRICS,
-    Best,
     Report,
-    best_rows,
+    best_settings,
     columns_to_rank_by,
     find_batches,
     seconds_left,
@@ -95,9 +94,9 @@ def test_a_report_to_read(batch, capsys):
         "rows  done  running  queued  failed  lost  never started  progress  time left",
         "   5     2        0       0       2     0              1       60%          -",
         "  1 of the 2 done diverged",
-        "  best so far by test/last/accuracy:",
-        "    0.9  test/last/accuracy  epoch 2  000  lr=0.1 bs=1",
-        "    0.8  test/last/accuracy  epoch 1  001  lr=0.2 bs=1",
+        "  best so far by test/last/accuracy (chosen and reported on the same split):",
+        "    0.7  1 seed                   000  lr=0.1 bs=1",
+        "    -    0 of 1 seed, 1 diverged  001  lr=0.2 bs=1",
         "  2 rows: out of memory, all with bs=8, all on node n2",
         "    OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
         "    python submit_multiple.py -r results/26-11-22-x -s local --only oom",
@@ -186,14 +185,21 @@ def test_a_report_for_programs(batch, capsys):
     counts = dict.fromkeys(STATES, 0) | {"done": 2, "failed": 2, "unstarted": 1}
     assert found["counts"] == counts
     assert [row["state"] for row in found["rows"]] == ["done"] * 2 + ["failed"] * 2 + ["unstarted"]
+    assert found["ranked_by"] == ["test/last/accuracy"]
+    assert found["doubts"] == ["chosen and reported on the same split"]
+    run = {"row": "000_26-11-22-x", "value": 0.7, "epoch": 3}
     assert found["best"] == [
         {
-            "row": "000_26-11-22-x",
             "column": "test/last/accuracy",
-            "value": 0.9,
-            "epoch": 2,
-            "state": "done",
+            "value": 0.7,
+            "std": None,
+            "num_seeds": 1,
+            "num_expected": 1,
+            "num_diverged": 0,
+            "value_in_words": "0.7",
+            "seeds_in_words": "1 seed",
             "values": {"lr": 0.1, "bs": 1},
+            "runs": [run | {"state": "done", "outcome": "finished"}],
         }
     ]
     failure = found["failures"][0]
@@ -472,48 +478,113 @@ def test_of_another_persons_batch_our_queue_says_nothing(batch, capsys, monkeypa
     assert "the queue is unknown" in capsys.readouterr().out
 
 
-# ---- The best rows -----------------------------------------------------------------------
+# ---- The best settings -------------------------------------------------------------------
 
 
-def ranked(texts: list[str], columns: list[str]) -> list[tuple[str, float, int, str]]:
-    statuses = [RowStatus(Row(Path(str(i)), {}), "done") for i in range(len(texts))]
-    found: list[Best] = best_rows(statuses, dict(zip("0123456", texts, strict=False)), columns)
-    return [(b.row.row.name, b.value, b.epoch, b.column) for b in found]
+def ranked(texts: list[str], columns: list[str], values: Sequence[dict] = ()) -> list[tuple]:
+    """(numbers of the rows, mean, seeds, column) of each setting. texts: of each row's stats."""
+    rows = [Row(Path(str(i)), v) for i, v in enumerate(values or [{"x": i} for i in range(9)])]
+    statuses = [RowStatus(row, "done") for row, _ in zip(rows, texts, strict=False)]
+    found = best_settings(statuses, dict(zip("012345678", texts, strict=False)), columns)
+    return [
+        (
+            "".join(r.status.row.name for r in b.rows),
+            b.standing.mean,
+            b.standing.num_seeds,
+            b.column,
+        )
+        for b in found
+    ]
+
+
+def accuracy(*values: object) -> str:
+    """The text of stats.csv."""
+    return "\n".join([",epoch,a/accuracy", *(f"{i},{i + 1},{v}" for i, v in enumerate(values))])
 
 
 def test_loss_should_fall_and_accuracy_should_rise():
     texts = [",epoch,a/loss,a/accuracy\n0,1,3,.3\n1,2,1,.1", ",epoch,a/loss,a/accuracy\n0,1,2,.2"]
-    assert ranked(texts, ["a/loss"]) == [("0", 1, 2, "a/loss"), ("1", 2, 1, "a/loss")]
-    assert [r[:3] for r in ranked(texts, ["a/accuracy"])] == [("0", 0.3, 1), ("1", 0.2, 1)]
+    assert ranked(texts, ["a/loss"]) == [("0", 1, 1, "a/loss"), ("1", 2, 1, "a/loss")]
+    assert [r[:2] for r in ranked(texts, ["a/accuracy"])] == [("1", 0.2), ("0", 0.1)]
 
 
-def test_the_best_of_several_columns_and_the_first_of_equal_epochs():
-    text = ",epoch,a/loss,b/loss\n0,1,3,2\n1,2,4,2"
-    assert ranked([text], ["a/loss", "b/loss"]) == [("0", 2, 1, "b/loss")]
+def test_the_last_epoch_counts_and_of_several_columns_the_best_one():
+    text = ",epoch,a/loss,b/loss\n0,1,0,0\n1,2,3,2\n2,3,4,2.5"
+    other = ",epoch,a/loss,b/loss\n0,1,3,9"
+    expected = [("0", 2.5, 1, "b/loss"), ("1", 3, 1, "a/loss")]
+    assert ranked([text, other], ["a/loss", "b/loss"]) == expected
+
+
+def test_rows_that_differ_in_seeds_only_are_one_setting():
+    rows = [{"lr": lr, "seed_model": s, "device": "cpu"} for lr in (1, 2) for s in (1, 2)]
+    rows += [{"lr": 3, "seed_model": 1, "device": "cuda"}]
+    rows = [row | {"seed_training": 1} for row in rows]
+    texts = [accuracy(v) for v in (0.9, 0.5, 0.8, 0.7, 0.95)]
+    found = ranked(texts, ["a/accuracy"], rows)
+    assert [setting[:3] for setting in found] == [("23", 0.75, 2), ("01", 0.7, 2), ("4", 0.95, 1)]
+    two_machines = [{"seed_model": 1, "seed_training": 1, "device": d} for d in ("cpu", "cuda")]
+    assert ranked(texts[:2], ["a/accuracy"], two_machines)[0][:3] == ("01", 0.7, 1)
+    drawn = [
+        {"seed_model": 1, "log_interval": number} for number in (1, 2)
+    ]  # seed_training is null
+    assert ranked(texts[:2], ["a/accuracy"], drawn)[0][:3] == ("01", 0.7, 2)
+    random = [{"base_lr": "10 ** uniform(-3, -1)", "seed_model": s} for s in (1, 2)]
+    assert len(ranked(texts[:2], ["a/accuracy"], random)) == 2
+
+
+def test_what_diverged_or_failed_has_no_value_however_good_it_was(batch, capsys):
+    rows = open_batch(batch).rows
+    finish(rows[2], [0.1, 0.2])
+    (rows[3].folder / "stats.csv").write_text(",epoch,test/last/accuracy\n0,1,0.99\n")
+    report.main(["--json", "--best", "9"])
+    (found,) = json.loads(capsys.readouterr().out)
+    best = [(b["value"], b["num_seeds"], b["num_diverged"]) for b in found["best"]]
+    assert best == [(0.7, 1, 0), (0.2, 1, 0), (None, 0, 1)]
+    assert found["best"][-1]["runs"][0]["outcome"] == "diverged"
+
+
+def test_spread_and_what_is_missing_are_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    values = [{"lr": lr, "seed_model": s, "seed_training": 1} for lr in (1, 2) for s in (1, 2, 3)]
+    rows = open_batch(make_batch(Path("results/x"), values)).rows
+    for row, end in zip(rows[:5], (0.5, 0.6, 0.7, 0.9, 0.9), strict=True):
+        finish(row, [end], outcome="diverged" if row is rows[4] else "finished")
+    report.main([])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    at = lines.index("0.6 ± 0.1 3 seeds 000, 001, 002 lr=1")
+    assert lines[at + 1].startswith("0.9 1 of 3 seeds, 1 diverged 003, 004, 005 lr=2")
+
+
+def test_losses_that_mean_other_things_are_said_not_to_be_comparable(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = open_batch(make_batch(Path("r/x"), [{"label_smoothing": s} for s in (0.0, 0.1)])).rows
+    for row in rows:
+        finish(row, [0.5])
+    report.main(["r/x", "--metric", "test/last/loss"])
+    assert "not comparable: label_smoothing differ" in capsys.readouterr().out
+    report.main(["r/x"])
+    assert "not comparable" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "text", ["", "\n", ",epoch", ",epoch,a/loss\n0,1", ",epoch,a/loss\n0,1,nan\n0,2,inf\n0,3,x"]
+    "text",
+    ["", "\n", ",epoch", *map(accuracy, ["", "nan", "inf", "x"]), ",epoch,a/accuracy\n0,1"],
 )
 def test_rows_without_a_value_are_not_ranked(text):
-    assert ranked([text, ",epoch,a/loss\n0,1,7"], ["a/loss"]) == [("1", 7, 1, "a/loss")]
+    assert ranked([text, accuracy(7)], ["a/accuracy"]) == [("1", 7, 1, "a/accuracy")]
 
 
 def test_a_torn_last_line_does_not_count(tmp_path):
-    (tmp_path / "stats.csv").write_text(",epoch,a/accuracy\n0,1,0.5\n1,2,0.95")
+    (tmp_path / "stats.csv").write_text(accuracy(0.5, 0.95))
     text = stats_text(Row(tmp_path, {}))
     assert ranked([text], ["a/accuracy"]) == [("0", 0.5, 1, "a/accuracy")]
 
 
-def test_rows_are_ranked_by_validation_where_there_is_one_else_as_the_configuration_says():
-    assert Config().best_checkpoint_metric in DEFAULT_METRICS
-    columns = ["epoch", "train/accuracy", "test/last/loss", "val/last/loss"]
-    assert columns_to_rank_by(None, columns) == ["val/last/loss"]
-    columns += ["test/av/accuracy"]
-    assert columns_to_rank_by(None, columns) == ["test/av/accuracy"]
-    assert columns_to_rank_by(None, [*columns, "val/av/accuracy"]) == ["val/av/accuracy"]
-    assert columns_to_rank_by(None, [*columns, "test/last/perplexity"]) == ["test/last/perplexity"]
-    assert columns_to_rank_by("val/.*", columns) == ["val/last/loss"]
+def test_settings_are_ranked_by_the_column_that_chooses():
+    columns = ["epoch", "train/accuracy", "test/last/loss", "holdout/last/loss"]
+    assert columns_to_rank_by(None, columns) == ["holdout/last/loss"]
+    assert columns_to_rank_by("test/.*", columns) == ["test/last/loss"]
+    assert columns_to_rank_by(None, columns[:2]) == []
     with pytest.raises(UserError, match="--metric"):
         columns_to_rank_by("epoch", columns)
 
@@ -744,5 +815,5 @@ def test_real_runs(digits, tmp_path, monkeypatch, capsys):
     assert "no_such_model" in found["rows"][1]["cause"]
     assert "base_lr" in found["rows"][2]["cause"]
     assert found["best"][0]["value"] > 0.5
-    assert found["best"][0]["epoch"] in (1, 2)
+    assert found["best"][0]["runs"][0]["epoch"] == 2
     assert 0 <= found["rows"][0]["seconds"] < 120

@@ -10,8 +10,18 @@ import pandas as pd
 
 from src.analysis.curves import at_best, direction_of, main_metrics, numbers
 from src.analysis.intervals import mean_interval
-from src.analysis.settings import groups, label, seed_warnings, seeds_of, varying
+from src.analysis.settings import (
+    groups,
+    label,
+    seed_warnings,
+    seeds_of,
+    shown,
+    sort_key,
+    varying,
+)
+from src.metrics import LOSS_KEYS, OF_LOSS, measure
 from src.names import UserError, bad_value
+from src.ranking import Run, Standing, rank
 
 SPLITS = "data_splits_map: {train: 'train[:90%]', val: 'train[90%:]', test: test}"
 MOST_SHOWN = 3  # settings, or values of a key, in a text
@@ -32,11 +42,12 @@ def choose(
     per: Sequence[str] = (),
     when: str | float = "last",
 ) -> pd.DataFrame:
-    """The setting whose mean of `by` over its seeds is best, and its mean of `report`.
+    """The setting that is best by its mean of `by` over seeds, and its mean of `report`.
 
     per: keys; a choice for each combination of their values. when: as in numbers(); with 'best',
-    `report` is read in the epoch that is best by `by`. low, high: 95 % interval of its mean.
-    A setting with a seed that diverged or has no value is chosen only where none is complete.
+    `report` is read in the epoch that is best by `by`. num_seeds of num_expected seeds have a
+    value, num_diverged diverged; std, low, high: of `report`, the standard deviation over the
+    seeds and the 95 % interval of the mean (Student's t). src/ranking.py says which is best.
     """
     check_runs(df, "df")
     by, report = by or main_metrics(df)[0], report or main_metrics(df)[1]
@@ -44,15 +55,19 @@ def choose(
     sign = direction_of(by)
     first = [per] if isinstance(per, str) else list(dict.fromkeys(per))
     keys = first + [key for key in varying(df) if key not in first]
-    runs = _numbered(df)
-    rivals = [_settings(rows, keys, values) for _, rows in groups(runs, first)]
-    is_choice = _is_best(when) or any(len(settings) > 1 for settings in rivals)
+    rivals: dict[tuple, list[_Setting]] = {}  # of each combination, the best one first
+    for one in _settings(df, keys, values, sign):
+        rivals.setdefault(tuple(sort_key(one.keys[key]) for key in first), []).append(one)
+    ordered = [rivals[combination] for combination in sorted(rivals)]
+    is_choice = _is_best(when) or any(len(settings) > 1 for settings in ordered)
     texts = _same_split(by, report) if is_choice else []
-    chosen = [min(settings, key=lambda one: one.rank(sign)) for settings in rivals]
-    texts += _ties(chosen, rivals, sign)
+    texts += [f"{text}: not comparable" for text in unlike_losses(df, [by], first)]
+    texts += _ties(ordered, sign)
     warn(texts + _weak_means(df, keys, by, values[:, 0]))
-    mean, low, high = _intervals(chosen)
-    columns = {by: mean[:, 0], report: mean[:, 1], "low": low[:, 1], "high": high[:, 1]}
+    chosen = [settings[0] for settings in ordered]
+    mean, std, low, high = _over_seeds(chosen)
+    columns = {by: mean[:, 0], report: mean[:, 1]}
+    columns |= {"std": std[:, 1], "low": low[:, 1], "high": high[:, 1]}
     return _frame(chosen, keys, columns)
 
 
@@ -65,22 +80,24 @@ def table(
 ) -> pd.DataFrame:
     """A row a setting, the best by the first metric on top, those that lack seeds at the bottom.
 
-    Columns: the keys (those that vary, where none are given), num_seeds, and of each metric its
-    mean over the seeds that have the first one, 'metric low' and 'metric high' (95 %).
+    Columns: the keys (those that vary, where none are given); num_seeds, that have a value of
+    the first metric, num_expected, that the setting with the most seeds has, and num_diverged;
+    of each metric the mean over these seeds, 'metric std', 'metric low' and 'metric high' (the
+    95 % interval of the mean, Student's t). src/ranking.py says which is best.
     """
     check_runs(df, "df")
     names = [metrics] if isinstance(metrics, str) else list(metrics or main_metrics(df))
     names = list(dict.fromkeys(names))
     values = np.stack([values_of(df, name, when) for name in names], axis=1)
-    sign = direction_of(names[0])
     keys = [keys] if isinstance(keys, str) else varying(df) if keys is None else list(keys)
-    settings = _settings(_numbered(df), keys, values)
-    settings.sort(key=lambda one: one.rank(sign))
-    warn(_weak_means(df, keys, names[0], values[:, 0]))
-    mean, low, high = _intervals(settings)
+    settings = _settings(df, keys, values, direction_of(names[0]))
+    texts = [f"{text}: not comparable" for text in unlike_losses(df, names)]
+    warn(texts + _weak_means(df, keys, names[0], values[:, 0]))
+    mean, std, low, high = _over_seeds(settings)
     columns: dict[str, np.ndarray] = {}
     for i, name in enumerate(names):
-        columns |= {name: mean[:, i], f"{name} low": low[:, i], f"{name} high": high[:, i]}
+        columns |= {name: mean[:, i], f"{name} std": std[:, i]}
+        columns |= {f"{name} low": low[:, i], f"{name} high": high[:, i]}
     return _frame(settings, keys, columns)
 
 
@@ -90,46 +107,41 @@ class _Setting:
 
     keys: dict[str, Any]
     values: np.ndarray  # (seeds that have a first metric, metrics)
-    missing: float  # share of the seeds that have none
-
-    def rank(self, sign: int) -> tuple[float, float]:
-        """Lower is better; seeds without a value are the worst."""
-        score = sign * self.values[:, 0].mean() if len(self.values) else -np.inf
-        return self.missing, -score
+    standing: Standing  # by the first metric
 
 
-def _settings(runs: pd.DataFrame, keys: Sequence[str], values: np.ndarray) -> list[_Setting]:
-    """runs: as _numbered. values: (all runs, metrics).
-
-    A seed that ran twice counts once, by the runs that came to a value: a failed one was repeated.
-    """
+def _settings(
+    df: pd.DataFrame, keys: Sequence[str], values: np.ndarray, sign: int
+) -> list[_Setting]:
+    """The best by the first metric first. values: (runs, metrics)."""
+    runs = df.reset_index(drop=True)  # two batches may have runs of the same name
+    seeds, is_diverged = seeds_of(runs), diverged(runs).tolist()
+    of_settings = groups(runs, keys)
+    ranked = rank(
+        [
+            [Run(seeds[i], float(values[i, 0]), is_diverged[i]) for i in rows.index]
+            for _, rows in of_settings
+        ],
+        sign,
+    )
     found = []
-    for of_setting, rows in groups(runs, keys):
-        _, seed = np.unique(seeds_of(rows), return_inverse=True)
-        means = np.full((seed.max() + 1, values.shape[1]), np.nan)
-        for one in range(len(means)):
-            of_seed = values[rows.index[seed == one]]
-            came = of_seed[np.isfinite(of_seed[:, 0])]
-            means[one] = (came if len(came) else of_seed).mean(axis=0)
-        there = np.isfinite(means[:, 0])
-        found.append(_Setting(of_setting, means[there], 1 - there.mean()))
+    for standing in ranked:
+        of_setting, rows = of_settings[standing.index]
+        means = [values[rows.index[list(came)]].mean(axis=0) for came in standing.runs]
+        table = np.array(means).reshape(len(means), values.shape[1])
+        found.append(_Setting(of_setting, table, standing))
     return found
 
 
-def _numbered(df: pd.DataFrame) -> pd.DataFrame:
-    """Two batches may have runs of the same name."""
-    return df.reset_index(drop=True)
-
-
-def _intervals(settings: Sequence[_Setting]) -> np.ndarray:
-    """(3, settings, metrics): means, lower and upper ends."""
-    found = np.full((3, len(settings), settings[0].values.shape[1]), np.nan)
+def _over_seeds(settings: Sequence[_Setting]) -> np.ndarray:
+    """(4, settings, metrics): means, standard deviations, lower and upper ends."""
+    found = np.full((4, len(settings), settings[0].values.shape[1]), np.nan)
     nums = np.array([len(one.values) for one in settings])
     for num in np.unique(nums[nums > 0]):
         same = np.flatnonzero(nums == num)
-        found[:, same] = mean_interval(
-            np.stack([settings[i].values for i in same.tolist()], axis=1)
-        )
+        values = np.stack([settings[i].values for i in same.tolist()], axis=1)
+        found[[[0], [2], [3]], same] = mean_interval(values)
+        found[1, same] = values.std(axis=0, ddof=1) if num > 1 else np.nan
     return found
 
 
@@ -137,7 +149,8 @@ def _frame(
     settings: Sequence[_Setting], keys: Sequence[str], columns: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
     found: dict[str, Any] = {key: [one.keys[key] for one in settings] for key in keys}
-    found["num_seeds"] = [len(one.values) for one in settings]
+    for count in ("num_seeds", "num_expected", "num_diverged"):
+        found[count] = [getattr(one.standing, count) for one in settings]
     return pd.DataFrame(found | dict(columns))
 
 
@@ -154,10 +167,18 @@ def _is_best(when: str | float) -> bool:
 
 
 def values_of(df: pd.DataFrame, column: str, when: str | float) -> np.ndarray:
-    """(runs,) NaN where a run has no finite value, or diverged: it may have been good before."""
+    """(runs,) NaN where a run has no finite value, diverged or failed: it may have been good."""
     found = numbers(df, column, when).to_numpy()
-    has_diverged = df["outcome"].eq("diverged").to_numpy() if "outcome" in df else False
-    return np.where(np.isfinite(found) & ~np.asarray(has_diverged, dtype=bool), found, np.nan)
+    has_failed = df["state"].eq("failed").to_numpy() if "state" in df else np.zeros(len(df))
+    is_out = diverged(df) | np.asarray(has_failed, dtype=bool)
+    return np.where(np.isfinite(found) & ~is_out, found, np.nan)
+
+
+def diverged(df: pd.DataFrame) -> np.ndarray:
+    """(runs,) Whether they ended so."""
+    if "outcome" not in df:
+        return np.zeros(len(df), dtype=bool)
+    return df["outcome"].eq("diverged").to_numpy(dtype=bool, na_value=False)
 
 
 def _reported(df: pd.DataFrame, by: str, report: str, when: str | float) -> np.ndarray:
@@ -188,12 +209,37 @@ def _same_split(by: str, report: str) -> list[str]:
     return [f"{text}; evaluate a validation split, {SPLITS}"]
 
 
-def _ties(chosen: Sequence[_Setting], rivals: Sequence[Sequence[_Setting]], sign: int) -> list[str]:
-    """Where nothing speaks for the one that is chosen."""
+def unlike_losses(
+    df: pd.DataFrame, metrics: Iterable[str], apart: Iterable[str | None] = ()
+) -> list[str]:
+    """'test/last/loss: runs differ in label_smoothing (0, 0.1)' of losses that mean other things.
+
+    apart: keys; only runs that agree in them are compared.
+    """
+    losses = [name for name in dict.fromkeys(metrics) if measure(name) in OF_LOSS]
+    keys = [key for key in LOSS_KEYS if key in df and losses and len(groups(df, [key])) > 1]
+    if not keys:
+        return []
+    within = groups(df, [key for key in apart if key])
+    differing = [key for key in keys if any(len(groups(rows, [key])) > 1 for _, rows in within)]
+    if not differing:
+        return []
+    some = [f"{key} ({_some(df, key)})" for key in differing]
+    return [f"{', '.join(losses)}: runs differ in {', '.join(some)}"]
+
+
+def _some(df: pd.DataFrame, key: str) -> str:
+    values = [shown(setting[key]) for setting, _ in groups(df, [key])]
+    return ", ".join(values[:MOST_SHOWN]) + ", …" * (len(values) > MOST_SHOWN)
+
+
+def _ties(rivals: Sequence[Sequence[_Setting]], sign: int) -> list[str]:
+    """Where nothing speaks for the one that is chosen, the first of them."""
     found = []
-    for best, settings in zip(chosen, rivals, strict=True):
-        equal = [one for one in settings if one.rank(sign) == best.rank(sign)]
-        if len(equal) > 1 and len(best.values):
+    for settings in rivals:
+        best = settings[0].standing
+        equal = [one for one in settings if one.standing.order(sign) == best.order(sign)]
+        if len(equal) > 1 and best.num_seeds:
             some = "; ".join(label(one.keys) for one in equal[:MOST_SHOWN])
             more = "; …" * (len(equal) > MOST_SHOWN)
             found.append(
@@ -209,7 +255,7 @@ def _weak_means(df: pd.DataFrame, keys: Sequence[str], by: str, values: np.ndarr
     if not there.all():
         which = [label(setting) for setting, _ in groups(df[~there], keys)]
         some = "; ".join(which[:MOST_SHOWN]) + "; …" * (len(which) > MOST_SHOWN)
-        text = f"{_count(~there, 'has', 'have')} no finite {by}, or diverged"
+        text = f"{_count(~there, 'has', 'have')} no finite {by}, diverged or failed"
         found.append(f"{text}; such settings come last: {some}" if keys else text)
     return found + not_done(df[there]) + seed_warnings(df[there], keys)
 

@@ -4,7 +4,6 @@
 each; here all curves of a column lie one after the other, and a cell is where its own begins.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from numbers import Real
@@ -15,7 +14,7 @@ import pandas as pd
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from pandas.api.extensions import ExtensionArray, ExtensionDtype, register_extension_dtype
 
-from src.metrics import DIRECTIONS, direction, measure
+from src.metrics import DIRECTIONS, direction, main_columns, measure
 from src.names import UserError, bad_value, unknown_name
 
 COSTS = {"seconds", "time", "data_time", "seen_examples", "step", "epoch"}
@@ -353,18 +352,13 @@ def direction_of(column: str) -> int:
 
 
 def main_metrics(df: pd.DataFrame) -> tuple[str, str]:
-    """(the column to choose by, the column to report): the first of
-    DIRECTIONS that there is, of `last`.
+    """(the column to choose by, the column to report) of those of curves, as main_columns says.
 
-    The choice is made on a split that is neither train nor test where there is one. Raises
-    UserError where no other split than train was evaluated.
+    Raises UserError where no other split than train was evaluated.
     """
     columns = [str(name) for name in df.columns if df[name].dtype == "curve"]
-    for wanted in DIRECTIONS:
-        found = [c for c in columns if re.fullmatch(rf"(?!train/).+/last/{wanted}", c)]
-        if found:
-            report = next((c for c in found if c.startswith("test/")), found[0])
-            return next((c for c in found if c != report), report), report
+    if found := main_columns(columns):
+        return found
     there_are = ", ".join(columns) or "no curves at all yet"
     raise UserError(f"metric: neither test/last/accuracy nor test/last/loss; there are {there_are}")
 

@@ -15,12 +15,21 @@ import pandas as pd
 
 from src.analysis.beyond import beyond
 from src.analysis.curves import direction_of, main_metrics, numbers
-from src.analysis.settings import SEEDS, differing, groups, is_null, label, shown, varying
+from src.analysis.settings import (
+    differing,
+    groups,
+    is_null,
+    label,
+    seeds_of,
+    shown,
+    varying,
+)
 from src.config import KEYS, make_config
 from src.expressions import is_expression
 from src.keys import Bookkeeping
 from src.names import UserError, bad_value
-from src.record.same_run import FOUND, WITHOUT_EFFECT
+from src.ranking import SEEDS, WITHOUT_EFFECT, Run, rank
+from src.record.same_run import FOUND
 from src.submit.identity import identity, same
 from src.yaml_files import write_yaml
 
@@ -75,9 +84,10 @@ class Looked:
 def edges(df: pd.DataFrame, metric: str | None = None, *, when: str | float = "last") -> list[Edge]:
     """Where the best value of a key, by the mean over seeds, is the largest or smallest tried.
 
-    metric: the first of main_metrics(df) where none is given. when: as in numbers(). A value with
-    a run that diverged, failed or has no number is worst; runs that have not ended only tell what
-    is tried. No edges: ends that cannot move (a weight decay of 0), keys that move with another.
+    metric: the first of main_metrics(df) where none is given. when: as in numbers(). Values are
+    compared as src/ranking.py says: those that lack seeds come after those that do not. Runs that
+    have not ended lack nothing yet, and only tell what is tried. No edges: ends that cannot move
+    (a weight decay of 0), keys that move with another.
     """
     return [edge for looked in _examined(df, metric, when).values() for edge in looked.edges]
 
@@ -130,10 +140,11 @@ def _edges_of(
 ) -> Looked:
     num_settings: Counter[tuple] = Counter()
     at_edge: dict[tuple[tuple, str, float, tuple], list[dict[str, Any]]] = {}
-    settings = groups(table, [other for other in table if other != key])
+    settings, seeds = groups(table, [other for other in table if other != key]), seeds_of(df)
     for values, rows in settings:
         tried = _tried(rows[key])
-        side = _side(_means(rows[key].tolist(), scores[rows.index], tried), tried)
+        runs = [Run(seeds[i], float(scores[i])) for i in rows.index]
+        side = _side(_reached(rows[key].tolist(), runs, tried), tried)
         num_settings[tried] += side is not None
         row = tried if side == "largest" else tried[::-1]  # ends at the edge
         if side and (added := _added(df, rows.index[0], key, row)):
@@ -153,22 +164,33 @@ def _nullable(value: Any) -> Any:
     return None if is_null(value) else value
 
 
-def _means(values: list[Any], scores: np.ndarray, tried: Sequence[float]) -> dict[Any, float]:
-    """Value -> its mean over seeds, NaN where none has ended; what is no number as text."""
-    seeds: dict[Any, list[float]] = {}
-    for value, score in zip(values, scores.tolist(), strict=True):
-        of_value = seeds.setdefault(value if value in tried else repr(value), [])
-        of_value += [] if math.isnan(score) else [score]
-    # fsum: equal scores have equal means, in whatever order they come
-    return {v: math.fsum(of_v) / len(of_v) if of_v else math.nan for v, of_v in seeds.items()}
+def _reached(
+    values: list[Any], runs: Sequence[Run], tried: Sequence[float]
+) -> dict[Any, tuple[int, float]]:
+    """Value -> (its seeds that lack nothing, their mean) where a run has ended; more is better.
+
+    What is no number is there as text; (0, -inf): no run that has ended has a number.
+    """
+    of_values: dict[Any, list[Run]] = {}
+    for value, run in zip(values, runs, strict=True):
+        of_values.setdefault(value if value in tried else repr(value), []).append(run)
+    found = {}
+    for value, of_value in of_values.items():
+        ended = [run for run in of_value if not math.isnan(run.value)]
+        (standing,) = rank([ended], 1)
+        num_pending = len({run.seed for run in of_value} - {run.seed for run in ended})
+        if standing.num_seeds:
+            found[value] = standing.num_seeds + num_pending, standing.mean
+        elif ended:
+            found[value] = 0, -math.inf
+    return found
 
 
-def _side(means: Mapping[Any, float], tried: Sequence[float]) -> str | None:
+def _side(results: Mapping[Any, tuple[int, float]], tried: Sequence[float]) -> str | None:
     """'largest', 'smallest' or, where the best is neither alone, ''; None where none is best."""
-    results = {value: mean for value, mean in means.items() if not math.isnan(mean)}
-    if sum(value in results for value in tried) < LEAST or max(results.values()) == -math.inf:
+    if sum(value in results for value in tried) < LEAST or max(results.values())[0] == 0:
         return None
-    best = tuple(value for value, mean in results.items() if mean == max(results.values()))
+    best = tuple(value for value, result in results.items() if result == max(results.values()))
     return {tried[:1]: "smallest", tried[-1:]: "largest"}.get(best, "")
 
 

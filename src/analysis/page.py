@@ -22,9 +22,10 @@ from src.analysis.curves import direction_of, main_metrics, numbers
 from src.analysis.edges import edge_alarm
 from src.analysis.plots import against, heat_map, learning_curves, tradeoff
 from src.analysis.plots.seeds import numbers_of, settings_of
-from src.analysis.settings import SEEDS, is_null, is_number, sort_key, varying
+from src.analysis.settings import is_null, is_number, sort_key, varying
 from src.metrics import DIRECTIONS, measure
 from src.names import UserError
+from src.ranking import SEEDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +68,8 @@ class Section:
     order: list[Any]  # [column, 'asc' or 'desc'] that rows are sorted by at first
     metric: str  # to choose by; '' where nothing was measured yet
     report: str  # to report
-    choice: pd.DataFrame | None
+    choice: pd.DataFrame | None  # the best of each value of the key `per`, the best one first
+    per: str
     alarm: str
     pictures: list[Drawn]
     warnings: list[str]
@@ -109,9 +111,13 @@ def _basename(folder: str) -> str:
 
 def section(facts: Mapping[str, Any], df: pd.DataFrame) -> Section:
     """All that is worth saying of one batch; what cannot be said yet is left out."""
+    if len(df):  # whether a run that says it is running still does, the facts know
+        states = {row["name"]: row["state"] for row in facts["rows"]}
+        df = df.assign(state=[states.get(str(run), state) for run, state in df["state"].items()])
     by, report = _metrics(facts, df)
-    columns = _columns(facts, df, by) if len(df) else []
-    choice, alarm, said = _judged(df, by, report) if by else (None, "", [])
+    columns = _columns(df, by) if len(df) else []
+    per = _named_keys(df)[:1] if by else []
+    choice, alarm, said = _judged(df, by, report, per) if by else (None, "", [])
     return Section(
         facts,
         skipped=_unreadable(facts, df),
@@ -120,6 +126,7 @@ def section(facts: Mapping[str, Any], df: pd.DataFrame) -> Section:
         metric=by,
         report=report,
         choice=choice,
+        per="".join(per),
         alarm=alarm,
         pictures=list(_pictures(facts, df)) if by else [],
         warnings=said,
@@ -134,14 +141,18 @@ def _unreadable(facts: Mapping[str, Any], df: pd.DataFrame) -> list[tuple[str, s
     return skipped + [(name, reason) for name, reason in damaged if name not in known]
 
 
-def _judged(df: pd.DataFrame, by: str, report: str) -> tuple[pd.DataFrame | None, str, list[str]]:
+def _judged(
+    df: pd.DataFrame, by: str, report: str, per: Sequence[str]
+) -> tuple[pd.DataFrame | None, str, list[str]]:
     """(the best settings, the edge alarm, what they warn of); a refusal is a warning too."""
     choice, alarm, said = None, "", []
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", ChoiceWarning)
         try:
-            choice = choose(df, by, report, per=_named_keys(df)[:1])
-            choice = choice[choice["num_seeds"] > 0]
+            choice = choose(df, by, report, per=per)
+            choice = choice[choice["num_seeds"] > 0].sort_values(
+                ["num_seeds", by], ascending=[False, direction_of(by) < 0], kind="stable"
+            )
             alarm = edge_alarm(df, by)
         except UserError as error:
             said.append(str(error))
@@ -174,16 +185,14 @@ def _numeric_keys(df: pd.DataFrame) -> list[str]:
 # ---- The table ---------------------------------------------------------------------------
 
 
-def _columns(facts: Mapping[str, Any], df: pd.DataFrame, by: str) -> list[Column]:
-    states = {row["name"]: row["state"] for row in facts["rows"]}
-    known = [states.get(str(run), state) for run, state in df["state"].items()]
+def _columns(df: pd.DataFrame, by: str) -> list[Column]:
     keys = varying(df) + [key for key in SEEDS if key in df and df[key].nunique() > 1]
     ends, bests = _metric_columns(df, by)
     return [
         _coded("run", [_short(name) for name in df.index]),
         *ends[:1],  # what a phone shows
         *[_coded(key, df[key]) for key in keys],
-        _coded("state", [WORDS.get(state, state) for state in known]),
+        _coded("state", [WORDS.get(state, state) for state in df["state"]]),
         *ends[1:],
         *bests,
         *([_numeric("epochs", numbers(df, "epoch"))] if "epoch" in df else []),

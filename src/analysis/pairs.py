@@ -10,8 +10,9 @@ import pandas as pd
 from src.analysis.choice import MOST_SHOWN, check_runs, not_done, values_of, warn
 from src.analysis.curves import direction_of, main_metrics
 from src.analysis.intervals import mean_interval
-from src.analysis.settings import SEEDS, groups, label, shown, varying
+from src.analysis.settings import groups, label, shown, varying
 from src.names import UserError
+from src.ranking import SEEDS
 
 WIDTH = 80  # of a terminal
 
@@ -25,7 +26,7 @@ class Paired:
     mean_a: float
     mean_b: float
     difference: float  # mean of a - b
-    low: float  # 95 % bootstrap interval of that mean; NaN of a single pair
+    low: float  # 95 % interval of that mean, Student's t; NaN of one pair and of equal ones
     high: float
     num_better: int  # pairs in which a is the better one
     num_equal: int
@@ -33,13 +34,14 @@ class Paired:
 
     def __str__(self) -> str:
         largest = np.nanmax(np.abs([self.difference, self.low, self.high]))
+        has_interval = np.isfinite(self.low)
         places = 4 if largest == 0 else int(np.clip(2 - np.floor(np.log10(largest)), 0, 8))
         interval = f" [{self.low:+.{places}f}, {self.high:+.{places}f}] (95 %)"
         compared = f"{self.mean_a:.{places}f} against {self.mean_b:.{places}f}"
         line = f"{self.metric}: {compared}, {self.difference:+.{places}f}"
         pairs = f"{self.num_pairs} pair{'s' * (self.num_pairs > 1)} of the same seeds"
         counts = f"{pairs}: {self.num_better} better, {self.num_equal} equal; "
-        return f"{line}{interval * (self.num_pairs > 1)}\n{counts}{self._keys(WIDTH - len(counts))}"
+        return f"{line}{interval * bool(has_interval)}\n{counts}{self._keys(WIDTH - len(counts))}"
 
     __repr__ = __str__  # what a notebook shows
 

@@ -10,9 +10,9 @@ import pandas as pd
 
 from src.config import KEYS
 from src.names import bad_value, unknown_name
-from src.record.same_run import FOUND, WITHOUT_EFFECT
+from src.ranking import SEEDS, WITHOUT_EFFECT
+from src.record.same_run import FOUND
 
-SEEDS = ("seed_model", "seed_training")
 FACTS = ("batch", "state", "outcome", "node", "seconds")  # that are no configuration
 LONGEST = 30  # characters of a value in a label
 

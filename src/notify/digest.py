@@ -2,14 +2,14 @@
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from src.submit.failures import headline, shown
-from src.submit.folders import Batch, count_rows, open_batch
+from src.submit.folders import count_rows, open_batch
 from src.submit.progress import Best, Report, cost_in_words, reports
 from src.submit.status import count_states
 
@@ -42,8 +42,9 @@ def body_of(report: Report) -> str:
     if len(groups) > MOST_GROUPS:
         lines.append(f"- and {len(groups) - MOST_GROUPS} more kinds of failure")
     if report.best:
-        lines.append(f"best by {', '.join(report.columns)}:")
-        lines += [f"- {_in_words(best, report.batch)}" for best in report.best]
+        doubts = f" ({'; '.join(report.doubts)})" if report.doubts else ""
+        lines.append(f"best by {', '.join(report.columns)}{doubts}:")
+        lines += [f"- {_in_words(best, report.keys)}" for best in report.best]
     if words := cost_in_words(report):
         lines.append(f"cost: {words}")
     if kinds := {group.only for group in groups}:
@@ -53,10 +54,9 @@ def body_of(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _in_words(best: Best, batch: Batch) -> str:
-    row = best.row.row
-    values = " ".join(f"{key}={shown(row.values.get(key))}" for key in batch.varying)
-    return f"{best.value:.5g} (epoch {best.epoch}) {row.name.partition('_')[0]} {values}".rstrip()
+def _in_words(best: Best, keys: Sequence[str]) -> str:
+    values = " ".join(f"{key}={shown(value)}" for key, value in best.values(keys).items())
+    return f"{best.value_in_words} ({best.seeds_in_words}) {values}".rstrip()
 
 
 @contextmanager

@@ -17,17 +17,10 @@ from loguru import logger
 from src.config import FOUND_IN_DATA, KEYS, Config, make_config, read_saved_config, save_config
 from src.durations import Timeline
 from src.names import UserError
+from src.ranking import WITHOUT_EFFECT
 from src.record.own_files import is_run_folder
 from src.record.trackers.tracked import read_json
 
-# Keys that say how to run, not what: they may differ from those of an earlier attempt. At most
-# they change rounding, or how soon a divergence is seen.
-WITHOUT_EFFECT = {"log_interval", "log_interval_eval", "log_to_stdout", "output_dir", "save_plot"}
-WITHOUT_EFFECT |= {"profile", "system_interval"}
-WITHOUT_EFFECT |= {"device", "host_name", "multi_gpu", "num_workers", "data_dir", "data_download"}
-WITHOUT_EFFECT |= {"compile", "channels_last"}
-WITHOUT_EFFECT |= {"trackers", "wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"}
-WITHOUT_EFFECT |= {"checkpoint_minutes", "keep_state", "keep_checkpoints"}
 FOUND = FOUND_IN_DATA | {"batch_size_accum", "max_allowed_loss"}
 # Schedules whose learning rate at a step does not depend on the length of the run
 ENDLESS = ("constant", "poly")

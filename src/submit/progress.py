@@ -1,4 +1,4 @@
-"""How far batches are, and their best rows: all that report.py shows."""
+"""How far batches are, and their best settings: all that report.py shows."""
 
 import csv
 import heapq
@@ -10,13 +10,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
-from src.metrics import DIRECTIONS, direction, metric_columns
+from src.metrics import (
+    LOSS_KEYS,
+    OF_LOSS,
+    direction,
+    main_columns,
+    measure,
+    metric_columns,
+)
 from src.names import UserError
+from src.ranking import SEEDS, WITHOUT_EFFECT, Run, Standing, rank
 from src.record.costs import Cost
 from src.submit.damage import problem_of_configuration, problem_of_stats
 from src.submit.failures import MENDABLE, Group, group_rows, retry_command
 from src.submit.folders import Batch, Row, count_rows, open_batch
+from src.submit.identity import identity, same
 from src.submit.journal import Journal
 from src.submit.local import runner
 from src.submit.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
@@ -27,18 +37,50 @@ RESULTS = Path("results")
 MOST_BATCHES = 5  # where none is named
 MOST_DAMAGED = 5  # rows that are named
 SECONDS_TO_KNOW = 20.0  # of training, after which its pace says how long it will take
-# The first that a batch has: what is looked at again and again is no test any more.
-DEFAULT_METRICS = [f"{split}/.*/{name}" for name in DIRECTIONS for split in ("val", "test")]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A row, and what it has reached in its last epoch."""
+
+    status: RowStatus
+    epoch: int | None
+    values: Mapping[str, float]  # column -> value
+
+    def run(self, column: str) -> Run:
+        """What the ranking needs to know. A failed row has no value: it is to be run again."""
+        values, state = self.status.row.values, self.status.state
+        seeds = tuple(same(values.get(key)) for key in SEEDS)  # null: each run draws its own
+        value = math.nan if state == "failed" else self.values.get(column, math.nan)
+        seed = self.status.row.name if None in seeds else seeds
+        return Run(seed, value, self.status.outcome == "diverged")
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best value of a row so far."""
+    """A setting, that is rows that differ in seeds only, and what it has reached so far."""
 
-    row: RowStatus
+    rows: list[Reached]
     column: str
-    value: float
-    epoch: int
+    standing: Standing
+
+    def values(self, keys: Iterable[str]) -> dict[str, Any]:
+        return {key: self.rows[0].status.row.values.get(key) for key in keys}
+
+    @property
+    def value_in_words(self) -> str:
+        """'0.9512 ± 0.0031', the mean and the standard deviation over seeds; '-': no value."""
+        found = self.standing
+        spread = f" ± {found.std:.2g}" if found.num_seeds > 1 else ""
+        return f"{found.mean:.5g}{spread}" if found.num_seeds else "-"
+
+    @property
+    def seeds_in_words(self) -> str:
+        """'3 seeds', '2 of 3 seeds, 1 diverged'."""
+        found = self.standing
+        of = f"of {found.num_expected} " if found.num_seeds < found.num_expected else ""
+        words = f"{found.num_seeds} {of}seed{'s' * (found.num_expected > 1)}"
+        return words + (f", {found.num_diverged} diverged" if found.num_diverged else "")
 
 
 @dataclass(frozen=True)
@@ -49,13 +91,28 @@ class Report:
     journal: Journal
     is_queue_unknown: bool  # Slurm was asked to run rows, but cannot be asked about them
     statuses: list[RowStatus]
-    columns: list[str]  # that rows are ranked by
-    best: list[Best]
+    columns: list[str]  # that settings are ranked by
+    best: list[Best]  # the best settings
     num_slots: int = 0  # rows that this machine runs at a time, where it runs some now
 
     @property
     def counts(self) -> Counter[str]:
         return Counter(status.state for status in self.statuses)
+
+    @property
+    def keys(self) -> list[str]:
+        """Those in which settings differ."""
+        return [k for k in self.batch.varying if k not in SEEDS and k not in WITHOUT_EFFECT]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the values of the best settings may mislead."""
+        measured = {measure(column) for column in self.columns}
+        differing = [key for key in LOSS_KEYS if key in self.keys and measured & set(OF_LOSS)]
+        found = [f"not comparable: {', '.join(differing)} differ"] if differing else []
+        if any(column.startswith("test/") for column in self.columns):
+            found.append("chosen and reported on the same split")
+        return found
 
     @property
     def num_diverged(self) -> int:
@@ -153,10 +210,10 @@ def reports(batches: Sequence[Batch], metric: str | None, num_best: int) -> list
         statuses = row_statuses(batch, queue)
         texts = {s.row.name: stats_text(s.row) for s in statuses if s.state != "unstarted"}
         statuses = [with_damage(s, texts.get(s.row.name)) for s in statuses]
-        known = sorted({c for text in texts.values() for c in columns_of(header_of(text))})
+        known = list(dict.fromkeys(c for t in texts.values() for c in columns_of(header_of(t))))
         seen |= set(known)
         columns = columns_to_rank_by(metric, known)
-        best = best_rows(statuses, texts, columns)[:num_best]
+        best = best_settings(statuses, texts, columns)[:num_best]
         is_unknown = queue is None and bool(journal.calls)
         slots = num_slots_here(batch)
         found.append(Report(batch, journal, is_unknown, statuses, columns, best, slots))
@@ -185,7 +242,7 @@ def ask_slurm() -> list[QueuedJob] | None:
         return None
 
 
-# ---- The best rows -----------------------------------------------------------------------
+# ---- The best settings -------------------------------------------------------------------
 
 
 def stats_text(row: Row) -> str:
@@ -208,44 +265,71 @@ def columns_of(header: str) -> list[str]:
 
 
 def columns_to_rank_by(metric: str | None, known: Sequence[str]) -> list[str]:
-    """The metric's, or those of the first default that there is; none where nothing fits."""
-    for pattern in [metric] if metric else DEFAULT_METRICS:
-        if any(re.fullmatch(pattern, column) for column in known):
-            return metric_columns(pattern, known, key="--metric")
+    """The metric's, else the one that main_columns chooses by; none where nothing fits."""
+    if metric is None:
+        found = main_columns(known)
+        return [found[0]] if found else []
+    if any(re.fullmatch(metric, column) for column in known):
+        return metric_columns(metric, known, key="--metric")
     return []
 
 
-def best_rows(
+def best_settings(
     statuses: Iterable[RowStatus], texts: Mapping[str, str], columns: Sequence[str]
 ) -> list[Best]:
-    """All rows that have a value, the best first; of a row its best epoch counts."""
-    if not columns:
-        return []
-    sign = direction(columns[0])
+    """All settings in which a run has a value or diverged, as src/ranking.py ranks them.
+
+    texts: the rows' stats.csv. Of several columns a setting counts by its best one.
+    """
+    rows = [Reached(status, *end_of(texts.get(status.row.name, ""))) for status in statuses]
+    settings = settings_of(rows)
     found = []
-    for status in statuses:
-        values = list(values_of(texts.get(status.row.name, ""), columns))
-        if values:
-            value, epoch, column = max(values, key=lambda v: (sign * v[0], -v[1]))
-            found.append(Best(status, column, value, epoch))
-    return sorted(found, key=lambda best: -sign * best.value)
+    for column in columns:
+        sign = direction(column)
+        standings = rank([[row.run(column) for row in setting] for setting in settings], sign)
+        there = [s for s in standings if s.num_seeds or s.num_diverged]
+        found += [(s.order(sign), s.index, Best(settings[s.index], column, s)) for s in there]
+    first: dict[int, Best] = {}
+    for _, index, best in sorted(found, key=lambda one: one[0]):
+        first.setdefault(index, best)
+    return list(first.values())
 
 
-def values_of(text: str, columns: Sequence[str]) -> Iterable[tuple[float, int, str]]:
-    """(value, epoch, column) for all finite values of these columns."""
-    header = columns_of(header_of(text))
-    wanted = [(i, name) for i, name in enumerate(header) if name in columns]
-    epoch_at = header.index("epoch") if "epoch" in header else -1
-    for number, line in enumerate(text.splitlines()[1:], 1):
-        cells = line.split(",")  # numbers and times: no quotes
-        for i, name in wanted:
-            try:
-                value = float(cells[i])
-                epoch = int(cells[epoch_at]) if epoch_at >= 0 else number
-            except (ValueError, IndexError):  # empty where the run diverged, or torn
-                continue
-            if math.isfinite(value):
-                yield value, epoch, name
+def settings_of(rows: Iterable[Reached]) -> list[list[Reached]]:
+    """The rows that differ in seeds and in what has no effect only, together."""
+    found: dict[Any, list[Reached]] = {}
+    for row in rows:
+        values = row.status.row.values
+        asked = {k: v for k, v in values.items() if k not in SEEDS and k not in WITHOUT_EFFECT}
+        # a learning rate that each run draws by its seed is another one in each
+        drawn = row.status.row.name if is_expression(values.get("base_lr")) else ""
+        found.setdefault((identity(asked), drawn), []).append(row)
+    return list(found.values())
+
+
+def is_expression(value: Any) -> bool:
+    """Whether it is text that stands for no single number."""
+    try:
+        float(value if isinstance(value, str) else 0)
+    except ValueError:
+        return True
+    return False
+
+
+def end_of(text: str) -> tuple[int | None, dict[str, float]]:
+    """(the last epoch, column -> its value there) of a stats.csv; NaN where there is no number."""
+    header, (*_, last) = columns_of(header_of(text)), ["", *text.rstrip("\n").split("\n")[1:]]
+    cells = last.split(",")  # numbers and times: no quotes
+    values = {name: _number(cell) for name, cell in zip(header, cells, strict=False) if name}
+    epoch = values.get("epoch", math.nan)
+    return int(epoch) if math.isfinite(epoch) else None, values
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:  # empty where the run diverged; a time
+        return math.nan
 
 
 # ---- Time left ---------------------------------------------------------------------------

@@ -57,10 +57,12 @@ def test_the_best_mean_of_validation_is_chosen_and_its_test_reported():
     df = frame(*runs(), val=[0.9, 0.5, 0.8, 0.7], test=[0.9, 0.9, 0.5, 0.75])
     with warned():
         chosen = choose(df)  # sgd has the best seed and the best test
-    assert chosen.to_dict("records") == [
-        {"optim_alg": "adamw", "num_seeds": 2, VAL: 0.75, TEST: 0.625, "low": 0.5, "high": 0.75}
-    ]
-    assert list(chosen) == ["optim_alg", "num_seeds", VAL, TEST, "low", "high"]
+    counts = ["num_seeds", "num_expected", "num_diverged"]
+    assert list(chosen) == ["optim_alg", *counts, VAL, TEST, "std", "low", "high"]
+    assert chosen["optim_alg"].tolist() == ["adamw"]
+    assert chosen[[*counts, VAL, TEST]].to_numpy().tolist() == [[2, 2, 0, 0.75, 0.625]]
+    ends = pytest.approx([0.25 / 2**0.5, 0.625 - 12.706 * 0.125, 0.625 + 12.706 * 0.125], abs=1e-4)
+    assert chosen[["std", "low", "high"]].iloc[0].tolist() == ends
 
 
 def test_ties_are_said():
@@ -103,7 +105,7 @@ def test_the_best_epoch_is_that_of_validation():
 @pytest.mark.parametrize("lost", [NOTHING, -np.inf, []])
 def test_a_setting_with_a_seed_without_value_wins_only_where_none_is_complete(lost):
     df = frame(*runs(["sgd", "adamw", "adam"]), val=[lost, 0.9, 0.1, 0.2, lost, 0.8], test=[1] * 6)
-    empty = f"2 of 6 runs have no finite {VAL}, or diverged; such settings come last: "
+    empty = f"2 of 6 runs have no finite {VAL}, diverged or failed; such settings come last: "
     missing = "seeds are missing: 2 of 3 settings have fewer than 2"
     with warned(empty + "optim_alg=adam; optim_alg=sgd", missing):
         assert choose(df)["optim_alg"].tolist() == ["adamw"]
@@ -135,8 +137,10 @@ def test_a_report_that_a_seed_lacks_is_not_the_mean_of_the_others(when):
 def test_a_run_on_its_way_is_said():
     df = frame(*runs(), val=[1, 2, 3, 4], test=[1] * 4)
     df["state"] = ["done", "running", "failed", "done"]
-    with warned("2 of 4 runs are not done"):
-        choose(df)
+    with warned(
+        "1 of 4 runs has no finite", "1 of 3 runs is not done", "seeds are missing: 1 of 2"
+    ):
+        assert choose(df)["optim_alg"].tolist() == ["sgd"]  # of adamw one failed
 
 
 def test_seeds_that_are_missing_or_there_twice_are_said():
@@ -145,7 +149,7 @@ def test_seeds_that_are_missing_or_there_twice_are_said():
         choose(df.iloc[1:])  # not that of the winner
     with warned("1 run has the setting and the seeds of another one"):
         chosen = choose(pd.concat([df, df.iloc[3:]]))
-    assert chosen[["num_seeds", TEST, "low"]].to_numpy().tolist() == [[2, 4, 3]]
+    assert chosen[["num_seeds", TEST]].to_numpy().tolist() == [[2, 4]]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +200,61 @@ def test_a_row_a_setting_the_best_on_top():
     assert found["optim_alg"].tolist() == ["adamw", "sgd", "adam"]
     assert found["num_seeds"].tolist() == [2, 2, 1]
     assert found[TEST].tolist() == [4, 1.5, 9]
-    np.testing.assert_equal(found[f"{TEST} low"].tolist(), [3, 1, NOTHING])
-    np.testing.assert_equal(found[f"{TEST} high"].tolist(), [5, 2, NOTHING])
+    np.testing.assert_allclose(found[f"{TEST} std"], [2**0.5, 0.5**0.5, NOTHING])
+    np.testing.assert_allclose(found[f"{TEST} low"], [4 - 12.7062, 1.5 - 6.3531, NOTHING], 1e-4)
+    np.testing.assert_allclose(found[f"{TEST} high"], [4 + 12.7062, 1.5 + 6.3531, NOTHING], 1e-4)
     assert found["test/last/loss"].tolist() == [2.5, 0.5, 5]  # of the seeds that have an accuracy
     with warned():
         lowest = table(df, "test/last/loss")
     assert lowest["optim_alg"].tolist() == ["sgd", "adamw", "adam"]
-    assert list(lowest)[2:] == [f"test/last/loss{end}" for end in ("", " low", " high")]
+    ends = ("", " std", " low", " high")
+    assert list(lowest)[4:] == [f"test/last/loss{end}" for end in ends]
+
+
+def test_a_setting_that_lacks_a_run_which_was_never_made_is_at_the_bottom():
+    """As is one whose run failed."""
+    df = frame(
+        *runs(["sgd"], 2), *runs(["adamw"], 1), *runs(["adam"], 2), test=[0.9, 0.8, 0.95, 0.5, 0.6]
+    )
+    with warned("seeds are missing: 1 of 3 settings has fewer than 2: optim_alg=adamw (1)"):
+        found = table(df)
+    assert found["optim_alg"].tolist() == ["sgd", "adam", "adamw"]
+    assert found[["num_seeds", "num_expected"]].to_numpy().tolist() == [[2, 2], [2, 2], [1, 2]]
+    with warned(f"{TEST}: chosen and reported on the same split", "seeds are missing"):
+        assert choose(df)["optim_alg"].tolist() == ["sgd"]
+
+
+def test_a_setting_of_which_a_seed_diverged_is_there_with_its_counts():
+    df = frame(*runs(["sgd", "adamw"], 3), test=[0.9, 0.8, 0.7, 0.9, 0.95, 0.99])
+    df["outcome"] = ["finished"] * 5 + ["diverged"]
+    with warned("1 of 6 runs has no finite", "seeds are missing"):
+        found = table(df).set_index("optim_alg")
+    assert found.index.tolist() == ["sgd", "adamw"]
+    counts = ["num_seeds", "num_expected", "num_diverged"]
+    assert found.loc["adamw", counts].tolist() == [2, 3, 1]
+    assert found.loc["adamw", TEST] == pytest.approx(0.925)
+
+
+def test_losses_that_mean_other_things_are_not_compared_in_silence():
+    smoothed = [run | {"label_smoothing": s} for s in (0.0, 0.1) for run in runs(["sgd"])]
+    df = frame(*smoothed, loss=[1, 2, 3, 4], test=[1, 2, 3, 4])
+    words = "test/last/loss: runs differ in label_smoothing (0, 0.1): not comparable"
+    with warned(words):
+        table(df, "test/last/loss")
+    with warned(words):
+        table(df, [TEST, "test/last/loss"])
+    with warned(f"{TEST}: chosen and reported"):
+        choose(df, TEST, TEST)
+    with warned("test/last/loss: chosen and reported", words):
+        choose(df, "test/last/loss", "test/last/loss")
+    with warned():  # within each nothing differs
+        choose(df, "test/last/loss", "test/last/loss", per="label_smoothing")
+    weighted = df.assign(label_smoothing=0.0, loss_class_weights=[None, None, [1, 2], [1, 2]])
+    with warned("test/last/loss: runs differ in loss_class_weights (null, [1, 2])"):
+        table(weighted, "test/last/loss")
+    kinds = df.assign(label_smoothing=0.0, loss=["log", "log", "mse", "mse"])
+    with warned("runs differ in loss (log, mse)"):
+        table(kinds, "test/last/loss")
 
 
 def test_runs_that_agree_in_seeds_and_keys_given_count_once():
@@ -231,8 +283,8 @@ def test_many_settings_have_the_intervals_that_each_has_alone():
     with warned("seeds are missing: 200 of 400"):
         found = table(df).set_index("base_lr")
     for rate in (0, 1, 398, 399):
-        alone = table(df[df["base_lr"] == rate]).iloc[0]
-        assert found.loc[rate].tolist() == pytest.approx(alone.tolist())
+        alone = table(df[df["base_lr"] == rate]).iloc[0].drop("num_expected")
+        assert found.loc[rate].drop("num_expected").tolist() == pytest.approx(alone.tolist())
 
 
 def test_real_runs(digits, tmp_path):
@@ -248,11 +300,8 @@ def test_real_runs(digits, tmp_path):
         chosen = choose(df).iloc[0]
     ends = [curve.iloc[-1] for curve in df[df["base_lr"] == 0.1][TEST]]
     assert (chosen["base_lr"], chosen["num_seeds"]) == (0.1, 2)
-    assert [chosen[name] for name in (TEST, "low", "high")] == [
-        np.mean(ends),
-        min(ends),
-        max(ends),
-    ]
+    assert chosen[TEST] == np.mean(ends)
+    assert chosen["low"] < min(ends) < max(ends) < chosen["high"]
     found = paired(df[df["base_lr"] == 0.1], df[df["base_lr"] == 1e-6])
     assert (found.num_pairs, found.num_better) == (2, 2)
     assert found.differing == {"base_lr": (0.1, 1e-6)}
@@ -268,7 +317,8 @@ def test_runs_of_the_same_seed_are_compared():
         found = paired(a, b)
     assert (found.metric, found.num_pairs, found.num_better, found.num_equal) == (TEST, 3, 1, 1)
     assert (found.mean_a, found.mean_b) == pytest.approx((0.8, 2 / 3))
-    assert (found.difference, found.low, found.high) == pytest.approx((0.4 / 3, -0.1, 0.5))
+    expected = (0.4 / 3, -0.6652, 0.9319)  # 4.303 · 0.3215 / √3 on each side
+    assert (found.difference, found.low, found.high) == pytest.approx(expected, abs=1e-4)
     assert found.differing == {"optim_alg": ("sgd", "adamw"), "base_lr": (0.1, 0.001)}
     swapped = paired(b, a)
     assert (swapped.num_better, swapped.difference) == (1, pytest.approx(-0.4 / 3))
@@ -342,7 +392,7 @@ def test_a_comparison_is_read_at_a_glance():
     b = frame(*runs(["adamw"], base_lr=0.001), test=[0.95, 0.94])
     for text in (str(paired(a, b)), repr(paired(a, b))):
         assert text == (
-            f"{TEST}: 0.9650 against 0.9450, +0.0200 [+0.0100, +0.0300] (95 %)\n"
+            f"{TEST}: 0.965 against 0.945, +0.020 [-0.107, +0.147] (95 %)\n"
             "2 pairs of the same seeds: 2 better, 0 equal; optim_alg=sgd against adamw, …"
         )
     assert max(map(len, text.splitlines())) <= 80
@@ -352,6 +402,6 @@ def test_a_comparison_is_read_at_a_glance():
         "1 pair of the same seeds: 1 better, 0 equal; base_lr=0.1 against 0.001"
     )
     assert str(paired(a, a)) == (
-        f"{TEST}: 0.9650 against 0.9650, +0.0000 [+0.0000, +0.0000] (95 %)\n"
+        f"{TEST}: 0.9650 against 0.9650, +0.0000\n"
         "2 pairs of the same seeds: 0 better, 2 equal; no key differs"
     )

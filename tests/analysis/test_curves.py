@@ -119,6 +119,12 @@ def test_numbers_by_name(frame):
         (["test/last/accuracy", "val/last/accuracy"], ["val/last/accuracy", "test/last/accuracy"]),
         (["train/loss", "val/last/loss"], ["val/last/loss"] * 2),
         (["test/last/accuracy", "test/last/perplexity"], ["test/last/perplexity"] * 2),
+        (
+            ["holdout/last/accuracy", "ood/last/accuracy", "test/last/accuracy"],
+            ["holdout/last/accuracy", "test/last/accuracy"],
+        ),
+        (["a/last/loss", "b/last/loss"], ["a/last/loss", "b/last/loss"]),
+        (["val/last/loss", "test/last/accuracy"], ["val/last/loss", "test/last/accuracy"]),
     ],
 )
 def test_the_metrics_that_matter(columns, expected):

@@ -119,6 +119,14 @@ def test_runs_that_have_not_ended_are_missing_and_their_values_are_tried(state):
     assert told(frame(*four[:3], *other_seed))[0][:3] == ("base_lr", "largest", 2.0)
 
 
+def test_values_are_ranked_as_choose_ranks_them():
+    """One that lacks a seed, as it was never made, is not the best; where all lack one, it is."""
+    one, other = (swept([0.1, 0.2, 0.3], seed_training=seed) for seed in (1, 2))
+    assert told(frame(*one, *other[:2])) == []
+    broken = [row | {"outcome": "diverged"} for row in other]
+    assert told(frame(*one, *broken))[0][:3] == ("base_lr", "largest", 2.0)
+
+
 def test_two_values_a_single_run_and_no_run_have_no_edges():
     assert told(frame(*swept([0.1, 0.2], values=(1.0, 2.0)))) == []
     assert told(frame(*swept([0.1], values=(1.0,)))) == []

@@ -1,6 +1,5 @@
 """Settings of a big_df, and their numbers over seeds."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -8,10 +7,11 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from src.analysis.choice import values_of
+from src.analysis.choice import diverged, values_of
 from src.analysis.curves import CurveArray, main_metrics, numbers
 from src.analysis.settings import groups, seeds_of, varying
 from src.names import bad_value, unknown_name
+from src.ranking import Run, Standing, rank
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,16 @@ class Numbers:
     is_broken: np.ndarray  # (runs,)
     seeds: np.ndarray  # (runs,) equal numbers for equal seeds
 
+    def standing(self, setting: Setting) -> Standing:
+        """By itself: it expects the seeds that it has."""
+        parts = (self.seeds, self.values, self.is_broken)
+        runs = zip(*(part[setting.rows].tolist() for part in parts), strict=True)
+        return rank([[Run(*run) for run in runs]], 1)[0]
+
     def of(self, setting: Setting) -> np.ndarray:
         """(seeds,) Those that are there; NaN where one diverged."""
-        values, is_broken = self._by_seed(setting)
-        return values[np.isfinite(values) | is_broken]
-
-    def _by_seed(self, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-        """((seeds,) values, NaN where there is none, (seeds,) whether because it diverged).
-
-        A seed that ran twice counts once, by the runs that came to a value, as in choose().
-        """
-        _, seed = np.unique(self.seeds[setting.rows], return_inverse=True)
-        values = self.values[setting.rows]
-        is_there = np.isfinite(values)
-        num = np.bincount(seed, is_there)
-        sums = np.bincount(seed, np.where(is_there, values, 0.0))
-        is_broken = np.bincount(seed, self.is_broken[setting.rows]) > 0
-        return np.where(num > 0, sums / np.maximum(num, 1), np.nan), is_broken & (num == 0)
+        found = self.standing(setting)
+        return np.array([*found.values, *[np.nan] * found.num_diverged], dtype=float)
 
     def mean(self, setting: Setting) -> float:
         """NaN where a seed diverged: the others alone would flatter the setting."""
@@ -70,25 +63,19 @@ class Numbers:
         return [len(self.of(setting)) for setting in settings]
 
     def has_broken(self, setting: Setting) -> bool:
-        return bool(self._by_seed(setting)[1].any())
+        return self.standing(setting).num_diverged > 0
 
     def rank(self, setting: Setting, sign: int) -> tuple[float, float]:
-        """(share of the seeds without a value, what the others reach): as choose() ranks.
-
-        Lower is better. Infinite: no seed has a value.
-        """
-        values, _ = self._by_seed(setting)
-        there = values[np.isfinite(values)]
-        score = -sign * float(there.mean()) if len(there) else np.inf
-        return 1 - len(there) / len(values), score
+        """Lower is better, as src/ranking.py has it. Infinite: no seed has a value."""
+        return self.standing(setting).order(sign)
 
 
 def best_of(settings: Sequence[Setting], judged: Numbers, sign: int) -> Setting:
     """The one that choose() would choose; where none has a value, one that diverged."""
 
     def order(setting: Setting) -> tuple[float, float, bool]:
-        missing, score = judged.rank(setting, sign)
-        return missing, score, math.isinf(score) and not judged.has_broken(setting)
+        standing = judged.standing(setting)
+        return *standing.order(sign), not standing.num_seeds and not standing.num_diverged
 
     return min(settings, key=order)
 
@@ -98,13 +85,14 @@ def numbers_of(df: pd.DataFrame, column: str, when: str | float) -> Numbers:
 
     Raises UserError where there is no such column, or it holds no numbers.
     """
-    values, ends = values_of(df, column, when), values_of(df, column, "last")
+    values = values_of(df, column, when)
+    ends = np.where(diverged(df), np.nan, numbers(df, column).to_numpy(dtype=float))
     if df[column].dtype == "curve":
         is_there = np.diff(cast(CurveArray, df[column].array).cells, axis=1)[:, 0] > 0
     else:
         is_there = np.isfinite(numbers(df, column).to_numpy(dtype=float))
     _, seeds = np.unique(seeds_of(df), return_inverse=True)
-    return Numbers(values, np.isnan(values) & is_there & np.isnan(ends), seeds)
+    return Numbers(values, np.isnan(values) & is_there & ~np.isfinite(ends), seeds)
 
 
 def metrics_of(df: pd.DataFrame, metric: str | None) -> tuple[str, str]:
