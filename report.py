@@ -251,8 +251,9 @@ def numbers_of(best: Best) -> str:
     found = []
     for row in best.rows[:MOST_ROWS]:
         status = row.status
-        state = f" ({status.state})" if status.state != "done" else ""
-        found.append(status.row.name.partition("_")[0] + state)
+        state = "never started" if status.state == "unstarted" else status.state
+        number = status.row.name.partition("_")[0]
+        found.append(number if state == "done" else f"{number} ({state})")
     return ", ".join(found) + ", …" * (len(best.rows) > MOST_ROWS)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 LEVEL = 0.95
-INTERVAL = "95 % interval of the mean (Student's t)"  # in captions
+INTERVAL = "95 % Student's t interval of the mean"  # in captions
 
 
 def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

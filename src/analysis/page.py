@@ -276,7 +276,9 @@ def _pictures(facts: Mapping[str, Any], df: pd.DataFrame) -> Iterator[Drawn]:
 def _drawn(caption: str, draw: Callable[[], "Figure"]) -> Drawn:
     """What cannot be drawn says why in its place; other exceptions are bugs, which rise."""
     try:
-        return Drawn(caption, _data_uri(draw()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ChoiceWarning)  # the picture says it as well
+            return Drawn(caption, _data_uri(draw()))
     except UserError as error:
         return Drawn(caption, "", str(error))
 

@@ -102,6 +102,13 @@ def column(html: str, title: str, part: str = "") -> list:
     return values if options is None else [v if v is None else options[v] for v in values]
 
 
+def cells_under(html: str, title: str) -> list[list[str]]:
+    """Of the table under that heading, row by row."""
+    body = html[html.index(f"{title}</h2>") :].partition("<tbody>")[2].partition("</tbody>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in body.split("<tr>")[1:]]
+    return [[" ".join(cell.split()) for cell in row] for row in rows]
+
+
 @pytest.fixture(scope="module")
 def half_done_page(tmp_path_factory) -> str:
     return written(half_done(tmp_path_factory.mktemp("page") / "26-11-23-half"))
@@ -142,16 +149,34 @@ def test_warnings_of_the_choice_are_shown(half_done_page):
 def test_what_the_choice_does_not_know_is_empty(tmp_path):
     """An interval of one seed, and null, as in the table of runs."""
     rows = [({"model": m, "clip_norm": c}, [0.5]) for m, c in (("a", None), ("b", 1.0))]
-    html = written(write_batch(tmp_path / "x", rows))
-    table = html[html.index("The best settings</h2>") :].partition("</table>")[0]
-    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    cells = cells_under(
+        written(write_batch(tmp_path / "x", rows)), "The best setting of each model"
+    )
     assert [row[0] for row in cells] == ["a", "b"]
-    assert [row[-2:] for row in cells] == [["", ""]] * 2
-    assert "nan" not in table
+    assert [row[-3:] for row in cells] == [["", "", ""]] * 2
+    assert "nan" not in str(cells)
     by_null = [({"clip_norm": c}, [a]) for c, a in ((None, 0.6), (1.0, 0.5))]
-    html = written(write_batch(tmp_path / "y", by_null))
-    table = html[html.index("The best setting</h2>") :].partition("</table>")[0]
-    assert re.findall(r"<td[^>]*>(.*?)</td>", table)[:2] == ["", "1"]
+    (only,) = cells_under(written(write_batch(tmp_path / "y", by_null)), "The best setting")
+    assert only[:2] == ["", "1"]
+
+
+def test_the_best_settings_stand_in_the_order_of_the_metric(tmp_path):
+    """Means over seeds; what lacks a seed last, and counts said."""
+    ends = {"a": [0.5, 0.6], "b": [0.7, 0.8], "c": [0.99]}
+    rows = [
+        ({"model": m, "seed_model": seed, "seed_training": 1}, [0.1, end])
+        for m, of_model in ends.items()
+        for seed, end in enumerate(of_model)
+    ]
+    html = written(write_batch(tmp_path / "x", rows))
+    first = cells_under(html, "The best settings")
+    assert [row[-1] for row in first] == ["b", "a", "c"]
+    assert [row[0] for row in first] == ["0.75 ± 0.071", "0.55 ± 0.071", "0.99"]
+    assert [row[2] for row in first] == ["2 seeds", "2 seeds", "1 of 2 seeds"]
+    assert [row[0] for row in cells_under(html, "The best setting of each model")] == list("bac")
+    assert "Chosen and reported on the same split" in html
+    by_loss = written(tmp_path / "x", "--metric", "test/last/loss")
+    assert [row[-1] for row in cells_under(by_loss, "The best settings")] == ["b", "a", "c"]
 
 
 def test_the_edge_alarm_is_there_with_the_job_file_that_goes_on(half_done_page):

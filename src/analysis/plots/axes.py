@@ -33,6 +33,25 @@ def is_log_loss(metric: str, values: Any) -> bool:
     return is_loss and spans(numbers[np.isfinite(numbers)], LOSS_SPANS)
 
 
+def fit_y(axis: "Axes", values: Any) -> bool:
+    """Keep the y axis near the values of seeds; whether something drawn leaves it then.
+
+    The interval of two seeds is 12.7 times as long as their distance: whole, it would be all that
+    one sees. When all is drawn, and the scale is set.
+    """
+    numbers, is_log = np.asarray(values, dtype=float), axis.get_yscale() == "log"
+    numbers = numbers[np.isfinite(numbers) & ((numbers > 0) | (not is_log))]
+    if not len(numbers) or np.ptp(numbers) == 0:
+        return False
+    low, high = np.log([numbers.min(), numbers.max()]) if is_log else (numbers.min(), numbers.max())
+    ends = np.array([low - (high - low) / 4, high + (high - low) / 4])
+    nearest, furthest = np.exp(ends) if is_log else ends
+    bottom, top = axis.get_ylim()
+    bottom, top = max(bottom, nearest), min(top, furthest)
+    axis.set_ylim(bottom, top)
+    return bool(axis.dataLim.y0 < bottom or axis.dataLim.y1 > top)
+
+
 def log_y(axis: "Axes") -> None:
     axis.set_yscale("log")
     log_ticks(axis.yaxis)

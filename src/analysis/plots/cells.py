@@ -10,7 +10,7 @@ import pandas as pd
 from src.analysis.curves import direction_of
 from src.analysis.plots.axes import is_log_loss, label_of, log_ticks, name_ticks, size_of
 from src.analysis.plots.marks import Levels, levels
-from src.analysis.plots.names import literal
+from src.analysis.plots.names import literal, width_of
 from src.analysis.plots.panels import (
     GREY,
     Grid,
@@ -18,6 +18,7 @@ from src.analysis.plots.panels import (
     Wish,
     add_legends,
     grid_of,
+    losses_note,
     name_axes,
     seeds_note,
     unended_note,
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_CELLS = 12  # a side, with numbers in them
-CELL = 0.42  # inches that a number takes
+MOST_CELLS = 12  # a side, where the frame of the best is thick
+SIZES = (8, 7, 6, 5)  # points of numbers in cells, the first that fits
+MARGIN = 1.15  # of a cell, beside the number
 MAP, FRAME = "cividis", "#D55E00"  # no colour of the map is like the frame
 
 
@@ -41,6 +43,7 @@ def heat_map(
     metric: str | None = None,
     *,
     when: str | float = "last",
+    robust: bool = True,
     row: str | None = None,
     col: str | None = None,
     ax: "Axes | None" = None,
@@ -48,7 +51,9 @@ def heat_map(
     """The best of the other keys for each pair of values: better is brighter, the best framed.
 
     Means over seeds; a cross: diverged; hatched: nothing there. Which settings are best is judged
-    as in against. Raises UserError for names that do not exist.
+    as in against. robust: colours end at Tukey's fences (1.5 times the quartiles' distance from
+    the quartiles), and the caption says which cells lie beyond; else they reach the worst of all.
+    Raises UserError for names that do not exist.
     """
     if x == y:
         raise bad_value("y", y, "another key than that of x")
@@ -58,14 +63,20 @@ def heat_map(
     grid = grid_of(df, Wish(row, col, ax=ax), used=[x, y])
     by = judged, direction_of(judge)
     tables = [_table(panel.settings, keys, shown, by) for panel in grid.panels]
-    _colour(grid, [table.values for table in tables], metric, label_of(metric, when))
+    scale = Scale.of([table.values for table in tables], metric, robust=robust)
+    _colour(grid, tables, scale, label_of(metric, when))
     for panel, table in zip(grid.panels, tables, strict=True):
         name_ticks(panel.axis.xaxis, keys[0].names)
         name_ticks(panel.axis.yaxis, keys[1].names)
         _mark(panel, table)
     name_axes(grid, x, y)
     grid.each(lambda axis: axis.grid(False))
-    add_legends(grid, notes=[*_notes(grid, tables, judge, shown), unended_note(df)])
+    notes = [*_notes(grid, tables, judge, shown), scale.note, unended_note(df)]
+    add_legends(grid, notes=[*notes, losses_note(df, [judge, metric], [row, col])])
+    if grid.is_whole:
+        grid.figure.draw_without_rendering()  # now axes have their size
+    for panel, table in zip(grid.panels, tables, strict=True):
+        _write_numbers(panel, table)
     return grid.figure
 
 
@@ -104,31 +115,76 @@ def _table(
     return Table(values, is_broken, min(has_value, key=has_value.__getitem__, default=None))
 
 
-def _colour(grid: Grid, tables: Sequence[np.ndarray], metric: str, label: str) -> None:
+@dataclass(frozen=True)
+class Scale:
+    """What the ends of the colours mean."""
+
+    low: float
+    high: float
+    is_logarithmic: bool
+    is_better_high: bool
+    num_below: int  # cells beyond the ends
+    num_above: int
+
+    @classmethod
+    def of(cls, tables: Sequence[np.ndarray], metric: str, *, robust: bool) -> "Scale":
+        finite = np.concatenate([table[np.isfinite(table)] for table in tables])
+        inside = finite[_within_fences(finite, metric)] if robust else finite
+        low, high = (inside.min(), inside.max()) if len(inside) else (0.0, 1.0)
+        if high - low <= 1e-9 * abs(high):  # one colour, and a bar that can be read
+            low, high = low - 0.05 * abs(low or 1), high + 0.05 * abs(high or 1)
+        beyond = int((finite < low).sum()), int((finite > high).sum())
+        is_log = is_log_loss(metric, inside)
+        return cls(float(low), float(high), is_log, direction_of(metric) > 0, *beyond)
+
+    @property
+    def note(self) -> str:
+        """'colours end at 0.1: 2 cells are above'; '' where nothing lies beyond them."""
+        ends = ((self.num_below, self.low, "below"), (self.num_above, self.high, "above"))
+        texts = [
+            f"{end:.3g}: {num} cell{'s are' if num > 1 else ' is'} {side}"
+            for num, end, side in ends
+            if num
+        ]
+        return f"colours end at {', at '.join(texts)}" if texts else ""
+
+
+def _within_fences(values: np.ndarray, metric: str) -> np.ndarray:
+    """(n,) All where the fences of Tukey (1977) would leave nothing between them."""
+    is_log = is_log_loss(metric, values)
+    numbers = np.log(values) if is_log else values
+    if not len(numbers):
+        return np.zeros(0, dtype=bool)
+    first, third = np.quantile(numbers, [0.25, 0.75])
+    fence = 1.5 * (third - first)
+    is_inside = (numbers >= first - fence) & (numbers <= third + fence)
+    return is_inside if fence > 0 else np.ones(len(numbers), dtype=bool)
+
+
+def _colour(grid: Grid, tables: Sequence[Table], scale: Scale, label: str) -> None:
     """All panels by one scale, whose bar stands beside them."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm, Normalize
 
-    finite = np.concatenate([table[np.isfinite(table)] for table in tables])
-    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
-    if high - low <= 1e-9 * abs(high):  # one colour, and a bar that can be read
-        low, high = low - 0.05 * abs(low or 1), high + 0.05 * abs(high or 1)
-    norm = (LogNorm if is_log_loss(metric, finite) else Normalize)(low, high)
-    colours = colormaps[MAP if direction_of(metric) > 0 else f"{MAP}_r"]
+    norm = (LogNorm if scale.is_logarithmic else Normalize)(scale.low, scale.high)
+    colours = colormaps[MAP if scale.is_better_high else f"{MAP}_r"]
     for panel, table in zip(grid.panels, tables, strict=True):
-        if table.size:
-            panel.axis.imshow(table, norm=norm, cmap=colours, aspect="auto", origin="lower")
-    if len(finite):
+        if table.values.size:
+            panel.axis.imshow(table.values, norm=norm, cmap=colours, aspect="auto", origin="lower")
+    if any(np.isfinite(table.values).any() for table in tables):
         axes = [panel.axis for panel in grid.panels]
-        bar = grid.figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.02)
+        ends = {(True, False): "min", (False, True): "max", (True, True): "both"}
+        extend = ends.get((scale.num_below > 0, scale.num_above > 0), "neither")
+        mappable = ScalarMappable(norm, colours)
+        bar = grid.figure.colorbar(mappable, ax=axes, pad=0.02, extend=extend)
         bar.set_label(literal(label))
-        if isinstance(norm, LogNorm):
+        if scale.is_logarithmic:
             log_ticks(bar.ax.yaxis)
 
 
 def _mark(panel: Panel, table: Table) -> None:
-    """Frames the best cell, hatches the empty ones, writes numbers where they fit."""
+    """Frames the best cell, hatches the empty ones, crosses those that diverged."""
     axis = panel.axis
     middle: Any = {"ha": "center", "va": "center", "fontsize": 8}
     for up, across in np.argwhere(table.is_empty):
@@ -139,21 +195,32 @@ def _mark(panel: Panel, table: Table) -> None:
     if table.best is not None:
         width = 2.5 if max(finite.shape) <= MOST_CELLS else 1.2
         _outline(panel, *table.best, edgecolor=FRAME, linewidth=width)
-    if _has_room(panel, table.values.shape):
-        text = _formatter(table.values[finite])
-        for up, across in np.argwhere(finite):
-            value = table.values[up, across]
-            axis.text(across, up, text(value), color=_ink(axis.images[0], value), **middle)
+
+
+def _write_numbers(panel: Panel, table: Table) -> None:
+    """In letters as large as the cells allow; none where they would be too small to be read."""
+    finite = np.isfinite(table.values)
+    text = _formatter(table.values[finite])
+    names = [text(value) for value in table.values[finite]]
+    num_up, num_across = table.values.shape
+    width, height = size_of(panel.axis)
+    width, height = width / max(num_across, 1), height / max(num_up, 1)
+    for size in SIZES:
+        widest = max((width_of(name, size) for name in names), default=0.0)
+        if widest * MARGIN <= width and size / 72 * MARGIN <= height:
+            break
+    else:
+        return
+    middle: Any = {"ha": "center", "va": "center", "fontsize": size}
+    for (up, across), name in zip(np.argwhere(finite), names, strict=True):
+        ink = _ink(panel.axis.images[0], table.values[up, across])
+        panel.axis.text(across, up, name, color=ink, **middle)
 
 
 def _outline(panel: Panel, up: Any, across: Any, **look: Any) -> None:
     from matplotlib.patches import Rectangle
 
     panel.axis.add_patch(Rectangle((across - 0.5, up - 0.5), 1, 1, fill=False, **look))
-
-
-def _has_room(panel: Panel, shape: tuple[int, ...]) -> bool:
-    return max(shape) <= MOST_CELLS and size_of(panel.axis)[0] >= CELL * shape[1]
 
 
 def _formatter(values: np.ndarray) -> Any:

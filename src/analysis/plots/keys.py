@@ -8,15 +8,17 @@ import pandas as pd
 
 from src.analysis.curves import direction_of
 from src.analysis.intervals import mean_interval
-from src.analysis.plots.axes import is_log_loss, key_axis, label_of, log_y
+from src.analysis.plots.axes import fit_y, is_log_loss, key_axis, label_of, log_y
 from src.analysis.plots.marks import LINES, POINTS, Levels, levels
 from src.analysis.plots.panels import (
+    CUT,
     MANY,
     Grid,
     Panel,
     Wish,
     add_legends,
     grid_of,
+    losses_note,
     name_axes,
     seeds_note,
     unended_note,
@@ -61,6 +63,8 @@ def against(
     grid = grid_of(df, wish, used=[key], styles=LINES if found.is_numeric else POINTS)
     places = grid.each(lambda axis: key_axis(axis, found))[0]
     drawn: list[float] = []
+    seeds: list[float] = []
+    is_ours = not any(grid.each(lambda axis: axis.has_data()))
     for panel in grid.panels:
         series = grid.series(panel.settings)
         for number, settings in enumerate(series):
@@ -70,10 +74,13 @@ def against(
             best = [best_of(group, judged, sign) for group in _by_level(settings, found)]
             beside = 0 if found.is_numeric else DODGE * (number - (len(series) - 1) / 2)
             drawn += _draw_best(panel, best, shown, (found, places + beside), grid)
+            seeds += [value for setting in best for value in shown.of(setting).tolist()]
     if is_log_loss(metric, drawn):
         grid.each(log_y)
+    is_cut = is_ours and any(grid.each(lambda axis: fit_y(axis, seeds)))
     name_axes(grid, key, label_of(metric, when))
-    add_legends(grid, _handle(found), [*_notes(grid, which, judge, shown), unended_note(df)])
+    notes = [*_notes(grid, which, judge, shown), CUT if is_cut else "", unended_note(df)]
+    add_legends(grid, _handle(found), [*notes, losses_note(df, [judge, metric], [row, col])])
     return grid.figure
 
 
@@ -90,7 +97,7 @@ Axis = tuple[Levels, np.ndarray]  # a key, and the place of each of its values
 def _draw_best(
     panel: Panel, settings: Sequence[Setting], shown: Numbers, axis: Axis, grid: Grid
 ) -> list[float]:
-    """With intervals; what it reaches."""
+    """With intervals; the means."""
     found, places = axis
     colour, style = grid.look(settings[0])
     x = np.array([places[found.codes[setting.row]] for setting in settings])
@@ -101,7 +108,7 @@ def _draw_best(
     panel.axis.errorbar(x, means, bars, **line_look(found, style), **look)
     is_broken = [shown.has_broken(setting) for setting in settings]
     _mark_broken(panel, x[is_broken], colour, grid.colours.code(settings[0].row))
-    return [*means, *low, *high]
+    return means.tolist()
 
 
 def line_look(found: Levels, style: Any) -> dict[str, Any]:

@@ -9,9 +9,18 @@ import pandas as pd
 
 from src.analysis.curves import aligned
 from src.analysis.intervals import mean_interval
-from src.analysis.plots.axes import is_log_loss, label_of, log_y, number_axis
+from src.analysis.plots.axes import fit_y, is_log_loss, label_of, log_y, number_axis
 from src.analysis.plots.marks import LINES
-from src.analysis.plots.panels import Grid, Wish, add_legends, grid_of, name_axes, seeds_note
+from src.analysis.plots.panels import (
+    CUT,
+    Grid,
+    Wish,
+    add_legends,
+    grid_of,
+    losses_note,
+    name_axes,
+    seeds_note,
+)
 from src.analysis.plots.seeds import Setting, curves_of, metrics_of, numbers_of
 
 if TYPE_CHECKING:
@@ -39,12 +48,17 @@ def learning_curves(
     grid = grid_of(df, Wish(row, col, colour, style, ax), fine=True, styles=LINES)
     is_broken = numbers_of(df, metric, "last").is_broken
     drawn = {s.row: _average(curves.iloc[s.rows], is_broken[s.rows]) for s in grid.settings}
+    is_ours = not any(grid.each(lambda axis: axis.has_data()))
     for panel in grid.panels:
         for setting in panel.settings:
             _draw(panel.axis, drawn[setting.row], grid, setting)
     _scale(grid, metric, list(drawn.values()))
+    seeds = [value for average in drawn.values() for value in average.values.reshape(-1).tolist()]
+    is_cut = is_ours and any(grid.each(lambda axis: fit_y(axis, seeds)))
     name_axes(grid, label_of(curves.array.names[1]), metric)  # type: ignore[attr-defined]
-    add_legends(grid, _handle, _notes(grid, list(drawn.values())))
+    notes = [*_notes(grid, list(drawn.values())), CUT if is_cut else ""]
+    notes += [losses_note(df, [metric], [row, col])]
+    add_legends(grid, _handle, notes)
     return grid.figure
 
 
@@ -125,7 +139,9 @@ def _shade(axis: "Axes", average: Average, colour: Any) -> None:
     high = low.copy()
     is_whole = average.is_whole
     if is_whole.any():
-        _, low[is_whole], high[is_whole] = mean_interval(average.values[:, is_whole])
+        mean, below, above = mean_interval(average.values[:, is_whole])
+        is_one = np.isnan(below)  # all seeds are equal there: no width
+        low[is_whole], high[is_whole] = np.where(is_one, mean, [below, above])
         axis.fill_between(average.index, low, high, color=colour, alpha=0.18, linewidth=0)
 
 

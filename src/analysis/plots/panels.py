@@ -5,6 +5,7 @@ its legends list every value, and its facets cannot be drawn into an axis that i
 """
 
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from src.analysis.choice import ChoiceWarning, unlike_losses
+from src.analysis.intervals import INTERVAL
 from src.analysis.plots.marks import (
     LINES,
     MOST_STYLES,
@@ -40,6 +43,7 @@ MOST_COLUMNS, MOST_ROWS = 8, 12
 MOST_PANELS = 48
 MANY = 24  # lines of a panel: beyond, they are thin and without intervals
 GREY = "#666666"
+CUT = "longer ones leave the picture"  # intervals, in captions
 LEGEND: Any = {"frameon": False, "handlelength": 2.6, "borderaxespad": 0.2, "alignment": "left"}
 NONE: tuple[list[Any], list[str]] = ([], [])  # of a legend
 CAPTION, ENTRY = 0.155, 0.2  # inches of a line below the panels, and of one of a legend
@@ -318,11 +322,19 @@ def unended_note(df: pd.DataFrame) -> str:
     return f"not done: {counts}" if counts else ""
 
 
+def losses_note(df: pd.DataFrame, metrics: Iterable[str], apart: Iterable[str | None] = ()) -> str:
+    """Of losses that are not comparable, warned of as well. apart: keys, as in unlike_losses."""
+    texts = [f"not comparable: {text}" for text in unlike_losses(df, metrics, apart)]
+    for text in texts:
+        warnings.warn(text, ChoiceWarning, stacklevel=3)  # the line that asks for the picture
+    return "; ".join(texts)
+
+
 def seeds_note(counts: Iterable[int], mark: str) -> str:
-    """'mean over 2 seeds, shade: 95 % interval of the mean'; of the runs that settings have."""
+    """'mean over 2 seeds, shade: 95 % Student's t interval of the mean'; counts: of settings."""
     there = [count for count in counts if count]
     if max(there, default=0) < 2:
         return ""
     low, high = min(there), max(there)
     seeds = f"{high} seeds" if low == high else f"{low} to {high} seeds"
-    return f"mean over {seeds}" + (f", {mark}: 95 % interval of the mean" if mark else "")
+    return f"mean over {seeds}" + (f", {mark}: {INTERVAL}" if mark else "")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.curves import direction_of
-from src.analysis.intervals import mean_interval
+from src.analysis.intervals import INTERVAL, mean_interval
 from src.analysis.plots.cells import heat_map
 from src.analysis.plots.keys import against
 from src.analysis.plots.learning import learning_curves
@@ -29,7 +29,7 @@ MOST_LINES = 6  # learning curves
 MOST_KEYS = 4  # that get a panel
 BEST = 5  # settings in the table
 SIGNS = (
-    "bars and shades: 95 % interval of the mean over seeds; dotted: some seeds only; x: diverged;\n"
+    f"bars and shades: {INTERVAL} over seeds; dotted: some seeds only; x: diverged;\n"
     "framed: the best pair; circled: nothing is faster and better"
 )
 
@@ -188,9 +188,11 @@ def _say(axis: "Axes", batch: Batch) -> None:
 
 
 def _number(batch: Batch, setting: Setting) -> str:
-    """'0.9512 (0.9480 to 0.9531)'; the seeds that are left would flatter the setting."""
+    """'0.9512 (0.9480 to 0.9531)', '0.9512 (of 2 seeds, 1 diverged)'."""
     seeds = batch.shown.of(setting)
-    if num := int(np.isnan(seeds).sum()):
-        return f"{num} of {len(seeds)} diverged"
-    mean, low, high = (float(part) for part in mean_interval(seeds))
+    there = seeds[np.isfinite(seeds)]
+    mean, low, high = (float(part) for part in mean_interval(there))
+    if num := len(seeds) - len(there):
+        mean_of = f"{mean:.4g} " if len(there) else ""
+        return f"{mean_of}(of {len(seeds)} seeds, {num} diverged)"
     return f"{mean:.4g}" + (f" ({low:.4g} to {high:.4g})" if np.isfinite(low) else "")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.curves import CurveArray, direction_of
-from src.analysis.plots.axes import key_axis, label_of, number_axis
+from src.analysis.plots.axes import key_axis, label_of, log_ticks, number_axis
 from src.analysis.plots.keys import joined_along, line_look
 from src.analysis.plots.marks import (
     LINES,
@@ -21,7 +21,15 @@ from src.analysis.plots.marks import (
     styles_of,
 )
 from src.analysis.plots.names import literal, names_of
-from src.analysis.plots.panels import Grid, Panel, Wish, add_legends, grid_of, name_axes
+from src.analysis.plots.panels import (
+    Grid,
+    Panel,
+    Wish,
+    add_legends,
+    grid_of,
+    losses_note,
+    name_axes,
+)
 from src.analysis.plots.seeds import Setting, curves_of, metrics_of
 from src.analysis.settings import label, shown
 from src.names import bad_value
@@ -76,7 +84,8 @@ def to_target(
     else:
         name_axes(grid, reached, _draw_rows(grid, times, scale))
     grid.each(scale.apply)
-    add_legends(grid, _handle(found), _notes(df, grid, times, found))
+    notes = [*_notes(df, grid, times, found), losses_note(df, [metric], [row, col])]
+    add_legends(grid, _handle(found), notes)
     return grid.figure
 
 
@@ -121,33 +130,30 @@ class Scale:
         return np.where(np.isinf(times), self.never, times)
 
     def apply(self, axis: "Axes") -> None:
-        from matplotlib.ticker import NullFormatter
-
         side = axis.xaxis if self.name == "x" else axis.yaxis
         if self.is_logarithmic:
             axis.set(**{f"{self.name}scale": "log"})
-            side.set_minor_formatter(NullFormatter())
         else:
             number_axis(side, [self.low, self.high])
         high = self.high if self.has_never else 2 * self.high - self.never
         axis.set(**{f"{self.name}lim": (self.low, high)})
+        if self.is_logarithmic:
+            log_ticks(side)
         if self.has_never:
             self._grey(axis)
 
     def _grey(self, axis: "Axes") -> None:
         """With no numbers beside it: what never arrives has none."""
-        from matplotlib.ticker import FixedLocator, FuncFormatter
+        from matplotlib.ticker import FixedFormatter, FixedLocator
 
         begin = (self.never**2 / self.high) if self.is_logarithmic else 2 * self.never - self.high
         over = axis.axvspan if self.name == "x" else axis.axhspan
         over(begin, self.high, color=NEVER, zorder=0, label="_never")
         side = axis.xaxis if self.name == "x" else axis.yaxis
         there = [at for at in side.get_majorticklocs() if self.low <= at < begin]
-        number = side.get_major_formatter()
+        names = side.get_major_formatter().format_ticks(there)  # it must know all of them
         side.set_major_locator(FixedLocator([*there, self.never]))
-        side.set_major_formatter(
-            FuncFormatter(lambda at, place: "never" if at == self.never else number(at, place))
-        )
+        side.set_major_formatter(FixedFormatter([*names, "never"]))
 
 
 # ---- Against a key -----------------------------------------------------------------------

@@ -16,6 +16,7 @@ from src.analysis.plots.panels import (
     Wish,
     add_legends,
     grid_of,
+    losses_note,
     name_axes,
     seeds_note,
     unended_note,
@@ -59,7 +60,8 @@ def tradeoff(
         _draw_front(panel, [points[s.row] for s in panel.settings], signs)
     _scale(grid, (x, y), np.array(list(points.values())).reshape(-1, 2))
     name_axes(grid, label_of(x, when), label_of(y, when))
-    add_legends(grid, _handle, [*_notes(grid, second), unended_note(df)])
+    notes = [*_notes(grid, second), unended_note(df), losses_note(df, [x, y], [row, col])]
+    add_legends(grid, _handle, notes)
     return grid.figure
 
 

@@ -9,7 +9,8 @@ from figures import LOSS, METRIC, batch, drawn, entries, lines, panels, sweep, t
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from src.analysis.plots import against, learning_curves
+from src.analysis.choice import ChoiceWarning
+from src.analysis.plots import against, heat_map, learning_curves, to_target, tradeoff
 from src.analysis.run_plot import COLOURS
 from src.names import UserError
 
@@ -52,9 +53,49 @@ def test_the_shade_is_the_interval_of_the_mean():
     (shade,) = figure.axes[0].collections
     points = shade.get_paths()[0].vertices
     first, last = (points[points[:, 0] == x][:, 1] for x in (1, 2))
-    assert 0.2 <= first.min() < 0.4 < first.max() <= 0.6
-    assert last.min() == last.max() == 0.5
+    half = 4.30265 * 0.2 / 3**0.5  # Student's t of two degrees of freedom
+    assert (first.min(), first.max()) == pytest.approx((0.4 - half, 0.4 + half), abs=1e-4)
+    assert last.min() == last.max() == 0.5  # no width where all are equal
     assert not figure.legends
+    assert "shade: 95 % Student's t interval of the mean" in texts(figure).replace("\n", " ")
+
+
+@pytest.mark.parametrize(("metric", "scale"), [(METRIC, "linear"), (LOSS, "log")])
+def test_the_interval_of_two_seeds_does_not_take_all_of_the_picture(metric, scale):
+    ends = {0.1: (0.01, 0.07), 0.2: (0.5, 0.501), 0.3: (0.9, 0.901)}
+    rows = [
+        ({"base_lr": lr, "seed_model": seed}, [value] * 2)
+        for lr, of_seeds in ends.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+    frame = batch(rows, metric)
+    for figure in (drawn(against(frame, "base_lr")), drawn(learning_curves(frame))):
+        axis = figure.axes[0]
+        assert axis.get_yscale() == scale
+        low, high = axis.get_ylim()
+        assert low < 0.04 < 0.9005 < high < (3.0 if scale == "log" else 1.2)
+        assert low > (0.002 if scale == "log" else -0.3)
+        assert "longer ones leave the picture" in texts(figure).replace("\n", " ")
+    assert "leave" not in texts(against(batch(rows[2:], metric), "base_lr"))
+
+
+def test_losses_that_mean_other_things_are_warned_of_and_said():
+    settings = [{"label_smoothing": s, "base_lr": lr} for s in (0.0, 0.1) for lr in (1, 2)]
+    frame = batch([(setting, [0.5]) for setting in settings], LOSS)
+    words = r"not comparable: test/last/loss: runs differ in label_smoothing \(0, 0.1\)"
+    for draw in (
+        lambda **keys: against(frame, "base_lr", **keys),
+        lambda **keys: learning_curves(frame, **keys),
+        lambda **keys: heat_map(frame, "base_lr", "batch", **keys),
+        lambda **keys: tradeoff(frame, "seconds", LOSS, **keys),
+        lambda **keys: to_target(frame, 0.6, **keys),
+    ):
+        with pytest.warns(ChoiceWarning, match=words) as found:
+            figure = draw()
+        assert found[0].filename == __file__
+        assert "not comparable: test/last/loss" in texts(figure).replace("\n", " ")
+        draw(col="label_smoothing")  # in each panel they are alike
+    against(frame.rename(columns={LOSS: METRIC}), "base_lr")
 
 
 def test_where_only_some_seeds_are_the_line_is_dotted_and_has_no_shade():

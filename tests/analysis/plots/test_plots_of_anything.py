@@ -37,7 +37,8 @@ def test_a_page_says_what_ran_and_what_is_best(frame):
     assert figure.get_figheight() > figure.get_figwidth()
     said = texts(figure)
     assert "26-11-23-x\n12 runs: 10 done, 1 failed, 1 running; test/last/accuracy" in said
-    assert "0.805 (0.8 to 0.81)" in said
+    assert "0.805 (0.7415 to 0.8685)" in said
+    assert "95 % Student's t interval of the mean" in said
     assert "best 5" in said
 
 

@@ -1,6 +1,7 @@
 """Pictures of metrics against keys and costs: looked up in the artists of each figure."""
 
 import warnings
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ def test_the_best_of_the_rest_and_its_interval(frame):
     assert sgd[0] == [0.01, 0.1, 1.0]
     np.testing.assert_allclose(sgd[1], [0.505, 0.805, 0.605])
     np.testing.assert_allclose(adam[1], [0.105, 0.205, 0.705])
-    np.testing.assert_allclose(sgd[2][1], [[0.1, 0.8], [0.1, 0.81]])
+    half = 12.7062 * 0.005  # Student's t of one degree of freedom, and the standard error
+    np.testing.assert_allclose(sgd[2][1], [[0.1, 0.805 - half], [0.1, 0.805 + half]], 1e-4)
     assert figure.axes[0].get_xscale() == "log"
     ticks = figure.axes[0].get_xticklabels()
     assert [tick.get_text() for tick in ticks] == ["0.01", "0.1", "1"]
@@ -143,6 +145,55 @@ def test_better_is_brighter(metric, best, worst):
     assert [t.get_position() for t in axis.texts if t.get_text() == "×"] == [(0, 1)]
 
 
+def numbers_in(axis: Any) -> list[str]:
+    return [t.get_text() for t in axis.texts if t.get_text() != "×"]
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (8, 5), (13, 9), (40, 40)])
+def test_cells_have_numbers_where_they_fit(shape):
+    cells = product(*map(range, shape))
+    rows = [({"x": x, "y": y}, [0.9 - x / 90 - y / 95]) for x, y in cells]
+    figure = drawn(heat_map(batch(rows), "x", "y"))
+    axis = figure.axes[0]
+    assert len(numbers_in(axis)) == (0 if shape == (40, 40) else shape[0] * shape[1])
+    cell = axis.transData.transform([[0, 0], [1, 1]])
+    width, height = cell[1] - cell[0]
+    for text in axis.texts:
+        box = text.get_window_extent()
+        assert box.width < width
+        assert text.get_fontsize() * figure.dpi / 72 < height
+
+
+def test_panels_of_a_heat_map_have_numbers_too():
+    cells = product(range(6), range(2), "ab")
+    rows = [({"x": x, "y": y, "m": m}, [0.5 + x / 20]) for x, y, m in cells]
+    figure = drawn(heat_map(batch(rows), "x", "y", col="m"))
+    assert [len(numbers_in(axis)) for axis in figure.axes[:2]] == [12, 12]
+
+
+@pytest.mark.parametrize(("metric", "outlier", "end"), [(METRIC, 0.1, "min"), (LOSS, 1e6, "max")])
+def test_an_outlier_does_not_take_all_colours(metric, outlier, end):
+    rows = [({"x": x, "y": y}, [0.9 + x / 100 + y / 100]) for x in range(5) for y in range(4)]
+    rows[7] = (rows[7][0], [outlier])
+    figure = drawn(heat_map(batch(rows, metric), "x", "y"))
+    image, colour_bar = figure.axes[0].images[0], figure.axes[1]
+    assert (image.norm.vmin, image.norm.vmax) == pytest.approx((0.9, 0.97))
+    side = {"min": "0.9: 1 cell is below", "max": "0.97: 1 cell is above"}[end]
+    assert f"colours end at {side}" in texts(figure)
+    assert colour_bar._colorbar.extend == end
+    whole = drawn(heat_map(batch(rows, metric), "x", "y", robust=False))
+    norm = whole.axes[0].images[0].norm
+    assert (norm.vmin, norm.vmax) == pytest.approx((min(outlier, 0.9), max(outlier, 0.97)))
+    assert "colours end" not in texts(whole)
+
+
+def test_where_cells_are_alike_but_few_no_colours_are_taken_from_those_few():
+    cells = product(range(4), range(5))
+    rows = [({"x": x, "y": y}, [0.9 if x == 3 and y > 2 else 0.1]) for x, y in cells]
+    norm = drawn(heat_map(batch(rows), "x", "y")).axes[0].images[0].norm
+    assert (norm.vmin, norm.vmax) == (0.1, 0.9)
+
+
 def test_panels_of_a_heat_map_share_their_colours(frame):
     frame["momentum"] = np.where(frame["base_lr"] < 0.05, 0.9, 0.0)  # where the lowest is
     figure = drawn(heat_map(frame, "base_lr", "optim_alg", col="momentum"))
@@ -203,10 +254,28 @@ def test_the_median_counts_those_that_never_arrive():
     assert at[:2] == [1, 4]
     assert begin < at[2] < end
     assert begin > 4  # no run's time lies on the grey
-    assert [t.get_text() for t in axis.get_xticklabels()][-1] == "never"
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["0", "1", "2", "3", "4", "never"]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["1", "2", "3"]
     seeds = lines(figure, label="_seeds")
     assert [len(line.get_xdata()) for line in seeds] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("longest", [3, 30_000])
+def test_the_axis_of_times_has_its_numbers_where_some_never_arrive(longest):
+    """Also in panels, which share it."""
+    rows = [({"optim_alg": name, "model": m, "base_lr": 1}, [0.0]) for name in "abc" for m in "xy"]
+    reach = [2, 2, longest, longest, None, None]
+    frame = batch(rows)
+    points = [(np.array([0.0, float(end is not None)]), np.array([1, end or 9])) for end in reach]
+    frame[METRIC] = CurveArray.of(points, METRIC, "train/seen_examples")
+    for picture in (to_target(frame, 0.5), to_target(frame, 0.5, key="optim_alg", col="model")):
+        axis = drawn(picture).axes[0]
+        is_across = axis.get_xlabel().startswith("examples")
+        of_times = axis.get_xticklabels() if is_across else axis.get_yticklabels()
+        *numbers, last = [tick.get_text() for tick in of_times]
+        assert last == "never"
+        assert len(numbers) > 2
+        assert all(numbers)
 
 
 def test_where_all_arrive_nothing_is_grey(frame):

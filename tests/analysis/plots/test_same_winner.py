@@ -1,17 +1,21 @@
 """Pictures, the page and choose() name the same setting, whatever is missing or diverged."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from figures import LOSS, METRIC, bars, batch, curve, drawn, entries, lines, texts
 
-from src.analysis.choice import choose
+from src.analysis.choice import choose, table
 from src.analysis.curves import CurveArray, direction_of
 from src.analysis.page import MOST_CURVES, best_settings
 from src.analysis.plots import against, heat_map, learning_curves, summary, tradeoff
 from src.analysis.plots.seeds import best_of, numbers_of, settings_of
+from src.submit.folders import Row
+from src.submit.progress import best_settings as best_rows_of
+from src.submit.status import RowStatus
 
 VALIDATION = "val/last/accuracy"
 PLAIN = {"colour": "batch", "style": "batch"}  # one series
@@ -80,7 +84,7 @@ def test_a_setting_that_lacks_a_seed_wins_nothing_where_another_is_complete():
     axis = drawn(heat_map(frame, "base_lr", "batch", METRIC)).axes[0]
     assert [p.get_xy() for p in axis.patches if not p.get_hatch()] == [(-0.5, -0.5)]
     said = texts(drawn(summary(frame)))
-    assert said.index("\n0.1\n0.5 (") < said.index("\n0.4\n0.35 (") < said.index("\n0.2\n0.9")
+    assert said.index("\n0.1\n0.5\n") < said.index("\n0.4\n0.35 (") < said.index("\n0.2\n0.9")
 
 
 def test_the_best_of_what_is_incomplete_wins_where_nothing_is_complete():
@@ -90,13 +94,46 @@ def test_the_best_of_what_is_incomplete_wins_where_nothing_is_complete():
     assert len(lines(figure, label="_diverged")) == 1
     axis = drawn(heat_map(frame, "base_lr", "batch", METRIC)).axes[0]
     assert [p.get_xy() for p in axis.patches if not p.get_hatch()] == [(0.5, -0.5)]
-    assert "\n0.2\n1 of 2 diverged" in texts(drawn(summary(frame)))
+    assert "\n0.2\n0.9 (of 2 seeds, 1 diverged)" in texts(drawn(summary(frame)))
 
 
-def test_a_seed_that_is_no_row_is_not_missing():
+def test_a_seed_that_is_no_row_is_missing():
     frame = seeds_of_rates({0.1: [0.5, 0.5], 0.2: [0.9]})
-    assert chosen(frame, METRIC, ["base_lr"]) == (0.2,)
-    assert bars(drawn(against(frame, "batch", METRIC, **PLAIN)))[0][1] == [0.9]
+    assert chosen(frame, METRIC, ["base_lr"]) == (0.1,)
+    assert bars(drawn(against(frame, "batch", METRIC, **PLAIN)))[0][1] == [0.5]
+
+
+def test_a_failed_run_has_no_value_and_has_not_diverged():
+    frame = seeds_of_rates({0.1: [0.5, 0.4], 0.2: [0.9, 0.8]})
+    frame["state"] = ["done", "done", "done", "failed"]
+    assert chosen(frame, METRIC, ["base_lr"]) == (0.1,)
+    figure = drawn(against(frame, "base_lr", METRIC))
+    assert bars(figure)[0][1] == pytest.approx([0.45, 0.9])
+    assert not lines(figure, label="_diverged")
+
+
+def test_report_and_choose_rank_alike():
+    """Whatever is missing, of what is read of the same runs."""
+    for seed in range(20):
+        frame = anything(seed)
+        keys = frame[["base_lr", "momentum", "seed_model"]].assign(seed_training=0)
+        rows = [Row(Path(str(i)), values) for i, values in enumerate(keys.to_dict("records"))]
+        pairs = zip(rows, frame["outcome"], strict=True)
+        statuses = [RowStatus(row, "done", outcome=outcome) for row, outcome in pairs]
+        ends = [None if c is None else c.iloc[-1] for c in frame[METRIC]]
+        stats = {str(i): f",{METRIC}\n0,{'' if end is None else end}" for i, end in enumerate(ends)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table_of_all = table(frame, METRIC)
+        found = best_rows_of(statuses, stats, [METRIC])
+        expected = table_of_all[table_of_all["num_seeds"] + table_of_all["num_diverged"] > 0]
+        assert len(found) == len(expected)
+        for best, (_, row) in zip(found, expected.iterrows(), strict=True):
+            assert best.standing.num_seeds == row["num_seeds"]
+            assert best.standing.num_expected == row["num_expected"]
+            assert best.standing.num_diverged == row["num_diverged"]
+            np.testing.assert_allclose(best.standing.mean, row[METRIC])
+            np.testing.assert_allclose(best.standing.std, row[f"{METRIC} std"], atol=1e-12)
 
 
 def test_the_frame_is_where_choose_chooses():
