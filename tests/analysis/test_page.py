@@ -149,9 +149,8 @@ def test_warnings_of_the_choice_are_shown(half_done_page):
 def test_what_the_choice_does_not_know_is_empty(tmp_path):
     """An interval of one seed, and null, as in the table of runs."""
     rows = [({"model": m, "clip_norm": c}, [0.5]) for m, c in (("a", None), ("b", 1.0))]
-    cells = cells_under(
-        written(write_batch(tmp_path / "x", rows)), "The best setting of each model"
-    )
+    html = written(write_batch(tmp_path / "x", rows))
+    cells = cells_under(html, "The best setting of each model")
     assert [row[0] for row in cells] == ["a", "b"]
     assert [row[-3:] for row in cells] == [["", "", ""]] * 2
     assert "nan" not in str(cells)
