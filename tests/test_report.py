@@ -386,7 +386,7 @@ def test_a_damaged_row_is_said_with_the_reason_and_hides_no_other(batch, capsys,
     said = " ".join(output.out.split())
     assert said.count("damaged: ") == 1
     assert re.search(f"damaged: {rows[0].name}: .*{re.escape(words)}", said)
-    assert "0.8 test/last/accuracy" in said
+    assert "1 diverged 001 lr=0.2 bs=1" in said
     assert output.err == ""
     assert report.main(["--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
