@@ -249,6 +249,7 @@ def test_an_attempt_that_goes_on_appends_and_a_new_run_begins_anew(tmp_path):
 def test_a_new_run_in_the_folder_of_a_broken_one_has_its_own_looks_alone(digits, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / "status.json").write_text("{}")  # it is the folder of a run
     (folder / "system.csv").write_text("timestamp,cores\nlong ago,7\n")
     (folder / "system.1.csv").write_text("timestamp\nlonger ago\n")
     run_experiment(digits(train_length=1, system_interval=3600))
