@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 import report
+import submit_multiple
 from report import duration
 from src.config import save_config
 from src.names import UserError
@@ -166,6 +167,13 @@ def test_what_was_interrupted_has_not_failed(batch, capsys):
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["counts"]["interrupted"], found["counts"]["failed"]) == (2, 0)
     assert title_of(report_of(batch)) == "26-11-22-x: 2 done, 2 interrupted, 1 unstarted"
+    for only, number in (("interrupted", 2), ("failed", 0), ("unstarted", 1), (None, 3)):
+        again = ["-r", str(batch), "-s", "local", "-d", *(["--only", only] if only else [])]
+        assert submit_multiple.main(again) == 0
+        output = capsys.readouterr().out
+        assert f"{batch}: 2 done, 2 interrupted, 1 unstarted\n" in output
+        assert output.count("interrupted, 002") == (only in ("interrupted", None))
+        assert ("nothing to run again" in output) == (number == 0)
 
 
 def test_all_states_at_once_fit_80_columns(batch, capsys):
@@ -359,6 +367,7 @@ DAMAGES = [  # of a row that is done: which file, what is done to it, what is sa
     ("config.yaml", put_text("[1, 2]"), "config.yaml: no lines of the form `key: value`"),
     ("config.yaml", put_folder, "config.yaml: Is a directory"),
     ("config.yaml", put_loop, f"config.yaml: {LOOP}"),
+    ("config.yaml", put_text("a: [\x1b[31m" + "x" * 9999), "config.yaml"),
     ("spec.yaml", put_text("a: 1\na: 'x\n"), "spec.yaml"),
     ("status.json", put_text("[" * 100_000), "status.json: nested too deeply"),
     ("status.json", put_text('{"state": "run'), "status.json: no JSON, or cut off"),

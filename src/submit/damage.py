@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from src.names import UserError
+from src.submit.failures import one_line
 from src.yaml_files import read_yaml
 
 # Of what a run writes most lines are a key and a word, path or number, which are YAML for sure.
@@ -68,9 +69,9 @@ def _problem_of_yaml(text: str, name: str) -> str | None:
     try:
         content = read_yaml(text, source=name)
     except UserError as error:
-        return str(error)
+        return one_line(str(error))
     except (ValueError, TypeError, RecursionError) as error:
-        return f"{name}: {error}"
+        return one_line(f"{name}: {error}")
     return None if isinstance(content, dict) else f"{name}: no lines of the form `key: value`"
 
 

@@ -95,7 +95,7 @@ class Report:
     best: list[Best]  # the best settings
     num_slots: int = 0  # rows that this machine runs at a time, where it runs some now
 
-    @property
+    @cached_property
     def counts(self) -> Counter[str]:
         return Counter(status.state for status in self.statuses)
 
@@ -160,7 +160,7 @@ class Report:
         """Of the cost: failed rows, and what killed ones did after their last saved state."""
         return sum((status.wasted or Cost() for status in self.statuses), Cost())
 
-    @property
+    @cached_property
     def groups(self) -> list[Group]:
         """What one would run again. Rows that a silent Slurm may hold are not among it."""
         groups = group_rows(self.statuses, self.batch.varying)
