@@ -419,6 +419,33 @@ def test_a_page_of_damaged_rows_names_them_and_shows_the_others(tmp_path, capsys
     assert f"damaged: {len(DAMAGES) - 5} rows more" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"folder": "005_\\ud800", "values": {}}',
+        '{"folder": "005_x", "values": {"lr": "\\udfff"}}',
+        '{"folder": "005_\\u0000", "values": {}}',
+        '{"folder": "005_\\u001b[31m", "values": {}}',
+    ],
+)
+def test_a_line_of_the_index_that_is_no_text_hides_no_other(batch, capsys, line):
+    with open(batch / "rows.jsonl", "a") as file:
+        file.write(line + "\n")
+    assert report.main([]) == 0
+    output = capsys.readouterr()
+    assert "0.8" in output.out
+    assert output.err.count("rows.jsonl: cannot be read") == 1
+    assert report.main(["--json"]) == 0
+    assert "rows.jsonl" in json.loads(capsys.readouterr().out)[0]["damage"]
+
+
+@pytest.mark.parametrize("name", ["local.json", "asked.json", "journal.jsonl"])
+def test_notes_of_a_submission_that_are_nested_too_deeply_end_no_report(batch, capsys, name):
+    (batch / "submissions" / name).write_text("[" * 100_000)
+    assert report.main([]) == 0
+    assert "python submit_multiple.py -r results/26-11-22-x -s local" in capsys.readouterr().out
+
+
 def test_what_runs_write_is_not_damaged(digits, tmp_path):
     path = tmp_path / "000_x"
     path.mkdir()

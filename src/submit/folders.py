@@ -119,6 +119,10 @@ def _row_of_line(folder: Path, line: str) -> Row:
         name, values = entry["folder"], entry["values"]
         if not isinstance(values, dict) or name in ("", ".", "..") or Path(name).name != name:
             raise ValueError(f"no row: {line[:80]}")
+        if "\\u" in line:  # half a character is no text, and no name of a file; nor is a control
+            json.dumps(entry, ensure_ascii=False).encode()
+            if not name.isprintable():
+                raise ValueError(f"no name of a folder: {name[:80]!r}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{folder / 'rows.jsonl'}: cannot be read ({error})") from None
     return Row(folder / name, values)

@@ -43,7 +43,7 @@ class Notices:
     def _wanted(self) -> dict:
         try:
             return json.loads(self.wanted_text or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
 
     def begin(self, rows: Iterable[str], num_rows: int) -> str:
