@@ -122,3 +122,12 @@ def test_only_the_story_and_the_lookup_of_names_meet_all():
 def test_submitting_and_analysing_start_without_torch(module):
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+def test_notebooks_of_older_copies_import_config_and_nobody_pays_for_it():
+    script = "import sys, src; assert not {'pydantic', 'numpy', 'torch'} & set(sys.modules)\n"
+    script += "from src import Config; assert Config(base_lr=0.5).base_lr == 0.5\n"
+    script += "assert 'torch' not in sys.modules\n"
+    script += "try: from src import Konfig\nexcept ImportError as e: assert 'Konfig' in str(e)\n"
+    script += "else: raise AssertionError"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

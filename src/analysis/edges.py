@@ -15,6 +15,7 @@ import pandas as pd
 
 from src.analysis.beyond import beyond
 from src.analysis.curves import direction_of, main_metrics, numbers
+from src.analysis.run_files import NOT_KNOWN
 from src.analysis.settings import (
     differing,
     groups,
@@ -244,7 +245,10 @@ def _results_of(df: pd.DataFrame) -> str:
 def _asked(df: pd.DataFrame, runs: Sequence[int]) -> list[dict[str, Any]]:
     """What these runs, by position, were asked for: keys that are not null."""
     rows = df.iloc[runs][[key for key in ASKED if key in df]].to_dict("records")
-    return [{str(k): v for k, v in row.items() if _nullable(v) is not None} for row in rows]
+    return [
+        {str(k): v for k, v in row.items() if _nullable(v) is not None and v != NOT_KNOWN}
+        for row in rows
+    ]
 
 
 def _runs_at(df: pd.DataFrame, edge: Edge) -> list[dict[str, Any]]:

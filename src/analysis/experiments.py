@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -18,7 +19,16 @@ from tqdm import tqdm
 
 from src.analysis.cache import read_cache, write_cache
 from src.analysis.curves import CurveArray
-from src.analysis.run_files import Run, Signature, Unreadable, is_run, read_run, signature
+from src.analysis.run_files import (
+    AUGMENTATION,
+    NOT_KNOWN,
+    Run,
+    Signature,
+    Unreadable,
+    is_run,
+    read_run,
+    signature,
+)
 from src.analysis.runs import Column, Runs, as_columns, joined
 from src.analysis.settings import is_number
 from src.names import UserError, bad_value, closest, unknown_name
@@ -38,6 +48,10 @@ RUN = re.compile(r"\d+_")  # the name of a row's folder begins so
 DAY = "[0-9][0-9]-[0-9][0-9]-[0-9][0-9]-"
 
 
+class OlderCopyWarning(UserWarning):
+    """Older copies of this template trained otherwise than keys with our defaults would say."""
+
+
 def read_experiments(
     batches: str | Path | Sequence[str | Path],
     *,
@@ -50,7 +64,8 @@ def read_experiments(
     batches: folders of batches or runs, names or patterns of them in `results`, or the names of
     job files. index_field: what curves are indexed by: epoch, step, train/seen_examples, or time
     (seconds of training and evaluating), also where older results have no such column. Keys that
-    a run did not have yet get their default. Runs that cannot be read are said, and listed in
+    a run did not have yet get their default, or 'not known' where an older copy of this template,
+    which had no such key, did otherwise. Runs that cannot be read are said, and listed in
     attrs["skipped"].
 
     Raises UserError where a batch does not exist, or no run has the field.
@@ -66,7 +81,29 @@ def read_experiments(
         print(f"skipped {path}: {reason}", file=sys.stderr)
     frame = _frame(found, index_field)
     frame.attrs["skipped"] = skipped
+    if text := _of_older_copies(frame):
+        warnings.warn(text, OlderCopyWarning, stacklevel=2)
     return frame
+
+
+def _of_older_copies(frame: pd.DataFrame) -> str:
+    """What is not known of the runs that older copies made; '' where they made none."""
+
+    def is_unknown(*keys: str) -> np.ndarray:
+        return np.array([NOT_KNOWN in row for row in zip(*map(frame.get, keys), strict=True)], bool)
+
+    dropped, augmented = is_unknown("drop_last"), is_unknown(*AUGMENTATION)
+    has_ema = np.array(["ema" in str(value) for value in frame["averaging"]], dtype=bool)
+    found = {
+        "drop_last": dropped,
+        "aug_*": augmented,
+        "whether ema_G of averaging has G and 1-G swapped": dropped & has_ema,
+    }
+    counts = {key: int(rows.sum()) for key, rows in found.items() if rows.any()}
+    keys = ", ".join(f"{key} ({num} run{'s' * (num > 1)})" for key, num in counts.items())
+    which = f"{(dropped | augmented).sum()} of {len(frame)} runs are of older copies"
+    page = "docs/older_copies.md says what those did"
+    return f"{which}; not known of them: {keys}; {page}" if counts else ""
 
 
 # ---- Which folders -----------------------------------------------------------------------

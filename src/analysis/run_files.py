@@ -4,8 +4,8 @@ import csv
 import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from src.config import make_config
+from src.keys import AugmentationKeys
 from src.names import UserError
 from src.yaml_files import read_yaml
 
@@ -20,6 +21,9 @@ SPECS = ("config.yaml", "spec.yaml")  # what was in force; else what was asked f
 FILES = (*SPECS, "stats.csv", "status.json", "done")
 Signature = tuple[int, ...]  # of a file: when it was written and changed, its size, its number
 PER_FILE = 4
+NOT_KNOWN = "not known"  # what an older copy did, whatever our default is
+AUGMENTATION = [key.name for key in fields(AugmentationKeys)]
+AUGMENTED = ("timm/", "tiny/", "clip/")  # models whose images older copies augmented, always
 PATH = re.compile(r"(\w+): (/[\w./+=-]*)\n?", re.ASCII)
 
 
@@ -81,6 +85,9 @@ def _run(folder: str) -> Run:
         raise Unreadable("stats.csv: nothing in it, though the run is done")
     if text is not None and "\n" not in text:
         raise Unreadable("stats.csv: nothing in it")
+    if _is_older(folder, status, has_run=text is not None):
+        missing = [key for key in _not_known(config) if config.get(key) is None]
+        config |= dict.fromkeys(missing, NOT_KNOWN)
     facts = {
         "state": _state(done, status, has_stats=bool(stats)),
         "outcome": (done or {}).get("outcome"),
@@ -95,6 +102,25 @@ def _config(folder: str) -> dict[str, Any]:
         if (text := _text(f"{folder}/{name}")) is not None:
             return read_flat_yaml(text, name)
     raise Unreadable("neither config.yaml nor spec.yaml")
+
+
+def _is_older(folder: str, status: dict | None, *, has_run: bool) -> bool:
+    """Whether an older copy of this template made the run, or would have: it has none of our files.
+
+    A row that waits has only a spec.yaml in each; its batch tells.
+    """
+    ours = "provenance.json" if has_run else "../rows.jsonl"
+    return status is None and not os.path.exists(f"{folder}/{ours}")
+
+
+def _not_known(config: Mapping[str, Any]) -> list[str]:
+    """Keys that older copies did not have and whose default was not in force in them.
+
+    They dropped the last batch where it was short, and trained some models with a random crop of
+    0.08 to 1, flips of 0.5 and a colour jitter of 0.4.
+    """
+    is_augmented = str(config.get("model")).startswith(AUGMENTED)
+    return ["drop_last", *(AUGMENTATION if is_augmented else ())]
 
 
 def _state(done: dict | None, status: dict | None, *, has_stats: bool) -> str:

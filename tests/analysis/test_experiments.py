@@ -14,15 +14,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.analysis import page
+from src.analysis import experiments, page
 from src.analysis.choice import ChoiceWarning, choose
 from src.analysis.curves import best, last, numbers
 from src.analysis.edges import edges, extension
-from src.analysis.experiments import read_experiments
+from src.analysis.experiments import OlderCopyWarning, read_experiments
 from src.analysis.plots import against, learning_curves
 from src.analysis.run_files import Unreadable, read_flat_yaml
 from src.analysis.select import select
-from src.analysis.settings import varying
+from src.analysis.settings import differing, groups, varying
 from src.names import UserError
 from src.yaml_files import read_yaml, write_yaml
 from train import run_experiment
@@ -34,6 +34,9 @@ test/last/loss,test/last/accuracy,test/last/time,test/last/data_time
 0,0.7,0.5,1.5,0.1,100,1.0,0.6,0.6,0.5,0.05
 1,0.5,0.7,1.5,0.1,200,0.5,,0.8,0.5,0.05
 """
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::src.analysis.experiments.OlderCopyWarning")
 
 
 @pytest.fixture
@@ -338,6 +341,11 @@ DAMAGES = {
     "config: empty": (replaced("config.yaml", ""), "config.yaml: no lines of the form"),
     "config: binary": (replaced("config.yaml", "\0\1\2"), "config.yaml.*: not YAML"),
     "config: nested deeply": (replaced("config.yaml", "a: " + DEEP), "config.yaml.*nest"),
+    "config: no such day": (replaced("config.yaml", "dataset: 2001-13-45\n"), "config.yaml"),
+    "config: no such hour": (replaced("config.yaml", "a: 2001-01-01T25:00:00Z\n"), "config.yaml"),
+    "config: no number": (replaced("config.yaml", "a: !!int x\n"), "config.yaml"),
+    "config: no time": (replaced("config.yaml", "a: !!timestamp x\n"), "config.yaml"),
+    "config: digits": (replaced("config.yaml", f"a: {'9' * 5000}\n"), "config.yaml"),
     "stats: folder": (replaced("stats.csv"), "stats.csv: Is a directory"),
     "stats: looping link": (replaced("stats.csv", Path("stats.csv")), f"stats.csv: {LOOP}"),
     "stats: empty": (replaced("stats.csv", ""), "stats.csv: nothing in it"),
@@ -515,3 +523,115 @@ def test_whole_numbers_of_some_runs_are_drawn_shown_and_extended(results):
     assert re.search(r"data_text_length:\s+- 8\s+- 16", extension(frame, [edge]))
     column = page._coded("seed_model", frame["seed_model"])
     assert column.options == ["7"]
+
+
+# ---- Older copies of this template -------------------------------------------------------
+
+
+def older_copy(results: Path, name: str, **config) -> Path:
+    """A folder as an older copy has left it: its five files, and none that says who made it."""
+    folder = older(results, "25-01-01-old", name, **config)
+    (folder / "spec.yaml").write_text(yaml.safe_dump(config))
+    (folder / "training.log").write_text("started\n")
+    return folder
+
+
+@pytest.fixture
+def both_kinds(digits, results) -> Path:
+    """Runs of an older copy in one batch, and one of ours beside a row that waits."""
+    older_copy(results, "000_linear", model="linear", base_lr=0.1)
+    for rate in (0.1, 0.2, 0.4):
+        older_copy(
+            results, f"00{rate:g}_tiny", model="tiny/lenet", base_lr=rate, averaging="ema_0.01"
+        )
+    waiting = results / "25-01-01-old" / "009_waits"
+    waiting.mkdir()
+    (waiting / "spec.yaml").write_text("model: linear\nbase_lr: 0.1\n")
+    run_experiment(digits(base_lr=0.1, output_dir="results/26-11-22-new/000_ours"))
+    (results / "26-11-22-new" / "001_waits").mkdir()
+    (results / "26-11-22-new" / "001_waits" / "spec.yaml").write_text("model: timm/resnet18\n")
+    (results / "26-11-22-new" / "rows.jsonl").write_text("")
+    return results
+
+
+def test_a_default_is_not_known_where_older_copies_did_otherwise(both_kinds, recwarn):
+    frame = read_experiments(["25-01-01-old", "26-11-22-new"])
+    unknown = "not known"
+    assert frame["drop_last"].tolist() == [unknown] * 5 + [False, False]
+    for key, default in {"aug_hflip": 0.0, "aug_mix_prob": 1.0}.items():
+        assert frame[key].tolist() == [unknown] * 3 + [default] * 4
+    for key in ("aug_crop_scale", "aug_auto"):
+        assert frame[key].isna().tolist() == [False] * 3 + [True] * 4
+    assert frame["batch_size"].tolist()[0] == 100  # a default that was in force
+    assert frame["averaging"].tolist()[0] == "ema_0.01"  # as the file has it
+    (warning,) = [str(w.message) for w in recwarn if "older copies" in str(w.message)]
+    assert warning.startswith("5 of 7 runs are of older copies; not known of them: drop_last (5")
+    assert "aug_* (3 runs), whether ema_G of averaging has G and 1-G swapped (3 runs)" in warning
+    assert "\n" not in warning
+
+
+def test_runs_of_ours_warn_of_no_older_copy(digits, results, recwarn):
+    run_experiment(digits(output_dir="results/x/000_ours"))
+    (results / "x" / "000_ours" / "status.json").unlink()  # provenance.json says it as well
+    frame = read_experiments("x")
+    config = results / "x" / "000_ours" / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if "drop_last" not in line))
+    assert frame["drop_last"].tolist() == read_experiments("x")["drop_last"].tolist() == [False]
+    assert not [w for w in recwarn if "older copies" in str(w.message)]
+
+
+def test_what_an_older_config_says_is_known(results):
+    older_copy(results, "000", model="tiny/lenet", drop_last=False, aug_hflip=0.25)
+    with pytest.warns(OlderCopyWarning, match=r"aug_\* \(1 run\)"):
+        frame = read_experiments("25-01-01-old")
+    assert frame.iloc[0][["drop_last", "aug_hflip", "aug_erase"]].tolist() == [
+        False,
+        0.25,
+        "not known",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::src.analysis.choice.ChoiceWarning")
+def test_what_is_not_known_is_a_value_to_select_and_group_by(both_kinds, monkeypatch):
+    monkeypatch.setattr(experiments, "WORTH_KEEPING", 1)
+    for _ in range(2):  # the second time from the cache
+        frame = read_experiments(["25-01-01-old", "26-11-22-new"])
+        assert select(frame, drop_last="not known").index[-1] == "009_waits"
+        assert select(frame, drop_last=False).index.tolist() == ["000_ours", "001_waits"]
+        assert frame.query("aug_hflip == 'not known'")["model"].unique().tolist() == ["tiny/lenet"]
+        assert [v["drop_last"] for v, _ in groups(frame, ["drop_last"])] == [False, "not known"]
+        assert len(frame.groupby("drop_last")) == 2
+        same = frame[(frame["base_lr"] == 0.1) & (frame["model"] != "tiny/lenet")]
+        assert "drop_last" in differing(same)
+    tiny = select(frame, model="tiny")
+    figure = against(frame, "aug_hflip", "test/last/accuracy", colour="base_lr")
+    assert "not known" in [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    plt.close(figure)
+    tiny["train/loss"] = tiny["train/loss"] - tiny["base_lr"]
+    (edge,) = edges(tiny, "train/loss")
+    assert (edge.value, edge.added) == (0.4, (0.8, 1.6))
+    assert "not known" not in extension(tiny, [edge])
+
+
+def test_folders_of_ours_are_read_by_hand_as_those_of_older_copies(digits, results):
+    """As notebooks of older copies do it: PyYAML, pandas, and a Series in each cell."""
+    run_experiment(digits(base_lr=1e-5, averaging="ema", output_dir="results/x/000_ours"))
+    older_copy(results, "001", base_lr=1e-5)
+    rows = []
+    for folder in (results / "x" / "000_ours", results / "25-01-01-old" / "001"):
+        row = yaml.safe_load((folder / "config.yaml").read_text())
+        stats = pd.read_csv(folder / "stats.csv", index_col=0)
+        stats.index = pd.RangeIndex(1, len(stats) + 1, name="epoch")
+        rows.append(row | {column: stats[column] for column in stats})
+    frame = pd.DataFrame(rows)
+    assert frame["base_lr"].tolist() == [1e-5, 1e-5]
+    assert (frame["batch_size"][0], frame["ada_eps"][0]) == (100, 1e-8)
+    assert frame["data_n_examples"][0] == {"train": 1438, "test": 359}
+    gap = frame["test/last/accuracy"] - 0.5
+    assert [curve.index.tolist() for curve in gap] == [[1, 2]] * 2
+    own = read_experiments("x")
+    for column in ("train/loss", "test/av/accuracy", "train/seen_examples"):
+        pd.testing.assert_series_equal(
+            frame[column][0], own[column].iloc[0], check_index=False, check_dtype=False
+        )
