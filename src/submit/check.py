@@ -18,6 +18,7 @@ from src.config import KEYS, Config, make_config
 from src.keys import AugmentationKeys
 from src.names import UserError, cut, shown
 from src.submit import slurm
+from src.submit.identity import identity
 from src.submit.journal import LOCAL
 
 ROOT = Path(__file__).parents[2]
@@ -94,8 +95,10 @@ def check_rows(rows: Sequence[Mapping[str, Any]], *, unread: Collection[str] = (
         for number, row in enumerate(rows):
             config, errors = load(row)
             problems.add(number, row, errors)
-            # as text they differ, which the grid has seen to: 32 and '32'
+            # as text they differ, else the grid has told of it: 32 and '32'
             if config and not unread and (first := seen.setdefault(repr(config), number)) != number:
+                if identity(row) == identity(rows[first]):
+                    continue
                 problems.add(number, row, [f"the same experiment as row {first}"])
         questions = distinct_questions(rows, unread)
         try:
@@ -166,7 +169,8 @@ class Problems:
 
 def around_value(line: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
     """'batch_size: got 0, expected …' -> ('batch_size: got ', '0', ', expected …')."""
-    named = [key for key in row if line.startswith((f"{key}:", f"{key}="))]
+    starts = (line.partition(":")[0], line.partition("=")[0])
+    named = [start for start in starts if start in row]
     key = max(named, key=len, default="")
     value = shown(row.get(key))
     start = line.find(value, len(key) + 1) if named else -1

@@ -16,7 +16,9 @@ from src.names import UserError, bad_value, unknown_name
 from src.submit.identity import identity, same
 
 MOST_ROWS = 1_000_000
+MOST_KEYS = 1_000  # of a block; a run has some hundred
 MOST_SHOWN = 3  # sets of equal rows, and rows of a set
+LARGEST = 8e307  # of a bound: floats hold the difference of two
 DRAWS = ("uniform", "loguniform", "choice")
 
 Row = dict[str, Any]
@@ -131,8 +133,8 @@ def places_of(parameters: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]
     """
     block, mistakes = _read(parameters)
     places: dict[str, str] = {}
-    for entry in block:
-        places = entry.places | places
+    for key, place in chain.from_iterable(entry.places.items() for entry in block):
+        places.setdefault(key, place)
     return places, list(mistakes.lines)
 
 
@@ -198,6 +200,8 @@ def _read(parameters: object) -> tuple[Block, Mistakes]:
 def _read_block(where: str, block: object, mistakes: Mistakes) -> Block:
     if not isinstance(block, Mapping):
         raise bad_value(where, block, "a mapping from keys to values")
+    if len(block) > MOST_KEYS:
+        raise UserError(f"{where}: {len(block):,} keys, expected at most {MOST_KEYS:,}")
     entries = []
     for key, value in block.items():
         with mistakes.noted(key, value):
@@ -237,8 +241,8 @@ def _read_list(where: str, value: object, mistakes: Mistakes) -> Union:
     for number, block in enumerate(value):
         with mistakes.noted(value=block):
             blocks.append(_read_block(f"{where}[{number}]", block, mistakes))
-            # of a key in several blocks the first place is shown
-            places = _places(blocks[-1]) | places
+            for key, place in _places(blocks[-1]).items():
+                places.setdefault(key, place)  # of a key in several blocks the first place is shown
     return Union(where, places, blocks or [[]])
 
 
@@ -358,8 +362,9 @@ def _loguniform(where: str, bounds: object, *, n: int, rng: np.random.RandomStat
 
 def _bounds(where: str, bounds: object, *, above: float) -> tuple[float, float]:
     match bounds:
-        case [int() | float() as low, int() | float() as high] if above < low < high < math.inf:
-            return low, high
+        case [int() | float() as low, int() | float() as high] if above < low < high < LARGEST:
+            if low > -LARGEST:
+                return low, high
     raise bad_value(where, bounds, f"[low, high] with {above:g} < low < high < inf")
 
 

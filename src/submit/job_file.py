@@ -12,6 +12,7 @@ from src.submit.grid import Mistakes, places_of
 from src.yaml_files import read_yaml_file
 
 MOST_VALUES = 400_000  # of a file that lists some 10,000 rows one by one
+MOST_NAMED = 5  # unknown keys
 TOP_KEYS = ("job_details", "parameters")
 # keys of a run that are said once for the batch
 PASSED_ON = ("trackers", "wandb", "wandb_project_name", "wandb_tags")
@@ -75,12 +76,15 @@ def try_job(path: str | Path) -> tuple[Job, list[str]]:
 
 
 def _refuse_unknown(where: str, block: Mapping[Any, Any], known: Iterable[str]) -> None:
-    if unknown := [str(unknown_name(where, str(key), known)) for key in block if key not in known]:
-        raise UserError("\n".join(unknown))
+    unknown = [str(key) for key in block if key not in known]
+    lines = [str(unknown_name(where, key, known)) for key in unknown[:MOST_NAMED]]
+    lines += [f"{where}: … and {len(unknown) - MOST_NAMED:,} more"] * (len(unknown) > MOST_NAMED)
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def _text(key: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise bad_value(f"job_details.{key}", value, "a text that is not empty")
     return value
 

@@ -73,6 +73,12 @@ def test_the_errors_of_all_rows_come_at_once_those_of_most_rows_first():
     ]
 
 
+def test_rows_that_the_grid_calls_equal_are_not_told_again():
+    assert check_rows([{"batch_size": 8}, {"batch_size": 8}]) == []
+    (line,) = check_rows([{}, {"momentum": KEYS["momentum"].default}])
+    assert line == "row 1: the same experiment as row 0"
+
+
 def test_what_is_wrong_with_one_key_hides_no_other():
     row = {"batch_size": 0, "grad_accum_steps": 3, "base_lr": "[floot(3)]", "device": "gpu"}
     row |= {"steps_per_epoch": 1, "samples_per_epoch": 1000, "unknown": 1}

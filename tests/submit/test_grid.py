@@ -210,6 +210,11 @@ DRAW = {"uniform": [0, 1], "n": 2}
         ({"a": DRAW | {"uniform": ["x", 1]}}, r"^parameters\.a\.uniform: got \['x', 1\], exp"),
         ({"a": DRAW | {"uniform": [0, math.inf]}}, r"^parameters\.a\.uniform: got \[0, inf\]"),
         (
+            {"a": DRAW | {"uniform": [-1e308, 1e308]}},
+            r"^parameters\.a\.uniform: got \[-1e\+308, 1e",
+        ),
+        ({"a": DRAW | {"uniform": [0, 10**400]}}, r"^parameters\.a\.uniform: got \[0, 1000"),
+        (
             {"a": {"loguniform": [0, 1], "n": 2}},
             r"^parameters\.a\.loguniform: .* 0 < low < high < inf$",
         ),
@@ -382,6 +387,13 @@ def test_of_many_equal_rows_some_are_shown():
 )
 def test_description_tells_what_varies(parameters, words):
     assert expand(parameters).description() == words
+
+
+def test_many_keys_are_refused_before_they_are_read():
+    keys = dict.fromkeys(map(str, range(1001)), "[")
+    assert read_grid(keys)[1] == ["parameters: 1,001 keys, expected at most 1,000"]
+    _, mistakes = places_of({"LIST": [{key: [] for key in "abc"}, keys]})
+    assert mistakes[3:] == ["parameters.LIST[1]: 1,001 keys, expected at most 1,000"]
 
 
 def test_ten_thousand_rows_take_a_moment():

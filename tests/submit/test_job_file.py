@@ -62,6 +62,7 @@ def test_what_is_not_said_has_defaults(job, details):
         ("parameters: {a: }\njob_details: {name: 3}", "^job_details.name: got 3, expected a text"),
         ("parameters: {a: }\njob_details: {name: ' '}", "^job_details.name: got ' ', expected a"),
         ("parameters: {a: }\njob_details: {output_dir: ''}", "^job_details.output_dir: got ''"),
+        ('parameters: {a: }\njob_details: {output_dir: "a\\0"}', "^job_details.output_dir: got"),
         ("parameters: {output_dir: x}", "^parameters.output_dir: each run gets its own folder"),
         ("parameters: {LIST: [{}, {output_dir: x}]}", r"^parameters.LIST\[1\].output_dir: each"),
         (
@@ -93,6 +94,14 @@ def test_all_mistakes_come_at_once(job):
     ]
     lines = str(error.value).splitlines()
     assert [start in line for start, line in zip(starts, lines, strict=True)] == [True] * 8
+
+
+def test_of_many_unknown_keys_some_are_named(job):
+    details = ", ".join(f"k{number}: 1" for number in range(1000))
+    with pytest.raises(UserError) as error:
+        job(f"job_details: {{{details}}}\nparameters: {{}}")
+    lines = str(error.value).splitlines()
+    assert (len(lines), lines[-1]) == (6, "job_details: … and 995 more")
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
