@@ -256,12 +256,17 @@ def test_without_names_the_newest_five(tmp_path, monkeypatch, capsys):
     assert "older batches, not shown: 2" in output
 
 
-def test_one_broken_index_does_not_hide_the_others(batch, capsys):
-    (make_batch(Path("results/broken"), [{}]) / "rows.jsonl").write_text("{")
+@pytest.mark.parametrize(
+    ("name", "content"), [("rows.jsonl", "{"), ("submissions/journal.jsonl", "[1]\n[2]\n")]
+)
+def test_one_broken_index_or_journal_does_not_hide_the_others(batch, capsys, name, content):
+    broken = make_batch(Path("results/broken"), [{}]) / name
+    broken.parent.mkdir(exist_ok=True)
+    broken.write_text(content)
     assert report.main([]) == 0
     output = capsys.readouterr()
     assert "results/26-11-22-x" in output.out
-    assert "broken/rows.jsonl: cannot be read" in output.err
+    assert f"broken/{name}: cannot be read" in output.err
 
 
 @pytest.mark.parametrize(

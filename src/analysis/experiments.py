@@ -90,7 +90,8 @@ def _of_older_copies(frame: pd.DataFrame) -> str:
     """What is not known of the runs that older copies made; '' where they made none."""
 
     def is_unknown(*keys: str) -> np.ndarray:
-        return np.array([NOT_KNOWN in row for row in zip(*map(frame.get, keys), strict=True)], bool)
+        rows = zip(*(frame[key] for key in keys), strict=True)  # pd.NA == … is no answer
+        return np.array([any(isinstance(x, str) and x == NOT_KNOWN for x in r) for r in rows], bool)
 
     dropped, augmented = is_unknown("drop_last"), is_unknown(*AUGMENTATION)
     has_ema = np.array(["ema" in str(value) for value in frame["averaging"]], dtype=bool)
