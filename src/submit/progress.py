@@ -187,9 +187,12 @@ def chosen_batches(named: Sequence[str]) -> tuple[list[Batch], int]:
     batches = []
     for path in paths[:MOST_BATCHES]:
         try:
-            batches.append(_opened(path))
-        except UserError as error:  # one broken index need not hide the others
+            batch = _opened(path)
+            read_journal(batch)
+        except UserError as error:  # one broken index or journal need not hide the other batches
             print(error, file=sys.stderr)
+        else:
+            batches.append(batch)
     return batches, max(0, len(paths) - MOST_BATCHES)
 
 

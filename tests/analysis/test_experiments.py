@@ -479,8 +479,10 @@ def test_whole_numbers_stay_whole_where_some_runs_have_none(results):
     seeds = (3061773367, 3061773367, 9007199254740993, None)  # the third is no float
     for number, seed in enumerate(seeds):
         config = {} if seed is None else {"seed_model": seed, "early_stopping_patience": number}
+        config |= {"aug_crop_scale": 3} if number else {}
         older(results, "x", f"{number}", base_lr=0.1, **config)
     frame = read_experiments("x")
+    assert frame["aug_crop_scale"].tolist() == [pd.NA, 3, 3, 3]
     assert frame["seed_model"].tolist() == [*seeds[:3], pd.NA]
     assert "3061773367" in repr(frame[["seed_model"]])
     assert "3061773367,0" in frame[["seed_model", "early_stopping_patience"]].to_csv()
