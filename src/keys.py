@@ -65,7 +65,8 @@ class Bookkeeping:
     # seconds between two looks at what the run uses of the machine, in system.csv and as columns
     # system/… of stats.csv; 0: none
     system_interval: NotNegative = 10
-    # the run's folder; null: nothing is written
+    # the run's folder, ~ is home; null: nothing is written; not given at all: train.py makes one,
+    # results/NAME_OF_THE_FILE
     output_dir: Folder | None = None
     # log to the terminal as well
     log_to_stdout: bool = False
