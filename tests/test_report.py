@@ -256,13 +256,13 @@ def test_without_names_the_newest_five(tmp_path, monkeypatch, capsys):
     assert "older batches, not shown: 2" in output
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("rows.jsonl", "{"), ("submissions/journal.jsonl", "[1]\n[2]\n")]
-)
-def test_one_broken_index_or_journal_does_not_hide_the_others(batch, capsys, name, content):
+@pytest.mark.parametrize("name", ["rows.jsonl", "submissions/journal.jsonl"])
+def test_one_broken_index_or_journal_does_not_hide_the_others(batch, capsys, name):
     broken = make_batch(Path("results/broken"), [{}]) / name
-    broken.parent.mkdir(exist_ok=True)
-    broken.write_text(content)
+    if broken.exists():
+        broken.write_text("{")
+    else:
+        broken.mkdir(parents=True)
     assert report.main([]) == 0
     output = capsys.readouterr()
     assert "results/26-11-22-x" in output.out
