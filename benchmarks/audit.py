@@ -16,13 +16,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import timm.utils
 import torch
+from scipy import stats
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 from torch.optim import SGD, swa_utils
@@ -40,16 +41,21 @@ from benchmarks.references import (
     plain_run,
     sgd,
     squared_error,
+    t_interval,
 )
 from src.analysis.choice import choose, table
 from src.analysis.curves import at, at_best, best, last
 from src.analysis.experiments import read_experiments
+from src.analysis.intervals import mean_interval
+from src.analysis.pairs import paired
 from src.analysis.plots.targets import first_reached
 from src.config import make_config
 from src.data.splits import NO_TOKEN
+from src.engine.evaluation import recompute_batch_norms
 from src.losses import build_loss
 from src.optim.averaging import build_averages
 from src.optim.schedules import build_schedule
+from src.ranking import Run, rank
 from train import experiment_generator
 
 SINGLE, DOUBLE = 2e-5, 1e-12  # what float32 leaves of 30 steps, and float64 of a few operations
@@ -192,8 +198,8 @@ RUNS: list[tuple[str, str, dict[str, Any], Callable[[], Step]]] = [
         lambda: sgd(0.9),
     ),
     (
-        *("averaging ema_0.9, poly_0, poly_3", "Σ shares of all weights"),
-        {"averaging": ["ema_0.9", "poly_0", "poly_3"]},
+        *("averaging ema_0.9, ema_debiased_0.9, poly_0, poly_3", "Σ shares of all weights"),
+        {"averaging": ["ema_0.9", "ema_debiased_0.9", "poly_0", "poly_3"]},
         lambda: sgd(0.9),
     ),
 ]
@@ -204,7 +210,7 @@ def training() -> Iterator[Row]:
         config = make_config(DIGITS | keys)
         *_, (frame, model) = experiment_generator(config)
         ours = [*frame["train/loss"], *frame["train/learning_rate"]]
-        for average in ["last", "av", "av2", "av3"][: 1 + len(config.averaging or [])]:
+        for average in ["last", "av", "av2", "av3", "av4"][: 1 + len(config.averaging or [])]:
             ours += [frame[f"test/{average}/{x}"].iloc[-1] for x in ("loss", "accuracy")]
         ours += np.concatenate([p.detach().numpy().ravel() for p in model.parameters()]).tolist()
         yield compare(f"run: {name}", formula, ours, plain_run(config, optimizer), SINGLE, shown=1)
@@ -292,11 +298,12 @@ def averages() -> Iterator[Row]:
         ("ema_0.999", "timm ModelEmaV3"),
         ("poly_0", "torch AveragedModel"),
         ("poly_3", "closed form"),
+        ("ema_debiased_0.9", "closed form"),
     ):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 3)).double()
         ours = build_averages(name, model)["av"]
-        decay = float(name.partition("_")[2])
+        decay = float(name.rpartition("_")[2])
         of_timm = timm.utils.ModelEmaV3(model, decay=min(decay, 1.0))
         of_swa = swa_utils.AveragedModel(model, use_buffers=True)
         history = [tensors(model)]
@@ -315,6 +322,23 @@ def averages() -> Iterator[Row]:
             reference = tensors(of_timm.module if source.startswith("timm") else of_swa.module)
         quantity = f"average {name}: weights, running statistics"
         yield compare(quantity, source, tensors(ours.model), reference, 1e-6)
+    yield recomputed()
+
+
+def recomputed() -> Row:
+    """averaging_bn: recompute, for the first layer of a network: batches of two sizes."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)).eval()
+    parts = [torch.randn(size, 5) * 3 + 1 for size in (8, 8, 5)]
+    recompute_batch_norms(model, ((part, torch.zeros(len(part))) for part in parts), model)
+    arrays = [part.double().numpy() for part in parts]
+    reference = [
+        np.mean([x.mean(0) for x in arrays], 0),
+        np.mean([x.var(0, ddof=1) for x in arrays], 0),
+    ]
+    ours = torch.stack([model[0].running_mean, model[0].running_var]).numpy()
+    name = "averaging_bn: recompute, statistics"
+    return compare(name, "means over batches of mean, variance", ours, reference, 1e-5)
 
 
 def tensors(model: nn.Module) -> np.ndarray:
@@ -372,6 +396,58 @@ def settings() -> Iterator[Row]:
     yield compare("choose: setting, val, test", "the first of these", ours, reference, DOUBLE)
 
 
+def ranking() -> Iterator[Row]:
+    """Of 40 settings of six seeds, of which some diverged and some have no value."""
+    random = np.random.default_rng(4)
+    values, fates = random.normal(0.5, 0.1, (40, 6)), random.random((40, 6))
+    fates[7] = 0.0  # all seeds diverged
+    runs = [
+        [
+            Run(seed, math.nan if fate > 0.95 else value, is_diverged=fate < 0.1)
+            for seed, (value, fate) in enumerate(zip(*setting, strict=True))
+        ]
+        for setting in zip(values.tolist(), fates.tolist(), strict=True)
+    ]
+    kept = [
+        value[(fate >= 0.1) & (fate <= 0.95)] for value, fate in zip(values, fates, strict=True)
+    ]
+    order = sorted(range(40), key=lambda i: (-len(kept[i]), -fmean(kept[i]) if len(kept[i]) else 0))
+    found = rank(runs, 1)
+    source = "sorted by (missing, -fmean)"
+    yield compare("ranking: order", source, [one.index for one in found], order, 0, shown=0)
+    means = [fmean(kept[i]) if len(kept[i]) else math.nan for i in order]
+    ours = [one.mean for one in found]
+    yield compare("ranking: means", "fmean", ours, means, DOUBLE, shown=0)
+    spreads = [stdev(kept[i]) if len(kept[i]) > 1 else math.nan for i in order]
+    yield compare("ranking: spread", "stdev", [one.std for one in found], spreads, DOUBLE, shown=0)
+    diverged = [int((fates[i] < 0.1).sum()) for i in order]
+    ours = [one.num_diverged for one in found]
+    yield compare("ranking: diverged seeds", "counted", ours, diverged, 0)
+
+
+def intervals() -> Iterator[Row]:
+    df, runs = grid()
+    test = last_values(runs, TEST)
+    found = table(df, [TEST])
+    ours = found.sort_values("base_lr")[[f"{TEST} low", f"{TEST} high"]]
+    reference = [t_interval(values) for values in test]
+    source = "mean ± t·s/√n, scipy.stats.t"
+    yield compare("table: 95 % intervals", source, ours, reference, DOUBLE, shown=0)
+    ours = choose(df, VAL, TEST)[["low", "high"]]
+    chosen = reference[int(np.argmax([fmean(values) for values in last_values(runs, VAL)]))]
+    yield compare("choose: 95 % interval", source, ours, chosen, DOUBLE, shown=0)
+    for num in (2, 3, 5, 10):
+        values = np.random.default_rng(num).normal(0.9, 0.02, num)
+        both = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        ours = mean_interval(values)[1:]
+        yield compare(f"95 % interval, n = {num}", "scipy ttest_1samp", ours, both, DOUBLE)
+    pair = paired(df[df["base_lr"] == RATES[0]], df[df["base_lr"] == RATES[1]], TEST)
+    both = stats.ttest_rel(test[0], test[1]).confidence_interval(0.95)
+    reference = [fmean(test[0]) - fmean(test[1]), *both]
+    ours = [pair.difference, pair.low, pair.high]
+    yield compare("paired: difference, interval", "scipy ttest_rel", ours, reference, DOUBLE)
+
+
 def last_values(runs: list[dict[str, Any]], column: str) -> list[list[float]]:
     """(settings, seeds)"""
     return [[run[column][-1] for run in runs if run["base_lr"] == rate] for rate in RATES]
@@ -398,6 +474,7 @@ def make_runs(batch: Path) -> None:
             (folder / "config.yaml").write_text(keys)
             (folder / "spec.yaml").write_text(keys)
             (folder / "done").write_text("finished\n")
+            (folder / "provenance.json").write_text("{}")  # as no older copy has it
             columns = ["epoch", VAL, TEST, LOSS]
             with open(folder / "stats.csv", "w", newline="") as file:
                 writer = csv.writer(file)
@@ -425,6 +502,8 @@ SECTIONS = {
     "Averages": averages,
     "Analysis: curves": curves,
     "Analysis: settings": settings,
+    "Analysis: ranking": ranking,
+    "Analysis: intervals": intervals,
 }
 
 

@@ -162,10 +162,13 @@ def averaged(name: str, history: Sequence[Parameters]) -> Parameters:
 
 def shares(name: str, t: int) -> np.ndarray:
     """How much w₀, …, w_t count in the average after t updates: (t + 1,), of sum 1."""
-    kind, _, number = name.partition("_")
+    kind, _, number = name.rpartition("_")
     if kind == "ema":  # unrolled: G^t w₀ + (1 - G) Σ G^(t-i) wᵢ
         g = float(number)
         return np.array([g**t, *((1 - g) * g ** (t - i) for i in range(1, t + 1))])
+    if kind == "ema_debiased":  # the same without w₀, divided by the sum
+        counts = [float(number) ** (t - i) for i in range(1, t + 1)]
+        return np.array([0, *counts]) / sum(counts)
     # c = (K+1)/(K+t), unrolled for whole K: the share of wᵢ is in proportion to i(i+1)…(i+K-1)
     parts = [math.prod(range(i, i + int(number))) for i in range(1, t + 1)]
     return np.array([0, *parts]) / sum(parts)

@@ -49,7 +49,8 @@ class Bookkeeping:
     save_freq: AtLeast0 = 0
     # keep the best model so far, by best_checkpoint_metric, as checkpoints/best.pt
     save_best_checkpoint: bool = False
-    # regular expression that matches whole columns of stats.csv; decides best and early stopping
+    # regular expression that matches whole columns of stats.csv, or a part of one column's name;
+    # of several columns the best counts; decides best and early stopping
     best_checkpoint_metric: str = "test/.*/accuracy"
     # of those checkpoints, the newest so many stay; null: all
     keep_checkpoints: AtLeast1 | None = None

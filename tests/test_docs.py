@@ -11,7 +11,7 @@ from src.models.tiny.build import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NO_KEYS = {"key", "token"}  # that stand before a value in code
+NO_KEYS = {"index_field", "key", "token"}  # that stand before a value in code
 
 
 def ids(page: Path) -> str:
