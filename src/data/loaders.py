@@ -141,13 +141,14 @@ def evaluation_batches(split: Split, loading: Loading) -> Generator[Batch, None,
 def shuffled_batches(split: Split, loading: Loading, *, seed: int) -> Generator[Batch, None, None]:
     """Every example once and not augmented, in an order that the seed alone decides.
 
-    Batches have about the size that a process trains on, none has a single example left. Several
-    processes take turns with them; all have as many, a turn without a batch being a share of
-    nothing. Closing it ends its worker processes.
+    Batches have the size that a process trains on or a little more: none is left with a single
+    example, of which a batch norm cannot take statistics. Several processes take turns with the
+    batches. All get equally many: an empty shard, as in evaluations, stands for one that is
+    missing. Closing the generator ends its worker processes.
     """
     size = -(-(loading.micro_batch_size or loading.batch_size) // loading.num_processes)
     order = permutation(seed, 0, len(split))  # classes may stand one after the other in a split
-    batches_of_all = order.tensor_split(-(-len(split) // size))
+    batches_of_all = order.tensor_split(max(1, len(split) // size))
     own = batches_of_all[loading.rank :: loading.num_processes]
     num_turns = -(-len(batches_of_all) // loading.num_processes)
     indices = [*own, order[:1]][:num_turns]

@@ -51,7 +51,7 @@ def test_what_was_there_before_does_not_matter():
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
-def test_a_share_of_nothing_does_not_count():
+def test_an_empty_shard_does_not_count():
     model, reference = network(), network()
     more = [*batches(), (torch.full((1, 4), 1e9), torch.zeros(0))]
     recompute_batch_norms(model, (batch for batch in more), model)
