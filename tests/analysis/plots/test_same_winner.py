@@ -9,7 +9,7 @@ import pytest
 from figures import LOSS, METRIC, bars, batch, curve, drawn, entries, lines, texts
 
 from src.analysis.choice import choose, table
-from src.analysis.curves import CurveArray, direction_of
+from src.analysis.curves import CurveArray, direction_of, last
 from src.analysis.page import MOST_CURVES, best_settings
 from src.analysis.plots import against, heat_map, learning_curves, summary, tradeoff
 from src.analysis.plots.seeds import best_of, numbers_of, settings_of
@@ -120,8 +120,8 @@ def test_report_and_choose_rank_alike():
         rows = [Row(Path(str(i)), values) for i, values in enumerate(keys.to_dict("records"))]
         pairs = zip(rows, frame["outcome"], strict=True)
         statuses = [RowStatus(row, "done", outcome=outcome) for row, outcome in pairs]
-        ends = [None if c is None else c.iloc[-1] for c in frame[METRIC]]
-        stats = {str(i): f",{METRIC}\n0,{'' if end is None else end}" for i, end in enumerate(ends)}
+        ends = last(frame[METRIC]).tolist()
+        stats = {str(i): f",{METRIC}\n0,{end}" for i, end in enumerate(ends)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table_of_all = table(frame, METRIC)
