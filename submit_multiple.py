@@ -286,7 +286,7 @@ def retry(options: argparse.Namespace) -> int:
             print(f"  {headline(group)}" + (f": {group.detail}" if group.detail else ""))
         if not chosen:
             print("nothing to run again")
-            return int(bool(broken))
+            return int(bool(broken) and not options.dry_run)
         is_older = is_code_older(batch, options)
         rows = [status.row for status in chosen]
         if options.dry_run:

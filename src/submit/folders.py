@@ -117,7 +117,8 @@ def _row_of_line(folder: Path, line: str) -> Row:
     try:
         entry = json.loads(line)
         name, values = entry["folder"], entry["values"]
-        if not isinstance(values, dict) or name in ("", ".", "..") or Path(name).name != name:
+        is_name = Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
+        if not isinstance(values, dict) or not is_name:
             raise ValueError(f"no row: {line[:80]}")
         if "\\u" in line:  # half a character is no text, and no name of a file; nor is a control
             json.dumps(entry, ensure_ascii=False).encode()

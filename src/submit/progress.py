@@ -263,8 +263,11 @@ def header_of(text: str) -> str:
 
 @lru_cache(maxsize=256)
 def columns_of(header: str) -> list[str]:
-    """Most rows of a batch have the same ones."""
-    return next(csv.reader([header]), [])
+    """Most rows of a batch have the same ones; none where it is no header."""
+    try:
+        return next(csv.reader([header]), [])
+    except csv.Error:
+        return []
 
 
 def columns_to_rank_by(metric: str | None, known: Sequence[str]) -> list[str]:
