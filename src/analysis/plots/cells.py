@@ -75,8 +75,10 @@ def heat_map(
     add_legends(grid, notes=[*notes, losses_note(df, [judge, metric], [row, col])])
     if grid.is_whole:
         grid.figure.draw_without_rendering()  # now axes have their size
-    for panel, table in zip(grid.panels, tables, strict=True):
-        _write_numbers(panel, table)
+    pairs = list(zip(grid.panels, tables, strict=True))
+    if size := min((_size_that_fits(*pair) for pair in pairs), default=0):
+        for panel, table in pairs:
+            _write_numbers(panel, table, size)
     return grid.figure
 
 
@@ -197,24 +199,28 @@ def _mark(panel: Panel, table: Table) -> None:
         _outline(panel, *table.best, edgecolor=FRAME, linewidth=width)
 
 
-def _write_numbers(panel: Panel, table: Table) -> None:
-    """In letters as large as the cells allow; none where they would be too small to be read."""
-    finite = np.isfinite(table.values)
-    text = _formatter(table.values[finite])
-    names = [text(value) for value in table.values[finite]]
+def _size_that_fits(panel: Panel, table: Table) -> int:
+    """Points of the largest letters that all numbers fit in; 0 where none could be read."""
+    finite = table.values[np.isfinite(table.values)]
+    names = list(map(_formatter(finite), finite))
     num_up, num_across = table.values.shape
     width, height = size_of(panel.axis)
-    width, height = width / max(num_across, 1), height / max(num_up, 1)
     for size in SIZES:
         widest = max((width_of(name, size) for name in names), default=0.0)
-        if widest * MARGIN <= width and size / 72 * MARGIN <= height:
-            break
-    else:
-        return
+        fits = widest * MARGIN * num_across <= width and size / 72 * MARGIN * num_up <= height
+        if fits:
+            return size
+    return 0
+
+
+def _write_numbers(panel: Panel, table: Table, size: int) -> None:
+    finite = np.isfinite(table.values)
+    text = _formatter(table.values[finite])
     middle: Any = {"ha": "center", "va": "center", "fontsize": size}
-    for (up, across), name in zip(np.argwhere(finite), names, strict=True):
-        ink = _ink(panel.axis.images[0], table.values[up, across])
-        panel.axis.text(across, up, name, color=ink, **middle)
+    for up, across in np.argwhere(finite):
+        value = table.values[up, across]
+        ink = _ink(panel.axis.images[0], value)
+        panel.axis.text(across, up, text(value), color=ink, **middle)
 
 
 def _outline(panel: Panel, up: Any, across: Any, **look: Any) -> None:
