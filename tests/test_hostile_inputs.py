@@ -320,14 +320,14 @@ JOBS: list[tuple[str, str, str]] = [  # name, text, words
     ("an empty list", "parameters: {seed_model: []}", "of an empty list there are no rows"),
     ("a key that is a number", "parameters: {1: [1]}", "parameters.1"),
     ("a key that is null", "parameters: {null: [1]}", "parameters"),
-    ("a key without end", f"parameters: {{{LONG}: [1]}}", "there is no such key"),
+    ("a key without end", f"parameters: {{? {LONG} : [1]}}", "there is no such key"),
     ("a billion rows", crossed(9, 10), "1,000,000,000 rows"),
-    ("rows without end", crossed(5_000, 10), "rows"),
-    ("50,000 keys", crossed(50_000, 1), "there is no such key"),
-    ("50,000 values", "parameters: {seed_model: [" + "x, " * 50_000 + "]}", "equal"),
+    ("rows without end", crossed(5_000, 10), "5,000 keys, expected at most 1,000"),
+    ("50,000 keys", crossed(50_000, 1), "50,000 keys, expected"),
+    ("5,000 values", "parameters: {seed_model: [" + "x, " * 5_000 + "]}", "equal"),
     (
-        "50,000 wrong values",
-        f"parameters: {{wandb_project_name: {[*range(50_000)]}}}",
+        "5,000 wrong values",
+        f"parameters: {{wandb_project_name: {[*range(5_000)]}}}",
         "wandb_project",
     ),
     ("a LIST of texts", "parameters: {LIST_a: [a, b]}", "parameters.LIST_a[0]"),
@@ -417,7 +417,7 @@ def table() -> Iterator[Case]:
         entry, others = f"? {key}\n: {value}\n", {k: v for k, v in CONFIG.items() if k != key}
         files = {"cfg.yaml": write_yaml({"train_length": 0} | others) + entry}
         yield Case(f"a configuration: {name}", "train", ["cfg.yaml"], files, words)
-        files = {"j.yaml": f"parameters:\n  ? {key}\n  : [{value}]\n"}
+        files = {"j.yaml": f"parameters:\n  ? {key}\n  :\n    - {value}\n"}
         yield Case(f"a job file: {name}", "submit", ["j.yaml"], files)
     for name, text, words in JOBS:
         yield Case(f"a job file: {name}", "submit", ["j.yaml"], {"j.yaml": text}, words)
