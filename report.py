@@ -26,7 +26,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from src.files import write_atomically
-from src.names import OneLineParser, UserError, bad_value
+from src.names import OneLineParser, UserError, bad_value, cut
 from src.submit.failures import headline, short_path, shown
 from src.submit.progress import (
     RESULTS,
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `report.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a batch that is deleted while we look
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{cut(str(error.filename))}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if (

@@ -17,7 +17,7 @@ from pathlib import Path
 from loguru import logger
 from tqdm import tqdm
 
-from src.names import OneLineParser, UserError, bad_value, closest, pick
+from src.names import OneLineParser, UserError, bad_value, closest, cut, pick
 from src.notify.address import has_address, unreadable
 from src.notify.digest_job import submit_digest
 from src.submit.check import MOST_LINES, check_rows, check_slurm, errors_of
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a disk that is full, a folder that is not ours
-        print(f"{error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
+        print(f"{cut(str(error.filename or 'the disk'))}: {error.strerror}", file=sys.stderr)
         return 2
     finally:
         logger.remove(warnings)
