@@ -625,6 +625,9 @@ def test_settings_are_ranked_by_the_column_that_chooses():
     columns = ["epoch", "train/accuracy", "test/last/loss", "holdout/last/loss"]
     assert columns_to_rank_by(None, columns) == ["holdout/last/loss"]
     assert columns_to_rank_by("test/.*", columns) == ["test/last/loss"]
+    assert columns_to_rank_by("test/last", columns) == ["test/last/loss"]  # a part will do
+    with pytest.raises(UserError, match="a part of several columns"):
+        columns_to_rank_by("last/loss", columns)
     assert columns_to_rank_by(None, columns[:2]) == []
     with pytest.raises(UserError, match="--metric"):
         columns_to_rank_by("epoch", columns)

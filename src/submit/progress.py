@@ -271,11 +271,12 @@ def columns_of(header: str) -> list[str]:
 
 
 def columns_to_rank_by(metric: str | None, known: Sequence[str]) -> list[str]:
-    """The metric's, else the one that main_columns chooses by; none where nothing fits."""
+    """The metric's, as metric_columns has it, else the one that main_columns chooses by; none where
+    nothing fits, not even in part."""
     if metric is None:
         found = main_columns(known)
         return [found[0]] if found else []
-    if any(re.fullmatch(metric, column) for column in known):
+    if any(re.search(metric, column) for column in known):
         return metric_columns(metric, known, key="--metric")
     return []
 
