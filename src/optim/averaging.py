@@ -123,7 +123,7 @@ def _coefficient(name: str) -> Callable[[int], float]:
         return COEFFICIENTS[kind](*parameters)
     except (KeyError, TypeError, ValueError):
         close = _meant(name) or closest(name.rstrip("0123456789._-"), COEFFICIENTS)
-        hint = f"; did you mean {close!r}?" if close not in (None, kind) else ""
+        hint = f"; did you mean {close!r}?" if close not in (None, kind, name) else ""
         raise UserError(f"averaging: got {shown(name)}, expected one of {FORMS}{hint}") from None
 
 

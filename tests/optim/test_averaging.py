@@ -196,3 +196,4 @@ def test_what_is_no_average_is_told(name, hint):
         build_averages([name], nn.Linear(1, 1))
     assert f"averaging: got {name!r}" in str(info.value)
     assert hint in str(info.value)
+    assert f"did you mean {name!r}" not in str(info.value)
