@@ -14,7 +14,15 @@ from typing import Any
 
 from loguru import logger
 
-from src.config import FOUND_IN_DATA, KEYS, Config, make_config, read_saved_config, save_config
+from src.config import (
+    FOUND_IN_DATA,
+    KEYS,
+    MAX_ALLOWED_LOSS,
+    Config,
+    make_config,
+    read_saved_config,
+    save_config,
+)
 from src.durations import Timeline
 from src.names import UserError
 from src.ranking import WITHOUT_EFFECT
@@ -167,6 +175,8 @@ def _differs(key: str, config: Config, earlier: Config) -> bool:
     if key in WITHOUT_EFFECT:
         return False
     value, before = getattr(config, key), getattr(earlier, key)
+    if key == "max_allowed_loss":  # older copies have written the default where none was given
+        return value != before and (value, before) != (None, MAX_ALLOWED_LOSS)
     if key in FOUND and None in (value, before):  # one was asked, one in force
         return False
     return value != before

@@ -2,7 +2,7 @@ import pytest
 
 from src.config import make_config
 from src.optim.schedules import build_schedule
-from src.record.same_run import ENDLESS
+from src.record.same_run import ENDLESS, differing_keys
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
@@ -17,3 +17,22 @@ def test_all_other_schedules_do():
         assert [short(t) for t in range(10)] != [long(t) for t in range(10)]
         assert name not in ENDLESS
     assert make_config({}).lr_schedule in ENDLESS
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "in_force", "is_same"),
+    [
+        (None, None, 1e6, True),
+        (None, None, 3e11, True),  # found in training
+        (3e11, None, 3e11, True),  # config.yaml runs again
+        (None, 1e6, 1e6, True),  # of an older copy
+        (100.0, 100.0, 100.0, True),
+        (100.0, None, 1e6, False),
+        (1e12, None, 3e11, False),
+        (None, 100.0, 100.0, False),
+    ],
+)
+def test_another_limit_of_the_loss_is_another_run(limit, asked, in_force, is_same):
+    earlier = [make_config({"max_allowed_loss": of}) for of in (in_force, asked)]
+    found = differing_keys(make_config({"max_allowed_loss": limit}), earlier)
+    assert found == ([] if is_same else ["max_allowed_loss"])
