@@ -269,9 +269,10 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                 state.step = step + 1
                 if state.step == 1 and asked.max_allowed_loss is None:
                     limit = loss_limit(sums.averages()["loss"], config.max_allowed_loss)
-                    config = replace(config, max_allowed_loss=limit)
-                    state.config["in_force"] = asdict(config)
-                    folder.change_config(config)
+                    if limit != config.max_allowed_loss:
+                        config = replace(config, max_allowed_loss=limit)
+                        state.config["in_force"] = asdict(config)
+                        folder.change_config(config)
 
                 if state.step % config.log_interval == 0 or state.step == steps.stop:
                     recent = sums.recent()
