@@ -157,6 +157,8 @@ def _spelled_out(splits: str) -> Any:
 
 # ---- YAML --------------------------------------------------------------------------------
 
+MOST_KEYS = 1_000  # of a configuration; what has more is no such file, and read as a whole
+
 
 def read_flat_yaml(text: str, source: str) -> dict[str, Any]:
     """A mapping whose keys begin its lines, each block of lines read once for all runs.
@@ -164,7 +166,8 @@ def read_flat_yaml(text: str, source: str) -> dict[str, Any]:
     Reading 10,000 files of 60 keys as a whole would take half a minute. Raises Unreadable.
     """
     try:
-        blocks = [_block(block) for block in re.split(r"(?<=\n)(?=[^\s#-])", text)]
+        texts = re.split(r"(?<=\n)(?=[^\s#-])", text)
+        blocks = [_block(block) for block in (texts if len(texts) <= MOST_KEYS else [text])]
         values = {key: value for block in blocks for key, value in block.items()}
         if len(values) == sum(map(len, blocks)):  # else a key is set twice
             return values
