@@ -30,7 +30,7 @@ class Cost:
     gpu_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        if not all(isinstance(seconds, int | float) for seconds in asdict(self).values()):
+        if not all(isinstance(seconds, int | float) for seconds in vars(self).values()):
             raise TypeError("seconds are numbers")  # a damaged status.json
 
     def __add__(self, other: "Cost") -> "Cost":
