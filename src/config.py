@@ -243,6 +243,9 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
         if wanted not in expected[key]:
             expected[key].append(wanted)
     for key, kinds in expected.items():
+        if len(lines) >= MOST_LINES:  # it is counted, and not shown
+            lines.append("")
+            continue
         wanted = " or ".join(kinds)
         value = values[key]
         text = value if isinstance(value, str) else shown(value)

@@ -1,4 +1,5 @@
-"""A program that imports torch once and runs commands in forks of itself, each measured.
+"""A program that imports torch and the modules that it is given once, and runs commands in forks
+of itself, each measured.
 
 stdin: a JSON list of [folder, module, arguments]. A line of JSON for each, as it ends: [exit code
 or null where it was killed, seconds of the processor, megabytes beyond this program's, output].
@@ -68,7 +69,7 @@ def become(folder: str, output: Path, module: str, arguments: list[str]) -> None
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sys.path.insert(0, str(ROOT))
-    for warm in sys.argv[1:]:  # to look at many cases in little time
+    for warm in sys.argv[1:]:
         importlib.import_module(warm)
     for case in json.load(sys.stdin):
         print(json.dumps(measured(*case)), flush=True)

@@ -110,7 +110,11 @@ def _open_files(name: str, splits_map: Mapping[str, str], data_dir: Path) -> dic
     source, _, path = name.partition("/")
     folder, dataset = data_dir / path, f"timm/{name}"
     find, read, files = LAYOUTS[source]
-    found = {base: [find(folder, part) for part in parts] for base, parts in FOLDERS.items()}
+    try:
+        found = {base: [find(folder, part) for part in parts] for base, parts in FOLDERS.items()}
+    except OSError as error:  # a name that no file system takes
+        expected = f"a {source} that can be read ({error.strerror})"
+        raise bad_value("dataset", dataset, expected) from None
     known = {base: next(filter(None, places)) for base, places in found.items() if any(places)}
     if not known:
         raise missing(dataset, f"has no {source} train", folder, files)
