@@ -417,7 +417,8 @@ def table() -> Iterator[Case]:
         entry, others = f"? {key}\n: {value}\n", {k: v for k, v in CONFIG.items() if k != key}
         files = {"cfg.yaml": write_yaml(others) + entry}
         yield Case(f"a configuration: {name}", "train", ["cfg.yaml"], files, words)
-        files = {"j.yaml": f"parameters:\n  ? {key}\n  :\n    - {value}\n"}
+        data = "  dataset: tests.own_parts:read\n" * (key != "dataset")
+        files = {"j.yaml": f"parameters:\n{data}  ? {key}\n  :\n    - {value}\n"}
         yield Case(f"a job file: {name}", "submit", ["j.yaml"], files)
     for name, text, words in JOBS:
         yield Case(f"a job file: {name}", "submit", ["j.yaml"], {"j.yaml": text}, words)
