@@ -431,7 +431,7 @@ def test_a_finished_run_is_not_run_again(cfg, tmp_path, capsys):
     [
         ({"datset": "x"}, "datset='x': there is no such key; did you mean 'dataset'?"),
         ({"dataset": "sklern/digits"}, "dataset: unknown 'sklern'; did you mean 'sklearn'?"),
-        ({"dataset": "sklearn/digit"}, "did you mean 'digits'?"),
+        ({"dataset": "sklearn/digit"}, "did you mean 'sklearn/digits'?"),
         ({"model": "tiny/lenett"}, "did you mean"),
         ({"model": "lineer"}, "model: unknown 'lineer'; did you mean 'linear'?"),
         ({"optim_alg": "adm"}, "optim_alg: unknown 'adm'; did you mean 'adam"),

@@ -175,7 +175,7 @@ def test_wrong_names_are_answered_before_the_folder(here, capsys):
     assert main(["cfg.yaml", "output_dir=run", "model=lineer", "dataset=sklearn/digit"]) == 2
     err = capsys.readouterr().err
     assert "did you mean 'linear'?" in err
-    assert "did you mean 'digits'?" in err
+    assert "did you mean 'sklearn/digits'?" in err
     assert "finished run" not in err
 
 

@@ -16,7 +16,7 @@ from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.data.slices import Range, resolve
+from src.data.slices import Range, resolve_all
 from src.data.splits import ArraySplit, Data, Preprocessing
 from src.names import UserError, bad_value
 
@@ -32,7 +32,7 @@ def split_arrays(
     over our train split) or 'none'.
     """
     sizes = {base: len(whole) for base, whole in bases.items()}
-    ranges = {split: resolve(spelling, sizes) for split, spelling in splits_map.items()}
+    ranges = resolve_all(splits_map, sizes)
     if normalize == "rows":
         for whole in bases.values():
             rows_to_unit_norm(whole.inputs)

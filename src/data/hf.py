@@ -26,7 +26,7 @@ from src.data.arrays import split_arrays
 from src.data.columns import Kinds, Parts, Targets
 from src.data.hf_files import Place, open_parts
 from src.data.images import cut, image_data
-from src.data.slices import Range, resolve
+from src.data.slices import Range, resolve_all
 from src.data.splits import ArraySplit, Data, Preprocessing, Split
 from src.names import UserError, bad_value
 
@@ -77,7 +77,7 @@ def load(
     looks, wanted = looks or Preprocessing(), wanted or Wanted()
     parts, version = open_parts(name, splits_map, place)
     sizes = {base: len(part) for base, part in parts.items()}
-    ranges = {split: resolve(spelling, sizes) for split, spelling in splits_map.items()}
+    ranges = resolve_all(splits_map, sizes)
     kinds = columns.kinds_of(parts, f"hf/{name}")
     table = Table(f"hf/{name}", parts, kinds, ranges, splits_map, None)
     target = None
@@ -146,7 +146,7 @@ def _images(table: Table, targets: Targets, column: str, looks: Preprocessing) -
         for base, part in table.parts.items()
     }
     return image_data(
-        cut(bases, table.splits_map),
+        cut(bases, table.ranges),
         looks,
         name=table.dataset,
         class_names=targets.names,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from src.data.slices import resolve
+from src.data.slices import Range
 from src.data.splits import Data, DatasetSplit, Preprocessing
 from src.data.transforms import IMAGENET, image_transforms
 from src.names import UserError, bad_value
@@ -49,12 +49,11 @@ def image_data(
     return Data(dict(made), shape, n_classes, names, looks)
 
 
-def cut(bases: Mapping[str, Any], splits_map: Mapping[str, str]) -> dict[str, Dataset]:
+def cut(bases: Mapping[str, Any], ranges: Mapping[str, Sequence[Range]]) -> dict[str, Dataset]:
     """The splits, cut out of the parts of a data set."""
-    sizes = {base: len(dataset) for base, dataset in bases.items()}
     splits: dict[str, Dataset] = {}
-    for split, spelling in splits_map.items():
-        pieces = [Subset(bases[b], range(i, j)) for b, i, j in resolve(spelling, sizes)]
+    for split, of_split in ranges.items():
+        pieces = [Subset(bases[b], range(i, j)) for b, i, j in of_split]
         splits[split] = pieces[0] if len(pieces) == 1 else ConcatDataset(pieces)
     return splits
 

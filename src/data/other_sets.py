@@ -29,7 +29,8 @@ def by_dataset(splits_map: Mapping[str, str], own: str) -> dict[str, dict[str, s
     """
     found: dict[str, dict[str, str]] = {own: {}}
     for split, spelling in splits_map.items():
-        check_brackets(spelling)
+        if "/" not in spelling:  # of ours; the name of another one may be a pattern of files
+            check_brackets(spelling)
         # a slice's colon stands in brackets; a data set may have others of its own
         start = re.sub(r"\[[^]]*\]", lambda match: "_" * len(match[0]), spelling).rfind(":")
         dataset, rest = (own, spelling) if start < 0 else (spelling[:start], spelling[start + 1 :])

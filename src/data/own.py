@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from src.data.arrays import split_arrays
 from src.data.images import classes_of, cut, image_data
-from src.data.slices import check_bases
+from src.data.slices import check_bases, resolve_all
 from src.data.splits import ArraySplit, Data, Preprocessing
 from src.names import bad_value
 from src.own_code import own_function
@@ -41,7 +41,8 @@ def load(
     check_bases(splits_map, list(parts), name)
     if all(isinstance(part, Dataset) for part in parts.values()):
         looks = _pixels(looks or Preprocessing(), normalize)
-        return image_data(cut(parts, splits_map), looks, name=name, class_names=classes_of(parts))
+        ranges = resolve_all(splits_map, {part: len(data) for part, data in parts.items()})
+        return image_data(cut(parts, ranges), looks, name=name, class_names=classes_of(parts))
     arrays = {part: _arrays(name, part, given) for part, given in parts.items()}
     first = next(iter(arrays.values()))
     for part, split in arrays.items():

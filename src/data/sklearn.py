@@ -51,7 +51,7 @@ def load(name: str, splits_map: Mapping[str, str], *, normalize: str | None = No
 
 def check_name(name: str, splits_map: Mapping[str, str]) -> None:
     """UserError for a data set or a part that there is not."""
-    pick(SETS, name, "dataset")
+    pick({f"sklearn/{known}": known for known in SETS}, f"sklearn/{name}", "dataset")
     check_bases(splits_map, ("train", "test"), f"sklearn/{name}")
 
 

@@ -1,8 +1,10 @@
 """Slices of a data set's parts, spelled as in TFDS: 'train[:90%]', 'train[100:2000]+test'."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
+
+from loguru import logger
 
 from src.names import UserError, closest, key_shown, shown
 
@@ -51,6 +53,28 @@ def resolve(spelling: str, sizes: Mapping[str, int]) -> list[Range]:
             )
         ranges.append(Range(base, start, stop))
     return ranges
+
+
+def resolve_all(splits_map: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, list[Range]]:
+    """The ranges of each split; a warning where others hold examples of `train`."""
+    ranges = {split: resolve(spelling, sizes) for split, spelling in splits_map.items()}
+    warn_of_overlap(ranges)
+    return ranges
+
+
+def warn_of_overlap(ranges: Mapping[str, Sequence[Range]]) -> None:
+    """Say how many examples of other splits are trained on: 'train[90:]' for 'train[90%:]'."""
+    trained = ranges.get("train", ())
+    for split, of_split in ranges.items():
+        both = sum(
+            max(0, min(one.stop, other.stop) - max(one.start, other.start))
+            for one in of_split
+            for other in trained
+            if one.base == other.base
+        )
+        if both and split != "train":
+            size = sum(stop - start for _, start, stop in of_split)
+            logger.warning("{}: {:,} of {:,} examples of {} are in train", KEY, both, size, split)
 
 
 def check_brackets(spelling: str) -> None:

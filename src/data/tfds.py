@@ -21,7 +21,7 @@ from src.data.array_records import ArrayRecords, OpenFiles, Reader
 from src.data.fetch import missing, one_line
 from src.data.images import image_data
 from src.data.records import Records
-from src.data.slices import KEY, check_bases
+from src.data.slices import KEY, Range, check_bases, warn_of_overlap
 from src.data.splits import Data, Preprocessing
 from src.data.tfds_files import Asked, asked_for, find, import_tfds
 from src.data.tfrecords import TFRecords
@@ -191,6 +191,12 @@ def _records(
     parts = {
         split: _instructions(info, split, spelling, asked) for split, spelling in splits_map.items()
     }
+    warn_of_overlap(
+        {
+            split: [Range(piece.filename, piece.skip, piece.skip + piece.take) for piece in pieces]
+            for split, pieces in parts.items()
+        }
+    )
     form, folder = info.file_format.value, Path(info.data_dir)
     try:
         if form == "tfrecord":

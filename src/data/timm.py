@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 
 from src.data.fetch import alone, missing, one_line, read_timeout
 from src.data.images import classes_of, cut, image_data
-from src.data.slices import bases_used, check_bases
+from src.data.slices import bases_used, check_bases, resolve_all
 from src.data.splits import Data, Preprocessing
 from src.data.tars import TarImages
 from src.data.transforms import STATISTICS
@@ -73,7 +73,7 @@ def load(
         bases = _open_torch(rest, splits_map, data_dir, download)
     known = STATISTICS.get(name.removeprefix("torch/"))
     return image_data(
-        cut(bases, splits_map),
+        cut(bases, resolve_all(splits_map, {base: len(data) for base, data in bases.items()})),
         looks or Preprocessing(),
         name=f"timm/{name}",
         class_names=classes_of(bases),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data.slices import Range, bases_used, check_bases, resolve
+from src.data.slices import Range, bases_used, check_bases, resolve, resolve_all
 from src.names import UserError
 
 SIZES = {"train": 1000, "test": 7}
@@ -74,6 +74,20 @@ def test_unknown_part_lists_those_there_are():
         check_bases({"train": "train", "val": "tset"}, ("train", "test"), "x/y")
     with pytest.raises(UserError, match=r"no 'test'.*there is: 'train'.*train\[80%:\]"):
         check_bases({"train": "train", "test": "test"}, ("train",), "x/y")
+
+
+@pytest.mark.parametrize(
+    ("splits_map", "said"),
+    [
+        ({"val": "train[90%:]", "test": "test"}, []),
+        ({"val": "train[90:]"}, ["data_splits_map: 810 of 910 examples of val are in train"]),
+        ({"a": "test+train[:7]", "b": "test"}, ["data_splits_map: 7 of 14 examples of a"]),
+    ],
+)
+def test_examples_that_are_trained_on_and_evaluated_on_are_said(splits_map, said, log_lines):
+    ranges = resolve_all({"train": "train[:90%]"} | splits_map, SIZES)
+    assert ranges["train"] == [Range("train", 0, 900)]
+    assert [line[: len(words)] for line, words in zip(log_lines, said, strict=True)] == said
 
 
 def test_parts_of_train_come_first():

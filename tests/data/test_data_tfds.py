@@ -123,6 +123,13 @@ def test_slices_are_those_of_tfds_in_its_order(folders, form):
         assert examples(data.splits[name]) == whole, spelling
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_examples_of_train_in_another_split_are_said(folders, form, log_lines):
+    load("colours", folders[form], {"train": "train[:90%]", "val": "train[80%:]"})
+    (line,) = [line for line in log_lines if "are in train" in line]
+    assert line.startswith("data_splits_map: ")
+
+
 def test_the_newest_version_is_taken_unless_one_is_given(folders):
     data_dir = folders["array_record"]
     assert load("colours", data_dir).version == "1.10.0"

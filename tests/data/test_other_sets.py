@@ -245,7 +245,7 @@ def test_beside_images_in_memory_those_of_files_look_as_they_do(tmp_path, keys, 
 
 def test_other_data_sets_are_checked_as_ours_are():
     unknown = {"train": "train", "other": "sklearn/wines:test"}
-    with pytest.raises(UserError, match="unknown 'wines'; did you mean 'wine'"):
+    with pytest.raises(UserError, match="unknown 'sklearn/wines'; did you mean 'sklearn/wine'"):
         check_dataset(config(data_splits_map=unknown))
     with pytest.raises(UserError, match="has no 'tset'"):
         check_dataset(config(data_splits_map={"train": "train", "o": "sklearn/iris:tset"}))

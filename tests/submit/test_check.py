@@ -127,7 +127,7 @@ def test_names_are_looked_up_beside_the_types():
     ]
     lines = check_rows(rows)
     assert [line.split("; did you mean")[0] for line in lines] == [
-        "6 rows: dataset: unknown 'irsi'",
+        "6 rows: dataset: unknown 'sklearn/irsi'",
         "4 rows: model: unknown 'tiny/lent', 'tiny/lenett'",
         "3 rows: wandb: got 'on', expected boolean",
     ]
@@ -202,7 +202,10 @@ def test_the_lookup_sees_no_gpu_and_fetches_nothing(other_lookup):
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"dataset": "sklearn/digit"}, "dataset: unknown 'digit'; did you mean 'digits'"),
+        (
+            {"dataset": "sklearn/digit"},
+            "dataset: unknown 'sklearn/digit'; did you mean",
+        ),
         ({"dataset": "libsvm/a9a", "data_splits_map": {"train": "vali"}}, "data_splits_map: train"),
         ({"dataset": "sklearn/iris", "data_mean": [0.5]}, "data_mean, data_std: give both"),
         ({"model": "timm/resnet1"}, "model: unknown 'timm/resnet1'; did you mean 'timm/resnet1"),
@@ -224,7 +227,7 @@ def test_the_lookup_sees_no_gpu_and_fetches_nothing(other_lookup):
         ({"model": "linear", "model_head_init": "zero_shot"}, "model_head_init: got 'zero_shot'"),
         (
             {"data_splits_map": {"train": "train", "o": "sklearn/irsi:test"}},
-            "dataset: unknown 'irsi'",
+            "dataset: unknown 'sklearn/irsi'",
         ),
     ],
 )
