@@ -68,6 +68,7 @@ FOR_bench := $(FOR_test)
 .venv/bin/uv:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo \
 	  "$(PYTHON) is older than 3.11: name a newer one, make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv || { rm -rf .venv; echo \
+	@echo "installing into .venv: some minutes, and several GB"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo \
 	  "no virtual environment: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
 	$(BIN)/pip install --quiet uv

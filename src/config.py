@@ -232,6 +232,8 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
         where = [str(part) for part in item["loc"]]
         key = where[0]
         wanted = item["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+        if key == "base_lr" and item["type"] == "string_type":
+            wanted = "an expression that gives such a number"
         if item["type"] == "list_type":
             given = cut(str(item["input"]))
             wanted = f"a list, as [{given}]; in a grid [[{given}]]"

@@ -100,7 +100,10 @@ def test_numbers_are_numbers_however_they_are_written(text, value):
         ),
         ({"base_lr": "10.0**400"}, "base_lr: "),
         ({"base_lr": "'fast'"}, "base_lr: got \"'fast'\", expected an expression that gives a num"),
-        ({"base_lr": -1}, "base_lr: got -1, expected greater than or equal to 0"),
+        (
+            {"base_lr": -1},
+            "base_lr: got -1, expected greater than or equal to 0 or an expression that gives such",
+        ),
         ({"best_checkpoint_metric": "("}, "best_checkpoint_metric: got '(', expected a regular"),
         ({"seed_model": -1}, "seed_model: got -1, expected greater than or equal to 0"),
         ({"model_input_shape": [3, 0]}, "model_input_shape"),
