@@ -82,9 +82,10 @@ def test_records_know_nothing_of_the_engine_the_data_and_the_models():
 
 
 def test_submitting_sees_the_configuration_and_what_a_run_leaves():
+    """And the command line of train.py, which says where a run without output_dir is."""
     for path in modules("submit"):
         imported = rooms(imports_of(path)) - GROUND
-        assert imported <= {"submit", "record"}, path
+        assert imported <= {"submit", "record", "command_line"}, path
 
 
 def test_messages_see_what_is_submitted_and_drawn_and_nobody_sees_them():

@@ -115,8 +115,9 @@ def test_the_version_is_found_and_kept(colours, tmp_path):
 def test_runs_do_without_tensorflow(folders, tmp_path):
     script = """
 import sys, train
+from src.config import load_config
 for file in sys.argv[1:]:
-    train.run_experiment(train.load_config(file))
+    train.run_experiment(load_config(file))
 print(sorted(name for name in sys.modules if name.partition(".")[0] == "tensorflow"))
 """
     files = [tmp_path / f"{form}.yaml" for form in folders]
