@@ -90,6 +90,7 @@ FOUND_IN_DATA = {"data_n_examples", "data_n_classes", "data_version"}
 FOUND_IN_DATA |= {"model_output_dim", "model_input_shape"}
 KEYS = {field.name: field for field in dataclasses.fields(Config)}
 MOST_LINES = 20  # of mistakes
+MOST_EXPLAINED = 1_000  # the others are counted
 MAX_ALLOWED_LOSS = 1e6  # where max_allowed_loss is null, unless the first loss is larger
 KINDS = {"bool", "float", "int", "str", "list[str]"}  # of a key that takes several
 # What other programs call a key, where spelling alone would lead to a wrong one or none
@@ -225,7 +226,7 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
     expected: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
     lines = []
-    for item in error.errors(include_url=False):
+    for item in error.errors(include_url=False)[:MOST_EXPLAINED]:
         if cause := item.get("ctx", {}).get("error"):  # from __post_init__
             lines.append(str(cause))
             continue
@@ -254,7 +255,7 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
         near = closest(text, re.findall(r"'(.*?)'", wanted))
         hint = f"; did you mean {near!r}?" if near else ""
         lines.append(f"{bad_value(key, value, wanted)}{hint}")
-    return lines
+    return lines + [""] * max(0, error.error_count() - MOST_EXPLAINED)
 
 
 # ---- What a run draws --------------------------------------------------------------------

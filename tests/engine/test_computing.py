@@ -95,7 +95,8 @@ def test_full_batches_are_compiled_and_others_not():
 
 @pytest.mark.slow
 def test_names_in_checkpoints_are_those_of_the_network(digits, tmp_path):
-    run_experiment(digits(compile=True, train_length=1))
+    # in a fork: where this process had compiled, no later test could train in one
+    together(1, run_experiment, digits(compile=True, train_length=1))
     state = StateFiles(tmp_path / "run" / "state").newest()
     assert list(state["parts"]["model"]) == ["weight", "bias"]
 
