@@ -552,16 +552,20 @@ def problems(cases: Sequence[Case], folder: Path, bases: dict[str, Path]) -> lis
 
 
 def limit_of(case: Case, code: int | None) -> float:
-    """Seconds of the processor. The first optimizer of a process costs torch about as much as its
-    import does; submitting has names looked up by a process beside it, which imports all that."""
+    """Seconds of the processor; more where importing torch takes more of them, as machines differ.
+
+    The first optimizer of a process costs torch about as much as its import does; submitting has
+    names looked up by a process beside it, which imports all that.
+    """
     torch_itself = seconds_of("import torch")
+    most = max(MOST_SECONDS, torch_itself)
     if case.command == "submit":
-        return MOST_SECONDS + seconds_of("import src.lookup")
+        return most + seconds_of("import src.lookup")
     if case.command != "train":
-        return MOST_SECONDS + torch_itself
+        return most + torch_itself
     optimizer = seconds_of("import torch; torch.optim.SGD([torch.ones(1)], 1).step()")
     has_one = code == 0 or case.words.startswith("lr_schedule")
-    return MOST_SECONDS + (optimizer - torch_itself) * has_one
+    return most + (optimizer - torch_itself) * has_one
 
 
 @cache
