@@ -73,7 +73,7 @@ def test_a_batch_with_failures_tells_of_the_first_and_of_its_end(tmp_path):
     words = digest["message"]
     assert words.startswith("10 rows: 8 done, 2 failed\n- 2 rows: error")
     assert "/nowhere/a.pt" in words
-    assert "best by test/last/accuracy:\n- 0.9" in words
+    assert "best by test/last/accuracy (chosen and reported on the same split):\n- 0.9" in words
     assert "cost: 0.0" in words
     assert "--only error" in words
     (picture,) = digest["attachments"]

@@ -52,7 +52,7 @@ def test_the_digest_arrives_after_a_batch_with_two_failures(cluster, repository)
     assert "/nowhere/" in messages[0]["message"]
     words = messages[1]["message"]
     assert "- 2 rows: error" in words
-    assert "best by test/last/accuracy:" in words
+    assert "best by test/last/accuracy (chosen and reported on the same split):" in words
     assert "core-hours; in vain" in words
     assert messages[1]["attachments"][0]["base64"].startswith("iVBOR")  # a PNG
     files = [p for p in repository.batch.rglob("*") if p.is_file() and "code" not in p.parts]
