@@ -14,16 +14,16 @@ from typing import Any
 
 from loguru import logger
 
-from src.config import Config, load_config, make_config, parse_overrides
-from src.data.build import build_data
-from src.data.fetch import one_line
+from src.config.config import Config, load_config, make_config, parse_overrides
+from src.config.yaml_files import read_yaml_file
+from src.data.registry import build_data
+from src.data.sources.fetch import one_line
 from src.data.splits import Data, Preprocessing
+from src.grid.expand import expand
+from src.grid.job_file import read_job
 from src.keys import DataKeys, ModelKeys
-from src.models.build import build_model, check_model, model_preprocessing
-from src.names import OneLineParser, UserError
-from src.submit.grid import expand
-from src.submit.job_file import read_job
-from src.yaml_files import read_yaml_file
+from src.models.registry import build_model, check_model, model_preprocessing
+from src.support.errors import OneLineParser, UserError
 
 OF_DATA = [field.name for field in fields(DataKeys)] + ["model_input_shape", "loss"]
 OF_MODEL = [field.name for field in fields(ModelKeys)]

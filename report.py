@@ -25,10 +25,8 @@ from rich.padding import Padding
 from rich.table import Table
 from tqdm import tqdm
 
-from src.files import write_atomically
-from src.names import OneLineParser, UserError, bad_value, cut
-from src.submit.failures import headline, short_path, shown
-from src.submit.progress import (
+from src.grid.failures import headline, short_path, shown
+from src.grid.progress import (
     RESULTS,
     Best,
     Report,
@@ -36,7 +34,9 @@ from src.submit.progress import (
     cost_in_words,
     reports,
 )
-from src.submit.status import STATES, RowStatus
+from src.grid.status import STATES, RowStatus
+from src.support.errors import OneLineParser, UserError, bad_value, cut
+from src.support.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -343,7 +343,7 @@ def row_as_json(status: RowStatus) -> dict[str, Any]:
 
 def sync(arguments: Sequence[str]) -> int:
     """Send what trackers were not told while the runs went; 1 where some could not be sent."""
-    from src.record.trackers.syncing import obstacles, run_folders, send, unsent
+    from src.logging.trackers.sync import obstacles, run_folders, send, unsent
 
     parser = OneLineParser(prog="report.py sync", description="Send runs to wandb and Comet.")
     parser.add_argument(
@@ -374,8 +374,8 @@ def sync(arguments: Sequence[str]) -> int:
 
 def notify(arguments: Sequence[str]) -> int:
     """Send a message now; 1 where an address did not take it."""
-    from src.notify.address import send
-    from src.notify.digest import body_of, picture_of, report_of, title_of
+    from src.grid.notify.address import send
+    from src.grid.notify.digest import body_of, picture_of, report_of, title_of
 
     parser = OneLineParser(prog="report.py notify", description="Send a message about a batch.")
     parser.add_argument("batch", nargs="?", metavar="results/BATCH", help="its digest, now")
@@ -431,7 +431,7 @@ def all_runs(folder: Path) -> "pd.DataFrame":
     """The big_df of a batch; without rows where none has begun."""
     import pandas as pd
 
-    from src.analysis.experiments import read_experiments
+    from src.analysis.read import read_experiments
 
     try:
         return read_experiments(folder)

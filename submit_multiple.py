@@ -1,7 +1,7 @@
 """Run a grid of experiments: python submit_multiple.py jobs/x.yaml -s submit_cpu.sh [-- …]
 
-The grid becomes a folder a row (src/submit/folders.py), run by Slurm (src/submit/submission.py)
-or, with `-s local`, by worker processes here (src/submit/local.py).
+The grid becomes a folder a row (src/grid/folders.py), run by Slurm (src/grid/slurm/submission.py)
+or, with `-s local`, by worker processes here (src/grid/local.py).
 """
 
 import argparse
@@ -17,12 +17,10 @@ from pathlib import Path
 from loguru import logger
 from tqdm import tqdm
 
-from src.names import OneLineParser, UserError, bad_value, closest, cut, pick
-from src.notify.address import has_address, unreadable
-from src.notify.digest_job import submit_digest
-from src.submit.check import MOST_LINES, check_rows, check_slurm, errors_of
-from src.submit.failures import KINDS, group_rows, headline, short_path
-from src.submit.folders import (
+from src.grid.check import MOST_LINES, check_rows, check_slurm, errors_of
+from src.grid.expand import Grid, read_grid
+from src.grid.failures import KINDS, group_rows, headline, short_path
+from src.grid.folders import (
     Batch,
     Plan,
     Row,
@@ -35,16 +33,18 @@ from src.submit.folders import (
     plan_batch,
     write_batch,
 )
-from src.submit.grid import Grid, read_grid
-from src.submit.job_file import Job, try_job
-from src.submit.journal import LOCAL, Asked, Journal
-from src.submit.local import ENDS, Machine, default_jobs, run_rows
-from src.submit.notices import Notices, start_sending, wait_until_sent
-from src.submit.repair import repair
-from src.submit.slurm import Options, QueuedJob, check_installed, is_job_id
-from src.submit.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
-from src.submit.status import ask_queue, count_states, read_journal, row_statuses
-from src.submit.submission import Submission, unfinished_folder, unsubmitted
+from src.grid.job_file import Job, try_job
+from src.grid.journal import LOCAL, Asked, Journal
+from src.grid.local import ENDS, Machine, default_jobs, run_rows
+from src.grid.notify.address import has_address, unreadable
+from src.grid.notify.digest_job import submit_digest
+from src.grid.notify.notices import Notices, start_sending, wait_until_sent
+from src.grid.repair import repair
+from src.grid.slurm.commands import Options, QueuedJob, check_installed, is_job_id
+from src.grid.slurm.submission import Submission, unfinished_folder, unsubmitted
+from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
+from src.grid.status import ask_queue, count_states, read_journal, row_statuses
+from src.support.errors import OneLineParser, UserError, bad_value, closest, cut, pick
 
 ROOT = Path(__file__).resolve().parent
 MOST_SHOWN = 5  # rows

@@ -23,37 +23,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from src.analysis.run_plot import save_learning_curves
-from src.command_line import CommandLine, given
-from src.config import Config, draw_missing, make_config
-from src.data.build import build_data, build_loading, found_in
-from src.data.loaders import micro_batches, shuffled_batches, training_batches
+from src.config.command_line import CommandLine, given
+from src.config.config import Config, draw_missing, make_config
+from src.data.batches import micro_batches, shuffled_batches, training_batches
 from src.data.placement import is_to_hold, placed
+from src.data.registry import build_data, build_loading, found_in
 from src.data.splits import has_several_labels, is_text, is_text_alone
-from src.durations import Timeline
-from src.engine.checkpoint import prune, save_weights
-from src.engine.computing import Computing, Forward
-from src.engine.evaluation import Evaluation, Sums, recompute_batch_norms
-from src.engine.launch import launch, num_processes
-from src.engine.parallel import Parallel
-from src.engine.profiling import build_profiler
-from src.engine.runtime import pick_device
-from src.engine.saving import Saver
-from src.engine.signals import Signals, StopRequested
-from src.engine.state import State
-from src.engine.state_files import StateFiles
-from src.engine.stopping import Best, has_diverged, loss_limit
-from src.engine.world import World, ended, find_place, is_main_process
-from src.generators import generators_kept, seed_everything
-from src.losses import Loss, build_loss
-from src.metrics import metric_columns
-from src.models.build import build_model, model_preprocessing, output_dim, without_weights
-from src.names import UserError, cut
-from src.optim.averaging import Average, build_averages, evaluated_models
-from src.optim.build import build_optimizer, in_words
-from src.optim.schedules import build_schedule
-from src.record.console import Progress, log_setup
-from src.record.run_folder import open_folder
-from src.record.same_run import (
+from src.logging.console import Progress, log_setup
+from src.logging.run_folder import open_folder
+from src.logging.same_run import (
     OtherRun,
     check_same_data,
     check_same_epochs,
@@ -61,7 +39,29 @@ from src.record.same_run import (
     folder_for,
     is_finished,
 )
-from src.record.stats import Stats, read_stats, summary
+from src.logging.stats import Stats, read_stats, summary
+from src.losses import Loss, build_loss
+from src.metrics import metric_columns
+from src.models.registry import build_model, model_preprocessing, output_dim, without_weights
+from src.optim.averaging import Average, build_averages, evaluated_models
+from src.optim.optimizers import build_optimizer, in_words
+from src.optim.schedules import build_schedule
+from src.runtime.checkpoint_files import StateFiles
+from src.runtime.checkpoint_manager import Saver
+from src.runtime.device import pick_device
+from src.runtime.distributed import World, ended, find_place, is_main_process
+from src.runtime.evaluation import Evaluation, Sums, recompute_batch_norms
+from src.runtime.launch import launch, num_processes
+from src.runtime.model_files import prune, save_weights
+from src.runtime.parallel import Parallel
+from src.runtime.precision import Computing, Forward
+from src.runtime.profiling import build_profiler
+from src.runtime.signals import Signals, StopRequested
+from src.runtime.step_schedule import Timeline
+from src.runtime.stopping import Best, has_diverged, loss_limit
+from src.runtime.train_state import State
+from src.support.errors import UserError, cut
+from src.support.random_state import generators_kept, seed_everything
 
 
 @dataclass
@@ -357,7 +357,7 @@ def with_folder(config: Config, name: str) -> Config:
 def mistakes(values: Mapping[str, Any], error: UserError | None = None) -> str:
     """All mistakes in the keys, where there is one: names are looked up as well. Of an error in a
     run that already names a key: those beside it, if it is among them."""
-    from src import lookup
+    from src.grid import name_lookup as lookup
 
     if not is_main_process() or (error and str(error).partition(":")[0] not in lookup.CHECKS):
         return ""

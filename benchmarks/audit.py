@@ -45,17 +45,17 @@ from benchmarks.references import (
 )
 from src.analysis.choice import choose, table
 from src.analysis.curves import at, at_best, best, last
-from src.analysis.experiments import read_experiments
 from src.analysis.intervals import mean_interval
 from src.analysis.pairs import paired
 from src.analysis.plots.targets import first_reached
-from src.config import make_config
+from src.analysis.read import read_experiments
+from src.config.config import make_config
 from src.data.splits import NO_TOKEN
-from src.engine.evaluation import recompute_batch_norms
+from src.grid.ranking import Run, rank
 from src.losses import build_loss
 from src.optim.averaging import build_averages
 from src.optim.schedules import build_schedule
-from src.ranking import Run, rank
+from src.runtime.evaluation import recompute_batch_norms
 from train import experiment_generator
 
 SINGLE, DOUBLE = 2e-5, 1e-12  # what float32 leaves of 30 steps, and float64 of a few operations

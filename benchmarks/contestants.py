@@ -112,7 +112,7 @@ def _endless(loader: DataLoader) -> Iterator[Any]:
 
 def our_run(batch_size: int, num_steps: int, folder: Path, **keys: Any) -> Iterator[Any]:
     """A normal run with its folder: a line every 10 steps, status.json, stats.csv an epoch."""
-    from src.config import make_config
+    from src.config.config import make_config
     from train import experiment_generator
 
     of_all = {
@@ -310,7 +310,7 @@ def bare_evaluation(batch_size: int, num_steps: int, folder: Path) -> Segments:
 
 def our_evaluation(batch_size: int, num_steps: int, folder: Path) -> Segments:
     """What stats.csv says of the time of a whole test split."""
-    from src.config import make_config
+    from src.config.config import make_config
     from train import experiment_generator
 
     keys = {
@@ -336,7 +336,7 @@ EVALUATION = {"bare loop": bare_evaluation, "ours": our_evaluation}
 
 def bare_sparse(batch_size: int, num_steps: int, folder: Path) -> Segments:
     """CSR arrays in memory, rows gathered, and the product as a bag of embeddings."""
-    from src.data.libsvm import load
+    from src.data.sources.libsvm import load
 
     data = load("rcv1.binary", {"train": "train"}, data_dir=folder / "data")
     inputs, targets = data.splits["train"].inputs, data.splits["train"].targets
@@ -378,7 +378,7 @@ def modules_alone(batch_size: int, num_steps: int, folder: Path) -> Segments:
 
 def bare_wrn(batch_size: int, num_steps: int, folder: Path) -> Segments:
     """WRN-16-4 on random 32x32 images that lie in memory."""
-    from src.models.tiny.build import build
+    from src.models.tiny.registry import build
 
     inputs, targets = torch.randn(512, 3, 32, 32), torch.randint(0, 10, (512,))
     model, _ = build("wrn_16_4", (3, 32, 32), 10)

@@ -17,12 +17,12 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.submit.check import check_rows  # noqa: E402
-from src.submit.folders import Plan, open_batch, plan_batch, write_batch  # noqa: E402
-from src.submit.grid import expand  # noqa: E402
-from src.submit.progress import reports  # noqa: E402
-from src.submit.slurm import Options, ask  # noqa: E402
-from src.submit.submission import Submission  # noqa: E402
+from src.grid.check import check_rows  # noqa: E402
+from src.grid.expand import expand  # noqa: E402
+from src.grid.folders import Plan, open_batch, plan_batch, write_batch  # noqa: E402
+from src.grid.progress import reports  # noqa: E402
+from src.grid.slurm.commands import Options, ask  # noqa: E402
+from src.grid.slurm.submission import Submission  # noqa: E402
 
 EPOCHS = 20
 COLUMNS = ("train/loss", "train/accuracy", "train/time", "test/last/loss", "test/last/accuracy")

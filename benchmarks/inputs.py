@@ -123,9 +123,9 @@ def make_photos(folder: Path) -> None:
 def our_images(dataset: str, folder: Path, shape: list[int]) -> Batches:
     import torch
 
-    from src.config import make_config
-    from src.data.build import build_data
-    from src.data.loaders import Loading, training_batches
+    from src.config.config import make_config
+    from src.data.batches import Loading, training_batches
+    from src.data.registry import build_data
 
     keys = {"dataset": dataset, "data_dir": str(folder), "data_splits_map": {"train": "train"}}
     keys |= {"aug_crop_scale": [0.08, 1.0], "aug_hflip": 0.5, "model_input_shape": shape}
@@ -192,10 +192,10 @@ def held_table(folder: Path) -> None:
     """5,000 PNG files of 32 x 32 pixels, padded, cropped and flipped; both are ours."""
     import torch
 
-    from src.config import make_config
-    from src.data.build import build_data
-    from src.data.loaders import Loading, training_batches
+    from src.config.config import make_config
+    from src.data.batches import Loading, training_batches
     from src.data.placement import placed
+    from src.data.registry import build_data
     from src.data.splits import Split
 
     cpu = torch.device("cpu")
@@ -293,7 +293,7 @@ def texts_table(folder: Path) -> None:
     from torch.nn.utils.rnn import pad_sequence
     from torch.utils.data import DataLoader
 
-    from src.data.loaders import Loading, training_batches
+    from src.data.batches import Loading, training_batches
     from src.data.splits import TextSplit
 
     lengths = torch.randint(5, 129, (20_000,), generator=torch.Generator().manual_seed(0))

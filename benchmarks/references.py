@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from src.config import Config
-from src.data.build import build_data
+from src.config.config import Config
 from src.data.order import permutation
-from src.models.build import build_model
+from src.data.registry import build_data
+from src.models.registry import build_model
 
 NUM_STEPS = 30  # of the run: two passes through digits
 Summed = tuple[float, np.ndarray, float]  # losses, their gradient (n, C), what both are divided by

@@ -19,10 +19,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.config import make_config  # noqa: E402
-from src.submit.folders import plan_batch, write_batch  # noqa: E402
-from src.submit.grid import expand  # noqa: E402
-from src.yaml_files import write_yaml  # noqa: E402
+from src.config.config import make_config  # noqa: E402
+from src.config.yaml_files import write_yaml  # noqa: E402
+from src.grid.expand import expand  # noqa: E402
+from src.grid.folders import plan_batch, write_batch  # noqa: E402
 
 EPOCHS = 20
 NAME = "26-11-23-generated"
@@ -34,7 +34,7 @@ READ = """
 import json, resource, sys, time
 sys.path.insert(0, {root!r})
 import pandas
-from src.analysis.experiments import read_experiments
+from src.analysis.read import read_experiments
 from src.analysis.curves import last
 started = time.perf_counter()
 df = read_experiments([{batch!r}], index_field="train/seen_examples")

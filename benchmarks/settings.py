@@ -69,7 +69,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 def network(work: Work) -> nn.Module:
     """From the family's own builder, where the model lives."""
-    from src.models.build import FAMILIES
+    from src.models.registry import FAMILIES
 
     family, _, name = work.model.partition("/")
     model, _ = FAMILIES[family].build(name, (3, work.side, work.side), CLASSES)
@@ -179,8 +179,8 @@ def work_as(
     contestants: Mapping[str, Callable[[Work, Path], Segments]], words: Sequence[str]
 ) -> None:
     """The other end of a contestant, after --worker; with its fellows where there are several."""
-    from src.engine.launch import launch
-    from src.engine.world import find_place, is_main_process
+    from src.runtime.distributed import find_place, is_main_process
+    from src.runtime.launch import launch
 
     work, name, folder = Work(**json.loads(words[0])), words[1], Path(words[2])
     if work.num_processes > 1 and find_place(os.environ) is None:

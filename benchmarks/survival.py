@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def config(folder: Path, keys: dict[str, Any], **more: Any) -> Any:
-    from src.config import make_config
+    from src.config.config import make_config
 
     of_all = {"optim_alg": "adam", "base_lr": 1e-3, "device": "cpu", "num_workers": 0}
     of_all |= {"data_dir": str(folder / "data"), "seed_model": 0, "seed_training": 0}
@@ -91,7 +91,7 @@ def cost_of_a_save(folder: Path, keys: dict[str, Any], num_steps: int) -> tuple[
     """(MB of the file, seconds that an epoch with a save takes longer)."""
     import torch
 
-    from src.engine import saving as module
+    from src.runtime import checkpoint_manager as module
     from train import experiment_generator
 
     torch.set_num_threads(1)
@@ -145,8 +145,8 @@ def restart(folder: Path) -> None:
 
 def prepared(folder: Path, keys: dict[str, Any], num_steps: int, stop: int) -> Path:
     """A configuration, and where stop > 0 the state that a run of it has after `stop` steps."""
-    from src.config import save_config
-    from src.engine.state_files import StateFiles
+    from src.config.config import save_config
+    from src.runtime.checkpoint_files import StateFiles
     from train import experiment_generator
 
     out = folder / f"run-{stop}"

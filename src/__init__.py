@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from src.config import Config
+    from src.config.config import Config
 
 __all__ = ["Config"]
 
@@ -11,7 +11,7 @@ __all__ = ["Config"]
 def __getattr__(name: str) -> Any:
     """Config is imported when it is asked for: pydantic and numpy take half a second."""
     if name == "Config":
-        from src.config import Config
+        from src.config.config import Config
 
         return Config
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from src.names import UserError
-from src.yaml_files import read_yaml
+from src.config.yaml_files import read_yaml
+from src.support.errors import UserError
 
 
 def _as_number(value: object) -> object:
@@ -54,7 +54,8 @@ class Bookkeeping:
     best_checkpoint_metric: str = "test/.*/accuracy"
     # of those checkpoints, the newest so many stay; null: all
     keep_checkpoints: AtLeast1 | None = None
-    # minutes between two saves of the state that a killed run goes on from (src/engine/state.py)
+    # minutes between two saves of the state that a killed run resumes from
+    # (src/runtime/train_state.py)
     checkpoint_minutes: Positive = 10
     # keep that state when the run has ended, so that a longer train_length can go on from it
     keep_state: bool = True

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.config import KEYS, make_config
-from src.models.tiny.build import build
+from src.config.config import KEYS, make_config
+from src.models.tiny.registry import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from src.config import make_config
-from src.yaml_files import write_yaml
+from src.config.config import make_config
+from src.config.yaml_files import write_yaml
 from train import experiment_generator
 
 ROOT = Path(__file__).parents[1]
@@ -560,7 +560,7 @@ def limit_of(case: Case, code: int | None) -> float:
     torch_itself = seconds_of("import torch")
     most = max(MOST_SECONDS, torch_itself)
     if case.command == "submit":
-        return most + seconds_of("import src.lookup")
+        return most + seconds_of("import src.grid.name_lookup")
     if case.command != "train":
         return most + torch_itself
     optimizer = seconds_of("import torch; torch.optim.SGD([torch.ones(1)], 1).step()")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from src.losses import build_loss
-from src.names import UserError
+from src.support.errors import UserError
 
 N, C = 7, 3
 WEIGHTS = torch.tensor([0.5, 2.0, 1.25])

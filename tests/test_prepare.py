@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import prepare
-from src.data import build
+from src.data import registry as build
 
 ROOT = Path(__file__).parents[1]
 

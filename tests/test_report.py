@@ -19,16 +19,13 @@ from rich.console import Console
 import report
 import submit_multiple
 from report import duration
-from src.config import save_config
-from src.names import UserError
-from src.notify.digest import body_of, report_of, title_of
-from src.processes import began
-from src.record.provenance import FROZEN
-from src.submit import progress
-from src.submit.damage import problem_of_configuration
-from src.submit.folders import Row, open_batch
-from src.submit.journal import Journal
-from src.submit.progress import (
+from src.config.config import save_config
+from src.grid import progress
+from src.grid.damage import problem_of_configuration
+from src.grid.folders import Row, open_batch
+from src.grid.journal import Journal
+from src.grid.notify.digest import body_of, report_of, title_of
+from src.grid.progress import (
     Report,
     best_settings,
     columns_to_rank_by,
@@ -36,9 +33,12 @@ from src.submit.progress import (
     seconds_left,
     stats_text,
 )
-from src.submit.slurm import NoSlurm, QueuedJob, script_of
-from src.submit.snapshot import freeze, repository_of
-from src.submit.status import STATES, RowStatus
+from src.grid.slurm.commands import NoSlurm, QueuedJob, script_of
+from src.grid.snapshot import freeze, repository_of
+from src.grid.status import STATES, RowStatus
+from src.logging.provenance import FROZEN
+from src.support.errors import UserError
+from src.support.processes import began
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -331,7 +331,7 @@ def test_what_a_bug_has_ended_is_run_again_with_the_code_as_it_is_now(batch, cap
 def test_the_code_is_looked_at_only_where_rows_have_failed(batch, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(
-        "src.submit.snapshot.changed_since_last_copy", lambda *_: asked.append(1) or []
+        "src.grid.snapshot.changed_since_last_copy", lambda *_: asked.append(1) or []
     )
     report.main([])
     assert len(asked) == 1  # for all that is shown of a batch
@@ -722,7 +722,7 @@ def test_after_a_quarter_of_a_grid_the_time_left_is_known(tmp_path, monkeypatch)
     for now in (quarter, quarter + 10, quarter + 20, quarter + 30, end / 2, 0.75 * end):
         for row, recorded in zip(open_batch(folder).rows, RECORDED, strict=True):
             as_it_was(row, recorded, now)
-        monkeypatch.setattr("src.submit.status.time.time", lambda now=now: EPOCH + now)
+        monkeypatch.setattr("src.grid.status.time.time", lambda now=now: EPOCH + now)
         (found,) = progress.reports([open_batch(folder)], None, 3)
         assert found.counts["done"] + found.counts["running"] < len(RECORDED)
         assert found.seconds_left == pytest.approx(end - now, rel=0.3), now

@@ -18,13 +18,14 @@ import torch
 import yaml
 
 import train
-from src.config import make_config, save_config
-from src.engine import evaluation, saving
-from src.engine.signals import StopRequested
-from src.engine.state_files import StateFiles
+from src.config.config import make_config, save_config
+from src.logging import lease as claim
 from src.metrics import is_time
-from src.names import UserError
-from src.record import claim
+from src.runtime import checkpoint_manager as saving
+from src.runtime import evaluation
+from src.runtime.checkpoint_files import StateFiles
+from src.runtime.signals import StopRequested
+from src.support.errors import UserError
 from train import experiment_generator, main, run_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -199,7 +200,7 @@ def test_stopped_within_an_evaluation_it_draws_the_same(digits, tmp_path, monkey
 
 KILLED_BEFORE_DONE = """
 import os, sys, train
-from src.record.run_folder import RunFolder
+from src.logging.run_folder import RunFolder
 RunFolder.finish = lambda *_: os._exit(9)
 train.main([sys.argv[1]])
 """

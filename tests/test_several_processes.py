@@ -16,14 +16,14 @@ import yaml
 from several_processes import together
 
 import train
-from src.config import make_config, save_config
-from src.engine.comparison import first_differences
-from src.engine.signals import StopRequested
-from src.engine.state_files import StateFiles
-from src.engine.world import EndedElsewhere
+from src.config.config import make_config, save_config
+from src.logging.stats import read_stats
 from src.metrics import is_time
-from src.names import UserError
-from src.record.stats import read_stats
+from src.runtime.checkpoint_files import StateFiles
+from src.runtime.comparison import first_differences
+from src.runtime.distributed import EndedElsewhere
+from src.runtime.signals import StopRequested
+from src.support.errors import UserError
 from tests.waiting import PATIENCE
 from train import experiment_generator, run_experiment
 
@@ -395,7 +395,7 @@ def test_a_sharded_model_trains_as_a_whole_one_and_one_process_goes_on_with_it(
 STARTERS = {
     "launch": [
         "-c",
-        "import sys; from src.engine.launch import launch; sys.exit(launch(sys.argv[1:], 2))",
+        "import sys; from src.runtime.launch import launch; sys.exit(launch(sys.argv[1:], 2))",
     ],
     "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"],
 }

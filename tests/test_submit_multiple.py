@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import submit_multiple
-from src.submit import snapshot
-from src.submit.folders import open_batch
-from src.submit.journal import Journal
-from src.submit.repair import repair
+from src.grid import snapshot
+from src.grid.folders import open_batch
+from src.grid.journal import Journal
+from src.grid.repair import repair
 
 QUICK = "#!/bin/bash\ntrue\n"
 JOB = "job_details: {name: x}\nparameters: {model: linear, base_lr: [1.0, 2.0], train_length: 0}\n"

@@ -19,9 +19,9 @@ from loguru import logger
 from whole_runs import lasting
 
 import train
-from src.config import load_config, make_config
+from src.config.config import load_config, make_config
 from src.metrics import is_time
-from src.names import UserError
+from src.support.errors import UserError
 from tests.waiting import PATIENCE
 from train import experiment_generator, main, run_experiment
 

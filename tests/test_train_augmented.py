@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from test_resume import end_of, interrupt, run_through  # noqa: F401 - one is a fixture
 
-from src.config import load_config, make_config
-from src.engine.signals import StopRequested
+from src.config.config import load_config, make_config
 from src.metrics import is_time
-from src.names import UserError
+from src.runtime.signals import StopRequested
+from src.support.errors import UserError
 from train import run_experiment
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))

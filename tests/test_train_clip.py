@@ -15,12 +15,12 @@ from torch.nn.functional import cross_entropy
 
 import prepare
 import train
-from src.config import load_config, make_config
-from src.engine.signals import StopRequested
-from src.names import UserError
-from src.submit.check import check_rows
-from src.submit.grid import expand
-from src.submit.job_file import read_job
+from src.config.config import load_config, make_config
+from src.grid.check import check_rows
+from src.grid.expand import expand
+from src.grid.job_file import read_job
+from src.runtime.signals import StopRequested
+from src.support.errors import UserError
 from train import experiment_generator, run_experiment
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
@@ -155,7 +155,7 @@ def test_stopped_it_goes_on_without_its_weights(keys, files, tmp_path, monkeypat
 
 
 def test_data_without_names_are_given_some(keys, monkeypatch):
-    monkeypatch.setattr("src.data.sklearn.class_names", lambda name: None)
+    monkeypatch.setattr("src.data.sources.sklearn.class_names", lambda name: None)
     keys |= {"dataset": "sklearn/digits", "data_splits_map": {"train": "train", "val": "test[:50]"}}
     with pytest.raises(UserError, match=r"model_head_init: .* give them as data_class_names"):
         run_experiment(make_config(keys))

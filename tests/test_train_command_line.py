@@ -13,9 +13,9 @@ import yaml
 from several_processes import together
 
 import train
-from src.config import load_config, make_config, without_dashes
-from src.names import UserError
-from src.record.same_run import folder_for
+from src.config.config import load_config, make_config, without_dashes
+from src.logging.same_run import folder_for
+from src.support.errors import UserError
 from train import main
 
 SMALL = {"dataset": "sklearn/digits", "model": "linear", "base_lr": 0.1, "train_length": 1}

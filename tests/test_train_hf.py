@@ -14,9 +14,9 @@ from test_resume import end_of, interrupt, run_through  # noqa: F401 - one is a 
 from torch.nn.functional import cross_entropy
 from whole_runs import certificate, grid_here
 
-from src.config import make_config
-from src.engine.signals import StopRequested
-from src.submit.check import check_rows
+from src.config.config import make_config
+from src.grid.check import check_rows
+from src.runtime.signals import StopRequested
 from train import experiment_generator, run_experiment
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import load_config, make_config, save_config
+from src.config.config import load_config, make_config, save_config
 from src.metrics import is_time
 from tests.waiting import PATIENCE
 from train import experiment_generator, run_experiment

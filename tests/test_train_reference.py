@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from src.data.build import build_data
-from src.data.loaders import Loading, evaluation_batches
+from src.data.batches import Loading, evaluation_batches
 from src.data.order import permutation
-from src.engine.evaluation import Sums, evaluate
+from src.data.registry import build_data
 from src.losses import build_loss
-from src.models.build import build_model
-from src.names import UserError
+from src.models.registry import build_model
+from src.runtime.evaluation import Sums, evaluate
+from src.support.errors import UserError
 from train import experiment_generator
 
 CPU = torch.device("cpu")

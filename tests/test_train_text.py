@@ -17,20 +17,20 @@ from datasets import Dataset
 
 import train
 from examples import docstrings
-from src.config import load_config, make_config
-from src.data.build import build_data
-from src.engine.signals import StopRequested
+from src.config.config import load_config, make_config
+from src.data.registry import build_data
+from src.grid.check import check_rows
+from src.grid.expand import expand
+from src.grid.job_file import read_job
 from src.metrics import is_time
-from src.models.build import model_preprocessing
-from src.submit.check import check_rows
-from src.submit.grid import expand
-from src.submit.job_file import read_job
+from src.models.registry import model_preprocessing
+from src.runtime.signals import StopRequested
 from train import run_experiment
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 from several_processes import together
 from test_resume import end_of
-from test_texts import BERT, GPT, WORDS, write_tokenizer
+from test_text import BERT, GPT, WORDS, write_tokenizer
 from whole_runs import certificate, grid_here, lasting
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,9 @@ import torch
 import yaml
 from test_resume import end_of, interrupt, run_through  # noqa: F401 - one is a fixture
 
-from src.config import load_config, make_config
+from src.config.config import load_config, make_config
+from src.grid.check import check_rows
 from src.metrics import is_time
-from src.submit.check import check_rows
 from train import experiment_generator, run_experiment
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -115,7 +115,7 @@ def test_the_version_is_found_and_kept(colours, tmp_path):
 def test_runs_do_without_tensorflow(folders, tmp_path):
     script = """
 import sys, train
-from src.config import load_config
+from src.config.config import load_config
 for file in sys.argv[1:]:
     train.run_experiment(load_config(file))
 print(sorted(name for name in sys.modules if name.partition(".")[0] == "tensorflow"))

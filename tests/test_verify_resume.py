@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 import verify_resume
-from src.engine import kills
-from src.engine.kills import Failed, Kill, KilledRun, Pace, TooShort, plan
+from src.runtime import certificate as kills
+from src.runtime.certificate import Failed, Kill, KilledRun, Pace, TooShort, plan
 from tests.waiting import PATIENCE
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))

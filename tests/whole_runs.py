@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from src.logging.stats import read_stats
 from src.metrics import is_time
-from src.record.stats import read_stats
 
 ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = 900

@@ -25,14 +25,15 @@ from src.analysis.settings import (
     shown,
     varying,
 )
-from src.config import KEYS, make_config
-from src.expressions import is_expression
+from src.config.config import KEYS, make_config
+from src.config.expressions import is_expression
+from src.config.yaml_files import write_yaml
+from src.grid.identity import identity, same
+from src.grid.ranking import SEEDS, WITHOUT_EFFECT, Run, rank
 from src.keys import Bookkeeping
-from src.names import UserError, bad_value
-from src.ranking import SEEDS, WITHOUT_EFFECT, Run, rank
-from src.record.same_run import FOUND
-from src.submit.identity import identity, same
-from src.yaml_files import write_yaml
+from src.logging.same_run import FOUND
+from src.support.errors import UserError, bad_value
+from src.support.files import ROOT
 
 LEAST = 3  # values with a result: of two, each is an end
 MOST_SHOWN = 3  # settings, in a sentence
@@ -40,7 +41,6 @@ BOOKKEEPING = {field.name for field in fields(Bookkeeping)}
 OF_ONE_RUN = {"output_dir", "host_name", "wandb_run_name", *FOUND}
 ASKED = [key for key in sorted(KEYS, key=BOOKKEEPING.__contains__) if key not in OF_ONE_RUN]
 BEYOND = {"largest": "above", "smallest": "below"}
-ROOT = Path(__file__).parents[2]
 ZIP = "ZIP_seeds"
 Block = dict[str, list[Any]]  # key -> its values; those of ZIP are mappings
 
@@ -86,9 +86,9 @@ def edges(df: pd.DataFrame, metric: str | None = None, *, when: str | float = "l
     """Where the best value of a key, by the mean over seeds, is the largest or smallest tried.
 
     metric: the first of main_metrics(df) where none is given. when: as in numbers(). Values are
-    compared as src/ranking.py says: those that lack seeds come after those that do not. Runs that
-    have not ended lack nothing yet, and only tell what is tried. No edges: ends that cannot move
-    (a weight decay of 0), keys that move with another.
+    compared as src/grid/ranking.py says: those that lack seeds come after those that do not. Runs
+    that have not ended lack nothing yet, and only tell what is tried. No edges: ends that cannot
+    move (a weight decay of 0), keys that move with another.
     """
     return [edge for looked in _examined(df, metric, when).values() for edge in looked.edges]
 

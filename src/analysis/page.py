@@ -23,9 +23,9 @@ from src.analysis.edges import edge_alarm
 from src.analysis.plots import against, heat_map, learning_curves, tradeoff
 from src.analysis.plots.seeds import numbers_of, settings_of
 from src.analysis.settings import is_null, is_number, sort_key, varying
+from src.grid.ranking import SEEDS
 from src.metrics import DIRECTIONS, measure
-from src.names import UserError
-from src.ranking import SEEDS
+from src.support.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from src.config import make_config
+from src.config.config import make_config
+from src.config.yaml_files import read_yaml
 from src.keys import AugmentationKeys
-from src.names import UserError
-from src.yaml_files import read_yaml
+from src.support.errors import UserError
 
 SPECS = ("config.yaml", "spec.yaml")  # what was in force; else what was asked for
 FILES = (*SPECS, "stats.csv", "status.json", "done")

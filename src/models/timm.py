@@ -6,7 +6,7 @@ from torch import nn
 
 from src.data.splits import Preprocessing
 from src.models.weights import out_of_reach
-from src.names import bad_value, unknown_name
+from src.support.errors import bad_value, unknown_name
 
 
 def build(

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from src.names import bad_value
 from src.optim.layers import layer_numbers
+from src.support.errors import bad_value
 
 
 def param_groups(

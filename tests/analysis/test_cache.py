@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from benchmarks.results import generate
-from src.analysis import cache, experiments
-from src.analysis.experiments import read_experiments
+from src.analysis import cache
+from src.analysis import read as experiments
+from src.analysis.read import read_experiments
 
 CACHE = ".big_df.npz"
 

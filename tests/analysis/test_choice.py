@@ -10,9 +10,9 @@ import pytest
 
 from src.analysis.choice import ChoiceWarning, choose, table
 from src.analysis.curves import CurveArray
-from src.analysis.experiments import read_experiments
 from src.analysis.pairs import paired
-from src.names import UserError
+from src.analysis.read import read_experiments
+from src.support.errors import UserError
 from train import run_experiment
 
 VAL, TEST = "val/last/accuracy", "test/last/accuracy"

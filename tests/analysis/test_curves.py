@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from src.analysis.curves import CurveArray, aligned, at, at_best, best, last, main_metrics, numbers
-from src.names import UserError
+from src.support.errors import UserError
 
 
 def curve(*values: float) -> tuple[np.ndarray, np.ndarray]:

@@ -14,13 +14,13 @@ from benchmarks.results import finish
 from src.analysis.beyond import beyond
 from src.analysis.curves import CurveArray
 from src.analysis.edges import edge_alarm, edges, extension
-from src.analysis.experiments import read_experiments
-from src.config import make_config
-from src.names import UserError
-from src.submit.check import check_rows
-from src.submit.folders import plan_batch, write_batch
-from src.submit.grid import expand
-from src.submit.job_file import Job, read_job
+from src.analysis.read import read_experiments
+from src.config.config import make_config
+from src.grid.check import check_rows
+from src.grid.expand import expand
+from src.grid.folders import plan_batch, write_batch
+from src.grid.job_file import Job, read_job
+from src.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RATES = (0.5, 1.0, 2.0)

@@ -13,7 +13,7 @@ import yaml
 import report
 from src.analysis.curves import CurveArray
 from src.analysis.page import _coded, _shown_metrics
-from src.names import UserError
+from src.support.errors import UserError
 
 SPLITS = ("val", "test")
 

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from src.analysis.select import between, select
-from src.names import UserError
+from src.support.errors import UserError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from src.analysis.curves import CurveArray
 from src.analysis.settings import groups, label, seed_warnings, shown, varying
-from src.names import UserError
+from src.support.errors import UserError
 
 
 @pytest.fixture

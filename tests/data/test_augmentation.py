@@ -11,14 +11,14 @@ from timm.data import create_transform
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
-from src.config import make_config
+from src.config.config import make_config
 from src.data.augmentation import check_policy, policy
-from src.data.build import build_data, check_dataset
-from src.data.loaders import Loading, training_batches
+from src.data.batches import Loading, training_batches
+from src.data.registry import build_data, check_dataset
 from src.data.splits import Augmentation, DatasetSplit, Preprocessing
 from src.data.transforms import image_transforms
-from src.generators import generators_kept, seed_everything
-from src.names import UserError
+from src.support.errors import UserError
+from src.support.random_state import generators_kept, seed_everything
 
 CPU = torch.device("cpu")
 SIZE = (24, 32)
@@ -250,7 +250,7 @@ def test_arrays_of_one_s_own_are_not_changed_image_by_image(tmp_path, monkeypatc
         "import numpy as np\n"
         "def read(data_dir):\n    return {'train': (np.zeros((6, 3, 4, 4)), np.arange(6))}\n"
     )
-    monkeypatch.setattr("src.own_code.ROOT", tmp_path)
+    monkeypatch.setattr("src.config.import_path.ROOT", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     keys = {"dataset": "in_memory:read", "data_splits_map": {"train": "train"}}
     assert build_data(make_config(keys), None).input_shape == (3, 4, 4)

@@ -19,7 +19,7 @@ from src.data.batch_augmentation import (
 )
 from src.data.splits import Augmentation
 from src.data.transforms import ToNormalizedTensor
-from src.generators import generators_kept, seed_everything
+from src.support.random_state import generators_kept, seed_everything
 
 SHAPE = (3, 9, 12)
 WORD = 2**64 - 1

@@ -16,7 +16,7 @@ from src.data.arrays import (
 )
 from src.data.slices import Range
 from src.data.splits import ArraySplit, Data, Preprocessing
-from src.names import UserError
+from src.support.errors import UserError
 
 
 def make(layout: str, n: int = 20, d: int = 7, seed: int = 0) -> tuple[ArraySplit, np.ndarray]:

@@ -15,12 +15,12 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
-from src.config import make_config
-from src.data.build import build_data, check_dataset
-from src.data.hf_files import Place, open_parts
-from src.data.loaders import Loading, training_batches
+from src.config.config import make_config
+from src.data.batches import Loading, training_batches
+from src.data.registry import build_data, check_dataset
+from src.data.sources.hf.files import Place, open_parts
 from src.data.splits import ArraySplit, DatasetSplit, Preprocessing
-from src.names import UserError
+from src.support.errors import UserError
 
 datasets.disable_progress_bars()
 RNG = np.random.default_rng(0)
@@ -141,7 +141,7 @@ def test_mistakes_show_before_there_are_data(tmp_path, name, keys, message):
 
 def test_checking_a_name_is_quick_and_asks_nobody():
     script = (
-        "import sys, src.data.build as b; from src.config import make_config\n"
+        "import sys, src.data.registry as b; from src.config.config import make_config\n"
         "for name in ('csv:x.csv', 'imdb', 'nyu-mll/glue:mrpc', '/somewhere'):\n"
         "    b.check_dataset(make_config({'dataset': f'hf/{name}'}))\n"
         "print({'datasets', 'huggingface_hub', 'transformers', 'pyarrow'} & set(sys.modules))"

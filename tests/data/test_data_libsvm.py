@@ -15,12 +15,12 @@ from scipy import sparse
 from sklearn.datasets import dump_svmlight_file
 from sklearn.preprocessing import normalize
 
-from src.data import libsvm, libsvm_files
-from src.data.fetch import alone
-from src.names import UserError
+from src.data.sources import libsvm, libsvm_files
+from src.data.sources.fetch import alone
+from src.support.errors import UserError
 from tests.waiting import PATIENCE, wait_until
 
-ROOT = Path(libsvm.__file__).parents[2]
+ROOT = libsvm.ROOT
 TRAIN = {"train": "train"}
 BOTH = {"train": "train", "test": "test"}
 
@@ -239,7 +239,7 @@ def test_without_data_the_error_names_set_folder_and_files(tmp_path, site, downl
 
 
 def test_a_server_that_falls_silent_is_given_up(tmp_path, site, monkeypatch):
-    monkeypatch.setattr("src.data.fetch.NO_PROGRESS_SECONDS", 0.5)
+    monkeypatch.setattr("src.data.sources.fetch.NO_PROGRESS_SECONDS", 0.5)
     site.files["/binary/a1a"] = svmlight(table(60, 123), np.arange(60) % 2)
     site.stalls.set()
     with pytest.raises(RuntimeError, match="timed out"):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from src import own_code
-from src.config import make_config
-from src.data.build import build_data
+from src.config import import_path as own_code
+from src.config.config import make_config
+from src.data.registry import build_data
 from src.data.splits import Preprocessing
-from src.names import UserError
+from src.support.errors import UserError
 from train import run_experiment
 
 READ = """

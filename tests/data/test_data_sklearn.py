@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from src.data.sklearn import SETS, class_names, read
+from src.data.sources.sklearn import SETS, class_names, read
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.data.slices import Range, bases_used, check_bases, resolve, resolve_all
-from src.names import UserError
+from src.support.errors import UserError
 
 SIZES = {"train": 1000, "test": 7}
 

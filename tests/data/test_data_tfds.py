@@ -25,11 +25,12 @@ from test_data_timm import mnist_files
 from tfds_folders import COLOURS, FORMS, SIZES, example, written
 from torch.utils.data import DataLoader
 
-from src.data import tfds, tfrecords
+from src.data.sources.tfds import source as tfds
+from src.data.sources.tfds import tfrecords
+from src.data.sources.tfds.tfrecords import TFRecords
 from src.data.splits import Preprocessing
-from src.data.tfrecords import TFRecords
 from src.data.transforms import STATISTICS
-from src.names import UserError
+from src.support.errors import UserError
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -307,10 +308,10 @@ def test_a_broken_description_is_named(copied, form):
 SITECUSTOMIZE = """
 import sys
 sys.path.append({root!r})
-if "src.data.tfds_files" in sys.orig_argv:
-    import src.data.fetch
+if "src.data.sources.tfds.files" in sys.orig_argv:
+    import src.data.sources.fetch
     from tensorflow_datasets.image_classification import mnist
-    src.data.fetch.NO_PROGRESS_SECONDS = 1.0
+    src.data.sources.fetch.NO_PROGRESS_SECONDS = 1.0
     mnist.MNIST.URL = {url!r}
     mnist._TRAIN_EXAMPLES, mnist._TEST_EXAMPLES = 30, 12
 """
@@ -342,7 +343,7 @@ def test_two_processes_prepare_a_data_set_once(mnist, site, tmp_path):
     data_dir = mnist()
     script = """
 import hashlib, pathlib, sys
-from src.data import tfds
+from src.data.sources.tfds import source as tfds
 parts = {"train": "train", "test": "test"}
 data = tfds.load("mnist", parts, data_dir=pathlib.Path(sys.argv[1]))
 images = [data.splits[s].dataset[i] for s in parts for i in range(len(data.splits[s]))]
@@ -579,7 +580,7 @@ def test_the_process_itself_opens_no_array_record(folders):
     """A worker that is forked from one that does crashes or hangs."""
     script = """
 import os, sys, pathlib
-from src.data import tfds
+from src.data.sources.tfds import source as tfds
 count = lambda: len(os.listdir("/proc/self/task"))
 before = count()
 data = tfds.load("colours", {"train": "train", "test": "all"}, data_dir=pathlib.Path(sys.argv[1]))
@@ -594,7 +595,7 @@ def test_without_workers_it_opens_them_and_workers_that_come_all_the_same_read_o
     script = """
 import pathlib, sys
 from torch.utils.data import DataLoader
-from src.data import tfds
+from src.data.sources.tfds import source as tfds
 as_lists = lambda example: (example[0].tobytes(), example[1])
 load = lambda **keys: tfds.load("colours", {"train": "train"}, data_dir=where, **keys)
 where = pathlib.Path(sys.argv[1])
@@ -632,7 +633,7 @@ def test_what_reads_array_record_for_the_process(folders, monkeypatch):
 def test_it_ends_with_the_process(folders):
     script = """
 import os, pathlib, signal, sys
-from src.data import tfds
+from src.data.sources.tfds import source as tfds
 parts = {"train": "train"}
 data = tfds.load("colours", parts, data_dir=pathlib.Path(sys.argv[1]))
 print(data.splits["train"].dataset.records.source.process.pid, flush=True)

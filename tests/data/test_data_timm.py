@@ -18,9 +18,9 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 
-from src.data import timm
+from src.data.sources import timm
 from src.data.splits import Preprocessing
-from src.names import UserError
+from src.support.errors import UserError
 
 BOTH = {"train": "train", "test": "test"}
 SIZES = {"train": 30, "t10k": 12}
@@ -154,7 +154,7 @@ def test_missing_or_broken_files_are_named_or_fetched(
 
 @pytest.mark.parametrize("fault", ["refused", "silent"])
 def test_a_dead_network_is_given_up_soon(tmp_path, site, monkeypatch, fault):
-    monkeypatch.setattr("src.data.fetch.NO_PROGRESS_SECONDS", 0.5)
+    monkeypatch.setattr("src.data.sources.fetch.NO_PROGRESS_SECONDS", 0.5)
     monkeypatch.setattr(MNIST, "mirrors", [f"{site.address}/"])
     monkeypatch.setattr(MNIST, "resources", [("train-images-idx3-ubyte.gz", "0")])
     site.files["/train-images-idx3-ubyte.gz"] = bytes(1000)

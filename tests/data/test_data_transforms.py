@@ -11,11 +11,11 @@ from test_data_timm import write_mnist
 from timm.data import create_transform
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from src.config import make_config
-from src.data.build import build_data
+from src.config.config import make_config
+from src.data.registry import build_data
 from src.data.splits import Preprocessing
 from src.data.transforms import STATISTICS, image_transforms
-from src.names import UserError
+from src.support.errors import UserError
 
 MEAN, STD = STATISTICS["cifar10"]
 

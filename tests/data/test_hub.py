@@ -115,8 +115,8 @@ OPEN = """
 import json, sys
 from pathlib import Path
 from loguru import logger
-from src.data.hf_files import Place, open_parts
-from src.names import UserError
+from src.data.sources.hf.files import Place, open_parts
+from src.support.errors import UserError
 
 name, splits_map, folder, download, revision = json.loads(sys.argv[1])
 lines = []
@@ -252,8 +252,8 @@ def test_two_processes_fetch_at_the_same_time(start, tmp_path):
 
 TOKENIZER = """
 import sys
-from src.data.texts import load_tokenizer
-from src.names import UserError
+from src.data.text import load_tokenizer
+from src.support.errors import UserError
 import transformers.models.auto.tokenization_auto
 for name in sys.argv[1:]:
     try:

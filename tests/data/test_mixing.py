@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 
-from src.config import make_config
-from src.data.build import build_data, build_loading
-from src.data.loaders import Loading, training_batches
+from src.config.config import make_config
+from src.data.batches import Loading, training_batches
 from src.data.mixing import Mixing, check_mixable
 from src.data.order import step_seed
+from src.data.registry import build_data, build_loading
 from src.data.splits import ArraySplit, TextSplit
-from src.generators import generators_kept, seed_everything
-from src.names import UserError
+from src.support.errors import UserError
+from src.support.random_state import generators_kept, seed_everything
 
 CPU = torch.device("cpu")
 CLASSES = 5

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
 
-from src.config import Config, make_config
-from src.data.build import build_data, check_dataset
+from src.config.config import Config, make_config
 from src.data.other_sets import by_dataset, joined
+from src.data.registry import build_data, check_dataset
 from src.data.splits import ArraySplit, Data, DatasetSplit, Preprocessing, TextSplit
-from src.names import UserError
+from src.support.errors import UserError
 
 OURS = ("cat", "dog", "Tiger_Cat")
 

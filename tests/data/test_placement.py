@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from src.config import make_config
+from src.config.config import make_config
 from src.data import placement
-from src.data.build import check_dataset
+from src.data.batches import Loading, evaluation_batches, training_batches
 from src.data.images import image_data
-from src.data.loaders import Loading, evaluation_batches, training_batches
 from src.data.mixing import Mixing
 from src.data.placement import held, is_to_hold, placed
+from src.data.registry import check_dataset
 from src.data.splits import ArraySplit, Augmentation, DatasetSplit, PixelSplit, Preprocessing
-from src.names import UserError
+from src.support.errors import UserError
 
 CPU = torch.device("cpu")
 EVERYTHING = {"pad_crop": 2, "hflip": 0.5, "vflip": 0.3, "erase": 0.7}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from src.engine.state_files import StateFiles
-from src.models.build import build_model, check_model
 from src.models.freezing import freeze
-from src.names import UserError
-from src.optim.build import build_optimizer
+from src.models.registry import build_model, check_model
+from src.optim.optimizers import build_optimizer
+from src.runtime.checkpoint_files import StateFiles
+from src.support.errors import UserError
 from train import experiment_generator, run_experiment
 
 SHAPE = (3, 8, 8)

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from src.data.transforms import image_transforms
-from src.lookup import answer
-from src.models import clip
-from src.models.build import build_model, check_model, model_preprocessing
-from src.names import UserError
+from src.grid.name_lookup import answer
+from src.models.clip import towers as clip
+from src.models.registry import build_model, check_model, model_preprocessing
 from src.optim.param_groups import layer_scales
+from src.support.errors import UserError
 
 SHAPE = (3, 32, 32)
 NAMES = ("grass_snake", "palace", "tiger cat")

@@ -22,14 +22,14 @@ from tiny_networks import (
 )
 from torch import nn
 
-from src.data.loaders import Loading, evaluation_batches
+from src.data.batches import Loading, evaluation_batches
 from src.data.splits import NO_TOKEN, SECOND, TextSplit
-from src.engine.evaluation import Sums, evaluate
 from src.losses import build_loss
-from src.models.build import build_model
-from src.models.hf_networks import layer_numbers
-from src.names import UserError
+from src.models.hf.networks import layer_numbers
+from src.models.registry import build_model
 from src.optim.averaging import Average
+from src.runtime.evaluation import Sums, evaluate
+from src.support.errors import UserError
 
 CPU = torch.device("cpu")
 PADDING = "what it makes of a text depends on the padding of its batch"

@@ -15,8 +15,8 @@ from tiny_networks import IMAGE, LENGTH, VOCABULARY, language_model, padded, tex
 
 from src.data.splits import Preprocessing
 from src.data.transforms import image_transforms
-from src.models.build import build_model, check_model, model_preprocessing
-from src.names import UserError
+from src.models.registry import build_model, check_model, model_preprocessing
+from src.support.errors import UserError
 
 # ---- How the data are prepared -----------------------------------------------------------
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from src import own_code
-from src.models.build import build_model, check_model
-from src.names import UserError
+from src.config import import_path as own_code
+from src.models.registry import build_model, check_model
+from src.support.errors import UserError
 from train import run_experiment
 
 NET = """

@@ -4,8 +4,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision.transforms.v2.functional import center_crop, normalize, resize, to_dtype, to_image
 
-from src.models.build import build_model, model_preprocessing
-from src.names import UserError
+from src.models.registry import build_model, model_preprocessing
+from src.support.errors import UserError
 
 PALACE = 698  # of ImageNet's classes
 

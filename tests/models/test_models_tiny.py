@@ -4,9 +4,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from src.models.build import build_model
+from src.models.registry import build_model
 from src.models.tiny.resnet import PaddedShortcut, Residual
-from src.names import UserError
+from src.support.errors import UserError
 
 KINDS = ["lenet", "vgg_11", "resnet_20", "resnet_18", "resnet_50", "wrn_10_2"]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 33, 47), (3, 64, 64), (2, 1, 1)]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torchvision import models
 
-from src.config import make_config
+from src.config.config import make_config
 from src.data.transforms import IMAGENET
-from src.models.build import build_model, model_preprocessing
-from src.names import UserError
+from src.models.registry import build_model, model_preprocessing
+from src.support.errors import UserError
 from train import run_experiment
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from src.data.splits import NO_TOKEN
-from src.models.build import build_model
+from src.models.registry import build_model
 
 VOCABULARY, LENGTH = 40, 24
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from src.names import UserError
 from src.optim.averaging import build_averages
+from src.support.errors import UserError
 
 
 class Net(nn.Module):

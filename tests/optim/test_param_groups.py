@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torchvision import models
 
-from src.config import Config
+from src.config.config import Config
 from src.models.linear import Linear
-from src.models.tiny.build import build as tiny
-from src.names import UserError
-from src.optim.build import build_optimizer
+from src.models.tiny.registry import build as tiny
+from src.optim.optimizers import build_optimizer
 from src.optim.param_groups import param_groups
+from src.support.errors import UserError
 from train import experiment_generator
 
 

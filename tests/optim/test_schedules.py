@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from src.names import UserError
 from src.optim.schedules import build_schedule
+from src.support.errors import UserError
 
 
 @pytest.mark.parametrize(

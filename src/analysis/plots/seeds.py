@@ -10,8 +10,8 @@ import pandas as pd
 from src.analysis.choice import diverged, values_of
 from src.analysis.curves import CurveArray, main_metrics, numbers
 from src.analysis.settings import groups, seeds_of, varying
-from src.names import bad_value, unknown_name
-from src.ranking import Run, Standing, rank
+from src.grid.ranking import Run, Standing, rank
+from src.support.errors import bad_value, unknown_name
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Numbers:
         return self.standing(setting).num_diverged > 0
 
     def rank(self, setting: Setting, sign: int) -> tuple[float, float]:
-        """Lower is better, as src/ranking.py has it. Infinite: no seed has a value."""
+        """Lower is better, as src/grid/ranking.py has it. Infinite: no seed has a value."""
         return self.standing(setting).order(sign)
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from src.analysis.choice import ChoiceWarning
 from src.analysis.plots import against, heat_map, learning_curves, to_target, tradeoff
 from src.analysis.run_plot import COLOURS
-from src.names import UserError
+from src.support.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from figures import METRIC, batch, drawn, sweep, texts
 from matplotlib.figure import Figure
 
 from src.analysis.plots import against, heat_map, learning_curves, summary, to_target, tradeoff
-from src.names import UserError
+from src.support.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from src.analysis.curves import CurveArray
 from src.analysis.plots import against, heat_map, to_target, tradeoff
 from src.analysis.plots.targets import first_reached
 from src.analysis.plots.tradeoffs import pareto
-from src.names import UserError
+from src.support.errors import UserError
 
 
 @pytest.fixture(autouse=True)

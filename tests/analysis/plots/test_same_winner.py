@@ -13,9 +13,9 @@ from src.analysis.curves import CurveArray, direction_of, last
 from src.analysis.page import MOST_CURVES, best_settings
 from src.analysis.plots import against, heat_map, learning_curves, summary, tradeoff
 from src.analysis.plots.seeds import best_of, numbers_of, settings_of
-from src.submit.folders import Row
-from src.submit.progress import best_settings as best_rows_of
-from src.submit.status import RowStatus
+from src.grid.folders import Row
+from src.grid.progress import best_settings as best_rows_of
+from src.grid.status import RowStatus
 
 VALIDATION = "val/last/accuracy"
 PLAIN = {"colour": "batch", "style": "batch"}  # one series

@@ -1,0 +1,41 @@
+"""module.path:function in YAML: what a fork adds without a line in any of our tables."""
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from src.support.errors import UserError, bad_value, closest
+from src.support.files import ROOT
+
+
+def is_own(name: str) -> bool:
+    """Whether a name in YAML is meant so, unlike hf/csv:PATH and others of family/…:…"""
+    path, colon, _ = name.partition(":")
+    return bool(colon) and ("/" not in path or path.endswith(".py"))
+
+
+def own_function(name: str, key: str) -> Callable[..., Any]:
+    """'my_nets.wide:build' -> the function build of my_nets/wide.py.
+
+    Only modules of this repository are imported: a YAML file should run no other code. UserError
+    where there is no such module or function; what the module raises is raised.
+    """
+    path, _, function = name.partition(":")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", path) or not function.isidentifier():
+        raise bad_value(key, name, "module.path:function")
+    stem = ROOT / path.replace(".", "/")
+    files = [stem.with_suffix(".py"), stem / "__init__.py"]
+    if not any(file.is_file() for file in files):
+        raise bad_value(key, name, f"a module of this repository; there is no {files[0]}")
+    module = importlib.import_module(path)
+    if module.__file__ is None or Path(module.__file__) not in files:
+        raise bad_value(key, name, f"another name than that of {module.__file__}")
+    found = getattr(module, function, None)
+    if not callable(found):
+        known = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
+        near = closest(function, known)
+        hint = f"; did you mean '{path}:{near}'?" if near else ""
+        raise UserError(f"{key}: {path} has no function {function!r}{hint}")
+    return found

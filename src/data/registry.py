@@ -1,0 +1,350 @@
+"""dataset: family/name -> Data. To add a family: a file beside this one, and a line in FAMILIES."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from loguru import logger
+
+from src.config.import_path import is_own
+from src.data.arrays import to_shape, warn_of_absent_classes, with_classes
+from src.data.augmentation import check_augmentation, switched_on
+from src.data.batches import Loading
+from src.data.class_names import imagenet_names, named_classes
+from src.data.mixing import MIXABLE_LOSSES, Mixing, check_mixable
+from src.data.order import check_shares
+from src.data.other_sets import by_dataset, joined
+from src.data.placement import refuse_to_hold
+from src.data.sources import libsvm, own, sklearn, timm
+from src.data.sources.hf import files as hf_files
+from src.data.sources.hf import source as hf
+from src.data.sources.tfds import source as tfds
+from src.data.splits import ArraySplit, Augmentation, Data, DatasetSplit, Preprocessing
+from src.support.errors import UserError, bad_value, pick, split_family
+
+if TYPE_CHECKING:
+    from src.config.config import Config
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as the configuration names it, and the splits that come from it."""
+
+    dataset: str  # family/name, or a fork's own module.path:function
+    splits_map: Mapping[str, str]
+    version: str | None = None
+
+    @property
+    def name(self) -> str:
+        """In its family."""
+        return self.dataset if is_own(self.dataset) else split_family(self.dataset)[1]
+
+
+def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
+    """The splits that config.data_splits_map asks for, as the model wants its inputs."""
+    check_dataset(config)
+    own, *others = _sources(config)
+    data = _load(config, own, _looks(config, preprocessing or Preprocessing()))
+    if not isinstance(data.splits["train"], DatasetSplit):
+        _refuse_augmentation(config, config.dataset)
+    data = with_classes(data, config.data_n_classes, config.dataset)
+    data = named_classes(data, _class_names(config))
+    # other data are looked at as ours are
+    looks = replace(data.looks, input_shape=data.input_shape)  # type: ignore[arg-type]
+    loaded = {other.dataset: _load(config, other, looks) for other in others}
+    return joined(data, loaded, config.data_class_map or {}, config.data_splits_map)
+
+
+def found_in(config: "Config", data: Data) -> dict[str, Any]:
+    """What the found keys of the data are."""
+    return {
+        "data_n_examples": {name: len(split) for name, split in data.splits.items()},
+        "data_n_classes": data.n_classes,
+        "data_version": data.version,
+        "model_input_shape": list(data.input_shape),
+        "batch_size_accum": config.batch_size // config.grad_accum_steps,
+    }
+
+
+def build_loading(
+    config: "Config", data: Data, device: torch.device, rank: int = 0, num_processes: int = 1
+) -> Loading:
+    """How training batches are made; the found keys of config are filled in.
+
+    rank, num_processes: which process this is, of how many that share each batch.
+    """
+    sizes = config.batch_size, config.batch_size_accum or config.batch_size
+    check_shares(len(data.splits["train"]), *sizes, num_processes, config.drop_last)
+    mixing = None
+    if config.aug_mixup or config.aug_cutmix:
+        shares = {"mixup": config.aug_mixup, "cutmix": config.aug_cutmix}
+        check_mixable(data.splits["train"], **shares)
+        mixing = Mixing(
+            config.model_output_dim,  # type: ignore[arg-type]
+            **shares,
+            prob=config.aug_mix_prob,
+            switch_prob=config.aug_mix_switch_prob,
+        )
+    return Loading(
+        config.batch_size,
+        device,
+        config.num_workers,
+        mixing,
+        config.aug_repeats,
+        rank=rank,
+        num_processes=num_processes,
+        micro_batch_size=config.batch_size_accum,
+    )
+
+
+def check_dataset(config: "Config") -> None:
+    """UserError for what shows before any data are there: names, parts, keys that contradict."""
+    for source in _sources(config):
+        check, _ = family_of(source.dataset)
+        check(config, source)
+    own = config.dataset
+    family = "" if is_own(own) else split_family(own.removeprefix("timm/"))[0]
+    if config.data_version is not None and family not in ("tfds", "hf", "hfds"):
+        expected = f"null, as {own} is neither tfds/… nor hf/…"
+        raise bad_value("data_version", config.data_version, expected)
+    if (config.data_mean is None) != (config.data_std is None):
+        raise UserError("data_mean, data_std: give both or neither")
+    check_keys_of_augmentation(config)
+
+
+def check_keys_of_augmentation(config: "Config") -> None:
+    """UserError for values that mean nothing, and for contradictions between the keys."""
+    asked = _augmentation(config)
+    check_augmentation(asked)
+    if config.data_on_device is True:
+        refuse_to_hold(asked)
+    if config.aug_repeats > 1 and not switched_on(asked):
+        expected = "1, as copies of an example would be the same: no aug_… of single images is on"
+        raise bad_value("aug_repeats", config.aug_repeats, expected)
+    if (config.aug_mixup or config.aug_cutmix) and config.loss not in MIXABLE_LOSSES:
+        expected = (
+            f"{MIXABLE_LOSSES[0]!r}, as aug_mixup and aug_cutmix give an example shares of classes"
+        )
+        raise bad_value("loss", config.loss, expected)
+
+
+def _augmentation(config: "Config") -> Augmentation:
+    """Of single images."""
+    keys = {field.name: getattr(config, f"aug_{field.name}") for field in fields(Augmentation)}
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
+    return Augmentation(**given)
+
+
+def _refuse_augmentation(config: "Config", dataset: str) -> None:
+    """Of single images, where our own data are whole arrays in memory, or texts."""
+    names = switched_on(_augmentation(config)) if dataset == config.dataset else []
+    for name in names[:1]:
+        nothing = "0" if isinstance(getattr(config, f"aug_{name}"), int | float) else "null"
+        expected = (
+            f"{nothing}, as {dataset} is not read image by image, unlike timm/…, tfds/… and"
+            " a Dataset of one's own"
+        )
+        raise bad_value(f"aug_{name}", getattr(config, f"aug_{name}"), expected)
+
+
+def _sources(config: "Config") -> list[Source]:
+    """The data sets that the splits come from, ours first."""
+    splits_of = by_dataset(config.data_splits_map, config.dataset)
+    version = {config.dataset: config.data_version}
+    return [Source(dataset, splits, version.get(dataset)) for dataset, splits in splits_of.items()]
+
+
+def _load(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    _, build = family_of(source.dataset)
+    return build(config, source, looks)
+
+
+def family_of(dataset: str) -> tuple["Check", "Build"]:
+    """What checks and builds it."""
+    if is_own(dataset):
+        return check_own, build_own
+    return pick(FAMILIES, split_family(dataset)[0], "dataset")
+
+
+def _class_names(config: "Config") -> Sequence[str] | None:
+    names = config.data_class_names
+    return imagenet_names() if names == "imagenet" else names
+
+
+def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
+    """What the network wants, overruled by what the config gives."""
+    looks = network
+    if config.model_input_shape is not None:
+        shape = tuple(config.model_input_shape)  # of rows it may be of any length
+        looks = replace(looks, input_shape=shape)  # type: ignore[arg-type]
+    if config.data_mean is not None and config.data_std is not None:
+        looks = replace(looks, mean=tuple(config.data_mean), std=tuple(config.data_std))
+    given: dict[str, Any] = {
+        "augmentation": _augmentation(config),
+        "crop_pct": config.data_crop_pct,
+        "is_cropped": config.data_crop_pct is not None or None,
+        "interpolation": config.data_interpolation,
+        "tokenizer": config.data_tokenizer,
+        "text_length": config.data_text_length,
+    }
+    return replace(looks, **{key: value for key, value in given.items() if value is not None})
+
+
+def check_sklearn(config: "Config", source: Source) -> None:
+    _refuse_augmentation(config, source.dataset)
+    sklearn.check_name(source.name, source.splits_map)
+
+
+def build_sklearn(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    data = sklearn.load(source.name, source.splits_map, normalize=config.data_normalize)
+    return _shaped(config, source, data, looks)
+
+
+def check_libsvm(config: "Config", source: Source) -> None:
+    _refuse_augmentation(config, source.dataset)
+    _refuse_pixel_statistics(config, source)
+    libsvm.check_name(source.name, source.splits_map, data_dir=Path(config.data_dir))
+
+
+def build_libsvm(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    data = libsvm.load(
+        source.name,
+        source.splits_map,
+        data_dir=Path(config.data_dir),
+        download=config.data_download,
+        normalize=config.data_normalize,
+    )
+    return _shaped(config, source, data, looks)
+
+
+def check_timm(config: "Config", source: Source) -> None:
+    if elsewhere := timm.name_elsewhere(source.name):
+        check, _ = family_of(elsewhere)
+        return check(config, replace(source, dataset=elsewhere))
+    timm.check_name(source.name, source.splits_map)
+    _check_pixels(config)
+
+
+def build_timm(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    if elsewhere := timm.name_elsewhere(source.name):
+        logger.info("{} is read as {}", source.dataset, elsewhere)
+        return _load(config, replace(source, dataset=elsewhere), looks)
+    return timm.load(
+        source.name,
+        source.splits_map,
+        data_dir=Path(config.data_dir),
+        download=config.data_download,
+        looks=_pixels(config, looks),
+    )
+
+
+def check_tfds(config: "Config", source: Source) -> None:
+    data_dir = Path(config.data_dir)
+    tfds.check_name(source.name, source.splits_map, data_dir=data_dir, version=source.version)
+    _check_pixels(config)
+
+
+def build_tfds(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    return tfds.load(
+        source.name,
+        source.splits_map,
+        data_dir=Path(config.data_dir),
+        download=config.data_download,
+        version=source.version,
+        looks=_pixels(config, looks),
+        has_workers=config.num_workers > 0,
+    )
+
+
+def check_hf(config: "Config", source: Source) -> None:
+    hf_files.check_name(source.name, source.splits_map, revision=source.version)
+    if config.data_group_by_length and config.loss == "next_token":
+        # a batch's loss is a mean over its tokens, so those of short texts would count for more
+        expected = "false, as loss is next_token; data_text_pack leaves no padding at all"
+        raise bad_value("data_group_by_length", True, expected)
+
+
+def build_hf(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    """Images, texts or rows: the data tell which keys have a say."""
+    wanted = hf.Wanted(
+        config.data_input_columns,
+        config.data_target_column,
+        is_continued=config.loss == "next_token",
+        is_packed=config.data_text_pack,
+        is_grouped=config.data_group_by_length,
+        normalize=config.data_normalize,
+    )
+    place = hf_files.Place(Path(config.data_dir), config.data_download, source.version)
+    seen = _pixels(config, looks)
+    data = hf.load(source.name, source.splits_map, place, looks=seen, wanted=wanted)
+    split = next(iter(data.splits.values()))
+    if isinstance(split, ArraySplit):
+        return _shaped(config, source, data, looks)
+    if isinstance(split, DatasetSplit):
+        _check_pixels(config)
+    else:
+        _refuse_pixel_statistics(config, source)
+    return data
+
+
+def check_own(config: "Config", source: Source) -> None:
+    own.look_up(source.name)
+
+
+def build_own(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    data = own.load(
+        source.name,
+        source.splits_map,
+        data_dir=Path(config.data_dir),
+        normalize=config.data_normalize,
+        looks=looks,
+    )
+    if any(isinstance(split, DatasetSplit) for split in data.splits.values()):
+        return data  # its transforms do the rest
+    return _shaped(config, source, data, looks)
+
+
+Check = Callable[["Config", Source], None]
+Build = Callable[["Config", Source, Preprocessing], Data]
+FAMILIES: dict[str, tuple[Check, Build]] = {
+    "hf": (check_hf, build_hf),
+    "libsvm": (check_libsvm, build_libsvm),
+    "sklearn": (check_sklearn, build_sklearn),
+    "tfds": (check_tfds, build_tfds),
+    "timm": (check_timm, build_timm),
+}
+
+
+def _shaped(config: "Config", source: Source, data: Data, looks: Preprocessing) -> Data:
+    """Arrays as the model wants them."""
+    if len(data.input_shape) == 1:
+        _refuse_pixel_statistics(config, source)
+    warn_of_absent_classes(data)
+    data = to_shape(data, looks, source.dataset)
+    # pixels that no mean was taken from; for splits of other data sets, which should look alike
+    mean, std = looks.mean or (0.0,), looks.std or (1.0,)
+    return replace(data, looks=replace(looks, mean=mean, std=std))
+
+
+def _check_pixels(config: "Config") -> None:
+    """Of images that are read one at a time."""
+    if config.data_normalize not in (None, "none"):
+        expected = "null (pixels by mean and std) or none (pixels between 0 and 1) for images"
+        raise bad_value("data_normalize", config.data_normalize, expected)
+    if config.data_normalize == "none" and config.data_mean is not None:
+        raise UserError("data_normalize: got 'none', but data_mean and data_std are given")
+
+
+def _pixels(config: "Config", looks: Preprocessing) -> Preprocessing:
+    is_raw = config.data_normalize == "none"
+    return replace(looks, mean=(0.0,), std=(1.0,)) if is_raw else looks
+
+
+def _refuse_pixel_statistics(config: "Config", source: Source) -> None:
+    if config.data_mean is not None:
+        raise UserError(
+            f"data_mean, data_std: for images alone; {source.dataset} is normalised by"
+            " data_normalize (rows, columns or none)"
+        )

@@ -1,0 +1,107 @@
+"""sklearn/NAME: the small data sets that ship inside scikit-learn, so that nothing is fetched."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from src.data.arrays import split_arrays
+from src.data.slices import check_bases
+from src.data.splits import ArraySplit, Data
+from src.support.errors import UserError, pick
+
+# name -> how it is normalised unless data_normalize says otherwise
+SETS = {
+    "breast_cancer": "columns",
+    "diabetes": "columns",  # regression
+    "digits": "none",  # images; pixels 0…16 become 0…1
+    "iris": "columns",
+    "wine": "columns",
+}
+# those whose first line says what the classes are called
+FILES_WITH_NAMES = {
+    "breast_cancer": "breast_cancer.csv",
+    "iris": "iris.csv",
+    "wine": "wine_data.csv",
+}
+TEST_FRACTION = 0.2
+SPLIT_SEED = 0
+
+
+def load(name: str, splits_map: Mapping[str, str], *, normalize: str | None = None) -> Data:
+    """The data set, cut into `train` (80 %) and `test` (20 %) by a fixed stratified shuffle."""
+    check_name(name, splits_map)
+    inputs, targets = read(name)
+    is_regression = not np.issubdtype(targets.dtype, np.integer)
+    if name == "digits":
+        inputs = (inputs / 16).reshape(-1, 1, 8, 8)
+    train, test = stratified_split(np.zeros(len(targets), int) if is_regression else targets)
+    inputs = inputs.astype(np.float32)
+    targets = targets.astype(np.float32 if is_regression else np.int64)
+    bases = {
+        base: ArraySplit(torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows]))
+        for base, rows in {"train": train, "test": test}.items()
+    }
+    splits = split_arrays(bases, splits_map, normalize or SETS[name])
+    n_classes = None if is_regression else int(targets.max()) + 1
+    return Data(dict(splits), inputs.shape[1:], n_classes, class_names(name))
+
+
+def check_name(name: str, splits_map: Mapping[str, str]) -> None:
+    """UserError for a data set or a part that there is not."""
+    pick({f"sklearn/{known}": known for known in SETS}, f"sklearn/{name}", "dataset")
+    check_bases(splits_map, ("train", "test"), f"sklearn/{name}")
+
+
+def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """What sklearn.datasets.load_NAME(return_X_y=True) gives, (n, features) and (n,).
+
+    From the same files, as importing sklearn takes longer than training on them.
+    """
+    if name == "diabetes":
+        inputs = _table("diabetes_data_raw.csv.gz", delimiter=None)
+        centred = inputs - inputs.mean(0)
+        return centred / np.sqrt((centred**2).sum(0)), _table("diabetes_target.csv.gz")
+    if name == "digits":
+        table = _table("digits.csv.gz")
+    else:
+        table = _table(FILES_WITH_NAMES[name], skiprows=1)
+    return table[:, :-1], table[:, -1].astype(int)
+
+
+def class_names(name: str) -> tuple[str, ...] | None:
+    """What sklearn.datasets.load_NAME().target_names has, as text; None for regression."""
+    if name == "digits":
+        return tuple("0123456789")
+    if name not in FILES_WITH_NAMES:
+        return None
+    with open(_folder() / FILES_WITH_NAMES[name], encoding="utf-8") as file:
+        _, _, *names = file.readline().strip().split(",")  # after numbers of rows and columns
+    return tuple(names)
+
+
+def _table(file: str, *, delimiter: str | None = ",", skiprows: int = 0) -> np.ndarray:
+    return np.loadtxt(_folder() / file, delimiter=delimiter, skiprows=skiprows)
+
+
+def _folder() -> Path:
+    spec = find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("dataset: sklearn/… needs `pip install scikit-learn`")
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+
+
+def stratified_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of train and test, shuffled; test has 20 % of each class.
+
+    The same for ever: RandomState's numbers are frozen, default_rng's are not.
+    """
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
+    shuffled = labels[order]
+    is_test = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(shuffled == label)
+        is_test[rows[: round(TEST_FRACTION * len(rows))]] = True
+    return order[~is_test], order[is_test]

@@ -1,0 +1,240 @@
+"""This machine: the rows of a batch in worker processes, a few at a time."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from src.grid.failures import KILLED_AFTER_CTRL_C, is_interruption
+from src.grid.folders import Batch, Row
+from src.grid.notify.notices import tell_of_failure, wait_until_sent
+from src.support.errors import UserError
+from src.support.files import write_atomically
+from src.support.limits import num_whole_cores
+from src.support.processes import began
+
+SECONDS_TO_STOP = 30.0  # from Ctrl-C to killing what has not stopped
+SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal to draw a bar on
+ENDS = ("done", "interrupted", "failed")  # how a row may have ended
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of it the rows may use."""
+
+    jobs: int
+    gpus: list[str]  # empty: what the environment shows
+
+    def variables(self, slot: int) -> dict[str, str]:
+        """The environment of a row in this slot: its GPU, its share of the cores."""
+        variables = dict(os.environ)
+        threads = max(1, num_whole_cores() // self.jobs)
+        variables.setdefault("OMP_NUM_THREADS", str(threads))
+        variables["EXPERIMENT_SHARES_JOB"] = str(self.jobs)  # where this is a job of Slurm
+        if self.gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        return variables
+
+
+def default_jobs(gpus: Sequence[str]) -> int:
+    """One row a GPU, else one for every two cores."""
+    return len(gpus) or max(1, num_whole_cores() // 2)
+
+
+def runner(batch: Batch) -> dict[str, Any] | None:
+    """Who runs rows of this batch on this machine now: pid, host, rows, and how many at a time
+    (jobs); None: nobody."""
+    try:
+        facts = json.loads((batch.submissions / "local.json").read_text())
+        is_here = facts["host"] == platform.node()
+        lives = is_here and facts["began"] is not None and began(facts["pid"]) == facts["began"]
+        # A copy of the batch holds the notice as well.
+        return (
+            facts
+            if lives and os.path.samefile(facts.get("batch", batch.path), batch.path)
+            else None
+        )
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def run_rows(batch: Batch, rows: Sequence[Row], machine: Machine, *, code: Path) -> Counter[str]:
+    """Run them all, each logging to its own folder; how many ended how (ENDS). Ctrl-C stops them
+    cleanly."""
+    if other := runner(batch):
+        raise UserError(f"process {other['pid']} runs rows of {batch.path.name} already")
+    notice = batch.submissions / "local.json"
+    pid, names = os.getpid(), [row.name for row in rows]
+    facts = {"pid": pid, "began": began(pid), "host": platform.node(), "rows": names}
+    facts["batch"] = str(batch.path)
+    facts["jobs"] = machine.jobs
+    write_atomically(notice, json.dumps(facts))
+    try:
+        with _terminations_as_interrupts(), _Line(len(rows)) as line:
+            return _Workers(rows, machine, code).run(line)
+    finally:
+        notice.unlink(missing_ok=True)
+
+
+class _Workers:
+    """A slot a row that runs; the rows that wait."""
+
+    def __init__(self, rows: Sequence[Row], machine: Machine, code: Path) -> None:
+        self.waiting = list(reversed(rows))
+        self.machine, self.code = machine, code
+        self.running: dict[int, tuple[Row, subprocess.Popen]] = {}
+        self.ended: Counter[str] = Counter()  # of ENDS
+        self.is_stopping = False
+        self.told: list[subprocess.Popen | None] = []  # messages on their way
+
+    def run(self, line: "_Line") -> Counter[str]:
+        try:
+            while self.waiting or self.running:
+                free = (s for s in range(self.machine.jobs) if s not in self.running)
+                for slot in free:
+                    if self.waiting:
+                        self._try_to_start(slot, self.waiting.pop())
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                self._reap()
+                line.show(self.ended, [r for r, _ in self.running.values()])
+        except BaseException:  # Ctrl-C, a full disk: nothing runs on without us
+            self._stop()
+            raise
+        for process in self.told:
+            wait_until_sent(process)
+        return self.ended
+
+    def _try_to_start(self, slot: int, row: Row) -> None:
+        """A folder or a log that is not what it should be is the row's own matter."""
+        try:
+            self._start(slot, row)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            print(f"{row.name}: {error.filename}: {error.strerror}", file=sys.stderr)
+            self.ended["failed"] += 1
+
+    def _start(self, slot: int, row: Row) -> None:
+        _note(row, f"local {os.getpid()} on {platform.node()}", time_too=True)
+        # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
+        with open(row.log, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "train.py", str(row.spec)],
+                cwd=self.code,
+                env=self.machine.variables(slot),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.running[slot] = row, process
+
+    def _reap(self) -> None:
+        for slot, (row, process) in list(self.running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self.running[slot]
+            how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+            _note(row, f"ended: {how}")
+            if code == 0:
+                self.ended["done"] += 1
+            elif is_interruption(code) or self.is_stopping:
+                self.ended["interrupted"] += 1
+            else:
+                self.ended["failed"] += 1
+                self.told.append(tell_of_failure(row.folder, code))
+
+    def _stop(self) -> None:
+        """Ask each to stop as Ctrl-C would; kill what takes too long, or at a second Ctrl-C."""
+        self.is_stopping = True
+        for _, process in self.running.values():
+            process.send_signal(signal.SIGINT)
+        until = time.monotonic() + SECONDS_TO_STOP
+        try:
+            while self.running and time.monotonic() < until:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                self._reap()
+        except KeyboardInterrupt:
+            pass
+        for row, process in self.running.values():
+            _note(row, KILLED_AFTER_CTRL_C)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._reap()
+
+
+def _note(row: Row, what: str, *, time_too: bool = False) -> None:
+    """A line in job.log that marks where an attempt begins or ends."""
+    moment = f"{datetime.now(UTC).isoformat(timespec='seconds')} " if time_too else ""
+    with open(row.log, "a") as log:
+        log.write(f"--- {moment}{what} ---\n")
+
+
+@contextmanager
+def _terminations_as_interrupts() -> Iterator[None]:
+    """A terminal that is closed, or `kill`, stops the rows as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Line:
+    """One line for the batch: a bar on a terminal, else a line of text every minute."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.bar = tqdm(
+            total=num_rows,
+            disable=not sys.stderr.isatty(),
+            bar_format="{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]",
+        )
+        self.started = self.shown = time.monotonic()
+
+    def __enter__(self) -> "_Line":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, ended: Counter[str], running: Sequence[Row]) -> None:
+        parts = [f"{ended['done']}/{self.num_rows} done"]
+        text = ", ".join(parts + [f"{ended[how]} {how}" for how in ENDS[1:] if ended[how]])
+        if not self.bar.disable:
+            if time.monotonic() - self.shown > 1 or not running:
+                self.bar.n = ended.total() + sum(_progress(row) for row in running)
+                self.bar.set_description_str(f"{text}, {len(running)} running")
+                self.shown = time.monotonic()
+        elif time.monotonic() - self.shown > SECONDS_BETWEEN_LINES:
+            self.shown = time.monotonic()
+            print(f"{text}, {len(running)} running", file=sys.stderr, flush=True)
+
+
+def _progress(row: Row) -> float:
+    """How far a run is, 0 … 1, by its status.json."""
+    try:
+        status = json.loads((row.folder / "status.json").read_text())
+        return float(status["progress"]) if status["state"] == "running" else 0.0
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return 0.0

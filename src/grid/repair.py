@@ -1,0 +1,146 @@
+"""Before anything runs: a batch that was moved or copied is made to run where it is, and rows
+that were deleted are made again.
+
+A row's spec.yaml holds its folder as output_dir: where it names another one, the batch was made
+there. The original, if it is still there, is left alone.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from src.config.yaml_files import read_yaml_file, write_yaml
+from src.grid.folders import PATH_KEYS, Batch, Row, is_copy, is_elsewhere, spec_home, spec_of
+from src.grid.job_file import read_job
+from src.grid.journal import Journal
+from src.grid.snapshot import frozen_copies
+from src.logging.provenance import FROZEN
+from src.support.errors import UserError
+from src.support.files import write_atomically
+
+
+@dataclass
+class Repaired:
+    """What was done, or would be."""
+
+    moved: list[str] = field(default_factory=list)  # rows that named another folder as theirs
+    made_again: list[str] = field(default_factory=list)  # rows without a spec.yaml
+    broken: dict[str, str] = field(default_factory=dict)  # row -> why it cannot run
+
+
+def repair(batch: Batch, root: Path, *, is_dry: bool = False) -> Repaired:
+    """Make the batch fit to run where it is; a row that cannot be does not stop the others.
+
+    root: the repository. The journal goes first, the row's spec.yaml last: after a crash, call
+    it again.
+    """
+    done = Repaired()
+    journal = Journal(batch.submissions)
+    if journal.is_of_elsewhere and not is_dry:
+        os.replace(journal.path, _free_name(batch.submissions))
+    for row in batch.rows:
+        try:
+            if not _has_spec(row):
+                if not is_dry:
+                    _make_again(batch, row, root)
+                done.made_again.append(row.name)
+            elif is_elsewhere(row.folder):
+                if not is_dry:
+                    _move_here(row, root)
+                done.moved.append(row.name)
+        except OSError as error:
+            done.broken[row.name] = f"{error.filename}: {error.strerror}"
+        except UserError as error:
+            done.broken[row.name] = str(error)
+    if done.moved and not is_dry:
+        for code in frozen_copies(batch.path):
+            _point_links_here(code, root)
+    return done
+
+
+def _free_name(folder: Path) -> Path:
+    numbers = (n for n in range(1, 10_000) if not (folder / f"journal.old.{n}.jsonl").exists())
+    return folder / f"journal.old.{next(numbers)}.jsonl"
+
+
+def _has_spec(row: Row) -> bool:
+    """A power cut may leave an empty file. Raises OSError where that cannot be known."""
+    try:
+        return row.spec.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _make_again(batch: Batch, row: Row, root: Path) -> None:
+    """From the index, and from the job file for the keys that all rows share."""
+    common = read_job(batch.path / "job.yaml").common
+    row.folder.mkdir(exist_ok=True)
+    write_atomically(row.spec, write_yaml(spec_of(row, common, root)), durable=False)
+
+
+def _move_here(row: Row, root: Path) -> None:
+    """Its configurations name this folder; nobody who runs in the original holds it."""
+    spec = _mapping(row.spec)
+    home = spec_home(row.folder)
+    if home and is_copy(row.folder):
+        _forget_owner(row.folder, home)
+    here = {"output_dir": str(row.folder)}
+    with suppress(UserError, OSError):  # one that cannot be read does not keep it from running
+        config = _mapping(row.folder / "config.yaml")
+        write_atomically(row.folder / "config.yaml", write_yaml(config | here))
+    paths = {key: os.path.abspath(root / row.values[key]) for key in _paths_gone(row, spec, root)}
+    write_atomically(row.spec, write_yaml(spec | paths | here))
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = read_yaml_file(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected lines of the form `key: value`")
+    return content
+
+
+def _paths_gone(row: Row, spec: Mapping[str, Any], root: Path) -> list[str]:
+    """Keys whose file has moved together with the repository."""
+    return [
+        key
+        for key in PATH_KEYS
+        if isinstance(given := row.values.get(key), str)
+        and isinstance(spec.get(key), str)
+        and not os.path.exists(spec[key])
+        and os.path.exists(root / given)
+    ]
+
+
+def _forget_owner(folder: Path, home: Path) -> None:
+    """The process that runs in the original does not run in this copy of it."""
+    with suppress(OSError):
+        # the first line is a counter, which rises while the owner lives
+        owners = [(f / "claim").read_bytes().partition(b"\n")[2] for f in (folder, home)]
+        if owners[0] == owners[1]:
+            (folder / "claim").unlink()
+    with suppress(OSError, ValueError, RecursionError):
+        status = json.loads((folder / "status.json").read_text())
+        if isinstance(status, dict) and status.get("state") == "running":
+            write_atomically(folder / "status.json", json.dumps(status | {"state": "lost"}))
+
+
+def _point_links_here(code: Path, root: Path) -> None:
+    """Links of frozen code to a repository that was moved lead to where it is now."""
+    try:
+        old = Path(json.loads((code / FROZEN).read_text())["copied_from"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return
+    if old.exists():
+        return
+    for folder, folders, files in os.walk(code):
+        for link in (Path(folder, name) for name in [*folders, *files]):
+            if not link.is_symlink() or link.exists():
+                continue
+            target = Path(os.readlink(link))
+            if target.is_relative_to(old) and (root / target.relative_to(old)).exists():
+                link.unlink()
+                link.symlink_to(root / target.relative_to(old))

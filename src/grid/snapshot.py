@@ -1,0 +1,164 @@
+"""The frozen code: a copy that the rows of a batch run from, whatever is edited meanwhile.
+
+It holds what git tracks, edits included, and new files that git does not ignore; what git
+ignores (data, results, environments) is linked, so that every path leads where it did.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from src.logging.provenance import DIFF, FROZEN, code_state
+from src.support.errors import UserError
+from src.support.files import write_atomically
+
+ALWAYS_LINKED = ("data", "results")  # made where they are missing: runs write there
+CACHES = ("__pycache__", "*.egg-info", ".*_cache", ".hypothesis", ".ipynb_checkpoints", ".git")
+MOST_BYTES = 500_000_000
+
+
+def freeze(root: Path, into: Path) -> Path:
+    """Copy the code of the repository at root to the folder into, which appears whole or not.
+
+    Raises UserError where git does not know the repository, or it holds data.
+    """
+    files = _code_files(root)
+    if Path("train.py") not in files:
+        raise UserError(f"{root}: git lists no train.py to freeze; --live runs the code as it lies")
+    _refuse_data(root, files)
+    copy = into.with_name(f".{into.name}.{os.getpid()}")
+    try:
+        hashes = {str(path): _copy(root, path, copy) for path in files}
+        _link_ignored(root, copy)
+        facts, diff = code_state(root)
+        facts |= {"copied_from": str(root), "files": hashes}
+        write_atomically(copy / DIFF, diff)
+        write_atomically(copy / FROZEN, json.dumps(facts, indent=1))
+        os.replace(copy, into)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot copy the code to {into}: {error}") from None
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    return into
+
+
+def frozen_copies(batch: Path) -> list[Path]:
+    """code, code.2, … of a batch folder, the newest last."""
+    copies = [path for path in batch.glob("code*") if re.fullmatch(r"code(\.\d+)?", path.name)]
+    return sorted(copies, key=lambda path: int(path.suffix[1:] or 1))
+
+
+def next_copy(batch: Path) -> Path:
+    """Where the next one belongs; earlier ones stay, as jobs may run from them."""
+    copies = frozen_copies(batch)
+    number = int(copies[-1].suffix[1:] or 1) + 1 if copies else 1
+    return batch / ("code" if number == 1 else f"code.{number}")
+
+
+def changed_since(root: Path, frozen: Path) -> list[str]:
+    """The files that are no longer as they were frozen; [] where that is not known."""
+    try:
+        hashes = dict(json.loads((frozen / FROZEN).read_text())["files"])
+        now = {str(path): _hash(root / path) for path in _code_files(root)}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return sorted(p for p in hashes.keys() | now.keys() if hashes.get(p, "") != now.get(p, ""))
+
+
+def changed_since_last_copy(root: Path, batch: Path) -> list[str]:
+    """The files that differ from those of the batch's newest frozen copy; [] without a copy."""
+    copies = frozen_copies(batch)
+    return changed_since(root, copies[-1]) if copies else []
+
+
+def repository_of(root: Path) -> Path:
+    """Where the code at root is edited: of a frozen copy the repository that it was copied from."""
+    try:
+        return Path(json.loads((root / FROZEN).read_text())["copied_from"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return root
+
+
+def _code_files(root: Path) -> list[Path]:
+    """What git tracks or would, but for what runs read and write: data, results, any batch."""
+    files = [path for path in _listed(root, "-c", "-o") if os.path.lexists(root / path)]
+    left_out = {Path(name) for name in ALWAYS_LINKED}
+    left_out |= {path.parent for path in files if path.name == "rows.jsonl"}
+    return [path for path in files if not left_out & {path, *path.parents}]
+
+
+def _listed(root: Path, *kinds: str) -> list[Path]:
+    """What git lists below root, a repository within it by its own files."""
+    arguments = ["ls-files", "-z", "--exclude-standard", *kinds]
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True)
+    except FileNotFoundError:
+        raise UserError("freezing the code takes git; --live runs it where it lies") from None
+    except subprocess.CalledProcessError as error:
+        words = error.stderr.decode(errors="replace").strip().splitlines()
+        reason = words[0] if words else "no repository"
+        raise UserError(
+            f"the code cannot be frozen ({reason}); `git init && git add .` makes a repository,"
+            " --live runs the code where it lies"
+        ) from None
+    names = dict.fromkeys(done.stdout.split(b"\0"))  # a merge lists a file three times
+    paths = [Path(os.fsdecode(name)) for name in names if name]
+    if "--directory" in kinds:
+        return paths
+    inner = [path for path in paths if (root / path / ".git").exists()]
+    files = [path for path in paths if (root / path).is_symlink() or not (root / path).is_dir()]
+    return files + [path / file for path in inner for file in _listed(root / path, *kinds)]
+
+
+def _refuse_data(root: Path, files: Iterable[Path]) -> None:
+    sizes = {path: (root / path).lstat().st_size for path in files}
+    if sum(sizes.values()) > MOST_BYTES:
+        largest = ", ".join(str(path) for path in sorted(sizes, key=lambda p: -sizes[p])[:3])
+        raise UserError(
+            f"the code to freeze has {sum(sizes.values()) / 1e6:,.0f} MB, above all {largest}:"
+            " name data in .gitignore, or run the code where it lies with --live"
+        )
+
+
+def _copy(root: Path, path: Path, copy: Path) -> str:
+    """Copy one file, read-only; its hash."""
+    target = copy / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if (root / path).is_symlink():
+        target.symlink_to(_link_target(root / path, root))
+    else:
+        shutil.copy2(root / path, target)
+        target.chmod(target.stat().st_mode & ~0o222)
+    return _hash(root / path)
+
+
+def _link_target(link: Path, root: Path) -> str:
+    """Where a link leads from elsewhere: within the repository as it is, else absolute."""
+    target = os.path.normpath(link.parent / os.readlink(link))
+    return os.readlink(link) if Path(target).is_relative_to(root) else target
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file, or of where a link leads; '' where there is nothing."""
+    if path.is_symlink():
+        return hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def _link_ignored(root: Path, copy: Path) -> None:
+    for name in ALWAYS_LINKED:
+        if not (copy / name).exists():
+            if not os.path.lexists(root / name):
+                (root / name).mkdir()
+            (copy / name).symlink_to(root / name)
+    for path in _listed(root, "-o", "-i", "--directory"):
+        is_cache = any(part.match(pattern) for part in map(Path, path.parts) for pattern in CACHES)
+        is_linked = path.parts[0] in ALWAYS_LINKED
+        if not is_cache and not is_linked and not os.path.lexists(copy / path):
+            (copy / path).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path).symlink_to(root / path)

@@ -1,0 +1,205 @@
+"""Who owns a run folder: one live process, wherever it runs.
+
+The file `claim` names its owner and holds a counter that the owner raises every few seconds.
+Whether an owner elsewhere lives is judged by whether the counter moves while we watch, on
+our own clock; on the same machine by whether its process exists. Not filelock: the locks of
+a network disk reach the other nodes on some clusters and not on others.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from src.support.errors import UserError
+from src.support.processes import began
+
+SECONDS_BETWEEN_BEATS = 10.0
+SECONDS_TO_LAPSE = 60.0  # without a beat; a process that hangs for longer loses its claim
+COUNTER_BYTES = 20
+
+
+class LostClaim(UserError):  # noqa: N818 - says what happened
+    """Another process has taken the folder: nothing more may be written to it."""
+
+
+class Claim:
+    """Taken by take(), kept by a thread until release(). Raises UserError where another lives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "claim"
+        self.identity = {"token": uuid.uuid4().hex, **_this_process()}
+        self.file: int | None = None
+        self.verified = 0.0
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._beat, name="claim", daemon=True)
+
+    def take(self) -> None:
+        with _one_at_a_time(self.path.parent):
+            while not self._create():
+                if self.path.is_symlink():  # to nothing, it would be neither made nor read
+                    raise UserError(f"output_dir: {self.path} is a link, no file; delete it")
+                if (other := self._read()) is None:
+                    continue  # released this very moment
+                if self._lives(other):
+                    folder = self.path.parent
+                    raise UserError(f"output_dir: another process runs in {folder} ({_who(other)})")
+                self._push_aside(other)
+        self.verified = time.time()
+        self.thread.start()
+
+    def ensure(self) -> None:
+        """Raises LostClaim where the folder is no longer ours; cheap while beats go on."""
+        if self.file is None or abs(time.time() - self.verified) < SECONDS_BETWEEN_BEATS:
+            return
+        other = self._read()
+        if other is None:  # a challenger may have pushed it aside by mistake: it puts it back
+            time.sleep(1)
+            other = self._read()
+        if not other:
+            raise LostClaim(f"{self.path.parent} was removed, or the claim in it")
+        if other.get("token") != self.identity["token"]:
+            host = other.get("host")
+            raise LostClaim(f"{self.path.parent} was taken over by a process on {host}")
+        self.verified = time.time()
+
+    def holds(self) -> bool:
+        """The same as an answer."""
+        try:
+            self.ensure()
+        except LostClaim:
+            return False
+        return True
+
+    def release(self) -> None:
+        self.stopping.set()
+        if self.file is not None:
+            self.thread.join()  # else it might write to what gets this file's number next
+            with suppress(OSError, LostClaim):
+                self.verified = 0.0
+                self.ensure()
+                self.path.unlink()
+            os.close(self.file)
+            self.file = None
+
+    def _create(self) -> bool:
+        """Make the file with our name in it, whole from the start; False where there is one."""
+        ours = self.path.with_name(f".claim.{self.identity['token']}")
+        text = f"{0:<{COUNTER_BYTES}}\n" + json.dumps(self.identity) + "\n"
+        file = os.open(ours, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.write(file, text.encode())
+            os.fsync(file)
+            os.link(ours, self.path)  # atomic on network disks too
+        except FileExistsError:
+            os.close(file)
+            return False
+        finally:
+            ours.unlink()
+        self.file = file
+        return True
+
+    def _read(self, path: Path | None = None) -> dict[str, Any] | None:
+        """{'beat': counter, 'token': …}; None where there is no claim."""
+        try:
+            beat, _, identity = (path or self.path).read_text().partition("\n")
+            return {**json.loads(identity), "beat": beat}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, RecursionError):
+            return {"token": None, "beat": None, "host": "an unknown machine"}
+
+    def _lives(self, other: dict[str, Any]) -> bool:
+        if other.get("machine") == self.identity["machine"]:
+            return began(other.get("pid")) == other.get("began") is not None
+        logger.warning(
+            "a process on {} ran here: waiting up to {:.0f} s to see whether it still does",
+            other.get("host"),
+            SECONDS_TO_LAPSE,
+        )
+        until = time.monotonic() + SECONDS_TO_LAPSE
+        while time.monotonic() < until:
+            time.sleep(min(1.0, SECONDS_TO_LAPSE / 20))
+            now = self._read()
+            if now is None:
+                return False
+            if (now.get("token"), now["beat"]) != (other.get("token"), other["beat"]):
+                return True
+        return False
+
+    def _push_aside(self, dead: dict[str, Any]) -> None:
+        """Remove the claim of a dead owner; a living one's that came meanwhile is put back."""
+        aside = self.path.with_name(f".claim.lapsed.{self.identity['token']}")
+        with suppress(FileNotFoundError):  # another challenger was faster
+            os.rename(self.path, aside)
+            if (self._read(aside) or {}).get("token") != dead.get("token"):
+                with suppress(FileExistsError):
+                    os.link(aside, self.path)
+            aside.unlink()
+
+    def _beat(self) -> None:
+        """Raise the counter in our own file: were it pushed aside, this harms nobody."""
+        count = 0
+        while not self.stopping.wait(SECONDS_BETWEEN_BEATS):
+            count += 1
+            try:
+                self.ensure()
+                if self.file is not None:
+                    os.pwrite(self.file, f"{count:<{COUNTER_BYTES}}".encode(), 0)
+                    os.fsync(self.file)
+            except LostClaim:
+                return
+            except OSError as error:  # a full disk: others may take over, and we notice
+                logger.warning("{}: {}", self.path, error.strerror)
+
+
+def live_owner(folder: Path) -> str | None:
+    """'process 12 on node3' that runs in a folder now; None: nobody does.
+
+    Takes up to SECONDS_TO_LAPSE where the last one was on another machine.
+    """
+    claim = Claim(folder)
+    other = claim._read()
+    if other is None or not claim._lives(other):
+        return None
+    return _who(other)
+
+
+def _who(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid')} on {owner.get('host')}"
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Challengers of one machine judge one after the other. Where a network disk does not carry
+    this lock, three at the same moment could leave two, of which one soon notices."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": platform.node(), "machine": _machine(), "pid": pid, "began": began(pid)}
+
+
+def _machine() -> str:
+    """Equal for processes that see the same process numbers: this boot, this container."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)

@@ -1,0 +1,240 @@
+"""Runs in processes of their own: one straight through, and one that is killed again and again."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from src.metrics import measure
+from src.runtime.checkpoint_files import StateFiles
+from src.runtime.comparison import final_state
+from src.support.errors import UserError
+from src.support.files import ROOT
+
+TRAIN = ROOT.resolve() / "train.py"
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
+STOPPED = 75  # train.py's exit code for a signal that it has acted upon
+MOMENTS = ("start-up", "training", "evaluation", "the writing of a state")
+STARTUP, TRAINING, EVALUATION, WRITING = MOMENTS
+STEPS_PER_KILL = 6  # every attempt takes some: until its first state is saved, and to stop
+RESERVE = 0.2  # of the run, so that the last kills do not miss it
+SECONDS_TO_END = 600.0  # from a signal to the end of the step and of the saving
+SECONDS_BETWEEN_LOOKS = 0.001
+LINES_SHOWN = 20  # of the output of a run that failed
+
+Child = subprocess.Popen[bytes]
+
+
+class Failed(Exception):  # noqa: N818 - the run has, not this program
+    """The certificate cannot be given, and why; both runs are kept for somebody to look at."""
+
+
+class TooShort(Exception):  # noqa: N818
+    """The run is over before all kills."""
+
+    def __init__(self, what: str, num_kills: int) -> None:
+        remedy = "take a longer train_length, or fewer --kills"
+        super().__init__(f"{what}: too short for {num_kills} kills; {remedy}")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """step: it comes after that one, unless its moment is the start-up."""
+
+    signal: signal.Signals
+    moment: str
+    step: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the straight run took, to choose moments by: seconds, and steps."""
+
+    startup: float  # until its first step
+    evaluation: float  # an epoch
+    epoch_ends: Sequence[int]
+
+
+def plan(num_kills: int, epoch_ends: Sequence[int], draw: random.Random) -> list[Kill]:
+    """A third of each signal, a fifth of each moment but training, which has the rest.
+
+    Raises TooShort.
+    """
+    if (num_steps := max(epoch_ends, default=0)) < STEPS_PER_KILL * num_kills:
+        raise TooShort(f"a run of {num_steps} steps", num_kills)
+    signals = sorted((SIGNALS[i % 3] for i in range(num_kills)), key=SIGNALS.index)
+    moments = [STARTUP] * (num_kills // 5)
+    # one that waits for the end of an epoch may use up a whole one
+    moments += [EVALUATION] * min(num_kills // 5, len(epoch_ends) // 2)
+    # where only kill -9 leaves half a file, and those come first
+    writing = [WRITING] * (num_kills // 5)
+    moments += [TRAINING] * (num_kills - len(moments) - len(writing))
+    draw.shuffle(moments)
+    pairs = list(zip(signals, writing + moments, strict=True))
+    draw.shuffle(pairs)
+    share = (1 - RESERVE) * num_steps / num_kills
+    return [Kill(*pair, draw.uniform(i, i + 1) * share) for i, pair in enumerate(pairs)]
+
+
+# ---- Processes ---------------------------------------------------------------------------
+
+
+@contextmanager
+def running(config: str | Path, overrides: Sequence[str], folder: Path) -> Iterator[Child]:
+    """train.py into that folder, what it prints in a file beside it. It does not outlive this."""
+    more = [f"output_dir={json.dumps(str(folder))}", "keep_state=true", "save_plot=false"]
+    with open(folder.with_suffix(".out"), "wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, str(TRAIN), str(config), *overrides, *more],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for us alone
+        )
+    try:
+        yield child
+    finally:
+        send(child, signal.SIGKILL)
+        child.wait()
+
+
+def send(child: Child, number: signal.Signals) -> None:
+    """To its worker processes as well, as Slurm does."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)
+
+
+def wait(child: Child, until: Callable[[], bool] = lambda: False) -> bool:
+    """Until that is true; False where the child ended before."""
+    while child.poll() is None:
+        if until():
+            return True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return False
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    deadline = time.monotonic() + seconds
+    return lambda: time.monotonic() >= deadline
+
+
+def end_of_output(folder: Path) -> str:
+    lines = folder.with_suffix(".out").read_text(errors="replace").splitlines()
+    return "\n".join(lines[-LINES_SHOWN:])
+
+
+def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
+    """Without a kill. Raises UserError or Failed, with the end of its output."""
+    started = time.monotonic()
+    with running(config, overrides, folder) as child:
+        wait(child, (folder / "config.yaml").exists)  # written when all is set up
+        set_up = time.monotonic()
+        wait(child)
+    if child.returncode == 2:
+        raise UserError(end_of_output(folder))
+    if child.returncode:
+        raise Failed(f"straight run: exit code {child.returncode}:\n{end_of_output(folder)}")
+    rows = final_state(folder)["parts"]["stats"]["rows"]
+    columns = [{c: x for c, x in row.items() if measure(c) == "time"} for row in rows]
+    evaluations = [sum(of.values()) - of["train/time"] for of in columns]
+    return Pace(
+        startup=set_up - started,
+        evaluation=median(evaluations or [0.0]),
+        epoch_ends=[row["step"] for row in rows],
+    )
+
+
+class KilledRun:
+    """One that is killed again and again; its state is saved as often as the disk allows."""
+
+    def __init__(self, folder: Path, pace: Pace, kills: list[Kill], draw: random.Random) -> None:
+        self.folder, self.pace, self.kills, self.draw = folder / "killed", pace, kills, draw
+        # with the seeds that the straight run has drawn
+        self.config = folder / "straight" / "config.yaml"
+        self.files = StateFiles(self.folder / "state")
+        self.log = self.folder / "training.log"
+        self.hits: Counter[str] = Counter()
+
+    def attempt(self, number: int) -> None:
+        """Killed for the number-th time, from 0. Raises Failed where it ends otherwise."""
+        kill, saved, torn = self.kills[number], self.saved_step(), self.torn()
+        with self._running() as child:
+            moment = self._wait_for_moment(child, kill, saved, torn)
+            has_died = child.poll() is not None
+            send(child, kill.signal)
+            if wait(child, after(SECONDS_TO_END)):
+                raise Failed(f"{kill.signal.name}: it goes on after {SECONDS_TO_END:.0f} s")
+        if child.returncode == 0 or (self.folder / "done").exists():
+            raise TooShort(f"the run ended after {number} kills", len(self.kills))
+        # where the handlers do not stand yet, the signal itself ends it
+        expected = {-kill.signal, -kill.signal if kill.signal == signal.SIGKILL else STOPPED}
+        if has_died or child.returncode not in expected:
+            raise self._failure(f"attempt {number + 1}, {kill.signal.name}", child)
+        self.hits[WRITING if self.torn() - torn else moment] += 1
+
+    def finish(self) -> None:
+        with self._running() as child:
+            wait(child)
+        if child.returncode:
+            raise self._failure("last attempt", child)
+
+    def in_words(self) -> str:
+        counts = Counter(kill.signal.name.removeprefix("SIG") for kill in self.kills)
+        signals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        hits = ", ".join(f"{self.hits[m]} in {m}" for m in MOMENTS if self.hits[m])
+        return f"{len(self.kills)} kills ({signals}; {hits})"
+
+    def saved_step(self) -> int:
+        paths = self.files.paths()
+        return int(paths[0].stem) if paths else 0
+
+    def torn(self) -> set[Path]:
+        """State files that are being written, or were when it was killed."""
+        return set((self.folder / "state").glob(".*.state.*"))
+
+    def _running(self) -> AbstractContextManager[Child]:
+        return running(self.config, ["checkpoint_minutes=1e-9"], self.folder)
+
+    def _failure(self, what: str, child: Child) -> Failed:
+        return Failed(f"{what}: exit code {child.returncode}:\n{end_of_output(self.folder)}")
+
+    def _wait_for_moment(self, child: Child, kill: Kill, saved: int, torn: set[Path]) -> str:
+        """Until it should be killed, or has ended; the moment that it is."""
+        if kill.moment == STARTUP:
+            is_time = after(self.draw.uniform(0, self.pace.startup))
+            # the straight run may have started on a busier machine, and this one be under way
+            wait(child, lambda: is_time() or self.saved_step() != saved)
+            return STARTUP if self.saved_step() == saved else TRAINING
+        wait(child, lambda: self.saved_step() > max(saved, kill.step))
+        if kill.moment == EVALUATION and self.saved_step() < self.pace.epoch_ends[-2]:
+            read_from = self.log.stat().st_size
+            wait(child, lambda: self._has_ended_an_epoch(read_from))
+            wait(child, after(self.draw.uniform(0, self.pace.evaluation)))
+            return EVALUATION
+        # a state was renamed this very moment: all others must have their turn as well
+        wait(child, after(self.draw.uniform(0, self._seconds_to_next_state(child))))
+        if kill.moment == WRITING:
+            wait(child, lambda: bool(self.torn() - torn))
+        return TRAINING
+
+    def _seconds_to_next_state(self, child: Child) -> float:
+        """Measured by waiting for it: what the straight run took says little on a busy machine."""
+        began, last = time.monotonic(), self.saved_step()
+        wait(child, lambda: self.saved_step() != last)
+        return time.monotonic() - began
+
+    def _has_ended_an_epoch(self, read_from: int) -> bool:
+        with open(self.log, "rb") as log:
+            log.seek(read_from)
+            steps = re.findall(rb"\| step (\d+)/", log.read())
+        return any(int(step) in self.pace.epoch_ends for step in steps)

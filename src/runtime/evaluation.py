@@ -1,0 +1,233 @@
+"""Sums of loss and correct predictions, and one pass over a split."""
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from time import perf_counter
+from typing import Any
+
+import torch
+from loguru import logger
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number of dimensions
+
+from src.data.batches import Batch, Loading, evaluation_batches
+from src.data.splits import Split, is_text
+from src.losses import Loss
+from src.models.freezing import keeps_statistics
+from src.runtime.distributed import ALONE, World
+from src.runtime.precision import Computing, Forward
+from src.support.random_state import generators_kept
+
+Batches = Generator[Batch, None, None]
+MOST_LOSS = 700.0  # of which a float holds the exponential
+
+
+class Sums:
+    """Totals over examples that stay on the device until they are read, of all processes."""
+
+    def __init__(self, loss: Loss, device: torch.device, world: World = ALONE) -> None:
+        self.loss, self.device, self.world = loss, device, world
+        self.reset()
+
+    def empty(self) -> "Sums":
+        """Others of the same kind."""
+        return Sums(self.loss, self.device, self.world)
+
+    def reset(self) -> None:
+        # float32 sums of half a million losses are off in the fourth digit; MPS has no float64
+        precision = torch.float32 if self.device.type == "mps" else torch.float64
+        self.total = torch.zeros((), dtype=precision, device=self.device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.weight: float | Tensor = 0
+        self.predictions: int | Tensor = 0
+        self.at_last_reading = [0.0, 0.0, 0, 0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called by all processes: what each has, (processes, numbers)."""
+        names = ("total", "correct", "weight", "predictions", "at_last_reading")
+        state = {name: getattr(self, name) for name in names}
+        return state | ({"shares": self.world.gather(self._own())} if self.world.size > 1 else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Each process takes what was its own; of another number, the main one takes all."""
+        shares = state.get("shares")
+        if shares is None and self.world.is_main:
+            for name, value in state.items():
+                setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
+            return
+        self.at_last_reading = state["at_last_reading"]
+        if shares is not None and len(shares) == self.world.size:
+            self._take(shares[self.world.rank].tolist())
+        elif shares is not None and self.world.is_main:
+            self._take(shares.sum(0).tolist())
+
+    def _take(self, numbers: list[float]) -> None:
+        total, weight, correct, predictions = numbers
+        self.total.fill_(total)
+        self.correct.fill_(int(correct))
+        self.weight, self.predictions = weight, int(predictions)
+
+    def add(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Count a batch: its summed loss (detached), outputs and targets as the loss has them."""
+        self.total += loss_sum
+        weight = self.loss.weight(targets)
+        self.weight += weight.to(self.total.dtype) if isinstance(weight, Tensor) else weight
+        self.predictions += self.loss.predictions(targets)
+        if "accuracy" in self.loss.measures:
+            self.correct += self.loss.correct(outputs, targets)  # type: ignore[arg-type]
+
+    def averages(self) -> dict[str, float]:
+        """The loss's measures of everything so far; waits for the device."""
+        return self._averages(self._read())
+
+    def recent(self) -> dict[str, float]:
+        """The same for what was added since this was last asked."""
+        now, then = self._read(), self.at_last_reading
+        self.at_last_reading = now
+        return self._averages([a - b for a, b in zip(now, then, strict=True)])
+
+    def _read(self) -> list[float]:
+        return self.world.sum(self._own())
+
+    def _own(self) -> list[float]:
+        """[summed loss, its weight, correct, predictions] of this process's shares."""
+        return [float(self.total), float(self.weight), int(self.correct), int(self.predictions)]
+
+    def _averages(self, sums: list[float]) -> dict[str, float]:
+        total, weight, correct, predictions = sums
+        loss = total / weight if weight else math.nan
+        averages = {
+            "loss": loss,
+            "accuracy": correct / predictions if predictions else math.nan,
+            "perplexity": math.inf if loss > MOST_LOSS else math.exp(loss),  # of nan it is nan
+        }
+        return {measure: averages[measure] for measure in self.loss.measures}
+
+
+class Evaluation:
+    """Every split with every model, after an epoch."""
+
+    def __init__(
+        self,
+        splits: Mapping[str, Split],
+        models: Mapping[str, nn.Module],
+        loading: Loading,
+        computing: Computing,
+        *,
+        log_interval: int | None,
+    ) -> None:
+        """loading: how batches are made, of an evaluation's size."""
+        self.splits, self.models, self.loading = splits, models, loading
+        self.log_interval = log_interval
+        fixed_shape = not any(is_text(split) for split in splits.values())
+        self.forwards = {
+            name: computing.forward(
+                computing.compiled(model, loading.own_size, fixed_shape=fixed_shape)
+            )
+            for name, model in models.items()
+        }
+
+    def of_all(
+        self, new_sums: Callable[[], Sums], watched: Callable[[Batches], Batches]
+    ) -> dict[str, dict[str, float]]:
+        """'SPLIT/MODEL' -> measures. watched: what looks at the batches as they come."""
+        return {
+            f"{split_name}/{name}": evaluate(
+                model,
+                watched(evaluation_batches(split, self.loading)),
+                new_sums(),
+                forward=self.forwards[name],
+                name=f"{split_name}/{name}",
+                log_interval=self.log_interval,
+            )
+            for split_name, split in self.splits.items()
+            for name, model in self.models.items()
+        }
+
+
+@torch.no_grad()
+@generators_kept()
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    sums: Sums,
+    *,
+    forward: Forward | None = None,
+    name: str,
+    log_interval: int | None,
+) -> dict[str, float]:
+    """One pass in eval mode: the loss's measures, time and data_time in seconds.
+
+    sums: empty ones. forward: the model as it is called, if not by itself. Averages weigh by
+    example or token, so a short last batch counts as what it is, and an empty share of one as
+    nothing. However it ends, batches is closed.
+    """
+    started = waited_from = perf_counter()
+    data_time = 0.0
+    forward = forward or model
+    was_training = model.training
+    model.eval()
+    with closing(batches):
+        for number, (inputs, targets) in enumerate(batches, 1):
+            data_time += perf_counter() - waited_from
+            outputs = forward(inputs)
+            if len(targets):
+                sums.add(sums.loss(outputs, targets), outputs, targets)
+            if log_interval and number % log_interval == 0:
+                logger.info("{} | batch {} | {}", name, number, in_words(sums.averages()))
+            waited_from = perf_counter()
+    model.train(was_training)
+    result = sums.averages()
+    result |= {"time": perf_counter() - started, "data_time": data_time}
+    logger.info("{} | {} | {:.1f} s", name, in_words(result), result["time"])
+    return result
+
+
+@torch.no_grad()
+@generators_kept()
+def recompute_batch_norms(
+    model: nn.Module, batches: Batches, forward: Forward, world: World = ALONE
+) -> None:
+    """Set the statistics of batch norms to their means over these batches, of all processes.
+
+    It is torch.optim.swa_utils.update_bn to the bit, but dropout stays off (it would draw, and be
+    in the statistics though not in evaluations), frozen norms keep theirs, and the model computes
+    in the precision of the run. forward: the model as it is called. However it ends, batches is
+    closed.
+    """
+    started, num_batches = perf_counter(), 0
+    norms: list[Any] = [
+        module
+        for module in model.modules()
+        if isinstance(module, BatchNorm)
+        and module.running_mean is not None
+        and not keeps_statistics(module)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    with closing(batches):
+        if not norms:
+            return
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # each batch counts the same
+                norm.train()
+            for inputs, targets in batches:
+                if len(targets):
+                    forward(inputs)
+                    num_batches += 1
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.eval()
+    statistics = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
+    world.average_(statistics, num_batches)
+    seconds = perf_counter() - started
+    logger.info("batch norms recomputed from {} batches | {:.1f} s", num_batches, seconds)
+
+
+def in_words(averages: Mapping[str, float]) -> str:
+    """'loss 0.3121 | accuracy 0.9120'."""
+    shown = [f"{k} {averages[k]:.4f}" for k in ("loss", "accuracy", "perplexity") if k in averages]
+    return " | ".join(shown)

@@ -1,0 +1,203 @@
+"""One model in several processes, or on several GPUs of one: multi_gpu.
+
+true: DistributedDataParallel (Li et al. 2020): each process has the whole model and a share of
+every batch; gradients are averaged while the backward pass goes on. fsdp: fully_shard of torch
+(FSDP2; Zhao et al. 2023): each has a slice of every weight, and fetches the rest layer by layer.
+dp: DataParallel, one process for all GPUs of a machine.
+"""
+
+import os
+import platform
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+from warnings import catch_warnings
+
+import torch
+import torch.distributed as dist
+from loguru import logger
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from src.data.splits import Split
+from src.runtime.distributed import World
+from src.runtime.sharded import ShardedModel, ShardedOptimizer
+from src.runtime.throughput import Throughput, build_throughput
+from src.runtime.train_state import Stateful
+from src.support.errors import bad_value
+from src.support.limits import Uses
+from src.support.random_state import generators_kept
+
+Kind = str | bool
+LAYERS = (nn.Sequential, nn.ModuleList)  # whose items are sharded each by itself
+
+
+class Parallel:
+    """How the processes of `world` share the work on one model."""
+
+    def __init__(self, world: World, kind: Kind, device: torch.device) -> None:
+        """kind: multi_gpu. UserError where it needs processes that there are not."""
+        self.world, self.kind, self.device = world, kind, device
+        self.is_sharded = kind == "fsdp"
+        if self.is_sharded and world.size == 1:
+            expected = "true or false, as there is one process alone, which has the whole model"
+            raise bad_value("multi_gpu", kind, expected)
+        if kind == "dp" and world.size > 1:
+            raise bad_value("multi_gpu", kind, f"true or fsdp, as there are {world.size} processes")
+
+    @property
+    def birthplace(self) -> torch.device:
+        """Where the model is built: not as a whole on a GPU that is too small for it."""
+        return torch.device("cpu") if self.is_sharded else self.device
+
+    def prepare(self, model: nn.Module, *, sync_bn: bool) -> nn.Module:
+        """Before there is an optimizer. With fsdp each process keeps its slice, in place."""
+        if sync_bn and self.world.size > 1:
+            if self.device.type != "cuda":
+                raise bad_value("sync_bn", True, f"false, as torch has none for {self.device.type}")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if self.is_sharded:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh(self.device.type, (self.world.size,))
+            for block in _blocks(model):
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        return model
+
+    def states(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Stateful]:
+        """Both as parts of the state, which one process can read whatever wrote it."""
+        if self.is_sharded:
+            return {"model": ShardedModel(model), "optimizer": ShardedOptimizer(optimizer)}
+        return {"model": model, "optimizer": optimizer}
+
+    def spread(self, network: nn.Module) -> nn.Module:
+        """The network as it is called in training."""
+        self.network = network
+        if self.kind == "dp":
+            self.network = _spread_by_threads(network, self.device)
+        if self.world.size > 1 and not self.is_sharded:
+            self.network = _Synchronized(network)
+        return self.network
+
+    def loss_scale(self, weight: float | Tensor, num_examples: int, device: torch.device) -> Tensor:
+        """What the summed loss of this process's share is multiplied by, (); weight: the share's.
+
+        num_examples: of the whole batch. A number is written on the device, not copied there: a
+        copy from the CPU would wait for all that a GPU still has to do.
+        """
+        scale = self.world.size / self.world.total(weight, num_examples)
+        return scale if isinstance(scale, Tensor) else torch.full((), scale, device=device)
+
+    def sync(self, is_last: bool) -> None:
+        """Before each micro-batch: the gradients travel with the last one of the batch alone."""
+        if self.is_sharded:
+            self.network.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+        elif self.world.size > 1:
+            self.network.is_last = is_last  # type: ignore[assignment]
+
+    def same_buffers(self, models: Iterable[nn.Module]) -> None:
+        """All take the main process's statistics of batch norms, which come of its share alone."""
+        if self.world.size > 1:
+            for model in models:
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, src=0)
+
+    def throughput(
+        self, model: nn.Module, split: Split, input_shape: tuple[int, ...], precision: str
+    ) -> Throughput:
+        """What to count the pace of training by, over all devices."""
+        is_dp = self.kind == "dp" and _has_several(self.device)
+        number = torch.cuda.device_count() if is_dp else self.world.size
+        return build_throughput(
+            model, split, input_shape, self.device, precision, num_devices=number
+        )
+
+    def uses(self) -> Uses:
+        """What the run has of this machine."""
+        if self.device.type != "cuda":
+            gpus = []
+        elif self.kind == "dp":
+            gpus = list(range(torch.cuda.device_count()))
+        else:
+            index = self.device.index
+            gpus = [torch.cuda.current_device() if index is None else index]
+        known = [getattr(torch.cuda.get_device_properties(gpu), "uuid", None) for gpu in gpus]
+        named = [f"GPU-{str(x).removeprefix('GPU-')}" for x in known if x is not None]
+        if self.world.size == 1:
+            return Uses(None, tuple(named), len(gpus))
+        told = self.world.from_all([platform.node(), *named])
+        of_this_machine = [x for host, *theirs in told if host == platform.node() for x in theirs]
+        number = self.world.size if gpus else 0
+        return Uses(os.getppid(), tuple(of_this_machine), number, self.world.size)
+
+    def in_words(self) -> str | None:
+        """For the log; None: one process, one device."""
+        if self.world.size == 1:
+            visible = torch.cuda.device_count() if self.device.type == "cuda" else 1
+            is_alone = visible > 1 and not isinstance(self.network, nn.DataParallel)
+            return f"one of {visible} GPUs" if is_alone else None
+        how = "fully sharded" if self.is_sharded else "a share of each batch each"
+        return f"{self.world.size} processes, {how}"
+
+
+def _has_several(device: torch.device) -> bool:
+    """Whether there are several GPUs to choose from."""
+    return device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1
+
+
+class _Synchronized(nn.Module):
+    """DistributedDataParallel that takes the gradients of a batch's micro-batches as one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        with catch_warnings(category=FutureWarning, action="ignore"):  # a name to come
+            # static_graph: weights that the outputs do not depend on are left alone, as by one
+            # process. Buffers do not matter in training; before evaluations all take the main
+            # process's. The inputs are on the device already.
+            self.network = nn.parallel.DistributedDataParallel(
+                network, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+            )
+        self.is_last, self.is_warm = True, False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.is_warm:
+            self._warm_up(inputs)
+        with nullcontext() if self.is_last else self.network.no_sync():
+            return self.network(inputs)
+
+    @generators_kept()
+    def _warm_up(self, inputs: Tensor) -> None:
+        """In its first pass it learns which weights are used and in which order gradients come,
+        and rounds differently: it counts for nothing, or a resumed run would not be the same."""
+        buffers = [buffer.clone() for buffer in self.network.buffers()]
+        outputs = self.network(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            outputs.float().sum().backward()
+        with torch.no_grad():
+            for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        self.is_warm = True
+
+
+def _spread_by_threads(network: nn.Module, device: torch.device) -> nn.Module:
+    """On all visible GPUs, where there are several to choose from."""
+    if not _has_several(device):
+        return network
+    logger.info("each batch is spread over {} GPUs", torch.cuda.device_count())
+    return nn.DataParallel(network)
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The items of the outermost lists: transformers' and residual networks' blocks."""
+    found: list[nn.Module] = []
+    child: Any
+    for child in model.children():
+        is_list = isinstance(child, LAYERS)
+        found += (
+            [x for x in child if any(True for _ in x.parameters())] if is_list else _blocks(child)
+        )
+    return found

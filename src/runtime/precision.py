@@ -1,0 +1,187 @@
+"""How a network computes: in which floats, in which memory format, compiled or as it is."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from loguru import logger
+from torch import Tensor, nn
+
+from src.keys import CUDA_GRAPHS
+from src.runtime.device import keep_freed_memory
+from src.support.errors import bad_value
+
+Forward = Callable[[Tensor], Tensor]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AMPERE = (8, 0)  # the first compute capability with tf32
+
+
+@dataclass(frozen=True)
+class Computing:
+    """The choices of a run: precision is fp32, tf32, bf16 or fp16; mode one of torch.compile's,
+    or None. Weights, gradients, the optimizer, losses and sums are float32 in all of them."""
+
+    device: torch.device
+    precision: str = "fp32"
+    is_channels_last: bool = False
+    mode: str | None = None
+    failures: list[str] = field(default_factory=list)  # of compiling: after one nothing is
+
+    def __post_init__(self) -> None:
+        """UserError for a precision that the device does not have."""
+        _check_precision(self.precision, self.device)
+
+    @classmethod
+    def on(
+        cls, device: torch.device, precision: str, channels_last: bool, compile: str | bool
+    ) -> "Computing":
+        """As the keys of these names ask for it; without compiling where that cannot be done."""
+        computing = cls(device, precision, channels_last)
+        mode = "default" if compile is True else compile or None
+        return replace(computing, mode=mode) if mode and can_compile(device) else computing
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """The model with its convolutions' weights in the memory format, in place."""
+        return model.to(memory_format=torch.channels_last) if self.is_channels_last else model  # type: ignore[call-overload]
+
+    def compiled(
+        self, network: nn.Module, num_examples: int, *, fixed_shape: bool = True
+    ) -> nn.Module:
+        """The network for batches of so many examples; others are not compiled for.
+
+        fixed_shape: whether they all have the same shape, as texts have not.
+        """
+        if not self.mode:
+            return network
+        return Compiled(
+            network, self.mode, num_examples, fixed_shape=fixed_shape, failures=self.failures
+        )
+
+    def forward(self, network: nn.Module) -> Forward:
+        """The network as it is to be called: inputs (n, *shape) -> float32 outputs."""
+        if self.precision not in AUTOCAST and not self.is_channels_last:
+            return network
+        return _Cast(network, self.device.type, AUTOCAST.get(self.precision), self.is_channels_last)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss, so that small gradients survive fp16; elsewhere it does nothing."""
+        kind = self.device.type if self.precision == "fp16" else "cpu"
+        return torch.amp.GradScaler(kind, enabled=self.precision == "fp16")
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Settings of the process. tf32 is as it was afterwards; freed memory stays kept."""
+        keep_freed_memory()
+        before = torch.get_float32_matmul_precision()
+        if self.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def in_words(self) -> str:
+        """'bf16, channels last, compiled (default)'."""
+        words = [self.precision]
+        words += ["channels last"] * self.is_channels_last
+        return ", ".join([*words, f"compiled ({self.mode})" if self.mode else "not compiled"])
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    if precision == "tf32":
+        if device.type != "cuda":
+            reason = f"tf32 is of NVIDIA's GPUs, and the device is {device.type}"
+        elif torch.cuda.get_device_capability(device) < AMPERE:
+            reason = f"{torch.cuda.get_device_name(device)} is older than Ampere"
+        else:
+            return
+        raise bad_value("precision", precision, f"fp32, bf16 or fp16, as {reason}")
+    if precision == "fp16" and device.type == "mps":
+        raise bad_value("precision", precision, "fp32 or bf16 on mps, where losses are not scaled")
+
+
+@dataclass(frozen=True)
+class _Cast:
+    """Autocast around the network: matrix products and convolutions in `dtype`, outputs float32."""
+
+    network: Forward
+    device_type: str
+    dtype: torch.dtype | None
+    is_channels_last: bool
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if self.is_channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if self.dtype is None:
+            return self.network(inputs)
+        with torch.autocast(self.device_type, self.dtype):
+            outputs = self.network(inputs)
+        return outputs.float()
+
+
+# ---- torch.compile -----------------------------------------------------------------------
+
+
+class Compiled(nn.Module):
+    """The network compiled for full batches. Short ones, which would each be compiled for, and
+    all where compiling fails, go through the network as it is."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mode: str,
+        num_examples: int,
+        *,
+        fixed_shape: bool = True,
+        failures: list[str] | None = None,
+    ) -> None:
+        """failures: shared by the networks of a run; where one fails, none is compiled."""
+        super().__init__()
+        self.network, self.num_examples = network, num_examples
+        self.failures = [] if failures is None else failures
+        # of texts the lengths differ: None makes that dimension dynamic once it has changed
+        dynamic = False if fixed_shape else None
+        self.compiled: Any = torch.compile(network, mode=mode, dynamic=dynamic)
+        self.has_graphs = mode in CUDA_GRAPHS
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.failures or len(inputs) != self.num_examples:
+            return self.network(inputs)
+        from torch._dynamo.exc import TorchDynamoException
+
+        if self.has_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # outputs of the call before are used up
+        try:
+            return self.compiled(inputs)
+        except TorchDynamoException as error:
+            self.failures.append(warn_of(error))
+            return self.network(inputs)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here, tried on two numbers; else a warning says why."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    numbers = torch.ones(2, device=device, requires_grad=True)
+    try:
+        torch.compile(_double)(numbers).sum().backward()
+    except (TorchDynamoException, RuntimeError) as error:
+        warn_of(error)
+        return False
+    return True
+
+
+def _double(numbers: Tensor) -> Tensor:
+    return 2 * numbers
+
+
+def warn_of(error: Exception) -> str:
+    """One line, of what may be a page; the line."""
+    inner = getattr(error, "inner_exception", error)  # what the compiler itself says
+    reason = next((line for line in str(inner).splitlines() if line.strip()), "")
+    if not reason.startswith(type(inner).__name__):
+        reason = f"{type(inner).__name__}: {reason}"
+    logger.warning("compile: cannot be done here, the run goes on without ({})", reason)
+    return reason

@@ -1,0 +1,120 @@
+"""How fast training is: examples a second, and the share of what the device could do at most.
+
+The work is that of the model, forward and backward, as torch's counter finds it in its matrix
+products, convolutions and attention; a multiply-add counts 2. Loss and optimizer count nothing.
+"""
+
+import copy
+
+import torch
+from loguru import logger
+from torch import Tensor, nn
+
+from src.data.splits import ArraySplit, Split, TextSplit
+from src.runtime.peaks import device_name, peak_flops
+from src.runtime.step_schedule import Timeline
+from src.runtime.train_state import State
+from src.support.random_state import generators_kept
+
+
+class Throughput:
+    """seconds_at_peak: that an example would take at least; None where nobody knows."""
+
+    def __init__(self, seconds_at_peak: float | None = None) -> None:
+        self.seconds_at_peak = seconds_at_peak
+
+    def measures(self, state: State, timeline: Timeline, steps: range) -> dict[str, float]:
+        """What is counted of an epoch's training, interrupted or not; steps: of that epoch."""
+        seconds, seen = state.training.seconds, timeline.samples_after(state.step)
+        per_second = (seen - timeline.samples_after(steps.start)) / max(seconds, 1e-9)
+        found = {
+            "time": seconds,
+            "data_time": state.data_time,
+            "seen_examples": seen,
+            "examples_per_second": per_second,
+        }
+        if self.seconds_at_peak is not None:
+            found["peak_share"] = per_second * self.seconds_at_peak
+        return found
+
+
+def build_throughput(
+    model: nn.Module,
+    split: Split,
+    input_shape: tuple[int, ...],
+    device: torch.device,
+    precision: str,
+    *,
+    num_devices: int = 1,
+) -> Throughput:
+    """For training this model on this split; where the device is unknown nothing is counted.
+
+    precision: fp32, tf32, bf16 or fp16. num_devices: that share the work, all of one kind.
+    """
+    if precision == "fp32" and torch.backends.cudnn.allow_tf32 and _has_convolutions(model):
+        precision = "tf32"  # in which torch computes those, where the device has it
+    peak = peak_flops(device_name(device), precision)
+    if peak is None:
+        return Throughput()
+    flops = flops_per_example(model, split, input_shape)
+    return Throughput(None if flops is None else flops / (peak * num_devices))
+
+
+def _has_convolutions(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in model.modules())
+
+
+def flops_per_example(model: nn.Module, split: Split, input_shape: tuple[int, ...]) -> float | None:
+    """Of a training step, forward and backward; None where they can't be counted.
+
+    Nothing is computed and the model is not touched: a copy without content runs instead.
+    """
+    # Fake tensors, not those on the meta device alone: transformers asks what is in its masks
+    # unless it is traced.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    found = batch_of_two(split, input_shape)
+    if found is None:
+        return None
+    shape, dtype = found
+    counter = FlopCounterMode(display=False)
+    try:
+        with generators_kept(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+            device = next(model.parameters()).device
+            inputs = torch.empty(shape, dtype=dtype, device=device)
+            copy_without_content(model).train()(inputs).sum().backward()
+    except Exception as error:  # each network has its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.info("no train/peak_share, as the model can't be counted: {}", reason)
+        return None
+    return counter.get_total_flops() / shape[0]
+
+
+def batch_of_two(
+    split: Split, input_shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], torch.dtype] | None:
+    """Shape and type of two inputs of training; None for sparse rows and texts of all lengths."""
+    if isinstance(split, ArraySplit):
+        is_dense = split.inputs.layout == torch.strided
+        return ((2, *split.inputs.shape[1:]), split.inputs.dtype) if is_dense else None
+    if isinstance(split, TextSplit):
+        longest = int(split.lengths.max())
+        if (split.lengths < longest).sum() > 1:  # of packed texts the last is shorter
+            return None
+        # where the next token is predicted, the last one is no input
+        return (2, longest - (split.targets is None)), torch.int64
+    return (2, *input_shape), torch.float32
+
+
+def copy_without_content(model: nn.Module) -> nn.Module:
+    """A copy in a FakeTensorMode, for which no weights are copied.
+
+    Not torch.func.functional_call: what a network notes about its last call would be noted in
+    the model itself.
+    """
+    copies: dict[int, Tensor] = {
+        id(p): nn.Parameter(torch.empty_like(p), p.requires_grad) for p in model.parameters()
+    }
+    copies |= {id(b): torch.empty_like(b) for b in model.buffers()}
+    return copy.deepcopy(model, copies)  # type: ignore[arg-type]

@@ -1,0 +1,142 @@
+"""All that a run must remember: what is not in here does not survive a kill.
+
+Which example comes next is a function of the step, and so is the learning rate: the step is
+the position in the data and in the schedule.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from loguru import logger
+
+from src.runtime.sharded import whole
+from src.support.errors import UserError
+from src.support.random_state import Generators
+
+
+class Stateful(Protocol):
+    """A part of the state: modules, optimizers, averages, sums, the stats."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class Stopwatch:
+    """Seconds that add up over starts and stops, and over attempts."""
+
+    def __init__(self) -> None:
+        self.before = 0.0
+        self.since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.before + (0.0 if self.since is None else perf_counter() - self.since)
+
+    def start(self) -> None:
+        self.since = perf_counter()
+
+    def stop(self) -> None:
+        self.before, self.since = self.seconds, None
+
+    def reset(self) -> None:
+        self.before, self.since = 0.0, None
+
+
+@dataclass
+class State:
+    """What a fork adds to the run goes into `parts`, if it must survive.
+
+    config: the configuration asked for and in force, as plain values.
+    """
+
+    parts: dict[str, Stateful]
+    config: dict[str, dict[str, Any]]
+    num_processes: int = 1
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # the last one that was evaluated
+    outcome: str | None = None  # finished, early_stopped, diverged; None: there is more to do
+    reason: str = ""
+    data_time: float = 0.0  # seconds of the epoch under way that training waited for data
+    training: Stopwatch = field(default_factory=Stopwatch)  # of the epoch under way
+    run: Stopwatch = field(default_factory=Stopwatch)  # of all attempts
+
+    def end(self, outcome: str, reason: str) -> None:
+        self.outcome, self.reason = outcome, reason
+
+    def end_epoch(self, epoch: int) -> None:
+        """It was trained and evaluated; what counts within an epoch begins anew."""
+        self.epoch, self.data_time = epoch, 0.0
+        self.training.reset()
+
+    def times(self) -> dict[str, float]:
+        """Of the training of the epoch under way, in seconds."""
+        return {"time": self.training.seconds, "data_time": self.data_time}
+
+    def facts(self) -> dict[str, Any]:
+        """What status.json says of it."""
+        return {"epoch": self.epoch, "seconds_before": round(self.run.before, 1)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, texts, lists and dicts; the tensors are those in use."""
+        return {
+            "config": self.config,
+            "num_processes": self.num_processes,
+            "step": self.step,
+            "epoch": self.epoch,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "data_time": self.data_time,
+            "training_seconds": self.training.seconds,
+            "run_seconds": self.run.seconds,
+            "generators": Generators().state_dict(),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+        }
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Go on from there. Raises UserError where the parts are not those of this code."""
+        if content["parts"].keys() != self.parts.keys():
+            differing = ", ".join(sorted(content["parts"].keys() ^ self.parts.keys()))
+            raise UserError(f"the saved state is of other code or keys: it differs in {differing}")
+        saved = content["parts"] | {"generators": content["generators"]}
+        for name, part in (self.parts | {"generators": Generators()}).items():
+            try:
+                part.load_state_dict(saved[name])
+            except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+                words = " ".join(str(error).split())
+                raise UserError(
+                    f"the saved state does not fit this code: {name}: {words}"
+                ) from None
+        self.step, self.epoch = content["step"], content["epoch"]
+        self.outcome, self.reason = content["outcome"], content["reason"]
+        self.data_time = content["data_time"]
+        self.training.before = content["training_seconds"]
+        self.run.before = content["run_seconds"]
+        if (before := content.get("num_processes", 1)) != self.num_processes:
+            logger.warning(
+                "goes on in {} instead of {} processes: sums are equal to rounding; dropout, mixed "
+                "images and the statistics of batch norms, where there are any, are not",
+                self.num_processes,
+                before,
+            )
+
+
+def snapshot(value: Any, *, is_kept: bool = True) -> Any:
+    """A copy on the CPU that training does not change any more.
+
+    Of a sharded model the slices are put together, which all processes do; those that do not
+    write keep nothing.
+    """
+    if isinstance(value, torch.Tensor):
+        value = whole(value.detach())
+        return value.to("cpu", copy=True) if is_kept else None
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # with the notes on versions that torch's modules leave there
+        copied.update((key, snapshot(item, is_kept=is_kept)) for key, item in value.items())
+        return copied
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(item, is_kept=is_kept) for item in value)
+    return value

@@ -1,0 +1,514 @@
+"""An attempt: signals, exit codes and what is asked of Slurm, for which small scripts stand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from src.grid.notify.notices import Notices
+from src.grid.slurm.batch_script import header
+from src.grid.slurm.commands import SEPARATOR, SUBMISSION
+from src.grid.slurm.restart_count import Tally, read_tally, write_tally
+from tests.waiting import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+SILENT = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+FORBIDDEN = "Requested operation is presently disabled for job 7_2"
+# Notes what it is asked; fails with the lines of NAME.fails, one each time, then answers.
+COMMAND = """\
+#!/bin/bash
+here=$(dirname "$0") name=${0##*/}
+echo "$name $*" >>"$here/asked"
+env >"$here/$name.env"
+if [ -s "$here/$name.fails" ]; then
+    head -n1 "$here/$name.fails" >&2
+    sed -i 1d "$here/$name.fails"
+    exit 1
+fi
+[[ " $* " == *" -j "* ]] && name=$name-j
+cat "$here/$name.answer" 2>/dev/null
+exit 0
+"""
+# Stops at a signal with 75 where it can; `ready` says that its handlers stand.
+STOPS = """\
+import signal, sys, time
+from pathlib import Path
+heard = []
+for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: heard.append(signal.Signals(number).name))
+print("ready", flush=True)
+while not heard:
+    time.sleep(0.02)
+time.sleep(0.2)
+print(*heard, flush=True)
+sys.exit(75)
+"""
+
+
+@dataclass
+class World:
+    """A program, a run folder, and commands that answer as Slurm would."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.folder, self.bin = self.path / "row", self.path / "bin"
+        for folder in (self.folder, self.bin):
+            folder.mkdir()
+        (self.folder / "spec.yaml").write_text(f"output_dir: {self.folder}\n")
+        for name in ("scontrol", "squeue", "sbatch"):
+            (self.bin / name).write_text(COMMAND)
+            (self.bin / name).chmod(0o755)
+        self.answer("squeue-j", f"RUNNING{SEPARATOR}None")
+        self.env = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}"}
+
+    def answer(self, name: str, text: str) -> None:
+        (self.bin / f"{name}.answer").write_text(text)
+
+    def fail(self, name: str, *errors: str) -> None:
+        (self.bin / f"{name}.fails").write_text("".join(f"{error}\n" for error in errors))
+
+    def task(self, **more: str) -> None:
+        """In the last task of an array, whose job number is that of the array."""
+        facts = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+        self.env |= facts | more
+
+    def start(self, program: str, *options: str, **popen) -> subprocess.Popen:
+        (self.path / "train.py").write_text(program)
+        arguments = [*options, str(self.path / "train.py"), str(self.folder / "spec.yaml")]
+        return subprocess.Popen(
+            [sys.executable, "-m", "src.submit.attempt", *arguments],
+            cwd=ROOT,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **popen,
+        )
+
+    def stop(self, *numbers: int, step: int = 5, options=()) -> tuple[int, str, str]:
+        """Start the program that stops, and send signals; (exit code, output, errors)."""
+        process = self.start(STOPS, *options)
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        (self.folder / "status.json").write_text(json.dumps({"step": step}))
+        for number in numbers:
+            process.send_signal(number)
+        output, errors = process.communicate(timeout=PATIENCE)
+        return process.returncode, output, errors
+
+    @property
+    def asked(self) -> list[str]:
+        """What Slurm was asked to do."""
+        path = self.bin / "asked"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if not line.startswith("squeue")]
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    return World(tmp_path)
+
+
+# ---- The program and its signals ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_in_slurm", [False, True])
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("", 0),
+        ("raise SystemExit(2)", 2),
+        ("raise SystemExit(75)", 75),  # stopped, but by nobody that we know of
+        ("import os; os.kill(os.getpid(), 9)", 137),
+        ("import os; os.kill(os.getpid(), 10)", 138),
+    ],
+)
+def test_the_programs_exit_code_is_ours(world, program, code, is_in_slurm):
+    if is_in_slurm:
+        world.task()
+    process = world.start(program)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == code
+    assert world.asked == []
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
+def test_outside_slurm_signals_pass_and_nothing_is_asked(world, name):
+    code, output, errors = world.stop(signal.Signals[name])
+    assert (code, output, errors) == (75, f"{name}\n", "")
+    assert not (world.bin / "asked").exists()
+    assert not (world.folder / "attempts.json").exists()
+
+
+def test_two_signals_arrive_each_once(world):
+    _, output, _ = world.stop(signal.SIGUSR1, signal.SIGTERM)
+    assert sorted(output.split()) == ["SIGTERM", "SIGUSR1"]
+
+
+def test_ctrl_c_on_a_terminal_arrives_once(world):
+    """It goes to the whole process group."""
+    process = world.start(STOPS, process_group=0)
+    assert process.stdout
+    process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)  # so that what we pass on comes late
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=PATIENCE)[0] == "SIGINT\n"
+
+
+def test_the_program_meets_signals_as_from_a_fresh_shell(world):
+    """The submit script ignores SIGUSR1 until we listen; here it ignores more."""
+    program = """
+import signal
+print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+print({signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD)})
+"""
+
+    def ignore() -> None:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_IGN)
+
+    output, _ = world.start(program, preexec_fn=ignore).communicate(timeout=PATIENCE)
+    assert output == f"[]\n{ {signal.SIG_DFL}!r}\n"
+
+
+def test_a_signal_before_the_program_listens_kills_it_and_is_one_to_go_on_after(world):
+    def send_early() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    world.task()
+    process = world.start("import time; time.sleep(20)", preexec_fn=send_early)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75
+    assert world.asked == ["scontrol requeue 7_2"]
+
+
+def test_a_spec_that_cannot_be_read_is_for_the_program_to_complain_of(world):
+    world.task()
+    (world.folder / "spec.yaml").write_text("a: b: c\n")
+    process = world.start("import sys; sys.exit('a mistake of mine')")
+    assert process.communicate(timeout=PATIENCE)[1] == "a mistake of mine\n"
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("script", ["submit_cpu.sh", "submit_2080.sh", "submit_3090plus.sh"])
+def test_our_submit_scripts_outlive_a_signal_that_comes_before_python_does(world, script):
+    python = world.bin / "python"
+    python.write_text(f'#!/bin/bash\nkill -USR1 $$\necho "$@"\nexec {sys.executable} -c ""\n')
+    python.chmod(0o755)
+    facts = {"EXPERIMENT_PYTHON": str(python), "SLURM_CPUS_PER_TASK": "1"}
+    done = subprocess.run(
+        ["bash", ROOT / script, "a b"], env=world.env | facts, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "-m src.submit.attempt train.py a b\n"
+    _, directives = header((ROOT / script).read_text())
+    assert {"#SBATCH --requeue", "#SBATCH --signal=B:USR1@120"} <= set(directives)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from src.logging.lease import Claim
+Claim(Path(sys.argv[1])).take()
+print("taken", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(world):
+    """A process that is at the same run: Slurm has lost its node, which goes on."""
+    command = [sys.executable, "-c", HOLD, world.folder]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "taken\n"
+        yield process
+        process.kill()
+
+
+def test_it_waits_for_a_process_that_is_still_at_the_run(world, other):
+    world.task()
+    process = world.start("print('started')")
+    assert process.stdout.readline().startswith(f"waits for process {other.pid} on ")
+    other.kill()
+    assert process.communicate(timeout=PATIENCE) == ("started\n", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "asked"),
+    [(signal.SIGUSR1, 75, ["scontrol requeue 7_2"]), (signal.SIGTERM, 143, [])],
+)
+def test_while_it_waits_a_signal_ends_it_as_a_run(world, other, number, code, asked):
+    world.task()
+    process = world.start("print('started')")
+    assert process.stdout.readline().startswith("waits for ")
+    process.send_signal(number)
+    assert "started" not in process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == code
+    assert world.asked == asked
+    assert other.poll() is None
+
+
+# ---- Another attempt ---------------------------------------------------------------------
+
+
+def test_near_the_time_limit_this_task_alone_is_requeued(world):
+    world.task()
+    code, output, errors = world.stop(signal.SIGUSR1)
+    assert (code, errors) == (75, "")
+    assert "stopped at step 5; Slurm was asked for another attempt" in output
+    assert world.asked == ["scontrol requeue 7_2"]
+    assert read_tally(world.folder) == Tally("7_2", 0, time_limits=1, step=5, is_asked=True)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "is_asked"),
+    [
+        ("COMPLETING", "TimeLimit", True),
+        ("COMPLETING", "None", False),  # cancelled
+        ("RUNNING", "None", False),  # told to stop by somebody
+        ("PENDING", "BeginTime", False),  # Slurm begins it again by itself
+        ("", "", False),
+    ],
+)
+def test_after_sigterm_only_a_time_limit_is_followed_by_an_attempt(world, state, reason, is_asked):
+    world.task()
+    world.answer("squeue-j", f"{state}{SEPARATOR}{reason}" if state else "")
+    code, _, errors = world.stop(signal.SIGTERM)
+    assert (code, errors) == (75, "")
+    assert world.asked == ["scontrol requeue 7_2"] * is_asked
+
+
+def test_a_job_that_is_cancelled_while_it_saves_does_not_come_back(world):
+    world.task()
+    world.answer("squeue-j", f"COMPLETING{SEPARATOR}None")
+    assert world.stop(signal.SIGUSR1)[0] == 75
+    assert world.asked == []
+
+
+@pytest.mark.parametrize("command", ["squeue", "scontrol"])
+def test_a_silent_controller_is_asked_again(world, command):
+    world.task()
+    world.fail(command, SILENT)
+    assert world.stop(signal.SIGUSR1)[0] == 75
+    assert world.asked[-1] == "scontrol requeue 7_2"
+
+
+def test_a_refusal_is_shown(world):
+    world.task()
+    world.fail("scontrol", "Access/permission denied")
+    code, _, errors = world.stop(signal.SIGUSR1)
+    assert code == 69
+    assert "not continued after a time limit: Slurm says 'Access/permission denied'" in errors
+    assert "-r goes on from step 5" in errors
+
+
+def test_limits_and_lack_of_progress_end_it(world):
+    world.task(SLURM_RESTART_COUNT="1")
+    before = Tally("7_2", 0, time_limits=1, step=5, is_asked=True)
+    write_tally(world.folder, before)
+    code, _, errors = world.stop(signal.SIGUSR1, step=6, options=["--max-timeouts", "1"])
+    assert (code, world.asked) == (69, [])
+    assert "2 time limits: raise --max-timeouts (1) in the submit script" in errors
+    write_tally(world.folder, before)
+    code, _, errors = world.stop(signal.SIGUSR1, step=5)
+    assert (code, world.asked) == (69, [])
+    assert "2 time limits without a step between: raise --time" in errors
+    write_tally(world.folder, before)
+    assert world.stop(signal.SIGUSR1, step=6)[0] == 75
+
+    world.task(SLURM_RESTART_COUNT="9")
+    process = world.start("print('begun')", "--max-preemptions", "3")
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, output) == (69, "")
+    assert "restarts by Slurm: raise --max-preemptions (3) in the submit script" in errors
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "is_told"),
+    [
+        ("raise SystemExit(1)", [], True),
+        ("print('begun')", ["--max-preemptions", "3"], True),  # given up before it began
+        ("print('begun')", [], False),
+        ("raise SystemExit(75)", [], False),
+    ],
+)
+def test_a_row_that_fails_or_is_given_up_tells_of_it(world, program, options, is_told):
+    world.task(SLURM_RESTART_COUNT="9")
+    Notices(world.path).begin(["row"], num_rows=20)
+    world.start(program, *options).communicate(timeout=PATIENCE)
+    assert Notices(world.path).num_failed == is_told
+
+
+def test_counts_stand_where_the_run_writes(world):
+    world.task()
+    elsewhere = world.path / "elsewhere"
+    elsewhere.mkdir()
+    (world.folder / "spec.yaml").write_text(f"output_dir: {elsewhere}\n")
+    world.start("").communicate(timeout=PATIENCE)
+    assert read_tally(elsewhere) == Tally("7_2")
+    assert read_tally(world.folder) is None
+
+
+@pytest.mark.parametrize("given", ["", "output_dir: null\n", "[1]", "output_dir=elsewhere"])
+def test_a_run_without_a_folder_gets_one_that_all_attempts_agree_on(world, given):
+    world.task()
+    (world.path / "train.py").write_text("import sys; print(sys.argv[2:])")
+    is_override = "=" in given
+    (world.path / "cfg.yaml").write_text("seed_model: 1\n" + given * (not is_override))
+    (world.path / "elsewhere").mkdir()
+    command = [sys.executable, "-m", "src.submit.attempt", "train.py", "cfg.yaml"]
+    env = world.env | {"PYTHONPATH": str(ROOT)}
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, *[given] * is_override], cwd=world.path, env=env, capture_output=True
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        told = {"": ["output_dir=results/cfg"], "output_dir=elsewhere": [given]}.get(given, [])
+        assert done.stdout.decode().splitlines()[-1] == str(told)
+    counted = {"": "results/cfg", "output_dir=elsewhere": "elsewhere"}.get(given, ".")
+    assert read_tally(world.path / counted) == Tally("7_2")
+
+
+# ---- Follow-ups --------------------------------------------------------------------------
+
+
+def queue_line(job: str, command: str, state: str = "PENDING") -> str:
+    return SEPARATOR.join((job, job, "N/A", state, "Dependency", "", "name", command)) + "\n"
+
+
+def test_where_requeueing_is_forbidden_the_same_is_submitted_again(world):
+    submission = {"script": "/a fork/submit.sh", "options": ["--time=9", "--hold"]}
+    world.task(**{SUBMISSION: json.dumps(submission), "SLURM_CPUS_PER_TASK": "3"})
+    world.fail("scontrol", FORBIDDEN)
+    world.answer("sbatch", "8\n")
+    assert world.stop(signal.SIGUSR1)[0] == 75
+    log, spec = world.folder / "job.log", world.folder / "spec.yaml"
+    assert world.asked[1:] == [
+        f"sbatch --parsable --job-name=row --chdir={ROOT} --output={log} --error={log} "
+        f"--open-mode=append --dependency=afterany:7_2 --time=9 /a fork/submit.sh {spec}"
+    ]
+    told = (world.bin / "sbatch.env").read_text()
+    assert "SLURM_" not in told
+    assert SUBMISSION in told
+    assert read_tally(world.folder).follow_up == "8"
+
+
+def test_a_follow_up_whose_number_came_too_late_is_not_submitted_again(world):
+    world.task(**{SUBMISSION: json.dumps({"script": "/s.sh", "options": []})})
+    world.fail("scontrol", FORBIDDEN, FORBIDDEN)
+    world.fail("sbatch", "Batch job submission failed: Socket timed out on send/recv operation")
+    process = world.start(STOPS)
+    assert process.stdout
+    process.stdout.readline()
+    lines = queue_line("7_2", f"/s.sh {world.folder}/spec.yaml", "RUNNING")
+    lines += queue_line("6", f"/s.sh {world.folder}/spec.yaml", "COMPLETED")
+    world.answer("squeue", lines)
+    process.send_signal(signal.SIGUSR1)
+    while not any(line.startswith("sbatch") for line in world.asked):
+        assert process.poll() is None
+    world.answer("squeue", lines + queue_line("8", f"/s.sh {world.folder}/spec.yaml"))
+    process.communicate(timeout=PATIENCE)
+    assert [line.split()[0] for line in world.asked] == ["scontrol", "sbatch", "scontrol"]
+    assert read_tally(world.folder).follow_up == "8"
+
+
+def test_the_script_of_a_job_submitted_by_hand_is_known_from_the_queue(world):
+    world.task()
+    world.env.pop(SUBMISSION, None)
+    world.fail("scontrol", FORBIDDEN)
+    world.answer("sbatch", "8\n")
+    world.answer("squeue", queue_line("7_2", f"/my dir/s.sh {world.folder}/spec.yaml", "RUNNING"))
+    assert world.stop(signal.SIGUSR1)[0] == 75
+    assert world.asked[-1].endswith(f"afterany:7_2 /my dir/s.sh {world.folder}/spec.yaml")
+    world.fail("scontrol", FORBIDDEN)
+    world.answer("squeue", queue_line("7_2", "/tmp/wrapped", "RUNNING"))
+    code, _, errors = world.stop(signal.SIGUSR1, step=9)
+    assert code == 69
+    assert "which script to submit again is not known" in errors
+
+
+# ---- Rows that share a job ---------------------------------------------------------------
+
+
+def test_a_row_that_shares_its_job_leaves_asking_to_the_job(world):
+    world.task(EXPERIMENT_SHARES_JOB="1")
+    assert world.stop(signal.SIGUSR1)[0] == 75
+    assert world.asked == []
+    # Others ended with 75 as well: another program, runs that asked in another job or not at all.
+    others = [world.path / name / "spec.yaml" for name in ("a", "b", "c")]
+    for other in others:
+        other.parent.mkdir()
+    write_tally(others[1].parent, Tally("6", is_asked=True))
+    write_tally(others[2].parent, Tally("7_2"))
+    command = [sys.executable, "-m", "src.grid.slurm.requeue"]
+    for specs, asked in (
+        (others, []),
+        ([*others, world.folder / "spec.yaml"], ["scontrol requeue 7_2"]),
+    ):
+        assert subprocess.run([*command, *specs], cwd=ROOT, env=world.env).returncode == 0
+        assert world.asked == asked
+
+
+def test_rows_of_a_job_that_slurm_does_not_take_again_tell_of_it(world):
+    world.task()
+    rows = [world.folder, world.path / "other"]
+    rows[1].mkdir()
+    for row in rows:
+        write_tally(row, Tally("7_2", is_asked=True))
+    Notices(world.path).begin([row.name for row in rows], num_rows=20)
+    world.fail("scontrol", "Access/permission denied")
+    specs = [row / "spec.yaml" for row in rows]
+    command = [sys.executable, "-m", "src.grid.slurm.requeue", *specs]
+    assert subprocess.run(command, cwd=ROOT, env=world.env).returncode == 1
+    assert Notices(world.path).num_failed == 2
+
+
+# ---- Counting ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "job", "restarts", "after"),
+    [
+        (Tally("7"), "7", 0, Tally("7")),
+        # asked for, by nobody, and both
+        (Tally("7", 1, 2, 3, 40, True), "7", 2, Tally("7", 2, 2, 3, 40)),
+        (Tally("7", 1, 2, 3, 40, False), "7", 3, Tally("7", 3, 2, 5, 40)),
+        (Tally("7", 1, 2, 3, 40, True), "7", 4, Tally("7", 4, 2, 5, 40)),
+        # a person asks again: a new job, or one whose number comes again
+        (Tally("7", 1, 2, 3, 40, True), "8", 0, Tally("8")),
+        (Tally("7", 1, 2, 3, 40, True), "8", 1, Tally("8", 1, 0, 1)),
+        (Tally("7", 1, 2, 3, 40, True), "7", 0, Tally("7")),
+        # a follow-up
+        (Tally("7", 1, 2, 3, 40, True, "8"), "8", 0, Tally("8", 0, 2, 3, 40)),
+        (Tally("7", 1, 2, 3, 40, True, "8"), "8", 1, Tally("8", 1, 2, 4, 40)),
+        (Tally("7", 1, 2, 3, 40, True, "8"), "9", 0, Tally("9")),
+    ],
+)
+def test_what_an_attempt_counts_when_it_begins(before, job, restarts, after):
+    assert before.begin(job, restarts) == after
+
+
+def test_torn_counts_are_none(tmp_path):
+    write_tally(tmp_path, Tally("7", 1, 2))
+    whole = (tmp_path / "attempts.json").read_text()
+    assert read_tally(tmp_path) == Tally("7", 1, 2)
+    for text in ("", whole[:9], "[]", "null", '{"jobs": 1}', "{}"):
+        (tmp_path / "attempts.json").write_text(text)
+        assert read_tally(tmp_path) is None
+
+
+def test_it_starts_without_what_a_run_needs():
+    script = "import sys, src.submit.attempt; "
+    script += "sys.exit(bool({'torch', 'pandas', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

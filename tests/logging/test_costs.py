@@ -1,0 +1,173 @@
+"""What attempts cost, and how much of it was in vain."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.logging.costs import (
+    Account,
+    Attempt,
+    Cost,
+    Meter,
+    allotted_cores,
+    allotted_gpus,
+    read_account,
+)
+from src.support.limits import Uses
+from src.support.processes import LAUNCHER
+from tests.waiting import PATIENCE, wait_until
+from tests.whole_runs import ROOT
+from train import run_experiment
+
+
+def test_what_came_after_the_last_saved_state_is_lost():
+    attempt = Attempt(Cost(100.0, 10.0), first_step=20, step=120)
+    assert attempt.lost(120) == Cost(0.0, 0.0)
+    assert attempt.lost(95) == Cost(25.0, 2.5)
+    assert attempt.lost(20) == attempt.lost(0) == attempt.cost
+    assert attempt.lost(500) == Cost()  # its last steps came after its last status
+
+
+def test_an_attempt_without_a_step_is_lost_as_a_whole():
+    assert Attempt(Cost(7.0, 1.0), first_step=None).lost(0) == Cost(7.0, 1.0)
+    assert Attempt(Cost(7.0, 1.0), first_step=40, step=40).lost(40) == Cost(7.0, 1.0)
+
+
+def test_attempts_add_up():
+    first = Account(current=Attempt(Cost(10.0, 1.0), first_step=0, step=100))
+    second = first.next_attempt()
+    assert second.total == Cost(10.0, 1.0)
+    assert second.lost == Cost()  # nobody knows yet
+    died_early = Account(second.before, second.lost, second.waiting, Attempt(Cost(3.0, 0.5)))
+    third = died_early.next_attempt()
+    assert (third.total, third.lost) == (Cost(13.0, 1.5), Cost(3.0, 0.5))
+    third = third.starts(first_step=60)
+    assert (third.total, third.lost) == (Cost(13.0, 1.5), Cost(7.0, 0.9))
+    assert third.waiting is None
+
+
+@pytest.mark.parametrize(
+    "status",
+    [{}, {"cost": None}, {"cost": {}}, {"cost": {"before": 3}}, {"cost": {"before": {"x": 1}}}],
+)
+def test_a_status_without_costs_counts_nothing(status):
+    assert read_account(status) == Account()
+
+
+def test_a_status_is_read_as_it_was_written(monkeypatch):
+    monkeypatch.setattr("src.logging.costs.monotonic", iter([100.0, 160.0, 500.0]).__next__)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", "4")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    meter = Meter({})
+    meter.start(30, Uses(num_gpus=1))
+    status = json.loads(json.dumps(meter.status(step=50)))
+    account = read_account(status)
+    assert account.current == Attempt(Cost(240.0, 120.0), 30, 50)
+    assert Meter(status).account.waiting == account.current
+
+
+@pytest.mark.parametrize(
+    ("variables", "cores", "gpus"),
+    [
+        ({}, None, None),
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_CPUS_PER_NODE": "6"}, 6, 0),
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_CPUS_PER_NODE": "4(x2),8"}, 16, 0),
+        (
+            {
+                "SLURM_JOB_ID": "1",
+                "SLURM_JOB_CPUS_PER_NODE": "8(x2)",
+                "SLURM_GPUS_ON_NODE": "4",
+                "SLURM_JOB_NUM_NODES": "2",
+                "EXPERIMENT_SHARES_JOB": "4",
+            },
+            4,
+            2,
+        ),
+    ],
+)
+def test_what_slurm_has_allotted_counts_shared_by_the_rows_of_a_job(variables, cores, gpus):
+    assert allotted_cores(variables) == cores
+    assert allotted_gpus(variables) == gpus
+
+
+def test_processes_of_one_run_and_its_gpus_count(monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("src.logging.costs.monotonic", iter([0.0, 10.0]).__next__)
+    used = iter([1.0, 5.0]).__next__
+    monkeypatch.setattr("src.logging.costs.ProcessorTime", lambda root: used)
+    meter = Meter({})
+    meter.start(0, Uses(num_gpus=3, num_processes=3))
+    assert read_account(meter.status(step=1)).total == Cost(12.0, 30.0)
+
+
+def test_of_processes_that_one_has_started_all_count_as_they_are(monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(LAUNCHER, str(os.getppid()))
+    monkeypatch.setattr("src.logging.costs.monotonic", iter([50.0, 60.0]).__next__)
+    monkeypatch.setattr("src.logging.costs.seconds_since_start", {os.getppid(): 20.0}.get)
+    monkeypatch.setattr("src.logging.costs.ProcessorTime", lambda root: lambda: root)
+    meter = Meter({})
+    assert meter.start_up == 20.0
+    meter.start(0, Uses(num_gpus=3, num_processes=3))
+    assert read_account(meter.status(step=1)).total == Cost(os.getppid(), 90.0)
+
+
+def test_the_whole_process_counts_from_its_first_instruction(digits, tmp_path):
+    """Also what it needs to import torch, which is most; not what it needs to end."""
+    cfg = tmp_path / "cfg.yaml"
+    cfg.write_text(yaml.safe_dump(vars(digits())))
+    began_at = time.monotonic()
+    process = subprocess.Popen([sys.executable, "train.py", str(cfg)], cwd=ROOT)
+    _, process.returncode, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - began_at
+    assert process.returncode == 0
+    used = usage.ru_utime + usage.ru_stime
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert 0.6 * used <= read_account(status).total.core_seconds <= used + 0.1
+    assert 0.5 < status["seconds_to_start"] < seconds  # to import torch takes longer
+
+
+def test_elsewhere_the_processor_time_counts(digits, tmp_path):
+    before = sum(os.times()[:4])
+    run_experiment(digits())
+    used = sum(os.times()[:4]) - before
+    account = read_account(json.loads((tmp_path / "run" / "status.json").read_text()))
+    assert account.total.core_seconds == pytest.approx(used, abs=0.3)
+    assert account.total.core_seconds > 0
+    assert account.current.step == 30
+
+
+def test_a_run_that_is_killed_and_goes_on_knows_what_it_lost(digits, tmp_path):
+    config = digits(model="tiny/lenet", train_length=1, steps_per_epoch=4000, log_interval=1)
+    cfg = tmp_path / "cfg.yaml"
+    cfg.write_text(yaml.safe_dump(vars(config)))
+    status = Path(config.output_dir) / "status.json"
+
+    def account() -> Account:
+        return read_account(json.loads(status.read_text()))
+
+    process = subprocess.Popen([sys.executable, "train.py", str(cfg)], cwd=ROOT)
+    wait_until(lambda: status.exists() and account().current.step >= 100, process)
+    process.kill()  # before any state was saved: all is lost
+    process.wait()
+    killed = account().total
+    assert killed.core_seconds > 0
+    process = subprocess.Popen([sys.executable, "train.py", str(cfg)], cwd=ROOT)
+    wait_until(
+        lambda: json.loads(status.read_text())["attempt"] == 2 and account().current.step >= 10,
+        process,
+    )
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 130
+    assert account().lost == account().before == killed
+    assert account().total.core_seconds > killed.core_seconds

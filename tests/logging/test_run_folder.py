@@ -1,0 +1,220 @@
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from loguru import logger
+
+from src.config.config import load_config, make_config, save_config
+from src.logging import lease as claim
+from src.logging.run_folder import RunFolder
+from src.logging.same_run import is_finished
+from src.logging.stats import Stats, read_stats, summary
+from src.support.errors import UserError
+from src.support.files import write_atomically
+from tests.waiting import PATIENCE
+
+
+def test_a_file_is_the_old_or_the_new_one(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")  # fails in the middle
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o444  # readable by others as the umask says
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (GeneratorExit(), "left"),
+        (KeyboardInterrupt(), "interrupted"),
+        (RuntimeError("boom"), "failed"),
+        (UserError("model: unknown 'x'"), "failed"),
+    ],
+)
+def test_the_status_says_how_a_run_ended(tmp_path, error, state):
+    with pytest.raises(type(error)), RunFolder(str(tmp_path)):
+        raise error
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == state
+    log = (tmp_path / "training.log").read_text()
+    assert ("Traceback" in log) == (type(error) is RuntimeError)
+    assert ("boom" in log) == (type(error) is RuntimeError)
+
+
+def test_tracebacks_do_not_show_the_values_of_variables(tmp_path):
+    def fail(password):
+        return len(password) / 0
+
+    with pytest.raises(ZeroDivisionError), RunFolder(str(tmp_path)):
+        fail("hunter" + "2")
+    assert "hunter2" not in (tmp_path / "training.log").read_text()
+
+
+def test_the_log_is_continued_by_the_next_attempt(tmp_path):
+    for number in (1, 2):
+        with RunFolder(str(tmp_path)):
+            logger.info("attempt {}", number)
+    log = (tmp_path / "training.log").read_text()
+    assert "attempt 1" in log
+    assert "attempt 2" in log
+
+
+def test_status_is_written_at_once_and_then_every_few_seconds(tmp_path):
+    with RunFolder(str(tmp_path)) as folder:
+        first = json.loads((tmp_path / "status.json").read_text())
+        assert first["state"] == "running"
+        step = 0
+        folder.facts = lambda: {"step": step}
+        for step in range(1000):  # noqa: B007 - the lambda reads it
+            folder.update_status()
+        assert json.loads((tmp_path / "status.json").read_text()).get("step", 0) < 999
+        step = 1000
+        folder.finish("finished", "all done")
+    assert json.loads((tmp_path / "status.json").read_text())["step"] == 1000
+    assert json.loads((tmp_path / "done").read_text())["outcome"] == "finished"
+
+
+def test_a_run_is_not_done_before_its_stats_are_on_disk(tmp_path, small_files):
+    frame = pd.DataFrame({"epoch": [1, 2]})
+    with pytest.raises(UserError, match="cannot write to"), RunFolder(str(tmp_path)) as folder:  # noqa: PT012
+        small_files(5)
+        folder.save_stats(frame)
+        folder.finish("finished", "all done")
+    small_files(None)
+    assert not (tmp_path / "done").exists()
+    with RunFolder(str(tmp_path)) as folder:
+        small_files(5)
+        folder.save_stats(frame)
+        small_files(None)
+        folder.finish("finished", "all done")
+    assert (tmp_path / "stats.csv").read_text() == frame.to_csv()
+    assert (tmp_path / "done").exists()
+
+
+def test_keys_without_effect_may_differ_from_the_finished_run(tmp_path):
+    def asked(**keys):
+        return make_config({"output_dir": str(tmp_path), **keys})
+
+    assert not is_finished(asked())
+    save_config(asked(), tmp_path / "spec.yaml")
+    (tmp_path / "done").write_text("")  # as older experiments leave it
+    assert not is_finished(asked())
+    (tmp_path / "stats.csv").write_text(",train/loss\n0,1.0\n")
+    assert is_finished(asked(log_interval=3, num_workers=0))
+    with pytest.raises(UserError, match="differs in model, base_lr"):
+        is_finished(asked(model="linear", base_lr=0.5))
+
+
+def test_stats_keep_their_columns_however_few_are_filled(tmp_path):
+    stats = Stats(["test"], ["last", "av"], ["loss"])
+    stats.add(1, 10, {"train": {"loss": 0.25}})
+    frame = stats.frame()
+    assert list(frame)[3:7] == [
+        "train/loss",
+        "train/time",
+        "train/data_time",
+        "train/seen_examples",
+    ]
+    assert "test/av/loss" in frame
+    assert not [c for c in frame if "accuracy" in c]
+    (tmp_path / "stats.csv").write_text(frame.to_csv())
+    pd.testing.assert_frame_equal(read_stats(tmp_path), frame, check_dtype=False)
+    assert summary(frame, None).splitlines()[0].split() == ["train/loss", "0.2500"]
+
+
+BAR = """
+import time
+from src.logging.console import Log, Progress
+Log(None, to_terminal=False)
+with Progress() as progress:
+    progress.start(20)
+    for step in range(1, 21):
+        time.sleep(0.02)
+        progress.line(step, 1, step * 10, {"loss": 0.5})
+"""
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else():
+    pty = pytest.importorskip("pty", reason="needs a Unix terminal")
+    termios = pytest.importorskip("termios")
+    parent, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, 80))
+    subprocess.run([sys.executable, "-c", BAR], stderr=child, check=True, timeout=PATIENCE)
+    os.set_blocking(parent, False)
+    shown = os.read(parent, 100_000).decode()
+    assert "loss 0.5000" in shown
+    assert "/20" in shown
+    assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", shown))
+    piped = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, check=True)
+    assert piped.stderr == piped.stdout == ""
+
+
+def test_warnings_reach_the_terminal_and_other_lines_only_if_asked(tmp_path, capsys):
+    for asked in (False, True):
+        with RunFolder(str(tmp_path), log_to_terminal=asked):
+            logger.info("quiet")
+            logger.warning("fetching")
+        out, err = capsys.readouterr()
+        assert ("fetching" in out + err, "quiet" in out + err) == (True, asked)
+    assert (tmp_path / "training.log").read_text().count("quiet") == 2
+
+
+NONSENSE = ["", "garbage", "[1]", "5", "{}", "null", "[" * 100_000, "\ud800"]
+NONSENSE_OF = {
+    "status.json": [
+        '{"attempt": "x"}',
+        '{"attempt": 1, "step": "x", "progress": []}',
+        '{"attempt": 1, "step": 1e999}',
+        '{"cost": 5}',
+        json.dumps(
+            {"cost": {"before": {"core_seconds": "x"}, "lost": {}, "waiting": None}}
+            | {"cost_of": 1}
+        ),
+        json.dumps(
+            {
+                "cost": {
+                    "before": {"core_seconds": "x"},
+                    "lost": {},
+                    "waiting": {"cost": {"gpu_seconds": []}, "first_step": "a", "step": []},
+                    "current": {"cost": {}, "first_step": "a", "step": None},
+                }
+            }
+        ),
+    ],
+    "provenance.json": [
+        '{"packages": 5}',
+        '{"machine": [1], "packages": {}}',
+        '{"earlier_attempts": 5}',
+        '{"packages": {"torch": [1]}}',
+    ],
+    "spec.yaml": ["[1]", "model: [", "modle: linear", "\0"],
+    "claim": ['0\n{"machine": "MACHINE"}', '0\n{"pid": "x"}'],
+}
+CASES = [
+    (name, text)
+    for name in ("status.json", "provenance.json", "spec.yaml", "claim")
+    for text in NONSENSE + NONSENSE_OF[name]
+]
+
+
+@pytest.mark.parametrize(("name", "text"), CASES, ids=lambda x: x[:30])
+def test_a_damaged_file_of_its_own_does_not_keep_a_run_from_beginning(
+    tmp_path, monkeypatch, name, text
+):
+    monkeypatch.setattr(claim, "SECONDS_TO_LAPSE", 0.1)
+    text = text.replace("MACHINE", claim.Claim(tmp_path).identity["machine"])
+    (tmp_path / "status.json").write_text("{}")
+    (tmp_path / name).write_bytes(text.encode(errors="surrogatepass"))
+    asked = make_config({})
+    with RunFolder(str(tmp_path)) as folder:
+        folder.start(asked, asked, is_continued=name != "spec.yaml", facts=dict)
+    assert load_config(tmp_path / "spec.yaml") == asked
+    assert json.loads((tmp_path / "status.json").read_text())["attempt"] >= 1
+    assert json.loads((tmp_path / "provenance.json").read_text())["packages"]

@@ -1,0 +1,173 @@
+"""What processes tell each other, and how they are found."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from several_processes import fork, together
+
+from src.runtime.distributed import PORTS, EndedElsewhere, Place, World, find_place
+from src.support.errors import UserError
+
+CPU = torch.device("cpu")
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "a",
+    "MASTER_PORT": "7",
+}
+SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
+SRUN |= {"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "SLURM_JOB_ID": "40001", "SLURM_STEP_ID": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script, without srun
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        (TORCHRUN, Place(5, 8, 1, "a", "7")),
+        (SRUN, Place(3, 4, 1, "10.0.0.1", str(PORTS[40003 % len(PORTS)]))),
+        (SRUN | {"MASTER_ADDR": "b", "MASTER_PORT": "9"}, Place(3, 4, 1, "b", "9")),
+        (SRUN | TORCHRUN, Place(5, 8, 1, "a", "7")),  # torchrun, started by srun
+    ],
+)
+def test_torchrun_and_srun_say_which_process_this_is(environment, place):
+    assert find_place(environment) == place
+
+
+def test_alone_it_is_all_there_is():
+    with World(None) as world:
+        assert world.from_main({"a": 1}) == {"a": 1}
+        assert world.main_first(lambda: 5) == 5
+        world.start(CPU, step=3)
+        assert world.sum([1, 2.5]) == [1, 2.5]
+        assert (world.max(7), world.total(3, 9), world.device(CPU)) == (7, 3, CPU)
+        assert all(world.is_time_to_agree() for _ in range(5))
+
+
+def telling() -> dict:
+    with World(find_place(os.environ)) as world:
+        order = []
+        answers = {"main": world.from_main({"seed": world.rank + 5})}
+        answers["first"] = world.main_first(lambda: order.append(1) or world.rank)
+        world.start(CPU, step=3)
+        weight = torch.tensor(float(world.rank + 1))
+        answers |= {"sum": world.sum([world.rank, 0.5]), "max": world.max(world.rank * 7)}
+        answers |= {"total": float(world.total(weight, 9)), "whole": world.total(world.rank + 1, 9)}
+        answers |= {"own": float(weight), "gather": world.gather([world.rank]).tolist()}
+        return answers
+
+
+def test_together_each_knows_the_same():
+    for rank, answers in enumerate(together(3, telling)):
+        assert answers == {
+            "main": {"seed": 5},
+            "first": rank,
+            "sum": [3, 1.5],
+            "max": 14,
+            "total": 6,
+            "whole": 9,
+            "own": rank + 1,
+            "gather": [[0], [1], [2]],
+        }
+
+
+def agreeing(calls: int) -> list[int]:
+    with World(find_place(os.environ)) as world:
+        world.start(CPU)
+        found = []
+        for call in range(calls):
+            if call == calls // 2:
+                world.agree_next()
+            if world.is_time_to_agree():
+                found.append(call)
+        return found
+
+
+def test_they_agree_after_the_same_steps_at_most_so_many_apart():
+    first, second = together(2, agreeing, 400)
+    assert first == second
+    assert first[0] == 0
+    assert 200 in first  # asked for
+    assert max(b - a for a, b in itertools.pairwise(first)) <= 50
+
+
+def differing() -> None:
+    with World(find_place(os.environ)) as world:
+        world.start(CPU, step=world.rank)
+
+
+def test_processes_that_found_different_things_do_not_start():
+    for error in together(2, differing):
+        assert str(error) == "step: the processes of this run have 0, 1"
+
+
+def breaking(rank: int) -> None:
+    with World(find_place(os.environ)) as world:
+        if world.rank == rank:
+            raise RuntimeError("no room")
+        world.from_main(1)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_error_of_one_ends_the_others_with_its_words(rank):
+    answers = together(3, breaking, rank)
+    assert isinstance(answers[rank], RuntimeError)
+    for other in {0, 1, 2} - {rank}:
+        assert isinstance(answers[other], EndedElsewhere)
+        assert str(answers[other]) == f"process {rank} has failed: RuntimeError: no room"
+
+
+def killed_with_unread_words() -> int | None:
+    """The main process, in a process of its own, dies while the other's words lie before it."""
+    if os.environ["RANK"] == "0":
+        (main := fork.Process(target=gathering)).start()
+        main.join()
+        return main.exitcode
+    return gathering()
+
+
+def gathering() -> None:
+    with World(find_place(os.environ)) as world, world.others_heard():
+        main = world.from_main(os.getpid())
+        world.start(CPU)
+        world.sum([1.0])
+        if world.is_main:
+            time.sleep(60)
+        os.kill(main, signal.SIGSTOP)
+        threading.Timer(0.5, os.kill, (main, signal.SIGKILL)).start()
+        world.sum([1.0])
+
+
+def test_one_that_is_killed_in_step_ends_the_others_in_a_line():
+    exit_code, error = together(2, killed_with_unread_words)
+    assert exit_code == -signal.SIGKILL
+    assert isinstance(error, EndedElsewhere)
+    assert (
+        str(error)
+        == "another process of this run has ended first: killed, or training.log says why"
+    )
+
+
+def nowhere() -> None:
+    with World(Place(1, 2, 1, "127.0.0.1", "1")):
+        pass
+
+
+def test_who_finds_nobody_says_where_it_looked(monkeypatch):
+    from datetime import timedelta
+
+    from src.runtime import distributed as world
+
+    monkeypatch.setattr(world, "MEETING", timedelta(seconds=1))
+    with pytest.raises(
+        UserError, match=r"do not meet at 127\.0\.0\.1:1, MASTER_ADDR and MASTER_PORT"
+    ):
+        nowhere()
