@@ -14,16 +14,12 @@ from typing import Any
 
 from loguru import logger
 
-from src.config.config import Config, load_config, make_config, parse_overrides
-from src.config.yaml_files import read_yaml_file
-from src.data.registry import build_data
-from src.data.sources.fetch import one_line
-from src.data.splits import Data, Preprocessing
-from src.grid.expand import expand
-from src.grid.job_file import read_job
+from src.config import Config, load_config, make_config, parse_overrides, read_yaml_file
+from src.data import Data, Preprocessing, build_data, one_line
+from src.grid import expand_grid, read_job
 from src.keys import DataKeys, ModelKeys
-from src.models.registry import build_model, check_model, model_preprocessing
-from src.support.errors import OneLineParser, UserError
+from src.models import build_model, check_model, model_preprocessing
+from src.support import OneLineParser, UserError
 
 OF_DATA = [field.name for field in fields(DataKeys)] + ["model_input_shape", "loss"]
 OF_MODEL = [field.name for field in fields(ModelKeys)]
@@ -57,7 +53,7 @@ def configurations(path: str, overrides: Sequence[str]) -> list[Config]:
     if not isinstance(content, dict) or "parameters" not in content:
         return [load_config(path, overrides)]
     job, changes = read_job(path), parse_overrides(overrides)
-    rows: Iterable[Mapping[str, Any]] = expand(job.parameters).rows
+    rows: Iterable[Mapping[str, Any]] = expand_grid(job.parameters).rows
     return [make_config({**job.common, **row, **changes}) for row in rows]
 
 

@@ -25,18 +25,20 @@ from rich.padding import Padding
 from rich.table import Table
 from tqdm import tqdm
 
-from src.grid.failures import headline, short_path, shown
-from src.grid.progress import (
+from src.grid import (
     RESULTS,
+    STATES,
     Best,
     Report,
+    RowStatus,
     chosen_batches,
     cost_in_words,
+    headline,
     reports,
+    short_path,
+    shown,
 )
-from src.grid.status import STATES, RowStatus
-from src.support.errors import OneLineParser, UserError, bad_value, cut
-from src.support.files import write_atomically
+from src.support import OneLineParser, UserError, bad_value, cut, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -343,7 +345,7 @@ def row_as_json(status: RowStatus) -> dict[str, Any]:
 
 def sync(arguments: Sequence[str]) -> int:
     """Send what trackers were not told while the runs went; 1 where some could not be sent."""
-    from src.logging.trackers.sync import obstacles, run_folders, send, unsent
+    from src.logging import obstacles, run_folders, send, unsent
 
     parser = OneLineParser(prog="report.py sync", description="Send runs to wandb and Comet.")
     parser.add_argument(
@@ -374,8 +376,7 @@ def sync(arguments: Sequence[str]) -> int:
 
 def notify(arguments: Sequence[str]) -> int:
     """Send a message now; 1 where an address did not take it."""
-    from src.grid.notify.address import send
-    from src.grid.notify.digest import body_of, picture_of, report_of, title_of
+    from src.grid import body_of, picture_of, report_of, send, title_of
 
     parser = OneLineParser(prog="report.py notify", description="Send a message about a batch.")
     parser.add_argument("batch", nargs="?", metavar="results/BATCH", help="its digest, now")
@@ -401,7 +402,7 @@ def notify(arguments: Sequence[str]) -> int:
 
 def write_page(found: Sequence[Report], path: Path, *, is_metric_asked: bool) -> None:
     """One HTML file; what draws and counts is imported here, as a look needs none of it."""
-    from src.analysis.page import page
+    from src.analysis import render_page
 
     batches = []
     for report in found:
@@ -409,7 +410,7 @@ def write_page(found: Sequence[Report], path: Path, *, is_metric_asked: bool) ->
         columns = [*(best.column for best in report.best[:1]), *report.columns]
         metric = columns[0] if is_metric_asked and columns else None
         batches.append((page_facts(report, metric), all_runs(report.batch.path)))
-    content = page(batches)
+    content = render_page(batches)
     try:
         write_atomically(path, content)
     except OSError as error:  # whose file is the one beside it
@@ -431,7 +432,7 @@ def all_runs(folder: Path) -> "pd.DataFrame":
     """The big_df of a batch; without rows where none has begun."""
     import pandas as pd
 
-    from src.analysis.read import read_experiments
+    from src.analysis import read_experiments
 
     try:
         return read_experiments(folder)

@@ -17,34 +17,61 @@ from pathlib import Path
 from loguru import logger
 from tqdm import tqdm
 
-from src.grid.check import MOST_LINES, check_rows, check_slurm, errors_of
-from src.grid.expand import Grid, read_grid
-from src.grid.failures import KINDS, group_rows, headline, short_path
-from src.grid.folders import (
+from src.grid import (
+    ENDS,
+    KINDS,
+    LOCAL,
+    MOST_LINES,
+    Asked,
     Batch,
+    Grid,
+    Job,
+    Journal,
+    Machine,
+    Notices,
+    Options,
     Plan,
+    QueuedJob,
     Row,
+    Submission,
+    ask_queue,
     batch_name,
+    changed_since_last_copy,
+    check_installed,
+    check_rows,
+    check_slurm,
     check_writable,
     count_rows,
+    count_states,
+    default_jobs,
     delete_batch,
+    errors_of,
+    freeze,
+    frozen_copies,
+    group_rows,
+    has_address,
+    headline,
+    is_job_id,
+    next_copy,
     only_here,
     open_batch,
     plan_batch,
+    read_grid,
+    read_journal,
+    repair_batch,
+    row_statuses,
+    run_rows,
+    short_path,
+    start_sending,
+    submit_digest,
+    try_job,
+    unfinished_folder,
+    unreadable,
+    unsubmitted,
+    wait_until_sent,
     write_batch,
 )
-from src.grid.job_file import Job, try_job
-from src.grid.journal import LOCAL, Asked, Journal
-from src.grid.local import ENDS, Machine, default_jobs, run_rows
-from src.grid.notify.address import has_address, unreadable
-from src.grid.notify.digest_job import submit_digest
-from src.grid.notify.notices import Notices, start_sending, wait_until_sent
-from src.grid.repair import repair
-from src.grid.slurm.commands import Options, QueuedJob, check_installed, is_job_id
-from src.grid.slurm.submission import Submission, unfinished_folder, unsubmitted
-from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
-from src.grid.status import ask_queue, count_states, read_journal, row_statuses
-from src.support.errors import OneLineParser, UserError, bad_value, closest, cut, pick
+from src.support import OneLineParser, UserError, bad_value, closest, cut, pick
 
 ROOT = Path(__file__).resolve().parent
 MOST_SHOWN = 5  # rows
@@ -325,7 +352,7 @@ def use_last_script(batch: Batch, options: argparse.Namespace) -> None:
 
 def mend(batch: Batch, options: argparse.Namespace) -> dict[str, str]:
     """A batch that was moved, copied or damaged runs where it is; the rows that cannot, and why."""
-    done = repair(batch, ROOT, is_dry=options.dry_run)
+    done = repair_batch(batch, ROOT, is_dry=options.dry_run)
     would = "would be " * options.dry_run
     if done.moved:
         print(f"{count_rows(len(done.moved))} of another folder: {would}made to run in this one")

@@ -22,46 +22,74 @@ from loguru import logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from src.analysis.run_plot import save_learning_curves
-from src.config.command_line import CommandLine, given
-from src.config.config import Config, draw_missing, make_config
-from src.data.batches import micro_batches, shuffled_batches, training_batches
-from src.data.placement import is_to_hold, placed
-from src.data.registry import build_data, build_loading, found_in
-from src.data.splits import has_several_labels, is_text, is_text_alone
-from src.logging.console import Progress, log_setup
-from src.logging.run_folder import open_folder
-from src.logging.same_run import (
+from src.analysis import save_learning_curves
+from src.config import CommandLine, Config, draw_missing, given, make_config
+from src.data import (
+    build_data,
+    build_loading,
+    found_in,
+    has_several_labels,
+    is_text,
+    is_text_alone,
+    is_to_hold,
+    micro_batches,
+    placed,
+    shuffled_batches,
+    training_batches,
+)
+from src.logging import (
     OtherRun,
+    Progress,
+    Stats,
     check_same_data,
     check_same_epochs,
     continued,
     folder_for,
     is_finished,
+    log_setup,
+    open_folder,
+    read_stats,
+    summary,
 )
-from src.logging.stats import Stats, read_stats, summary
 from src.losses import Loss, build_loss
 from src.metrics import metric_columns
-from src.models.registry import build_model, model_preprocessing, output_dim, without_weights
-from src.optim.averaging import Average, build_averages, evaluated_models
-from src.optim.optimizers import build_optimizer, in_words
-from src.optim.schedules import build_schedule
-from src.runtime.checkpoint_files import StateFiles
-from src.runtime.checkpoint_manager import Saver
-from src.runtime.device import pick_device
-from src.runtime.distributed import World, ended, find_place, is_main_process
-from src.runtime.evaluation import Evaluation, Sums, recompute_batch_norms
-from src.runtime.launch import launch, num_processes
-from src.runtime.model_files import prune, save_weights
-from src.runtime.parallel import Parallel
-from src.runtime.precision import Computing, Forward
-from src.runtime.profiling import build_profiler
-from src.runtime.signals import Signals, StopRequested
-from src.runtime.step_schedule import Timeline
-from src.runtime.stopping import Best, has_diverged, loss_limit
-from src.runtime.train_state import State
-from src.support.errors import UserError, cut
-from src.support.random_state import generators_kept, seed_everything
+from src.models import build_model, model_preprocessing, output_dim, without_weights
+from src.optim import (
+    Average,
+    build_averages,
+    build_optimizer,
+    build_schedule,
+    evaluated_models,
+    in_words,
+)
+from src.runtime import (
+    Best,
+    Computing,
+    Evaluation,
+    Forward,
+    Parallel,
+    Saver,
+    Signals,
+    State,
+    StateFiles,
+    StopRequested,
+    Sums,
+    Timeline,
+    World,
+    build_profiler,
+    ended,
+    find_place,
+    has_diverged,
+    is_main_process,
+    launch_processes,
+    loss_limit,
+    num_processes,
+    pick_device,
+    prune,
+    recompute_batch_norms,
+    save_weights,
+)
+from src.support import UserError, cut, generators_kept, seed_everything
 
 
 @dataclass
@@ -381,7 +409,7 @@ def main(arguments: list[str] | None = None) -> int:
             stats = read_stats(str(config.output_dir))
         elif number > 1:
             folder = [given("output_dir", config.output_dir)] if config.output_dir else []
-            return launch([__file__, line.config, *line.overrides, *folder], number)
+            return launch_processes([__file__, line.config, *line.overrides, *folder], number)
         else:
             if config.output_dir is None and is_main_process():
                 print("output_dir is null: nothing of this run will be kept", flush=True)

@@ -17,11 +17,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.config.config import load_config
-from src.runtime.certificate import Failed, KilledRun, TooShort, plan, run_straight
-from src.runtime.checkpoint_files import BrokenState
-from src.runtime.comparison import final_state, first_differences, names_of_parts
-from src.support.errors import OneLineParser, UserError, bad_value
+from src.config import load_config
+from src.runtime import (
+    BrokenState,
+    Failed,
+    KilledRun,
+    TooShort,
+    final_state,
+    first_differences,
+    names_of_parts,
+    plan,
+    run_straight,
+)
+from src.support import OneLineParser, UserError, bad_value
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.grid.check import check_rows  # noqa: E402
-from src.grid.expand import expand  # noqa: E402
+from src.grid.expand import expand_grid  # noqa: E402
 from src.grid.folders import Plan, open_batch, plan_batch, write_batch  # noqa: E402
 from src.grid.progress import reports  # noqa: E402
 from src.grid.slurm.commands import Options, ask  # noqa: E402
@@ -63,7 +63,7 @@ def finish(folder: Path) -> None:
 
 def submit(place: Path, num_rows: int) -> float:
     """Seconds to hand them to Slurm, which holds and then forgets them."""
-    grid = expand(grid_of(num_rows)).rows
+    grid = expand_grid(grid_of(num_rows)).rows
     plan = plan_batch(place / "26-11-23-slurm", grid, job_text="", common={})
     write_batch(plan, ROOT)
     (place / "true.sh").write_text("#!/bin/bash\ntrue\n")
@@ -82,8 +82,10 @@ def main() -> None:
     folder = place / "26-11-23-bench"
     table: list[tuple[str, int | None, float]] = []
     try:
-        rows = expand(grid_of(num_rows)).rows
-        table.append((f"expand {len(rows):,} rows", 2, seconds(lambda: expand(grid_of(num_rows)))))
+        rows = expand_grid(grid_of(num_rows)).rows
+        table.append(
+            (f"expand {len(rows):,} rows", 2, seconds(lambda: expand_grid(grid_of(num_rows))))
+        )
         table.append((f"check {len(rows):,} rows", None, seconds(lambda: check_rows(rows))))
         plan = plan_batch(folder, rows, job_text="", common={})
         table.append((f"write {len(rows):,} folders", 10, seconds(lambda: write(plan, folder))))

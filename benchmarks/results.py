@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from src.config.config import make_config  # noqa: E402
 from src.config.yaml_files import write_yaml  # noqa: E402
-from src.grid.expand import expand  # noqa: E402
+from src.grid.expand import expand_grid  # noqa: E402
 from src.grid.folders import plan_batch, write_batch  # noqa: E402
 
 EPOCHS = 20
@@ -60,7 +60,7 @@ def grid_of(num_runs: int) -> dict[str, Any]:
 
 def generate(place: Path, num_runs: int) -> Path:
     """A batch folder whose runs have all ended; accuracies are best at a learning rate of 0.1."""
-    rows = expand(grid_of(num_runs)).rows
+    rows = expand_grid(grid_of(num_runs)).rows
     plan = plan_batch(place / NAME, rows, job_text="", common={})
     write_batch(plan, ROOT)
     for row in plan.batch.rows:

@@ -5,7 +5,7 @@ PYTHONPATH=. python examples/best_of_three.py
 
 import pandas as pd
 
-from src.config.config import make_config
+from src.config import make_config
 from train import experiment_generator
 
 

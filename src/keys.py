@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from src.config.yaml_files import read_yaml
-from src.support.errors import UserError
+from src.config import read_yaml
+from src.support import UserError
 
 
 def _as_number(value: object) -> object:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.data.splits import NO_TOKEN
-from src.support.errors import UserError, bad_value, pick
+from src.data import NO_TOKEN
+from src.support import UserError, bad_value, pick
 
 LEAST_WEIGHT = 1e-30  # of a batch whose classes all count for nothing: its gradients are zero
 

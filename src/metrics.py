@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from src.support.errors import UserError, shown
+from src.support import UserError, shown
 
 # the first that there is compares runs where nobody says by what; only language models have the
 # perplexity

@@ -15,7 +15,7 @@ import submit_multiple
 from src.grid import snapshot
 from src.grid.folders import open_batch
 from src.grid.journal import Journal
-from src.grid.repair import repair
+from src.grid.repair import repair_batch
 
 QUICK = "#!/bin/bash\ntrue\n"
 JOB = "job_details: {name: x}\nparameters: {model: linear, base_lr: [1.0, 2.0], train_length: 0}\n"
@@ -414,7 +414,7 @@ def test_an_interrupted_submission_of_yesterday_goes_on_there(capsys):
     yesterday = f"{date.today() - timedelta(days=1):%y-%m-%d}-x"
     folder = today().rename(today().with_name(yesterday))
     rows = open_batch(folder).rows
-    repair(open_batch(folder), Path.cwd())
+    repair_batch(open_batch(folder), Path.cwd())
     for row in rows:
         (row.folder / "done").unlink()
         row.log.unlink()

@@ -17,7 +17,7 @@ import prepare
 import train
 from src.config.config import load_config, make_config
 from src.grid.check import check_rows
-from src.grid.expand import expand
+from src.grid.expand import expand_grid
 from src.grid.job_file import read_job
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
@@ -192,7 +192,7 @@ def test_the_first_run_works_on_other_images(files, tmp_path):
 
 
 def test_the_rows_of_the_example_are_right():
-    rows = expand(read_job("jobs/clip-zero-shot-example.yaml").parameters).rows
+    rows = expand_grid(read_job("jobs/clip-zero-shot-example.yaml").parameters).rows
     assert len(rows) == 8
     assert check_rows(rows) == []
 

@@ -20,7 +20,7 @@ from examples import docstrings
 from src.config.config import load_config, make_config
 from src.data.registry import build_data
 from src.grid.check import check_rows
-from src.grid.expand import expand
+from src.grid.expand import expand_grid
 from src.grid.job_file import read_job
 from src.metrics import is_time
 from src.models.registry import model_preprocessing
@@ -277,5 +277,5 @@ def test_the_first_run_on_classes_of_texts_works(files, tmp_path):
 
 @pytest.mark.parametrize("name", ["language-model", "text-classification"])
 def test_the_rows_of_the_examples_are_right(name):
-    rows = expand(read_job(f"jobs/{name}-example.yaml").parameters).rows
+    rows = expand_grid(read_job(f"jobs/{name}-example.yaml").parameters).rows
     assert check_rows(rows) == []

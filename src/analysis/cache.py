@@ -17,7 +17,7 @@ from src.analysis import run_files, runs
 from src.analysis.run_files import FILES, PER_FILE, Signature
 from src.analysis.runs import Runs, from_arrays, to_arrays
 from src.config import yaml_files
-from src.support.files import write_atomically
+from src.support import write_atomically
 
 NAME = ".big_df.npz"
 HOUR = 3600  # seconds; nobody writes for so long

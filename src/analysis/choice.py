@@ -19,9 +19,9 @@ from src.analysis.settings import (
     sort_key,
     varying,
 )
-from src.grid.ranking import Run, Standing, rank
+from src.grid import Run, Standing, rank
 from src.metrics import LOSS_KEYS, OF_LOSS, measure
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 SPLITS = "data_splits_map: {train: 'train[:90%]', val: 'train[90%:]', test: test}"
 MOST_SHOWN = 3  # settings, or values of a key, in a text

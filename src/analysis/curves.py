@@ -15,7 +15,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from pandas.api.extensions import ExtensionArray, ExtensionDtype, register_extension_dtype
 
 from src.metrics import DIRECTIONS, direction, main_columns, measure
-from src.support.errors import UserError, bad_value, unknown_name
+from src.support import UserError, bad_value, unknown_name
 
 COSTS = {"seconds", "time", "data_time", "seen_examples", "step", "epoch"}
 Curve = tuple[np.ndarray, np.ndarray]  # (n,) values, (n,) of the index

@@ -25,15 +25,11 @@ from src.analysis.settings import (
     shown,
     varying,
 )
-from src.config.config import KEYS, make_config
-from src.config.expressions import is_expression
-from src.config.yaml_files import write_yaml
-from src.grid.identity import identity, same
-from src.grid.ranking import SEEDS, WITHOUT_EFFECT, Run, rank
+from src.config import KEYS, is_expression, make_config, write_yaml
+from src.grid import SEEDS, WITHOUT_EFFECT, Run, rank, row_identity, same
 from src.keys import Bookkeeping
-from src.logging.same_run import FOUND
-from src.support.errors import UserError, bad_value
-from src.support.files import ROOT
+from src.logging import FOUND
+from src.support import ROOT, UserError, bad_value
 
 LEAST = 3  # values with a result: of two, each is an end
 MOST_SHOWN = 3  # settings, in a sentence
@@ -256,14 +252,14 @@ def _runs_at(df: pd.DataFrame, edge: Edge) -> list[dict[str, Any]]:
     others = list(edge.at_edge[0])
     is_there = df[edge.key].eq(edge.value).fillna(False)  # where a run has no number
     positions = np.flatnonzero(is_there.to_numpy(dtype=bool))
-    wanted = {identity(setting) for setting in edge.at_edge}
+    wanted = {row_identity(setting) for setting in edge.at_edge}
     runs: dict[frozenset, dict[str, Any]] = {}
     for values, rows in groups(df[others].iloc[positions].assign(position=positions), others):
-        if identity({key: _nullable(value) for key, value in values.items()}) in wanted:
+        if row_identity({key: _nullable(value) for key, value in values.items()}) in wanted:
             for asked in _asked(df, rows["position"].tolist()):
                 config = make_config(asked)
                 run = {key: getattr(config, key) for key in ASKED}
-                runs.setdefault(identity({k: run[k] for k in run.keys() - WITHOUT_EFFECT}), run)
+                runs.setdefault(row_identity({k: run[k] for k in run.keys() - WITHOUT_EFFECT}), run)
     return list(runs.values())
 
 
@@ -275,7 +271,7 @@ def _blocks(runs: Sequence[tuple[Edge, dict[str, Any]]]) -> list[Block]:
     for edge, run in runs:
         block = {key: [run[key]] for key in run if key in keys and key not in SEEDS}
         block[edge.key] = list(edge.added)
-        _, seeds = settings.setdefault(identity(block), (block, []))
+        _, seeds = settings.setdefault(row_identity(block), (block, []))
         seeds.append({key: run[key] for key in SEEDS if key in keys})
     return [block | _seeds(seeds) for block, seeds in settings.values()]
 
@@ -291,7 +287,7 @@ def _merged(blocks: Sequence[Block]) -> list[Block]:
     for key in dict.fromkeys(chain.from_iterable(blocks)):
         alike: dict[frozenset, Block] = {}
         for block in blocks:
-            one = alike.setdefault(identity(block | {key: None}), dict(block))
+            one = alike.setdefault(row_identity(block | {key: None}), dict(block))
             more = [value for value in block.get(key, []) if value not in one[key]]
             one |= {key: one[key] + more} if more else {}
         blocks = list(alike.values())

@@ -23,9 +23,9 @@ from src.analysis.edges import edge_alarm
 from src.analysis.plots import against, heat_map, learning_curves, tradeoff
 from src.analysis.plots.seeds import numbers_of, settings_of
 from src.analysis.settings import is_null, is_number, sort_key, varying
-from src.grid.ranking import SEEDS
+from src.grid import SEEDS
 from src.metrics import DIRECTIONS, measure
-from src.support.errors import UserError
+from src.support import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ class Section:
     warnings: list[str]
 
 
-def page(batches: Sequence[tuple[Mapping[str, Any], pd.DataFrame]]) -> str:
+def render_page(batches: Sequence[tuple[Mapping[str, Any], pd.DataFrame]]) -> str:
     """The HTML of batches: (the facts of report.py, the big_df) of each."""
     from itables.options import dt_bundle
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

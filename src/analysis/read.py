@@ -31,11 +31,9 @@ from src.analysis.run_files import (
 )
 from src.analysis.runs import Column, Runs, as_columns, joined
 from src.analysis.settings import is_number
-from src.config.yaml_files import read_yaml_file
-from src.grid.folders import batch_name
-from src.grid.job_file import read_job
-from src.support.errors import UserError, bad_value, closest, unknown_name
-from src.support.files import ROOT
+from src.config import read_yaml_file
+from src.grid import batch_name, read_job
+from src.support import ROOT, UserError, bad_value, closest, unknown_name
 
 RESULTS = Path("results")
 LEDGER = ROOT / "src/config/defaults.yaml"

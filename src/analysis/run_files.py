@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from src.config.config import make_config
-from src.config.yaml_files import read_yaml
+from src.config import make_config, read_yaml
 from src.keys import AugmentationKeys
-from src.support.errors import UserError
+from src.support import UserError
 
 SPECS = ("config.yaml", "spec.yaml")  # what was in force; else what was asked for
 FILES = (*SPECS, "stats.csv", "status.json", "done")

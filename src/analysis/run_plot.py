@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from loguru import logger
 
-from src.support.files import write_atomically
+from src.support import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from src.analysis.settings import is_null, is_number, shown
-from src.support.errors import bad_value, closest, unknown_name
+from src.support import bad_value, closest, unknown_name
 
 MOST_SHOWN = 12  # values, where none of them is a name
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.config.config import KEYS
-from src.grid.ranking import SEEDS, WITHOUT_EFFECT
-from src.logging.same_run import FOUND
-from src.support.errors import bad_value, unknown_name
+from src.config import KEYS
+from src.grid import SEEDS, WITHOUT_EFFECT
+from src.logging import FOUND
+from src.support import bad_value, unknown_name
 
 FACTS = ("batch", "state", "outcome", "node", "seconds")  # that are no configuration
 LONGEST = 30  # characters of a value in a label

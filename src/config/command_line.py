@@ -9,10 +9,8 @@ from pathlib import Path
 
 from src.config.config import read_values, without_dashes
 from src.config.yaml_files import read_yaml
-from src.logging.own_files import is_run_folder
-from src.logging.same_run import numbered
-from src.support.errors import OneLineParser, UserError, cut
-from src.support.files import ROOT
+from src.logging import is_run_folder, numbered
+from src.support import ROOT, OneLineParser, UserError, cut
 
 MOST_SHOWN = 999  # characters of a command
 

@@ -24,8 +24,7 @@ from src.keys import (
     Seeds,
     TrackerKeys,
 )
-from src.support.errors import UserError, bad_value, closest, cut, key_shown, shown
-from src.support.files import write_atomically
+from src.support import UserError, bad_value, closest, cut, key_shown, shown, write_atomically
 
 # What does not go together: a way of multi_gpu, a key, and what that is to be
 APART = (

@@ -28,7 +28,7 @@ from src.config.expression_functions import (
     whole_number,
     with_string_keys,
 )
-from src.support.errors import UserError, closest
+from src.support import UserError, closest
 
 MOST_WORK = 100_000  # elements read or made; a job file needs some hundreds
 WORK_PER_NODE = 8  # a visited node takes about as long as so many elements,

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from src.support.errors import UserError, bad_value, closest
-from src.support.files import ROOT
+from src.support import ROOT, UserError, bad_value, closest
 
 
 def is_own(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from src.support.errors import UserError, cut, key_shown
+from src.support import UserError, cut, key_shown
 
 # Those in C are ten times faster; PyYAML's wheels have them.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

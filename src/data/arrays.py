@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from src.data.slices import Range, resolve_all
 from src.data.splits import ArraySplit, Data, Preprocessing
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 ROWS_AT_A_TIME = 8192
 

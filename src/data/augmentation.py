@@ -6,8 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from src.data.splits import Augmentation
-from src.support.errors import UserError, bad_value
-from src.support.random_state import generators_kept
+from src.support import UserError, bad_value, generators_kept
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from src.data.splits import Data
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 MOST_SHOWN = 8
 

@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from src.data.slices import Range
 from src.data.splits import Data, DatasetSplit, Preprocessing
 from src.data.transforms import IMAGENET, image_transforms
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 IMAGES_LOOKED_AT = 16
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, one number a channel

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.data.splits import ArraySplit, Split, TextSplit
-from src.support.errors import bad_value
-from src.support.random_state import generators_kept, seed_cpu
+from src.support import bad_value, generators_kept, seed_cpu
 
 MIXABLE_LOSSES = ("log", "xentropy")  # cross-entropy, which takes shares of classes
 Batch = tuple[Tensor, Tensor]

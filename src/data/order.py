@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.support.errors import bad_value
+from src.support import bad_value
 
 GROUP = 50  # batches, among which texts are sorted by length; as Hugging Face's Trainer has it
 

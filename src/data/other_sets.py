@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from src.data.batches import take
 from src.data.slices import check_brackets
 from src.data.splits import ArraySplit, Data, DatasetSplit, PixelSplit, Split, TextSplit
-from src.support.errors import UserError, bad_value, closest
+from src.support import UserError, bad_value, closest
 
 MOST_SHOWN = 8
 LEFT_OUT = -1

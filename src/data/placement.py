@@ -15,8 +15,7 @@ from src.data.batch_augmentation import IN_BATCHES, only_one_by_one
 from src.data.batches import Batch, Loading, on_device, pixel_batches
 from src.data.splits import Augmentation, DatasetSplit, PixelSplit, Split
 from src.data.transforms import ImageTransform
-from src.support.errors import bad_value
-from src.support.limits import memories
+from src.support import bad_value, memories
 
 KEY = "data_on_device"
 SHARE = 4  # of the free memory that images may take: one part of so many

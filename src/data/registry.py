@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from loguru import logger
 
-from src.config.import_path import is_own
+from src.config import is_own
 from src.data.arrays import to_shape, warn_of_absent_classes, with_classes
 from src.data.augmentation import check_augmentation, switched_on
 from src.data.batches import Loading
@@ -22,10 +22,10 @@ from src.data.sources.hf import files as hf_files
 from src.data.sources.hf import source as hf
 from src.data.sources.tfds import source as tfds
 from src.data.splits import ArraySplit, Augmentation, Data, DatasetSplit, Preprocessing
-from src.support.errors import UserError, bad_value, pick, split_family
+from src.support import UserError, bad_value, pick, split_family
 
 if TYPE_CHECKING:
-    from src.config.config import Config
+    from src.config import Config
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from loguru import logger
 
-from src.support.errors import UserError, closest, key_shown, shown
+from src.support import UserError, closest, key_shown, shown
 
 KEY = "data_splits_map"
 BOUND = r"-?\d{1,15}(?:\.\d{1,15})?%|-?\d[\d_]{0,17}"

@@ -17,7 +17,7 @@ from src.data.slices import Range
 from src.data.sources.fetch import alone, one_line
 from src.data.sources.hf.hub import why_out_of_reach
 from src.data.splits import SECOND, TextSplit
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 KEY = "data_tokenizer"
 Ids = list[list[int]]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from src.data.augmentation import steps_on_images, steps_on_tensors, switched_on
 from src.data.splits import Augmentation, Preprocessing
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.order import example_seeds
 from src.data.splits import DatasetSplit
 from src.data.transforms import ImageTransform
-from src.support.errors import bad_value
-from src.support.random_state import generators_kept, seed_cpu
+from src.support import bad_value, generators_kept, seed_cpu
 
 SECONDS_TO_OUTLIVE = 120  # that worker processes live on after SIGTERM: a step, and more
 SOCKET = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # of multiprocessing, below the temporary folder

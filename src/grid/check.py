@@ -14,13 +14,12 @@ from typing import Any
 
 from loguru import logger
 
-from src.config.config import KEYS, Config, make_config
-from src.grid.identity import identity
+from src.config import KEYS, Config, make_config
+from src.grid.identity import row_identity
 from src.grid.journal import LOCAL
 from src.grid.slurm import commands as slurm
 from src.keys import AugmentationKeys
-from src.support.errors import UserError, cut, shown
-from src.support.files import ROOT
+from src.support import ROOT, UserError, cut, shown
 
 MOST_LINES = 20
 MOST_VALUES = 3  # of a key, in one line
@@ -97,7 +96,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], *, unread: Collection[str] = (
             problems.add(number, row, errors)
             # as text they differ, else the grid has told of it: 32 and '32'
             if config and not unread and (first := seen.setdefault(repr(config), number)) != number:
-                if identity(row) == identity(rows[first]):
+                if row_identity(row) == row_identity(rows[first]):
                     continue
                 problems.add(number, row, [f"the same experiment as row {first}"])
         questions = distinct_questions(rows, unread)

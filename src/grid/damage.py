@@ -8,9 +8,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from src.config.yaml_files import read_yaml
+from src.config import read_yaml
 from src.grid.failures import one_line
-from src.support.errors import UserError
+from src.support import UserError
 
 # Of what a run writes most lines are a key and a word, path or number, which are YAML for sure.
 # The others are the same in most runs of a batch, and parsed once for all of them.

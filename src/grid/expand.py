@@ -11,9 +11,9 @@ from zlib import crc32
 
 import numpy as np
 
-from src.config.expressions import ExpressionError, evaluate, is_expression
-from src.grid.identity import identity, same
-from src.support.errors import UserError, bad_value, unknown_name
+from src.config import ExpressionError, evaluate, is_expression
+from src.grid.identity import row_identity, same
+from src.support import UserError, bad_value, unknown_name
 
 MOST_ROWS = 1_000_000
 MOST_KEYS = 1_000  # of a block; a run has some hundred
@@ -79,7 +79,7 @@ class Union:
     def parts(self) -> list[Row]:
         distinct: dict[frozenset, Row] = {}
         for row in chain.from_iterable(map(_crossed, self.blocks)):
-            distinct.setdefault(identity(row), row)
+            distinct.setdefault(row_identity(row), row)
         return list(distinct.values())
 
     def notes(self) -> Iterator[str]:
@@ -96,7 +96,7 @@ class Union:
 Block = list[Values | Union]
 
 
-def expand(parameters: Mapping[str, Any]) -> Grid:
+def expand_grid(parameters: Mapping[str, Any]) -> Grid:
     """All rows of a grid without a mistake; see read_grid. Raises UserError, a line a mistake."""
     grid, errors, _ = read_grid(parameters)
     if errors:
@@ -375,7 +375,7 @@ def _refuse_equal(rows: list[Row], factors: list[Factor]) -> None:
     """UserError where two runs would be the same: a null sets as much as no key does."""
     seen: dict[frozenset, list[int]] = {}
     for number, row in enumerate(rows):
-        seen.setdefault(identity(row), []).append(number)
+        seen.setdefault(row_identity(row), []).append(number)
     if len(seen) == len(rows):
         return
     keys = {key for factor in factors for key in factor.keys}

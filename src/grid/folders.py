@@ -25,10 +25,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from src.config.yaml_files import read_yaml, read_yaml_file, write_yaml
-from src.grid.identity import identity
-from src.support.errors import UserError
-from src.support.files import ROOT, write_atomically
+from src.config import read_yaml, read_yaml_file, write_yaml
+from src.grid.identity import row_identity
+from src.support import ROOT, UserError, write_atomically
 
 LONGEST_NAME = 120  # bytes of a row's folder; file systems take 255, people less
 LONGEST_BATCH = 60
@@ -295,14 +294,14 @@ def plan_batch(
 ) -> Plan:
     """Rows that the folder holds keep their number and folder; others come after them."""
     rows = _read_index(folder) if (folder / "rows.jsonl").exists() else []
-    known = {identity(row.values): row for row in rows}
-    new = [values for values in grid if identity(values) not in known]
+    known = {row_identity(row.values): row for row in rows}
+    new = [values for values in grid if row_identity(values) not in known]
     varying = varying_keys([row.values for row in rows] + new)
     shown = [{key: values[key] for key in varying if key in values} for values in new]
     for name, values in zip(row_names(len(rows), folder.name, shown), new, strict=True):
-        known[identity(values)] = Row(folder / name, values)
-        rows.append(known[identity(values)])
-    wanted = [known[identity(values)] for values in grid]
+        known[row_identity(values)] = Row(folder / name, values)
+        rows.append(known[row_identity(values)])
+    wanted = [known[row_identity(values)] for values in grid]
     return Plan(Batch(folder, rows), wanted, len(new), job_text, dict(common))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def identity(row: Mapping[str, Any]) -> frozenset[Any]:
+def row_identity(row: Mapping[str, Any]) -> frozenset[Any]:
     """Equal for rows that ask for the same: null is what a missing key is."""
     return frozenset((key, same(value)) for key, value in row.items() if value is not None)
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.config.config import KEYS
-from src.config.yaml_files import read_yaml_file
+from src.config import KEYS, read_yaml_file
 from src.grid.expand import Mistakes, places_of
-from src.support.errors import UserError, bad_value, unknown_name
+from src.support import UserError, bad_value, unknown_name
 
 MOST_VALUES = 400_000  # of a file that lists some 10,000 rows one by one
 MOST_NAMED = 5  # unknown keys

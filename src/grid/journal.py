@@ -17,7 +17,7 @@ from typing import Any
 from loguru import logger
 
 from src.grid.folders import is_elsewhere, spec_home
-from src.support.files import write_atomically
+from src.support import write_atomically
 
 LOCAL = "local"  # instead of a submit script: this machine
 OPEN, ACCEPTED, REFUSED = "open", "accepted", "refused"

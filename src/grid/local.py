@@ -21,10 +21,7 @@ from tqdm import tqdm
 from src.grid.failures import KILLED_AFTER_CTRL_C, is_interruption
 from src.grid.folders import Batch, Row
 from src.grid.notify.notices import tell_of_failure, wait_until_sent
-from src.support.errors import UserError
-from src.support.files import write_atomically
-from src.support.limits import num_whole_cores
-from src.support.processes import began
+from src.support import UserError, began, num_whole_cores, write_atomically
 
 SECONDS_TO_STOP = 30.0  # from Ctrl-C to killing what has not stopped
 SECONDS_BETWEEN_LOOKS = 0.1

@@ -15,16 +15,13 @@ from typing import Any
 
 from torch import nn
 
-from src.config.config import KEYS, Config, make_config
-from src.data.registry import check_dataset
-from src.data.sources.fetch import one_line
+from src.config import KEYS, Config, make_config
+from src.data import check_dataset, one_line
 from src.grid.check import QUESTIONS, load
 from src.losses import LOSSES, BinaryCrossEntropy, NextToken, build_loss
-from src.models.registry import check_model
-from src.optim.averaging import build_averages
-from src.optim.optimizers import build_optimizer
-from src.optim.schedules import build_schedule
-from src.support.errors import UserError
+from src.models import check_model
+from src.optim import build_averages, build_optimizer, build_schedule
+from src.support import UserError
 
 
 def check_loss(config: Config) -> None:

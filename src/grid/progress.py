@@ -15,13 +15,13 @@ from typing import Any
 from src.grid.damage import problem_of_configuration, problem_of_stats
 from src.grid.failures import MENDABLE, Group, group_rows, retry_command
 from src.grid.folders import Batch, Row, count_rows, open_batch
-from src.grid.identity import identity, same
+from src.grid.identity import row_identity, same
 from src.grid.journal import Journal
 from src.grid.local import runner
 from src.grid.ranking import SEEDS, WITHOUT_EFFECT, Run, Standing, rank
 from src.grid.slurm.commands import NoSlurm, QueuedJob, queued_rows, read_queue
 from src.grid.status import RowStatus, read_journal, row_statuses
-from src.logging.costs import Cost
+from src.logging import Cost
 from src.metrics import (
     LOSS_KEYS,
     OF_LOSS,
@@ -30,8 +30,7 @@ from src.metrics import (
     measure,
     metric_columns,
 )
-from src.support.errors import UserError
-from src.support.files import ROOT
+from src.support import ROOT, UserError
 
 RESULTS = Path("results")
 MOST_BATCHES = 5  # where none is named
@@ -310,7 +309,7 @@ def settings_of(rows: Iterable[Reached]) -> list[list[Reached]]:
         asked = {k: v for k, v in values.items() if k not in SEEDS and k not in WITHOUT_EFFECT}
         # a learning rate that each run draws by its seed is another one in each
         drawn = row.status.row.name if is_expression(values.get("base_lr")) else ""
-        found.setdefault((identity(asked), drawn), []).append(row)
+        found.setdefault((row_identity(asked), drawn), []).append(row)
     return list(found.values())
 
 

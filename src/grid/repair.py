@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.config.yaml_files import read_yaml_file, write_yaml
+from src.config import read_yaml_file, write_yaml
 from src.grid.folders import PATH_KEYS, Batch, Row, is_copy, is_elsewhere, spec_home, spec_of
 from src.grid.job_file import read_job
 from src.grid.journal import Journal
 from src.grid.snapshot import frozen_copies
-from src.logging.provenance import FROZEN
-from src.support.errors import UserError
-from src.support.files import write_atomically
+from src.logging import FROZEN
+from src.support import UserError, write_atomically
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Repaired:
     broken: dict[str, str] = field(default_factory=dict)  # row -> why it cannot run
 
 
-def repair(batch: Batch, root: Path, *, is_dry: bool = False) -> Repaired:
+def repair_batch(batch: Batch, root: Path, *, is_dry: bool = False) -> Repaired:
     """Make the batch fit to run where it is; a row that cannot be does not stop the others.
 
     root: the repository. The journal goes first, the row's spec.yaml last: after a crash, call

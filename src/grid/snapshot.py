@@ -13,9 +13,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from src.logging.provenance import DIFF, FROZEN, code_state
-from src.support.errors import UserError
-from src.support.files import write_atomically
+from src.logging import DIFF, FROZEN, code_state
+from src.support import UserError, write_atomically
 
 ALWAYS_LINKED = ("data", "results")  # made where they are missing: runs write there
 CACHES = ("__pycache__", "*.egg-info", ".*_cache", ".hypothesis", ".ipynb_checkpoints", ".git")

@@ -37,9 +37,8 @@ from src.grid.folders import Batch, Row, is_copy
 from src.grid.journal import Call, Journal
 from src.grid.local import runner
 from src.grid.slurm.commands import NoSlurm, QueuedJob, queued_rows, read_queue
-from src.logging.costs import Cost, read_account
-from src.support.errors import UserError
-from src.support.processes import began
+from src.logging import Cost, read_account
+from src.support import UserError, began
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "lost", "unstarted")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 from tqdm import tqdm
 
-from src.config.config import Config
+from src.config import Config
 
 if TYPE_CHECKING:
     from loguru import Record

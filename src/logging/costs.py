@@ -18,8 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from src.support.limits import THIS_PROCESS, Uses
-from src.support.processes import LAUNCHER, ProcessorTime, seconds_since_start
+from src.support import LAUNCHER, THIS_PROCESS, ProcessorTime, Uses, seconds_since_start
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from typing import Any
 
 from loguru import logger
 
-from src.support.errors import UserError
-from src.support.processes import began
+from src.support import UserError, began
 
 SECONDS_BETWEEN_BEATS = 10.0
 SECONDS_TO_LAPSE = 60.0  # without a beat; a process that hangs for longer loses its claim

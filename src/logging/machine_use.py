@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 from loguru import logger
 
-from src.support.limits import Uses, memories, num_cores
+from src.support import Uses, memories, num_cores
 
 MOST_OF_A_CORE = 0.004  # that looking may take: where it takes long, it looks less often
 GB, MB = 1e9, 1e6

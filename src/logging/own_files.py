@@ -10,8 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from src.logging.trackers.registry import TRACKERS
-from src.support.errors import UserError
-from src.support.files import ROOT
+from src.support import ROOT, UserError
 
 SIGNS = ("spec.yaml", "status.json", "claim")  # older experiments have the first
 FILES = (

@@ -10,7 +10,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from src.support.files import ROOT, write_atomically
+from src.support import ROOT, write_atomically
 
 DIFF = "uncommitted.diff"
 FROZEN = "frozen.json"  # in a copy of the code that a batch runs from

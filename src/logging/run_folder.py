@@ -37,7 +37,7 @@ from typing import Any
 import pandas as pd
 from loguru import logger
 
-from src.config.config import Config, read_saved_config, save_config
+from src.config import Config, read_saved_config, save_config
 from src.logging.console import Log
 from src.logging.costs import Meter
 from src.logging.lease import Claim
@@ -53,9 +53,7 @@ from src.logging.provenance import slurm_job, write_provenance
 from src.logging.same_run import OtherRun, is_longer
 from src.logging.trackers.processes import Senders
 from src.logging.trackers.registry import tracker_names
-from src.support.errors import UserError
-from src.support.files import write_atomically
-from src.support.limits import THIS_PROCESS, Uses
+from src.support import THIS_PROCESS, UserError, Uses, write_atomically
 
 SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more than they
 CARRIED = ("step", "num_steps", "progress", "epoch", "seconds_before")  # from attempt to attempt

@@ -14,7 +14,7 @@ from typing import Any
 
 from loguru import logger
 
-from src.config.config import (
+from src.config import (
     FOUND_IN_DATA,
     KEYS,
     MAX_ALLOWED_LOSS,
@@ -23,13 +23,13 @@ from src.config.config import (
     read_saved_config,
     save_config,
 )
-from src.grid.ranking import WITHOUT_EFFECT
+from src.grid import WITHOUT_EFFECT
 from src.logging.own_files import is_run_folder
 from src.logging.trackers.tracked import read_json
-from src.runtime.step_schedule import Timeline
-from src.support.errors import UserError
+from src.runtime import Timeline
+from src.support import UserError
 
-FOUND = FOUND_IN_DATA | {"batch_size_accum", "max_allowed_loss"}
+FOUND: set[str] = FOUND_IN_DATA | {"batch_size_accum", "max_allowed_loss"}
 # Schedules whose learning rate at a step does not depend on the length of the run
 ENDLESS = ("constant", "poly")
 

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from src.metrics import OF_MACHINE
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 IF_KNOWN = "train/peak_share"
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number of dimensions
 
-from src.support.errors import UserError, bad_value, closest
+from src.support import UserError, bad_value, closest
 
 KEY = "model_freeze"
 

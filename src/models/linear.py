@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.support.errors import pick
+from src.support import pick
 
 VARIANTS = {"linear": True, "linear/no_bias": False}  # whether there is a bias
 # Up to so many outputs NarrowBag's backward wins on a CPU. Measured with 47,236 features, 75 of

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from src.config.import_path import own_function
-from src.support.errors import bad_value
+from src.config import own_function
+from src.support import bad_value
 
 
 def build(

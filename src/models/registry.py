@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from src.config.import_path import is_own
-from src.data.splits import Preprocessing
+from src.config import is_own
+from src.data import Preprocessing
 from src.models import linear, own, timm, torchvision
 from src.models.clip import towers as clip
 from src.models.clip.zero_shot import Prompts, check_templates
@@ -16,11 +16,10 @@ from src.models.freezing import check_patterns, freeze
 from src.models.hf import models as hf
 from src.models.tiny import registry as tiny
 from src.models.weights import init_head, load_weights
-from src.support.errors import UserError, bad_value, pick, split_family
-from src.support.random_state import generators_kept, seed_cpu
+from src.support import UserError, bad_value, generators_kept, pick, seed_cpu, split_family
 
 if TYPE_CHECKING:
-    from src.config.config import Config
+    from src.config import Config
 
 USUAL_SIDE = 224  # of an image, from which on networks for photographs take all
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from src.data.splits import Preprocessing
+from src.data import Preprocessing
 from src.models.weights import out_of_reach
-from src.support.errors import bad_value, unknown_name
+from src.support import bad_value, unknown_name
 
 
 def build(

@@ -10,7 +10,7 @@ from loguru import logger
 from torch import Tensor, nn
 
 from src.models.linear import Linear
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 MOST_TENSORS_SHOWN = 4
 

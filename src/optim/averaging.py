@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.support.errors import UserError, closest, shown, unknown_name
+from src.support import UserError, closest, shown, unknown_name
 
 FORMS = "ema, ema_G or ema_debiased_G with 0 ≤ G < 1, poly, poly_K with K ≥ 0"
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from src.config.config import Config
+from src.config import Config
 from src.optim.param_groups import param_groups
-from src.support.errors import UserError, bad_value, split_family, unknown_name
+from src.support import UserError, bad_value, split_family, unknown_name
 
 TORCH_OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "sgd": (SGD, {}),

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from src.optim.layers import layer_numbers
-from src.support.errors import bad_value
+from src.support import bad_value
 
 
 def param_groups(

@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import partial
 from itertools import accumulate
 
-from src.support.errors import UserError, closest
+from src.support import UserError, closest
 
 FORMS = "constant, cosine, cosine_after_warmup, poly, poly_P, step, step_N_F, step_a,b,c_F"
 

@@ -18,8 +18,7 @@ from statistics import median
 from src.metrics import measure
 from src.runtime.checkpoint_files import StateFiles
 from src.runtime.comparison import final_state
-from src.support.errors import UserError
-from src.support.files import ROOT
+from src.support import ROOT, UserError
 
 TRAIN = ROOT.resolve() / "train.py"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from loguru import logger
 
-from src.support.errors import UserError
+from src.support import UserError
 
 MARK = b"experiment state"  # 16 bytes
 VERSION = 1

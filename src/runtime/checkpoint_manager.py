@@ -16,7 +16,7 @@ from src.runtime.checkpoint_files import BrokenState, StateFiles, read_state
 from src.runtime.distributed import ALONE, World
 from src.runtime.signals import StopRequested
 from src.runtime.train_state import State, snapshot
-from src.support.errors import UserError
+from src.support import UserError
 
 # At an epoch's end a state is saved only if saving has cost at most this share of the time.
 SHARE = 1 / 50

@@ -4,7 +4,7 @@ import ctypes
 
 import torch
 
-from src.support.errors import bad_value
+from src.support import bad_value
 
 # malloc.h of glibc: below so many bytes memory comes from the heap (at most 32 MB, the value to
 # which glibc raises it by itself); from so many on, freed at its end, it is given back (-1: never)

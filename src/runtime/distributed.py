@@ -24,8 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from src.support.errors import UserError, bad_value
-from src.support.random_state import seed_everything
+from src.support import UserError, bad_value, seed_everything
 
 T = TypeVar("T")
 MEETING = timedelta(minutes=10)  # for all to be there

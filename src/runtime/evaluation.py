@@ -11,13 +11,12 @@ from loguru import logger
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number of dimensions
 
-from src.data.batches import Batch, Loading, evaluation_batches
-from src.data.splits import Split, is_text
+from src.data import Batch, Loading, Split, evaluation_batches, is_text
 from src.losses import Loss
-from src.models.freezing import keeps_statistics
+from src.models import keeps_statistics
 from src.runtime.distributed import ALONE, World
 from src.runtime.precision import Computing, Forward
-from src.support.random_state import generators_kept
+from src.support import generators_kept
 
 Batches = Generator[Batch, None, None]
 MOST_LOSS = 700.0  # of which a float holds the exponential

@@ -13,10 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from src.runtime.distributed import find_place
-from src.support.child_processes import hold_signals, run_programs
-from src.support.errors import bad_value
-from src.support.limits import num_whole_cores
-from src.support.processes import LAUNCHER
+from src.support import LAUNCHER, bad_value, hold_signals, num_whole_cores, run_programs
 
 ONE_IS_ENOUGH = ("libsvm", "sklearn")  # rows in memory: gradients would travel longer than wait
 
@@ -34,7 +31,7 @@ def num_processes(multi_gpu: str | bool, device: str | None, dataset: str) -> in
     return max(1, torch.cuda.device_count())
 
 
-def launch(command: Sequence[str], number: int) -> int:
+def launch_processes(command: Sequence[str], number: int) -> int:
     """Run a Python program in so many processes of this machine; its exit code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

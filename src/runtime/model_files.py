@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.optim.averaging import Average
+from src.optim import Average
 from src.runtime.train_state import snapshot
-from src.support.errors import UserError
-from src.support.files import write_atomically
+from src.support import UserError, write_atomically
 
 
 def save_weights(

@@ -19,14 +19,12 @@ from loguru import logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from src.data.splits import Split
+from src.data import Split
 from src.runtime.distributed import World
 from src.runtime.sharded import ShardedModel, ShardedOptimizer
 from src.runtime.throughput import Throughput, build_throughput
 from src.runtime.train_state import Stateful
-from src.support.errors import bad_value
-from src.support.limits import Uses
-from src.support.random_state import generators_kept
+from src.support import Uses, bad_value, generators_kept
 
 Kind = str | bool
 LAYERS = (nn.Sequential, nn.ModuleList)  # whose items are sharded each by itself

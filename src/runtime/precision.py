@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from src.keys import CUDA_GRAPHS
 from src.runtime.device import keep_freed_memory
-from src.support.errors import bad_value
+from src.support import bad_value
 
 Forward = Callable[[Tensor], Tensor]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

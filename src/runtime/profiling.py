@@ -16,8 +16,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from src.runtime.train_state import State
-from src.support.errors import UserError
-from src.support.files import write_atomically
+from src.support import UserError, write_atomically
 
 TRACE = "trace.json.gz"
 WARM_UP = 5  # steps before, in which memory is allocated and kernels are chosen

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from src.runtime.distributed import ALONE, World
-from src.support.processes import LAUNCHER
+from src.support import LAUNCHER
 
 T = TypeVar("T")
 

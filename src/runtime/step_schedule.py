@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 
 @dataclass(frozen=True)

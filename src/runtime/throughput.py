@@ -10,11 +10,11 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
-from src.data.splits import ArraySplit, Split, TextSplit
+from src.data import ArraySplit, Split, TextSplit
 from src.runtime.peaks import device_name, peak_flops
 from src.runtime.step_schedule import Timeline
 from src.runtime.train_state import State
-from src.support.random_state import generators_kept
+from src.support import generators_kept
 
 
 class Throughput:

@@ -13,8 +13,7 @@ import torch
 from loguru import logger
 
 from src.runtime.sharded import whole
-from src.support.errors import UserError
-from src.support.random_state import Generators
+from src.support import Generators, UserError
 
 
 class Stateful(Protocol):

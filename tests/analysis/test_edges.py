@@ -17,7 +17,7 @@ from src.analysis.edges import edge_alarm, edges, extension
 from src.analysis.read import read_experiments
 from src.config.config import make_config
 from src.grid.check import check_rows
-from src.grid.expand import expand
+from src.grid.expand import expand_grid
 from src.grid.folders import plan_batch, write_batch
 from src.grid.job_file import Job, read_job
 from src.support.errors import UserError
@@ -51,7 +51,7 @@ def told(df: pd.DataFrame, *args: Any, **keys: Any) -> list[tuple]:
 
 def rows_of(text: str, folder: Path) -> list[dict[str, Any]]:
     job = job_of(text, folder)
-    rows = expand(job.parameters).rows
+    rows = expand_grid(job.parameters).rows
     assert check_rows(rows) == []
     return rows
 
@@ -363,7 +363,7 @@ def test_values_that_the_grid_would_take_for_others_are_kept(tmp_path):
     (row, other) = rows_of(extension(df, edges(df)), tmp_path)
     drawn = frame(*swept([0.1, 0.2, 0.3], optim_args={"n": 2, "uniform": [0, 1]}))
     parameters = job_of(extension(drawn, edges(drawn)), tmp_path).parameters
-    assert [row["optim_args"]["n"] for row in expand(parameters).rows] == [2, 2]
+    assert [row["optim_args"]["n"] for row in expand_grid(parameters).rows] == [2, 2]
     del keys["wandb_run_name"]
     assert (row, other) == tuple(keys | {"base_lr": r, "seed_model": 1} for r in (4.0, 8.0))
 
@@ -414,7 +414,7 @@ GRID = {
 def batch(tmp_path_factory) -> Path:
     """A finished batch of the grid, best at a learning rate of 0.1, and lenet at more decay."""
     folder = tmp_path_factory.mktemp("results") / "26-11-23-grid"
-    plan = plan_batch(folder, expand(GRID).rows, job_text="", common={})
+    plan = plan_batch(folder, expand_grid(GRID).rows, job_text="", common={})
     write_batch(plan, ROOT)
     for row in plan.batch.rows:
         finish(row.folder, row.values)
@@ -428,7 +428,7 @@ def test_each_new_row_is_a_run_that_there_is_but_for_one_key(batch, tmp_path):
         ("smallest", (0.2, 0.4, 0.8), 12, 12),
         ("largest", (0.005, 0.01, 0.02), 12, 12),
     ]
-    asked = expand(GRID).rows
+    asked = expand_grid(GRID).rows
     expected = [
         row | {"base_lr": rate}
         for row in asked
@@ -444,7 +444,7 @@ def test_each_new_row_is_a_run_that_there_is_but_for_one_key(batch, tmp_path):
 def test_of_any_few_runs_the_rows_are_those_at_the_edges_but_for_one_key(batch, tmp_path):
     """Whatever has ended, and whatever came out."""
     df = read_experiments(batch)
-    asked = dict(zip(df.index, expand(GRID).rows, strict=True))
+    asked = dict(zip(df.index, expand_grid(GRID).rows, strict=True))
     rng = np.random.default_rng(0)
     for _ in range(8):
         some = df.iloc[rng.permutation(len(df))[: rng.integers(60, len(df))]]
@@ -459,7 +459,7 @@ def test_of_any_few_runs_the_rows_are_those_at_the_edges_but_for_one_key(batch, 
             if vars(make_config(asked[name])).items() >= (setting | {edge.key: edge.value}).items()
             for value in edge.added
         ]
-        rows = expand(job_of(extension(some, found), tmp_path).parameters).rows
+        rows = expand_grid(job_of(extension(some, found), tmp_path).parameters).rows
         assert len({edge.key for edge in found}) == 3
         assert sorted(repr(make_config(row)) for row in rows) == sorted(expected)
         assert not set(expected) & {repr(make_config(row)) for row in asked.values()}

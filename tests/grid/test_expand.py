@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.grid.expand import expand, places_of, read_grid
+from src.grid.expand import expand_grid, places_of, read_grid
 from src.support.errors import UserError
 
 
 def rows(**parameters) -> list[dict]:
-    return expand(parameters).rows
+    return expand_grid(parameters).rows
 
 
 # ---- What a key goes through
@@ -93,7 +93,7 @@ def test_lists_nest_and_stand_beside_each_other():
     deep: dict = {"a": [1, 2]}
     for _ in range(60):
         deep = {"LIST": [deep]}
-    assert expand(deep).rows == [{"a": 1}, {"a": 2}]
+    assert expand_grid(deep).rows == [{"a": 1}, {"a": 2}]
 
 
 numbers = st.lists(st.integers(), min_size=1, max_size=3, unique=True)
@@ -120,7 +120,7 @@ def size(block: dict) -> int:
 
 @given(blocks("abcd"))
 def test_rows_are_products_of_sums(parameters):
-    grid = expand(parameters)
+    grid = expand_grid(parameters)
     assert len(grid.rows) == size(parameters) == math.prod(f.count for f in grid.factors)
     assert len({tuple(sorted(row.items())) for row in grid.rows}) == len(grid.rows)
 
@@ -229,7 +229,7 @@ DRAW = {"uniform": [0, 1], "n": 2}
 )
 def test_mistakes_show_where(parameters, words):
     with pytest.raises(UserError, match=words):
-        expand(parameters)
+        expand_grid(parameters)
 
 
 def test_all_mistakes_come_at_once():
@@ -286,7 +286,7 @@ def test_what_can_be_read_is_there_beside_mistakes():
 )
 def test_a_key_is_set_once_on_each_path(parameters, one, other):
     with pytest.raises(UserError) as error:
-        expand(parameters)
+        expand_grid(parameters)
     places = f"parameters.{one} and at parameters.{other}"
     assert str(error.value) == f"a: set twice for one run, at {places}"
 
@@ -347,11 +347,11 @@ def test_a_null_sets_as_much_as_no_key():
     ],
 )
 def test_equal_rows_of_one_list_are_merged_and_it_is_said(parameters, expected, notes):
-    grid = expand(parameters)
+    grid = expand_grid(parameters)
     assert (grid.rows, grid.notes) == (expected, notes)
     assert len(grid.rows) == math.prod(factor.count for factor in grid.factors)
     with pytest.raises(UserError, match="are equal"):
-        expand({**parameters, "c": [0, 0]})
+        expand_grid({**parameters, "c": [0, 0]})
 
 
 def test_of_many_equal_rows_some_are_shown():
@@ -386,7 +386,7 @@ def test_of_many_equal_rows_some_are_shown():
     ],
 )
 def test_description_tells_what_varies(parameters, words):
-    assert expand(parameters).description() == words
+    assert expand_grid(parameters).description() == words
 
 
 def test_many_keys_are_refused_before_they_are_read():
@@ -399,6 +399,6 @@ def test_many_keys_are_refused_before_they_are_read():
 def test_ten_thousand_rows_take_a_moment():
     wide = {f"key_{i}": "value" for i in range(20)}
     started = time.process_time()
-    grid = expand({"a": list(range(100)), "LIST": [{"b": list(range(100))}], **wide})
+    grid = expand_grid({"a": list(range(100)), "LIST": [{"b": list(range(100))}], **wide})
     assert (len(grid.rows), len(grid.rows[-1])) == (10_000, 22)
     assert time.process_time() - started < 2

@@ -13,7 +13,7 @@ from src.config.yaml_files import read_yaml_file
 from src.grid.folders import Batch, is_copy, is_elsewhere, open_batch, plan_batch, write_batch
 from src.grid.journal import Journal
 from src.grid.local import runner
-from src.grid.repair import repair
+from src.grid.repair import repair_batch
 from src.grid.slurm.commands import queued_rows, script_of, spec_for_slurm
 from src.grid.snapshot import FROZEN
 from src.grid.status import ask_queue, row_statuses
@@ -47,7 +47,7 @@ def test_a_link_to_a_batch_is_no_other_place(original, tmp_path):
     assert not any(is_elsewhere(row.folder) for row in open_batch(tmp_path / "link").rows)
     original.path.rename(tmp_path / "moved")
     original.path.symlink_to(tmp_path / "moved")
-    assert repair(open_batch(tmp_path / "moved"), tmp_path).moved == []
+    assert repair_batch(open_batch(tmp_path / "moved"), tmp_path).moved == []
 
 
 def test_what_runs_in_the_original_does_not_run_in_its_copy(original, tmp_path):
@@ -78,7 +78,7 @@ def test_what_runs_in_the_original_does_not_run_in_its_copy(original, tmp_path):
         assert queued_rows(copy, Journal(copy.submissions), jobs) == {}
         assert runner(copy) is None
         assert states(copy) == ["lost", "lost"]
-        repair(copy, tmp_path)
+        repair_batch(copy, tmp_path)
     assert not any((row.folder / "claim").exists() for row in copy.rows)
 
     assert runner(original)
@@ -92,11 +92,11 @@ def test_what_the_copy_asks_of_slurm_is_its_own(original, tmp_path):
     journal.accepted(journal.begin(names, pack=1, script="s.sh", extra=[]), "1")
     copy = copied(original, tmp_path / "copy")
     text = (copy.submissions / "journal.jsonl").read_text()
-    repair(copy, tmp_path)
+    repair_batch(copy, tmp_path)
     own = Journal(copy.submissions)
     own.accepted(own.begin(names[1:], pack=1, script="s.sh", extra=[]), "5")
     shutil.rmtree(copy.rows[0].folder)
-    repair(copy, tmp_path)
+    repair_batch(copy, tmp_path)
     assert [call.job for call in Journal(copy.submissions).calls.values()] == ["5"]
     assert (copy.submissions / "journal.old.1.jsonl").read_text() == text
 
@@ -110,7 +110,7 @@ def test_a_repository_that_was_moved_takes_its_batches_along(original, tmp_path)
     (code / "other").symlink_to("/nowhere")
     new = (tmp_path / "old").rename(tmp_path / "new")
     batch = open_batch(new / "results" / "B")
-    done = repair(batch, new)
+    done = repair_batch(batch, new)
     assert done.moved == [row.name for row in batch.rows]
     assert not done.broken
     assert os.readlink(batch.path / "code" / "data") == str(new / "data")
@@ -118,7 +118,7 @@ def test_a_repository_that_was_moved_takes_its_batches_along(original, tmp_path)
     for row in batch.rows:
         spec = read_yaml_file(row.spec)
         assert (spec["output_dir"], spec["data_dir"]) == (str(row.folder), str(new / "d"))
-    assert repair(batch, new).moved == []
+    assert repair_batch(batch, new).moved == []
 
 
 def test_older_batches_without_index_work_too(tmp_path):
@@ -126,7 +126,7 @@ def test_older_batches_without_index_work_too(tmp_path):
         (tmp_path / "B" / name).mkdir(parents=True)
         (tmp_path / "B" / name / "spec.yaml").write_text(f"base_lr: 1.0\noutput_dir: {place}\n")
     batch = open_batch(tmp_path / "B")
-    assert repair(batch, tmp_path).moved == ["a"]
+    assert repair_batch(batch, tmp_path).moved == ["a"]
     assert read_yaml_file(batch.rows[0].spec) == {
         "base_lr": 1.0,
         "output_dir": str(batch.rows[0].folder),
@@ -138,8 +138,8 @@ def test_rows_are_made_again_as_they_were(original, tmp_path):
     text = row.spec.read_text()
     for damage in (lambda: shutil.rmtree(row.folder), lambda: row.spec.write_text("")):
         damage()
-        assert repair(original, tmp_path / "old", is_dry=True).made_again == [row.name]
-        assert repair(original, tmp_path / "old").made_again == [row.name]
+        assert repair_batch(original, tmp_path / "old", is_dry=True).made_again == [row.name]
+        assert repair_batch(original, tmp_path / "old").made_again == [row.name]
         assert row.spec.read_text() == text
 
 
@@ -154,7 +154,7 @@ def test_a_broken_row_stops_no_others(original, tmp_path, kind):
     else:
         (broken.folder / "spec.yaml").mkdir(parents=True)
     copy = copied(original, tmp_path / "copy")
-    done = repair(copy, tmp_path)
+    done = repair_batch(copy, tmp_path)
     assert other.name in done.moved
     assert kind == "spec" or list(done.broken) == [broken.name]
 

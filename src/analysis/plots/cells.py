@@ -24,7 +24,7 @@ from src.analysis.plots.panels import (
     unended_note,
 )
 from src.analysis.plots.seeds import Numbers, Setting, best_of, metrics_of, numbers_of
-from src.support.errors import bad_value
+from src.support import bad_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

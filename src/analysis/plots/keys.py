@@ -25,7 +25,7 @@ from src.analysis.plots.panels import (
 )
 from src.analysis.plots.seeds import Numbers, Setting, best_of, metrics_of, numbers_of
 from src.analysis.run_plot import COLOURS
-from src.support.errors import bad_value
+from src.support import bad_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import pandas as pd
 from src.analysis.plots.names import literal, names_of
 from src.analysis.run_plot import COLOURS
 from src.analysis.settings import LONGEST, groups, is_null, is_number, varying
-from src.support.errors import bad_value, unknown_name
+from src.support import bad_value, unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -31,7 +31,7 @@ from src.analysis.plots.marks import (
 from src.analysis.plots.names import cut, literal, width_of
 from src.analysis.plots.seeds import Setting, settings_of
 from src.analysis.settings import LONGEST
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ import pandas as pd
 from src.analysis.choice import diverged, values_of
 from src.analysis.curves import CurveArray, main_metrics, numbers
 from src.analysis.settings import groups, seeds_of, varying
-from src.grid.ranking import Run, Standing, rank
-from src.support.errors import bad_value, unknown_name
+from src.grid import Run, Standing, rank
+from src.support import bad_value, unknown_name
 
 
 @dataclass(frozen=True)

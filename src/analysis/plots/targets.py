@@ -32,7 +32,7 @@ from src.analysis.plots.panels import (
 )
 from src.analysis.plots.seeds import Setting, curves_of, metrics_of
 from src.analysis.settings import label, shown
-from src.support.errors import bad_value
+from src.support import bad_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

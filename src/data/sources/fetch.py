@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from loguru import logger
 
-from src.support.errors import UserError
+from src.support import UserError
 
 NO_PROGRESS_SECONDS = 20.0  # a connection that is silent for so long is given up
 SECONDS_BETWEEN_REMINDERS = 60.0

@@ -17,8 +17,7 @@ from src.data.slices import bases_used, check_bases
 from src.data.sources import libsvm_files
 from src.data.sources.fetch import alone, missing
 from src.data.splits import ArraySplit, Data
-from src.support.errors import unknown_name
-from src.support.files import ROOT
+from src.support import ROOT, unknown_name
 
 
 def load(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.config.import_path import own_function
+from src.config import own_function
 from src.data.arrays import split_arrays
 from src.data.images import classes_of, cut, image_data
 from src.data.slices import check_bases, resolve_all
 from src.data.splits import ArraySplit, Data, Preprocessing
-from src.support.errors import bad_value
+from src.support import bad_value
 
 KEY = "dataset"
 

@@ -10,7 +10,7 @@ import torch
 from src.data.arrays import split_arrays
 from src.data.slices import check_bases
 from src.data.splits import ArraySplit, Data
-from src.support.errors import UserError, pick
+from src.support import UserError, pick
 
 # name -> how it is normalised unless data_normalize says otherwise
 SETS = {

@@ -21,7 +21,7 @@ from src.data.sources.fetch import alone, missing, one_line, read_timeout
 from src.data.sources.tars import TarImages
 from src.data.splits import Data, Preprocessing
 from src.data.transforms import STATISTICS
-from src.support.errors import bad_value, pick, unknown_name
+from src.support import bad_value, pick, unknown_name
 
 # what torchvision raises on files that are missing or broken
 FAILED = (OSError, RuntimeError, ValueError, EOFError, LookupError, AssertionError)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.support.errors import UserError
+from src.support import UserError
 
 VARIABLE = "EXPERIMENT_NOTIFY"  # addresses with spaces between
 SHORTEST = 160  # characters: what a text message takes

@@ -74,10 +74,8 @@ def picture_of(report: Report) -> Iterator[Path | None]:
 
 
 def _figure(report: Report) -> Any:
-    from src.analysis.page import best_settings
-    from src.analysis.plots import learning_curves
-    from src.analysis.read import read_experiments
-    from src.support.errors import UserError
+    from src.analysis import best_settings, learning_curves, read_experiments
+    from src.support import UserError
 
     if not report.columns:
         return None

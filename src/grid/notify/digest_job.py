@@ -11,7 +11,7 @@ from src.grid.notify.notices import Notices
 from src.grid.progress import Report
 from src.grid.slurm.batch_script import header
 from src.grid.slurm.commands import NoSlurm, Options, ask, literal
-from src.support.files import ROOT
+from src.support import ROOT
 
 MOST_JOBS = 50  # that one job waits for
 # Where a job may run, and who pays: all that it takes over from the submit script.

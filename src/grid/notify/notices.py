@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from src.support.files import ROOT, write_atomically
+from src.support import ROOT, write_atomically
 
 MOST_MESSAGES = 20  # of a batch, with all its retries
 MANY = 5  # one part of so many

@@ -19,7 +19,7 @@ from src.grid.notify.digest import body_of, picture_of, report_of, title_of
 from src.grid.notify.digest_job import look_again
 from src.grid.notify.notices import Notices
 from src.grid.status import row_statuses
-from src.support.errors import UserError
+from src.support import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,14 +22,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from src.config.yaml_files import read_yaml, read_yaml_file
+from src.config import read_yaml, read_yaml_file
 from src.grid.notify.notices import tell_of_failure, wait_until_sent
 from src.grid.slurm.requeue import is_time_limit, next_attempt
 from src.grid.slurm.restart_count import Tally, read_step, read_tally, write_tally
-from src.logging.lease import live_owner
-from src.logging.provenance import slurm_job
-from src.support.child_processes import PASSED_ON, hold_signals, run_programs
-from src.support.errors import OneLineParser, UserError
+from src.logging import live_owner, slurm_job
+from src.support import PASSED_ON, OneLineParser, UserError, hold_signals, run_programs
 
 STOPPED, NOT_CONTINUED = 75, 69  # EX_TEMPFAIL, EX_UNAVAILABLE
 STOPPING = {signal.SIGUSR1, signal.SIGTERM}
@@ -105,9 +103,8 @@ def run_folder(spec: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
 def own_folder(spec: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
     """As train.py would choose it."""
     # Here, as rows of a batch do not need them.
-    from src.config.command_line import given
-    from src.config.config import load_config
-    from src.logging.same_run import folder_for
+    from src.config import given, load_config
+    from src.logging import folder_for
 
     folder, _ = folder_for(load_config(spec, overrides), Path(spec).stem)
     print(f"output_dir is not given: this run is in {folder}", flush=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.grid.folders import Batch
 from src.grid.journal import Call, Journal
-from src.support.errors import UserError
+from src.support import UserError
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"}
 ENDED |= {"OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}  # any other state may still run

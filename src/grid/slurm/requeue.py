@@ -31,7 +31,7 @@ from src.grid.slurm.commands import (
     state_and_reason,
 )
 from src.grid.slurm.restart_count import Tally, read_tally, write_tally
-from src.logging.provenance import slurm_job
+from src.logging import slurm_job
 
 T = TypeVar("T")
 PATIENCE = 600.0  # seconds; more than a job has left when it asks

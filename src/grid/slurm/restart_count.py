@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from src.support.files import write_atomically
+from src.support import write_atomically
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from loguru import logger
 
 from src.grid.folders import Batch, Plan, Row, earlier_batches, open_batch
-from src.grid.identity import identity
+from src.grid.identity import row_identity
 from src.grid.journal import ACCEPTED, Call, Journal
 from src.grid.slurm.batch_script import array_script
 from src.grid.slurm.commands import (
@@ -31,7 +31,7 @@ from src.grid.slurm.commands import (
     variables,
 )
 from src.grid.status import RowStatus, row_statuses
-from src.support.errors import UserError
+from src.support import UserError
 
 T = TypeVar("T")
 WAITS = (2, 4, 8, 15, 30, 60)  # seconds; the last one again and again
@@ -261,10 +261,10 @@ def _written_since(path: Path, moment: float) -> bool:
 
 def unfinished_folder(output_dir: Path, name: str, grid: Sequence[dict[str, Any]]) -> Path | None:
     """The folder of an earlier day from which Slurm has taken this very grid in part only."""
-    wanted = {identity(values) for values in grid}
+    wanted = {row_identity(values) for values in grid}
     for folder in earlier_batches(output_dir, name)[:MOST_LOOKED_AT]:
         batch, journal = open_batch(folder), Journal(folder / "submissions")
-        if journal.calls and {identity(row.values) for row in batch.rows} == wanted:
+        if journal.calls and {row_identity(row.values) for row in batch.rows} == wanted:
             untouched = {s.row.name for s in row_statuses(batch, None) if s.state == "unstarted"}
             if untouched - journal.accepted_rows:
                 return folder

@@ -13,7 +13,7 @@ from loguru import logger
 
 from src.logging.trackers.tail import forget_problem, read_told
 from src.logging.trackers.tracked import FOLDER
-from src.support.files import ROOT
+from src.support import ROOT
 
 SECONDS_TO_END = 20.0  # after the run, before what is left waits for `report.py sync`
 SECONDS_WHEN_STOPPED = 5.0  # by a signal: Slurm waits for us

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from src.config.config import Config
+from src.config import Config
 from src.logging.trackers.tracked import Tracker
-from src.support.errors import pick
+from src.support import pick
 
 # name -> (the module here, its class, the package to install)
 TRACKERS = {

@@ -4,14 +4,13 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from src.config.config import make_config
-from src.config.yaml_files import read_yaml_file
+from src.config import make_config, read_yaml_file
 from src.logging.lease import live_owner
 from src.logging.trackers.processes import kill_with_children, start_following
 from src.logging.trackers.registry import load_service, tracker_names
 from src.logging.trackers.tail import read_told
 from src.logging.trackers.tracked import FOLDER
-from src.support.errors import UserError
+from src.support import UserError
 
 ONLINE = ("wandb", "comet")  # those that have a place elsewhere
 LOGIN = {

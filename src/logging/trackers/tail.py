@@ -32,7 +32,7 @@ from src.logging.trackers.tracked import (
     read_rows,
     read_tracked,
 )
-from src.support.files import write_atomically
+from src.support import write_atomically
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_FOR_ANOTHER = 60.0  # that may still tell of an earlier attempt

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from src.config.yaml_files import read_yaml_file
-from src.support.files import write_atomically
+from src.config import read_yaml_file
+from src.support import write_atomically
 
 FOLDER = "trackers"  # of a run folder
 PROJECT = "experiments"  # where wandb_project_name is null

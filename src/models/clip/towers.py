@@ -18,10 +18,10 @@ from loguru import logger
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.data.splits import Preprocessing
+from src.data import Preprocessing
 from src.models.clip.zero_shot import Prompts, check_prompts, init_zero_shot
 from src.models.weights import load_weights, out_of_reach
-from src.support.errors import UserError, bad_value, closest, unknown_name
+from src.support import UserError, bad_value, closest, unknown_name
 
 SHORT_NAMES = {
     "vit_b32": "ViT-B-32.openai",

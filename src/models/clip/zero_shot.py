@@ -9,7 +9,7 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 KEY = "model_zero_shot_templates"
 

@@ -11,11 +11,11 @@ import torch
 from loguru import logger
 from torch import nn
 
-from src.data.splits import NO_TOKEN, Preprocessing
+from src.data import NO_TOKEN, Preprocessing
 from src.models.hf import preprocessing as hf_preprocessing
 from src.models.hf.networks import Images, LastToken, Network, NextTokens, Texts, most_positions
 from src.models.weights import out_of_reach
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 KEY = "model"
 OF_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.data.splits import NO_TOKEN, SECOND
-from src.support.errors import UserError
+from src.data import NO_TOKEN, SECOND
+from src.support import UserError
 
 # What transformers calls the list of a network's blocks, or of its stages: encoder.layer.3 in
 # BERT, h.3 in GPT-2, layers.3 in Llama and ViT, stages.1.layers.3 in ResNet

@@ -7,7 +7,7 @@ from typing import Any
 
 from loguru import logger
 
-from src.data.splits import Preprocessing
+from src.data import Preprocessing
 
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 COLOURS = 3

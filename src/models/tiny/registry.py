@@ -9,7 +9,7 @@ from src.models.tiny import resnet, vgg, wideresnet
 from src.models.tiny.lenet import LeNet
 from src.models.tiny.resnet import ResNet
 from src.models.tiny.vgg import VGG
-from src.support.errors import unknown_name
+from src.support import unknown_name
 
 NETWORKS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
     "lenet": LeNet,

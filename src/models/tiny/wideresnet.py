@@ -9,7 +9,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.support.errors import bad_value
+from src.support import bad_value
 
 NAME = re.compile(r"wrn_(\d+)_(\d+)(?:_(\d*\.?\d+))?")
 

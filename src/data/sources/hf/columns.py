@@ -9,7 +9,7 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from src.support.errors import UserError, bad_value, unknown_name
+from src.support import UserError, bad_value, unknown_name
 
 # what the column of targets or of texts is called, the first that there is
 TARGETS = ("label", "labels", "target", "class", "y")

@@ -12,8 +12,7 @@ from typing import Any
 
 from loguru import logger
 
-from src.support.errors import UserError, bad_value
-from src.support.files import write_atomically
+from src.support import UserError, bad_value, write_atomically
 
 NOTES = "asked_for.json"
 COMMIT = r"[0-9a-f]{40}"

@@ -29,7 +29,7 @@ from src.data.sources.hf import columns
 from src.data.sources.hf.columns import Kinds, Parts, Targets
 from src.data.sources.hf.files import Place, open_parts
 from src.data.splits import ArraySplit, Data, Preprocessing, Split
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 TEXT_LENGTH = 512
 

@@ -19,7 +19,7 @@ from weakref import finalize
 
 from src.data.sources.fetch import one_line
 from src.data.sources.tfds.records import Records
-from src.support.files import ROOT
+from src.support import ROOT
 
 COUNT = -1  # the position that asks for the number of records
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -19,8 +19,7 @@ from typing import Any
 from loguru import logger
 
 from src.data.sources.fetch import NO_PROGRESS_SECONDS, alone, missing, one_line, read_timeout
-from src.support.errors import UserError, bad_value, unknown_name
-from src.support.files import ROOT
+from src.support import ROOT, UserError, bad_value, unknown_name
 
 NAME = re.compile(r"(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")

@@ -26,7 +26,7 @@ from src.data.sources.tfds.records import Records
 from src.data.sources.tfds.tfrecords import TFRecords
 from src.data.splits import Data, Preprocessing
 from src.data.transforms import MODES, STATISTICS
-from src.support.errors import UserError, bad_value
+from src.support import UserError, bad_value
 
 FILES = "the files that TFDS wrote"
 

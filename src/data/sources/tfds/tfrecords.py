@@ -15,7 +15,7 @@ import numpy as np
 from loguru import logger
 
 from src.data.sources.tfds.records import Records
-from src.support.files import write_atomically
+from src.support import write_atomically
 
 HEADER, FOOTER = 12, 4  # bytes around the data
 FILES_AT_ONCE = 16  # on a network file system, looking for lengths is waiting
