@@ -6,17 +6,16 @@ fetches and the others wait.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from time import perf_counter
-from typing import Any
 
 from loguru import logger
 
 from src.config import Config, load_config, make_config, parse_overrides, read_yaml_file
 from src.data import Data, Preprocessing, build_data, one_line
-from src.grid import expand_grid, read_job
+from src.grid import read_job
 from src.keys import DataKeys, ModelKeys
 from src.models import build_model, check_model, model_preprocessing
 from src.support import OneLineParser, UserError
@@ -48,13 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def configurations(path: str, overrides: Sequence[str]) -> list[Config]:
-    """The one of a configuration, or those of all rows of a grid."""
+    """The one of a configuration, or those of all runs of a grid."""
     content = read_yaml_file(path)
     if not isinstance(content, dict) or "parameters" not in content:
         return [load_config(path, overrides)]
-    job, changes = read_job(path), parse_overrides(overrides)
-    rows: Iterable[Mapping[str, Any]] = expand_grid(job.parameters).rows
-    return [make_config({**job.common, **row, **changes}) for row in rows]
+    changes = parse_overrides(overrides)
+    return [make_config({**values, **changes}) for values in read_job(path).runs()]
 
 
 def distinct(configs: Iterable[Config]) -> list[Config]:

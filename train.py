@@ -385,12 +385,9 @@ def with_folder(config: Config, name: str) -> Config:
 def mistakes(values: Mapping[str, Any], error: UserError | None = None) -> str:
     """All mistakes in the keys, where there is one: names are looked up as well. Of an error in a
     run that already names a key: those beside it, if it is among them."""
-    from src.grid import name_lookup as lookup
+    from src.grid import find_mistakes
 
-    if not is_main_process() or (error and str(error).partition(":")[0] not in lookup.CHECKS):
-        return ""
-    lines = lookup.mistakes(values)
-    return "\n".join(lines) if error is None or str(error) in lines else ""
+    return "\n".join(find_mistakes(values, error)) if is_main_process() else ""
 
 
 def main(arguments: list[str] | None = None) -> int:

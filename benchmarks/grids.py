@@ -20,8 +20,9 @@ sys.path.insert(0, str(ROOT))
 from src.grid.check import check_rows  # noqa: E402
 from src.grid.expand import expand_grid  # noqa: E402
 from src.grid.folders import Plan, open_batch, plan_batch, write_batch  # noqa: E402
+from src.grid.journal import SubmitOptions  # noqa: E402
 from src.grid.progress import reports  # noqa: E402
-from src.grid.slurm.commands import Options, ask  # noqa: E402
+from src.grid.slurm.commands import ask  # noqa: E402
 from src.grid.slurm.submission import Submission  # noqa: E402
 
 EPOCHS = 20
@@ -67,10 +68,10 @@ def submit(place: Path, num_rows: int) -> float:
     plan = plan_batch(place / "26-11-23-slurm", grid, job_text="", common={})
     write_batch(plan, ROOT)
     (place / "true.sh").write_text("#!/bin/bash\ntrue\n")
-    options = Options(place / "true.sh", "true.sh", ["--hold"], place, sys.executable)
+    options = SubmitOptions(script=str(place / "true.sh"), extra=["--hold"])
     jobs: list[str] = []
     taken = seconds(
-        lambda: jobs.extend(Submission(plan.batch, options).submit(plan.wanted)), repeat=1
+        lambda: jobs.extend(Submission(plan.batch, options, place).submit(plan.wanted)), repeat=1
     )
     subprocess.run(["scancel", *jobs], check=True)
     return taken

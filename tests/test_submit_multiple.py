@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import submit_multiple
-from src.grid import snapshot
+from src.grid import snapshot, submit_grid
 from src.grid.folders import open_batch
 from src.grid.journal import Journal
 from src.grid.repair import repair_batch
@@ -53,7 +53,7 @@ def fork(tmp_path, monkeypatch) -> Path:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").symlink_to("/bin/false")  # where there is no Slurm
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{tmp_path / 'bin'}")
-    monkeypatch.setattr(submit_multiple, "ROOT", root)
+    monkeypatch.setattr(submit_grid, "ROOT", root)
     monkeypatch.chdir(root)
     return root
 
@@ -61,7 +61,7 @@ def fork(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def names_are_right(monkeypatch):
     """Looking names up takes a process of seconds; its own tests are in test_check.py."""
-    monkeypatch.setattr(submit_multiple, "check_rows", lambda rows, unread: [])
+    monkeypatch.setattr(submit_grid, "check_rows", lambda rows, unread: [])
 
 
 def run(*arguments: str, code: int = 0, capsys) -> str:
@@ -99,7 +99,7 @@ def test_all_mistakes_are_shown_at_once_and_nothing_is_written(fork, capsys):
     assert "output_dir" in lines[1]
     assert "not a folder" in lines[1]
     text = "\n".join(lines[2:])
-    for part in ("3 rows: bathc_size", "'batch_size'", "'linear'", "'sgd'", "2 rows: base_lr"):
+    for part in ("3 runs: bathc_size", "'batch_size'", "'linear'", "'sgd'", "2 runs: base_lr"):
         assert part in text
     assert lines[-1] == "nothing was written or submitted"
     assert listing(fork) == before
@@ -128,7 +128,7 @@ def test_that_equal_rows_were_merged_is_said(fork, capsys):
         JOB.replace("base_lr: [1.0, 2.0]", "LIST: [{base_lr: [1, 2]}, {base_lr: 2.0}]")
     )
     output = run("job.yaml", "-s", "local", "-d", capsys=capsys)
-    assert "2 rows = 2 base_lr\nparameters.LIST: merged 1 row that equals another\n" in output
+    assert "2 runs = 2 base_lr\nparameters.LIST: merged 1 run that equals another\n" in output
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_that_equal_rows_were_merged_is_said(fork, capsys):
         (["job.yaml", "-s", "quick.sh", "--", "--array=1-3"], "sets this one itself"),
         (["job.yaml", "-s", "quick.sh", "--", "-oout"], "sets this one itself"),
         (["job.yaml", "-s", "quick.sh", "--", "--test-only"], "sets this one itself"),
-        (["job.yaml", "-s", "array.sh", "--no-array"], "'#SBATCH --array=0-2' would run"),
+        (["job.yaml", "-s", "array.sh", "--no-array"], "'#SBATCH --array=0-2' would start"),
         (["none.yaml", "-s", "local"], "none.yaml: No such file"),
         (["-r", "results/none", "-s", "local"], "results/none: no such folder"),
         (["job.yaml", "-s", "part.txt"], "no script"),
@@ -177,7 +177,7 @@ def test_a_wrong_command_line_is_one_line(fork, arguments, words, capsys):
 def test_a_dry_run_says_what_would_happen_and_touches_nothing(fork, options, capsys):
     before = listing(fork)
     output = run("job.yaml", *options, "-d", capsys=capsys)
-    assert "would run 2 rows" in output
+    assert "would run 2 runs" in output
     assert "000_" in output
     assert listing(fork) == before
     run("job.yaml", "-s", "local", capsys=capsys)
@@ -189,7 +189,7 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(fork, options, cap
 
 
 def test_a_script_that_is_not_there_is_answered_before_rows_are_checked(monkeypatch, capsys):
-    monkeypatch.setattr(submit_multiple, "check_rows", lambda rows, unread: 1 / 0)
+    monkeypatch.setattr(submit_grid, "check_rows", lambda rows, unread: 1 / 0)
     message = run("job.yaml", "-s", "locl", code=2, capsys=capsys)
     assert message == "-s locl: No such file or directory; did you mean 'local'?\n"
 
@@ -287,11 +287,11 @@ def test_a_copied_batch_runs_where_it_is_and_the_original_stays(tmp_path, is_mov
         shutil.rmtree(original)
     dry = contents(there)
     output = run("-r", str(there), "-d", capsys=capsys)
-    assert "2 rows of another folder: would be made to run in this one" in output
+    assert "2 runs of another folder: would be made to run in this one" in output
     assert contents(there) == dry
     output = run("-r", str(there), "-y", capsys=capsys)
-    assert "2 rows of another folder: made to run in this one" in output
-    assert "2 rows: 2 done, 0 failed" in output
+    assert "2 runs of another folder: made to run in this one" in output
+    assert "2 runs: 2 done, 0 failed" in output
     assert contents(original) == ({} if is_moved else before)
     assert ran(there) == [2, 2]
     for row in open_batch(there).rows:
@@ -308,7 +308,7 @@ def test_a_job_file_continues_in_a_batch_that_was_moved(fork, tmp_path, capsys):
         JOB.replace("name: x", "name: x, output_dir: other").replace("2.0]", "2.0, 4.0]")
     )
     output = run("job.yaml", "-s", "local", capsys=capsys)
-    assert "2 rows of another folder" in output
+    assert "2 runs of another folder" in output
     there = fork / "other" / today().name
     assert ran(there) == [1, 1, 1]
     assert not today().exists()
@@ -333,17 +333,17 @@ def test_rows_that_were_deleted_are_made_again_and_broken_ones_stop_no_others(fo
     code = submit_multiple.main(["-r", str(today()), "-y"])
     captured = capsys.readouterr()
     assert code == 1, captured
-    assert "1 row without spec.yaml: made again" in captured.out
+    assert "1 run without spec.yaml: made again" in captured.out
     assert f"left out: {no_folder.name}: {no_folder.spec}: Not a directory" in captured.err
     assert f"{no_log.name}: {no_log.log}: Is a directory" in captured.err
-    assert "3 rows: 2 done, 1 failed" in captured.out
+    assert "3 runs: 2 done, 1 failed" in captured.out
     assert deleted.spec.read_text() == spec
     assert (deleted.folder / "ran").read_text() == "code 1\n"
     assert (fine.folder / "ran").read_text() == "code 1\n" * 2
     (today() / "job.yaml").unlink()
     shutil.rmtree(deleted.folder)
     message = run("-r", str(today()), "-y", code=1, capsys=capsys)
-    assert "1 row without spec.yaml" not in message
+    assert "1 run without spec.yaml" not in message
 
 
 # ---- On this machine ---------------------------------------------------------------------
@@ -352,12 +352,12 @@ def test_rows_that_were_deleted_are_made_again_and_broken_ones_stop_no_others(fo
 @pytest.mark.usefixtures("names_are_right")
 def test_a_batch_runs_here_and_again_only_what_is_left(capsys):
     output = run("job.yaml", "-s", "local", capsys=capsys)
-    assert "job.yaml: 2 rows = 2 base_lr" in output
-    assert "2 rows: 2 done, 0 failed" in output
+    assert "job.yaml: 2 runs = 2 base_lr" in output
+    assert "2 runs: 2 done, 0 failed" in output
     assert ran(today()) == [1, 1]
     assert "nothing left to start" in run("job.yaml", "-s", "local", capsys=capsys)
     Path("job.yaml").write_text(JOB.replace("2.0]", "2.0, 4.0]"))
-    assert "1 row new, 2 rows of an earlier call" in run("job.yaml", "-s", "local", capsys=capsys)
+    assert "1 run new, 2 runs of an earlier call" in run("job.yaml", "-s", "local", capsys=capsys)
     assert ran(today()) == [1, 1, 1]
 
 
@@ -368,7 +368,7 @@ def test_what_failed_is_run_again_with_the_mended_code_if_asked(fork, capsys):
     (failing / "done").unlink()
     (failing / "fail").touch()
     output = run("-r", str(today()), "-s", "local", "-y", code=1, capsys=capsys)
-    assert "1 row: 0 done, 1 failed" in output
+    assert "1 run: 0 done, 1 failed" in output
     (failing / "fail").unlink()
     (fork / "part.txt").write_text("2")
     output = run("-r", str(today()), "-s", "local", "-d", capsys=capsys)
@@ -402,7 +402,7 @@ def test_starting_over_deletes_the_batch_and_nothing_else(capsys):
 @pytest.mark.usefixtures("names_are_right")
 def test_one_submission_at_a_time(capsys):
     Path("results").mkdir()
-    with submit_multiple.only_here(today()):
+    with submit_grid.only_here(today()):
         message = run("job.yaml", "-s", "local", code=2, capsys=capsys)
     assert "another submit_multiple.py is at work" in message
     run("job.yaml", "-s", "local", capsys=capsys)
@@ -466,7 +466,7 @@ def test_that_the_frozen_code_is_older_is_said_before_the_question(
         submit_multiple.main(["-r", str(today())])
     os.close(own)
     output = capsys.readouterr().out
-    assert "changed here since then: part.txt" in output.partition("running 1 row")[0]
+    assert "changed here since then: part.txt" in output.partition("running 1 run")[0]
     assert output.count("changed here") == 1
     assert "r: with the code as it is now (--refreeze). [y/r/N]" in said[0]
     assert (again / "ran").read_text().split()[3:] == ([code] if code else [])

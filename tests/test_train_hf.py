@@ -165,7 +165,7 @@ def test_what_is_wrong_with_the_rows_of_a_grid_shows_before_it_starts(tmp_path):
     wrong = [{"model": f"hf/{tmp_path / 'empty'}"}, {"model": model, "model_pretrained": True}]
     wrong += [{"model": f"hf/{tmp_path / 'none'}"}]
     lines = check_rows([DIGITS | row for row in [*right, *wrong]])
-    assert [line.split(":")[0] for line in lines] == ["row 2", "row 3", "row 4"]
+    assert [line.split(":")[0] for line in lines] == ["run 2", "run 3", "run 4"]
     for line, words in zip(lines, ("config.json in", "model.safetensors", "a folder"), strict=True):
         assert f"expected {words}" in line
 

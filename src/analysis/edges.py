@@ -26,7 +26,7 @@ from src.analysis.settings import (
     varying,
 )
 from src.config import KEYS, is_expression, make_config, write_yaml
-from src.grid import SEEDS, WITHOUT_EFFECT, Run, rank, row_identity, same
+from src.grid import SEEDS, WITHOUT_EFFECT, Run, rank, row_identity
 from src.keys import Bookkeeping
 from src.logging import FOUND
 from src.support import ROOT, UserError, bad_value
@@ -297,7 +297,12 @@ def _merged(blocks: Sequence[Block]) -> list[Block]:
 def _parameters(blocks: Sequence[Block], found: Sequence[Edge]) -> dict[str, Any]:
     """What all blocks share stands once, the rest in LIST_edges; seeds and bookkeeping last."""
     first, own = blocks[0], {edge.key for edge in found}
-    own |= {k for b in blocks for k in {**b, **first} if same(b.get(k)) != same(first.get(k))}
+    own |= {
+        key
+        for block in blocks
+        for key in {**block, **first}
+        if row_identity({key: block.get(key)}) != row_identity({key: first.get(key)})
+    }
     shared = {key: _entry(key, first[key]) for key in first if key not in own}
     rest = [{key: _entry(key, block[key]) for key in block if key in own} for block in blocks]
     keys = sorted([*shared, "LIST_edges"], key=lambda k: (k in BOOKKEEPING, k in (*SEEDS, ZIP)))

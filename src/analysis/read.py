@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from datetime import date
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
@@ -32,7 +31,7 @@ from src.analysis.run_files import (
 from src.analysis.runs import Column, Runs, as_columns, joined
 from src.analysis.settings import is_number
 from src.config import read_yaml_file
-from src.grid import batch_name, read_job
+from src.grid import read_job
 from src.support import ROOT, UserError, bad_value, closest, unknown_name
 
 RESULTS = Path("results")
@@ -148,7 +147,7 @@ def _batch_folders(name: str, results: Path) -> list[Path]:
 def _batch_of_job(name: str) -> str:
     """What the batch of jobs/x.yaml is called, without its day; 'x' where there is no such file."""
     if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
-        return batch_name(read_job(name).name, date.today()).split("-", 3)[3]
+        return read_job(name).batch_name
     return re.sub(r"\.ya?ml$", "", Path(name).name)
 
 

@@ -8,15 +8,13 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
 from src.config import KEYS, Config, make_config
-from src.grid.identity import row_identity
-from src.grid.journal import LOCAL
+from src.grid.folders import row_identity
+from src.grid.journal import SubmitOptions
 from src.grid.slurm import commands as slurm
 from src.keys import AugmentationKeys
 from src.support import ROOT, UserError, cut, shown
@@ -59,15 +57,15 @@ QUESTIONS = {
 }
 
 
-def check_slurm(
-    script: str, extra: Sequence[str], *, after: str | None, is_array: bool
-) -> list[str]:
-    """What Slurm would make of the script and the options of sbatch."""
-    if script == LOCAL:
+def check_slurm(options: SubmitOptions) -> list[str]:
+    """What Slurm would refuse of the script and the options of sbatch."""
+    if options.is_local:
         return []
-    errors = errors_of(partial(slurm.check_script, Path(script), script, is_array=is_array))
-    errors += errors_of(slurm.check_extra, extra)
-    return errors + (errors_of(slurm.check_job, after) if after else [])
+    errors = errors_of(slurm.check_script, options.script, not options.no_array)
+    errors += errors_of(slurm.check_extra, options.extra)
+    errors += errors_of(slurm.check_job, options.after) if options.after else []
+    # What sbatch would be called with can be shown where there is no Slurm.
+    return errors + ([] if options.dry_run else errors_of(slurm.check_installed))
 
 
 def errors_of(check: Callable[..., object], *arguments: object) -> list[str]:
@@ -98,7 +96,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], *, unread: Collection[str] = (
             if config and not unread and (first := seen.setdefault(repr(config), number)) != number:
                 if row_identity(row) == row_identity(rows[first]):
                     continue
-                problems.add(number, row, [f"the same experiment as row {first}"])
+                problems.add(number, row, [f"the same experiment as run {first}"])
         questions = distinct_questions(rows, unread)
         try:
             answers = ask(process, list(questions)) if questions else []
@@ -160,7 +158,7 @@ class Problems:
         for (before, after), (values, numbers) in groups[:MOST_LINES]:
             some = ", ".join(map(shortened, list(values)[:MOST_VALUES]))
             some += ", …" * (len(values) > MOST_VALUES)
-            which = f"row {next(iter(numbers))}" if len(numbers) == 1 else f"{len(numbers):,} rows"
+            which = f"run {next(iter(numbers))}" if len(numbers) == 1 else f"{len(numbers):,} runs"
             lines.append(("" if unread else f"{which}: ") + f"{before}{some}{after}")
         more = len(groups) - len(lines)
         return lines + [f"… and {more:,} more"] * (more > 0)
@@ -235,7 +233,7 @@ def ask(process: subprocess.Popen, questions: Sequence[str]) -> list[dict[str, A
     if process.returncode:
         reason = (errors.strip().splitlines() or [f"ended by {process.returncode}"])[-1]
         if "Error" in reason and "'torch'" not in reason:  # which a login node may lack
-            raise UserError(f"the code cannot be imported, so no row would run: {reason}")
+            raise UserError(f"the code cannot be imported, so no run would start: {reason}")
         return warned(reason)
     answers = json.loads(output)
     if reasons := {answer["unknown"]: None for answer in answers if "unknown" in answer}:
@@ -247,3 +245,24 @@ def warned(reason: str) -> list[dict[str, Any]]:
     """No answers, and a warning that says so."""
     logger.warning("not all names could be looked up: {}", " ".join(reason.split()))
     return []
+
+
+def find_mistakes(values: Mapping[str, Any], error: UserError | None = None) -> list[str]:
+    """All that is wrong with the keys of a run, a line each: unknown keys, values, then names.
+
+    error: what kept the run from starting. Where it is none of the lines, no name was mistaken,
+    and there are none. Nothing is downloaded.
+    """
+    from src.grid.name_lookup import CHECKS, answer  # torch, which who asks has imported
+
+    if error and str(error).partition(":")[0] not in CHECKS:
+        return []
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _, lines = load(values)
+    known = {key: value for key, value in values.items() if key in KEYS and value is not None}
+    right = {key: value for key, value in known.items() if not load({key: value})[1]}
+    for kind, keys in QUESTIONS.items():
+        settings = {key: right[key] for key in keys if key in right}
+        found = answer(kind, settings).get("errors", []) if settings else []
+        lines += [line for line in found if line not in lines]
+    return lines if error is None or str(error) in lines else []

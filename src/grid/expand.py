@@ -12,10 +12,10 @@ from zlib import crc32
 import numpy as np
 
 from src.config import ExpressionError, evaluate, is_expression
-from src.grid.identity import row_identity, same
+from src.grid.folders import count_runs, row_identity, same
 from src.support import UserError, bad_value, unknown_name
 
-MOST_ROWS = 1_000_000
+MOST_RUNS = 1_000_000
 MOST_KEYS = 1_000  # of a block; a run has some hundred
 MOST_SHOWN = 3  # sets of equal rows, and rows of a set
 LARGEST = 8e307  # of a bound: floats hold the difference of two
@@ -45,9 +45,9 @@ class Grid:
     notes: list[str] = field(default_factory=list)  # what was merged
 
     def description(self) -> str:
-        """'108 rows = 6 batch_size × 18 (base_lr, momentum)', or '1 row'."""
-        rows = f"{len(self.rows):,} row{'s'[: len(self.rows) > 1]}"
-        return f"{rows} = {' × '.join(map(str, self.factors))}" if self.factors else rows
+        """'108 runs = 6 batch_size × 18 (base_lr, momentum)', or '1 run'."""
+        runs = count_runs(len(self.rows))
+        return f"{runs} = {' × '.join(map(str, self.factors))}" if self.factors else runs
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Union:
                 yield from entry.notes()
         given = sum(math.prod(len(entry.parts) for entry in block) for block in self.blocks)
         if merged := given - len(self.parts):
-            equal = "row that equals another" if merged == 1 else "rows that equal others"
+            equal = "run that equals another" if merged == 1 else "runs that equal others"
             yield f"{self.where}: merged {merged:,} {equal}"
 
 
@@ -114,8 +114,8 @@ def read_grid(parameters: Mapping[str, Any]) -> tuple[Grid, list[str], set[str]]
     rows, a key set twice for one run, an empty list) is a line with its place.
     """
     block, mistakes = _read(parameters)
-    if (count := _most(block)) > MOST_ROWS:
-        error = f"parameters: {count:,} rows, expected at most {MOST_ROWS:,}"
+    if (count := _most(block)) > MOST_RUNS:
+        error = f"parameters: {count:,} runs, expected at most {MOST_RUNS:,}"
         return Grid([], []), [*mistakes.lines, error], mistakes.unread
     rows = list(_crossed(block))
     factors = [Factor(_varying(e), len(e.parts)) for e in block if len(e.parts) > 1]
@@ -282,7 +282,7 @@ def _values(where: str, key: str, value: object) -> list[Any]:
 
 def _refuse_empty(where: str, values: list[Any]) -> None:
     if not values:
-        raise bad_value(where, values, "at least one value: of an empty list there are no rows")
+        raise bad_value(where, values, "at least one value: an empty list makes no runs")
 
 
 def _computed(where: str, key: str, text: str) -> object:
@@ -329,7 +329,7 @@ def _drawn(where: str, key: str, draw: Any) -> list[Any]:
     for name in draw:
         if name not in (known := (kind, "n", "seed")):
             raise unknown_name(where, str(name), known)
-    n = _whole(f"{where}.n", draw["n"], least=1, most=MOST_ROWS)
+    n = _whole(f"{where}.n", draw["n"], least=1, most=MOST_RUNS)
     seed = _whole(f"{where}.seed", draw.get("seed", 0), least=0, most=2**32 - 1)
     # RandomState's numbers are frozen, those of default_rng may change with numpy
     rng = np.random.RandomState([seed, crc32(key.encode())])
@@ -384,7 +384,7 @@ def _refuse_equal(rows: list[Row], factors: list[Factor]) -> None:
     if len(equal) > MOST_SHOWN:
         repeats = sum(len(numbers) - 1 for numbers in equal[MOST_SHOWN:])
         lines.append(f"and {repeats:,} more that repeat another")
-    raise UserError(f"parameters: rows (counted from 0) are equal: {'; '.join(lines)}")
+    raise UserError(f"parameters: runs (counted from 0) are equal: {'; '.join(lines)}")
 
 
 def _equal_rows(numbers: list[int], row: Row, keys: set[str]) -> str:

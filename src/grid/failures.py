@@ -299,15 +299,15 @@ def retry_command(
     """What a person types to submit these rows again, as the last submission was; None: all that
     is not done. refreeze: with the code as it is now."""
     command = ["python", "submit_multiple.py", "-r", short_path(batch.path)]
-    asked = journal.asked
-    command += ["-s", asked.script]
-    if not asked.is_array:
+    last = journal.last_options
+    command += ["-s", str(last.script)]
+    if last.no_array:
         command += ["--no-array"]
-    if asked.pack > 1:
-        command += ["--pack", str(asked.pack)]
+    if last.pack > 1:
+        command += ["--pack", str(last.pack)]
     command += ["--only", only] if only else []
     command += ["--refreeze"] * refreeze
-    return shlex.join(command + (["--", *asked.extra] if asked.extra else []))
+    return shlex.join(command + (["--", *last.extra] if last.extra else []))
 
 
 def short_path(path: Path) -> str:

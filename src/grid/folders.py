@@ -26,7 +26,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from src.config import read_yaml, read_yaml_file, write_yaml
-from src.grid.identity import row_identity
 from src.support import ROOT, UserError, write_atomically
 
 LONGEST_NAME = 120  # bytes of a row's folder; file systems take 255, people less
@@ -165,6 +164,23 @@ def _row_of_spec(spec: Path) -> Row:
     return Row(spec.parent, {str(k): v for k, v in values.items() if k != "output_dir"})
 
 
+# ---- What a run asks for ------------------------------------------------------------------
+
+
+def row_identity(row: Mapping[str, Any]) -> frozenset[Any]:
+    """Equal for runs that ask for the same: a key that is null is as one that is missing."""
+    return frozenset((key, same(value)) for key, value in row.items() if value is not None)
+
+
+def same(value: Any) -> Any:
+    """Hashable, equal for equal values: 1 is 1.0, but True is no number."""
+    if isinstance(value, list | tuple):
+        return ("list", *map(same, value))
+    if isinstance(value, Mapping):
+        return ("mapping", frozenset((key, same(item)) for key, item in value.items()))
+    return ("boolean", value) if isinstance(value, bool) else value
+
+
 # ---- Where a row was made ----------------------------------------------------------------
 
 
@@ -199,8 +215,8 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def count_rows(number: int) -> str:
-    return f"{number:,} row" + "s" * (number != 1)
+def count_runs(number: int) -> str:
+    return f"{number:,} run" + "s" * (number != 1)
 
 
 # ---- Names -------------------------------------------------------------------------------
@@ -279,12 +295,12 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """'108 rows new', '12 rows new, 108 rows of an earlier call'."""
+        """'108 runs new', '12 runs new, 108 runs of an earlier call'."""
         num_old = len(self.wanted) - self.num_new
-        parts = [f"{count_rows(self.num_new)} new"] if self.num_new else []
-        parts += [f"{count_rows(num_old)} of an earlier call"] if num_old else []
+        parts = [f"{count_runs(self.num_new)} new"] if self.num_new else []
+        parts += [f"{count_runs(num_old)} of an earlier call"] if num_old else []
         if self.num_others:
-            others = count_rows(self.num_others)
+            others = count_runs(self.num_others)
             parts += [f"{others} that this job file does not ask for, left alone"]
         return ", ".join(parts)
 
@@ -359,7 +375,7 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"output_dir: cannot write to {folder}: {nearest} is not yours to write")
     most = os.pathconf(nearest, "PC_NAME_MAX")
     if most < LONGEST_NAME + 16:  # temporary files have longer names than the file
-        raise UserError(f"output_dir: {nearest} takes names of {most} bytes, too short for rows")
+        raise UserError(f"output_dir: {nearest} takes names of {most} bytes, too short for runs")
 
 
 def delete_batch(batch: Batch) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from src.config import KEYS, read_yaml_file
-from src.grid.expand import Mistakes, places_of
+from src.grid.expand import Mistakes, expand_grid, places_of
+from src.grid.folders import LONGEST_BATCH, slug
 from src.support import UserError, bad_value, unknown_name
 
 MOST_VALUES = 400_000  # of a file that lists some 10,000 rows one by one
@@ -27,6 +28,15 @@ class Job:
     common: dict[str, Any]
     parameters: dict[str, Any]
     text: str
+
+    @property
+    def batch_name(self) -> str:
+        """What its batch folder is called, without the day."""
+        return slug(self.name, LONGEST_BATCH - 9)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The configuration of each run: keys and values that are not the defaults."""
+        return [{**self.common, **row} for row in expand_grid(self.parameters).rows]
 
 
 def read_job(path: str | Path) -> Job:

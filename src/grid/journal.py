@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,37 @@ class Call:
         return self.rows[task * self.pack : (task + 1) * self.pack]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """How rows were asked for last: what -r repeats."""
+@dataclass
+class SubmitOptions:
+    """The options of submit_multiple.py, whose --help explains them."""
 
-    script: str = LOCAL
-    extra: tuple[str, ...] = ()
+    job_file: str | None = None
+    retry: str | None = None  # the folder of a batch; either it or job_file is given
+    script: str | None = None  # the submit script as the user named it; LOCAL: this machine
+    only: list[str] | None = None
+    dry_run: bool = False
+    overwrite: bool = False
+    yes: bool = False
+    live: bool = False
+    refreeze: bool = False
+    # On this machine
+    jobs: int | None = None
+    gpus: str | None = None
+    # On Slurm
+    no_array: bool = False
+    max_running: int | None = None
     pack: int = 1
-    is_array: bool = True
+    after: str | None = None
+    patience: float = 300.0  # seconds to wait where Slurm does not answer
+    extra: Sequence[str] = ()  # options of sbatch
+
+    @property
+    def is_local(self) -> bool:
+        return self.script == LOCAL
+
+    @property
+    def script_path(self) -> Path:
+        return Path(os.path.abspath(self.script or ""))
 
 
 class Journal:
@@ -129,22 +152,27 @@ class Journal:
     def refused(self, call: Call, why: str) -> None:
         self._append({"call": call.number, "state": REFUSED, "why": why})
 
-    def ask(self, asked: Asked) -> None:
-        """Write down how rows are asked for, before the first call."""
-        write_atomically(self.folder / "asked.json", json.dumps(asdict(asked)))
+    def remember(self, options: SubmitOptions) -> None:
+        """Write down, before the first call, the options that -r repeats."""
+        facts = {"script": options.script, "extra": list(options.extra), "pack": options.pack}
+        facts["is_array"] = not options.no_array
+        write_atomically(self.folder / "asked.json", json.dumps(facts))
 
     @property
-    def asked(self) -> Asked:
-        """As it was written down; options that Slurm has refused are not repeated."""
+    def last_options(self) -> SubmitOptions:
+        """How runs were submitted last; options that Slurm has refused are not repeated."""
         try:
             facts = json.loads((self.folder / "asked.json").read_text())
             if not isinstance(facts["script"], str) or facts["pack"] < 1:
                 raise ValueError("no script")
             last = self.calls[max(self.calls)] if self.calls else None
             extra = () if last and last.state == REFUSED else tuple(map(str, facts["extra"]))
-            return Asked(**{**facts, "extra": extra})
-        except (OSError, ValueError, TypeError, LookupError, RecursionError):
-            return Asked()
+            no_array = not facts.get("is_array", True)
+            return SubmitOptions(
+                script=facts["script"], extra=extra, pack=facts["pack"], no_array=no_array
+            )
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            return SubmitOptions(script=LOCAL)
 
     @property
     def open_calls(self) -> list[Call]:

@@ -1,23 +1,21 @@
 """Whether names and their arguments exist, asked before there are data: the run's own code answers.
 
 `python -m src.grid.name_lookup` reads questions from stdin as JSON, a list of [kind, settings], and
-prints an answer to each: {}, {"errors": lines} or {"unknown": reason}. Nothing in src imports this
-module: submitting, which asks, never imports torch.
+prints an answer to each: {}, {"errors": lines} or {"unknown": reason}. It imports torch, so that
+submitting, which asks, need not.
 """
 
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache
 from typing import Any
 
 from torch import nn
 
-from src.config import KEYS, Config, make_config
+from src.config import Config, make_config
 from src.data import check_dataset, one_line
-from src.grid.check import QUESTIONS, load
 from src.losses import LOSSES, BinaryCrossEntropy, NextToken, build_loss
 from src.models import check_model
 from src.optim import build_averages, build_optimizer, build_schedule
@@ -73,22 +71,6 @@ def answer(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         return {"unknown": f"{kind}: {one_line(error)}"}
     return {}
-
-
-def mistakes(values: Mapping[str, Any]) -> list[str]:
-    """All that is wrong with the keys of a run, a line each: unknown keys, values, then names.
-
-    Nothing is fetched for it.
-    """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    _, lines = load(values)
-    known = {key: value for key, value in values.items() if key in KEYS and value is not None}
-    right = {key: value for key, value in known.items() if not load({key: value})[1]}
-    for kind, keys in QUESTIONS.items():
-        settings = {key: right[key] for key in keys if key in right}
-        found = answer(kind, settings).get("errors", []) if settings else []
-        lines += [line for line in found if line not in lines]
-    return lines
 
 
 def main() -> None:

@@ -14,8 +14,7 @@ from typing import Any
 
 from src.grid.damage import problem_of_configuration, problem_of_stats
 from src.grid.failures import MENDABLE, Group, group_rows, retry_command
-from src.grid.folders import Batch, Row, count_rows, open_batch
-from src.grid.identity import row_identity, same
+from src.grid.folders import Batch, Row, count_runs, open_batch, row_identity, same
 from src.grid.journal import Journal
 from src.grid.local import runner
 from src.grid.ranking import SEEDS, WITHOUT_EFFECT, Run, Standing, rank
@@ -143,7 +142,7 @@ class Report:
         damaged = [s for s in self.statuses if s.damage]
         lines = [f"{s.row.name}: {s.damage}" for s in damaged[:MOST_DAMAGED]]
         more = len(damaged) - len(lines)
-        return lines + [f"{count_rows(more)} more (report.py --json names all)"] * bool(more)
+        return lines + [f"{count_runs(more)} more (report.py --json names all)"] * bool(more)
 
     @property
     def seconds_left(self) -> float | None:

@@ -32,8 +32,8 @@ def other_lookup(tmp_path, monkeypatch):
     """Puts this program in the place of src.grid.name_lookup."""
 
     def replace(program: str) -> None:
-        (tmp_path / "src").mkdir()
-        (tmp_path / "src" / "lookup.py").write_text(program)
+        (tmp_path / "src" / "grid").mkdir(parents=True)
+        (tmp_path / "src" / "grid" / "name_lookup.py").write_text(program)
         monkeypatch.setattr(check, "ROOT", tmp_path)
 
     return replace
@@ -65,18 +65,18 @@ def test_the_errors_of_all_rows_come_at_once_those_of_most_rows_first():
         {"batch_size": 8, "grad_accum_steps": 3},
     ]
     assert check_rows(rows) == [
-        "3 rows: drop_last: got 'no', expected boolean",
-        "2 rows: batch_size: got 0, expected greater than or equal to 1",
-        "row 2: bach_size=3: there is no such key; did you mean 'batch_size'? "
+        "3 runs: drop_last: got 'no', expected boolean",
+        "2 runs: batch_size: got 0, expected greater than or equal to 1",
+        "run 2: bach_size=3: there is no such key; did you mean 'batch_size'? "
         "All keys stand in src/keys.py",
-        "row 4: grad_accum_steps: got 3, expected a divisor of batch_size=8",
+        "run 4: grad_accum_steps: got 3, expected a divisor of batch_size=8",
     ]
 
 
 def test_rows_that_the_grid_calls_equal_are_not_told_again():
     assert check_rows([{"batch_size": 8}, {"batch_size": 8}]) == []
     (line,) = check_rows([{}, {"momentum": KEYS["momentum"].default}])
-    assert line == "row 1: the same experiment as row 0"
+    assert line == "run 1: the same experiment as run 0"
 
 
 def test_what_is_wrong_with_one_key_hides_no_other():
@@ -103,12 +103,12 @@ def test_errors_that_differ_in_the_value_are_one_line():
     rows = [{"batch_size": -n} for n in (1, 2, 3, 1)] + [{"batc": "a"}, {"batc": "b"}]
     two, many = check_rows(rows)[::-1], check_rows([{"batch_size": -n} for n in range(1000, 2000)])
     assert two == [
-        "2 rows: batc='a', 'b': there is no such key; did you mean 'batch_size'? "
+        "2 runs: batc='a', 'b': there is no such key; did you mean 'batch_size'? "
         "All keys stand in src/keys.py",
-        "4 rows: batch_size: got -1, -2, -3, expected greater than or equal to 1",
+        "4 runs: batch_size: got -1, -2, -3, expected greater than or equal to 1",
     ]
     assert many == [
-        "1,000 rows: batch_size: got -1000, -1001, -1002, …, expected greater than or equal to 1"
+        "1,000 runs: batch_size: got -1000, -1001, -1002, …, expected greater than or equal to 1"
     ]
 
 
@@ -116,7 +116,7 @@ def test_of_many_errors_and_long_values_some_is_shown():
     rows = [{f"k{number}": 0} for number in range(25)] + [{"wandb": "x" * 300}]
     lines = check_rows(rows[-1:] + rows)
     assert (len(lines), lines[-1]) == (21, "… and 6 more")
-    assert lines[0] == f"2 rows: wandb: got '{'x' * 78}…, expected boolean"
+    assert lines[0] == f"2 runs: wandb: got '{'x' * 78}…, expected boolean"
 
 
 def test_names_are_looked_up_beside_the_types():
@@ -127,9 +127,9 @@ def test_names_are_looked_up_beside_the_types():
     ]
     lines = check_rows(rows)
     assert [line.split("; did you mean")[0] for line in lines] == [
-        "6 rows: dataset: unknown 'sklearn/irsi'",
-        "4 rows: model: unknown 'tiny/lent', 'tiny/lenett'",
-        "3 rows: wandb: got 'on', expected boolean",
+        "6 runs: dataset: unknown 'sklearn/irsi'",
+        "4 runs: model: unknown 'tiny/lent', 'tiny/lenett'",
+        "3 runs: wandb: got 'on', expected boolean",
     ]
 
 
@@ -159,7 +159,7 @@ def test_many_rows_ask_few_questions():
 
 def test_values_that_no_json_holds_are_told_once(warnings):
     (line,) = check_rows([{"model": date(2024, 1, 2), "loss": "log"}])
-    assert line == "row 0: model: got datetime.date(2024, 1, 2), expected string"
+    assert line == "run 0: model: got datetime.date(2024, 1, 2), expected string"
     assert warnings == []
 
 
@@ -183,7 +183,7 @@ def test_where_nothing_can_be_looked_up_a_warning_says_why(
     if program == SILENT:
         monkeypatch.setattr(check, "PATIENCE_SECONDS", 0.5)
     assert check_rows([{"model": "linaer", "batch_size": 0}]) == [
-        "row 0: batch_size: got 0, expected greater than or equal to 1"
+        "run 0: batch_size: got 0, expected greater than or equal to 1"
     ]
     assert warnings == [f"not all names could be looked up: {reason}"]
 
@@ -193,7 +193,7 @@ def test_the_lookup_sees_no_gpu_and_fetches_nothing(other_lookup):
         "import json, os; names = 'CUDA_VISIBLE_DEVICES', 'HF_HUB_OFFLINE'\n"
         "print(json.dumps([{'errors': [os.environ[name] for name in names]}]))"
     )
-    assert check_rows([{"model": "linear"}]) == ["row 0: ", "row 0: 1"]
+    assert check_rows([{"model": "linear"}]) == ["run 0: ", "run 0: 1"]
 
 
 # ---- Which names exist

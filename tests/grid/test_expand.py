@@ -222,9 +222,9 @@ DRAW = {"uniform": [0, 1], "n": 2}
         ({"a": {"choice": 3, "n": 2}}, r"^parameters\.a\.choice: got 3, expected a list of"),
         (
             {"a": list(range(1001)), "LIST": [{"b": list(range(500))}, {"c": list(range(500))}]},
-            r"^parameters: 1,001,000 rows, expected at most 1,000,000$",
+            r"^parameters: 1,001,000 runs, expected at most 1,000,000$",
         ),
-        ({"a": list(range(1000)), "b": DRAW | {"n": 10**6}}, r"1,000,000,000 rows"),
+        ({"a": list(range(1000)), "b": DRAW | {"n": 10**6}}, r"1,000,000,000 runs"),
     ],
 )
 def test_mistakes_show_where(parameters, words):
@@ -301,7 +301,7 @@ def test_blocks_of_one_list_may_set_the_same_key():
     "equal", [[1, 1.0], [[1, {"a": 2}], [1.0, {"a": 2.0}]], [{"a": 1, "b": 2}, {"b": 2, "a": 1}]]
 )
 def test_equal_rows_are_refused(equal):
-    with pytest.raises(UserError, match=r"rows \(counted from 0\) are equal: 0 and 2 with a="):
+    with pytest.raises(UserError, match=r"runs \(counted from 0\) are equal: 0 and 2 with a="):
         rows(a=[equal[0], "other", equal[1]], b=3)
 
 
@@ -323,24 +323,24 @@ def test_a_null_sets_as_much_as_no_key():
         (
             {"LIST": [{"a": [1, 2]}, {"a": [2.0, 3]}]},
             [{"a": 1}, {"a": 2}, {"a": 3}],
-            ["parameters.LIST: merged 1 row that equals another"],
+            ["parameters.LIST: merged 1 run that equals another"],
         ),
         (
             {"LIST": [{"a": [1, 1]}]},
             [{"a": 1}],
-            ["parameters.LIST: merged 1 row that equals another"],
+            ["parameters.LIST: merged 1 run that equals another"],
         ),
         (
             {"LIST": [{"a": None}, {}, {}]},
             [{"a": None}],
-            ["parameters.LIST: merged 2 rows that equal others"],
+            ["parameters.LIST: merged 2 runs that equal others"],
         ),
         (
             {"b": [1, 2], "LIST_x": [{"LIST_y": [{"a": 1}, {"a": 1}]}, {"a": 1}]},
             [{"b": 1, "a": 1}, {"b": 2, "a": 1}],
             [
-                "parameters.LIST_x[0].LIST_y: merged 1 row that equals another",
-                "parameters.LIST_x: merged 1 row that equals another",
+                "parameters.LIST_x[0].LIST_y: merged 1 run that equals another",
+                "parameters.LIST_x: merged 1 run that equals another",
             ],
         ),
         ({"LIST": [{"a": 1}, {"b": 1}]}, [{"a": 1}, {"b": 1}], []),
@@ -358,7 +358,7 @@ def test_of_many_equal_rows_some_are_shown():
     with pytest.raises(UserError) as error:
         rows(a=[1, 1, 1, 1, 1], b=[1, 2, 3, 4, 4], c=0)
     assert str(error.value) == (
-        "parameters: rows (counted from 0) are equal: "
+        "parameters: runs (counted from 0) are equal: "
         "0, 5, 10 and 2 more with a=1, b=1; 1, 6, 11 and 2 more with a=1, b=2; "
         "2, 7, 12 and 2 more with a=1, b=3; and 9 more that repeat another"
     )
@@ -370,19 +370,19 @@ def test_of_many_equal_rows_some_are_shown():
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({}, "1 row"),
-        ({"a": 1, "LIST": [{}]}, "1 row"),
-        ({"a": 1, "b": [1, 2]}, "2 rows = 2 b"),
+        ({}, "1 run"),
+        ({"a": 1, "LIST": [{}]}, "1 run"),
+        ({"a": 1, "b": [1, 2]}, "2 runs = 2 b"),
         (
             {
                 "c": 0,
                 "batch_size": [1, 2],
                 "LIST": [{"d": 1, "base_lr": [1, 2]}, {"d": 1, "base_lr": 3, "momentum": 0}],
             },
-            "6 rows = 2 batch_size × 3 (base_lr, momentum)",
+            "6 runs = 2 batch_size × 3 (base_lr, momentum)",
         ),
-        ({"ZIP": {"a": [1, 2], "b": [3, 4], "c": [5, 5]}}, "2 rows = 2 (a, b)"),
-        ({"a": list(range(1500))}, "1,500 rows = 1,500 a"),
+        ({"ZIP": {"a": [1, 2], "b": [3, 4], "c": [5, 5]}}, "2 runs = 2 (a, b)"),
+        ({"a": list(range(1500))}, "1,500 runs = 1,500 a"),
     ],
 )
 def test_description_tells_what_varies(parameters, words):

@@ -46,8 +46,8 @@ def logs(repository) -> list[str]:
 @pytest.mark.slow
 def test_an_example_runs_on_four_nodes_and_here_with_the_same_stats(cluster, repository):
     output = repository.submit("jobs/digits-example.yaml", "-s", "submit_cpu.sh", env=cluster.env)
-    assert "24 rows = " in output
-    assert "submitted 24 rows as 1 job" in output
+    assert "24 runs = " in output
+    assert "submitted 24 runs as 1 job" in output
     cluster.wait()
     on_slurm = repository.rows()
     assert len(on_slurm) == 24
@@ -106,7 +106,7 @@ def test_packed_rows_have_an_outcome_each(cluster, repository):
     output = repository.submit(
         "job.yaml", "-s", "submit_cpu.sh", "--pack", "3", "--", "-c", "2", env=cluster.env
     )
-    assert "submitted 3 rows as 1 job" in output
+    assert "submitted 3 runs as 1 job" in output
     cluster.wait()
     rows = repository.rows()
     assert [(row / "done").exists() for row in rows] == [True, False, True]
@@ -184,7 +184,7 @@ def test_a_row_a_job_is_called_by_the_bare_command(cluster, repository):
     repository.job(learning_rates(3))
     repository.write("quick.sh", '#!/bin/bash\necho $0 "$@"\nsleep 3\n')
     output = repository.submit("job.yaml", "-s", "quick.sh", "--no-array", env=cluster.env)
-    assert "submitted 3 rows as 3 jobs" in output
+    assert "submitted 3 runs as 3 jobs" in output
     script = repository.path / "quick.sh"
     expected = {f"{row.name}|{script} {row / 'spec.yaml'}" for row in repository.rows()}
     assert set(cluster.jobs("PD,R", "%j|%o")) == expected
@@ -203,7 +203,7 @@ def test_rows_are_recognised_in_the_queue_and_slurms_last_words_are_theirs(clust
     names = [row.name for row in repository.rows()]
     wait_until(lambda: sorted(cluster.jobs("R", "%j")) == names)
     refused = repository.submit("job.yaml", "-s", "quick.sh", "-o", "-y", env=cluster.env, code=2)
-    assert "3 rows" in refused
+    assert "3 runs" in refused
     assert "queued or running" in refused
     cluster.slurm("scancel", journal(repository).calls[1].job)
     cluster.wait()
@@ -227,7 +227,7 @@ def test_waiting_rows_are_known_as_such_by_whatever_path_they_are_named(
         assert "3 queued" in output
         assert "nothing to run again" in output
     output = repository.submit("job.yaml", "-s", "quick.sh", "-o", "-y", env=cluster.env, code=2)
-    assert "3 rows of" in output
+    assert "3 runs of" in output
     # As a kill after the last sbatch leaves it: nothing is submitted again.
     path = repository.batch / "submissions/journal.jsonl"
     lines = path.read_text().splitlines()
@@ -317,7 +317,7 @@ def test_only_what_failed_is_run_again(cluster, repository):
 def test_a_grid_over_the_limit_of_arrays_goes_in_chunks(cluster, repository):
     repository.job(learning_rates(65))
     output = repository.submit("job.yaml", "-s", "quick.sh", env=cluster.env)
-    assert "submitted 65 rows as 3 jobs" in output
+    assert "submitted 65 runs as 3 jobs" in output
     again = repository.submit("job.yaml", "-s", "quick.sh", env=cluster.env)
     assert "nothing left to start" in again
     cluster.wait()
@@ -421,6 +421,6 @@ def test_a_full_queue_takes_what_fits_and_the_rest_later(start_cluster, reposito
     arguments = ("job.yaml", "-s", "quick.sh", "--patience", "1")
     output = repository.submit(*arguments, "--", "--hold", env=cluster.env, code=2)
     taken = len(journal(repository).accepted_rows)
-    assert f"{taken} of 20 rows are submitted" in output
+    assert f"{taken} of 20 runs are submitted" in output
     assert 6 <= taken <= 12
     assert len(cluster.jobs("PD")) == taken

@@ -184,4 +184,4 @@ def test_a_damaged_line_of_the_journal_hides_no_others(original, line):
 @pytest.mark.parametrize("text", ["3", "[" * 100_000, '{"script": 3, "extra": [], "pack": 1}'])
 def test_how_rows_were_asked_for_may_be_damaged(original, text):
     (original.submissions / "asked.json").write_text(text)
-    assert Journal(original.submissions).asked.script == "local"
+    assert Journal(original.submissions).last_options.script == "local"

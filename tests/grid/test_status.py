@@ -11,7 +11,7 @@ import pytest
 
 from src.grid.failures import LONGEST_CAUSE, group_rows, headline, normalised, retry_command
 from src.grid.folders import Batch, Row
-from src.grid.journal import Asked, Journal
+from src.grid.journal import Journal, SubmitOptions
 from src.grid.status import STATES, RowStatus, row_statuses
 from src.support.processes import began as began_at
 
@@ -451,14 +451,14 @@ def test_the_command_that_submits_again(tmp_path, monkeypatch):
     journal = Journal(folder)
     start = "python submit_multiple.py -r 'results/a b'"
     assert retry_command(batch, journal, "lost") == f"{start} -s local --only lost"
-    journal.ask(Asked("cpu.sh", ("--partition=x", "--comment=a b")))
+    journal.remember(SubmitOptions(script="cpu.sh", extra=["--partition=x", "--comment=a b"]))
     command = f"{start} -s cpu.sh --only oom -- --partition=x '--comment=a b'"
     assert retry_command(batch, journal, "oom") == command
     journal.refused(journal.begin(["r"], pack=1, script="cpu.sh", extra=[]), "no such partition")
     assert retry_command(batch, journal, "oom") == f"{start} -s cpu.sh --only oom"
-    journal.ask(Asked("cpu.sh", pack=3))
+    journal.remember(SubmitOptions(script="cpu.sh", pack=3))
     assert retry_command(batch, journal, "oom") == f"{start} -s cpu.sh --pack 3 --only oom"
-    journal.ask(Asked("cpu.sh", is_array=False))
+    journal.remember(SubmitOptions(script="cpu.sh", no_array=True))
     assert retry_command(batch, journal, "oom") == f"{start} -s cpu.sh --no-array --only oom"
     monkeypatch.chdir(folder)
     assert f"-r '{batch.path}'" in retry_command(batch, journal, "oom")

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from src.grid.failures import headline, shown
-from src.grid.folders import count_rows, open_batch
+from src.grid.folders import count_runs, open_batch
 from src.grid.progress import Best, Report, cost_in_words, reports
 from src.grid.status import count_states
 
@@ -30,7 +30,7 @@ def title_of(report: Report) -> str:
 
 def body_of(report: Report) -> str:
     """What matters most comes first: some services cut it off."""
-    lines = [f"{count_rows(len(report.statuses))}: {count_states(report.statuses)}"]
+    lines = [f"{count_runs(len(report.statuses))}: {count_states(report.statuses)}"]
     if report.num_diverged:
         lines.append(f"{report.num_diverged} of those done diverged")
     lines += [f"damaged: {line}" for line in report.damage]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from loguru import logger
 
+from src.grid.journal import SubmitOptions
 from src.grid.notify.notices import Notices
 from src.grid.progress import Report
 from src.grid.slurm.batch_script import header
-from src.grid.slurm.commands import NoSlurm, Options, ask, literal
+from src.grid.slurm.commands import NoSlurm, ask, literal
 from src.support import ROOT
 
 MOST_JOBS = 50  # that one job waits for
@@ -19,15 +20,17 @@ KEPT = {"partition": "p", "account": "A", "qos": "q", "reservation": None, "clus
 SMALL = ("--time=10", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=2G")
 
 
-def submit_digest(batch: Path, jobs: Sequence[str], asked: Options, of_round: str) -> None:
-    """When these jobs have ended. asked: as the rows were submitted.
+def submit_digest(
+    batch: Path, jobs: Sequence[str], options: SubmitOptions, code: Path, of_round: str
+) -> None:
+    """When these jobs have ended. options, code: as the runs were submitted.
 
     Where Slurm refuses, a warning says so: the batch itself is submitted.
     """
     try:
-        _, directives = header(asked.script.read_text(errors="replace"))
+        _, directives = header(options.script_path.read_text(errors="replace"))
         words = [word for line in directives for word in line.removeprefix("#SBATCH").split()]
-        _sbatch(batch, jobs, kept_options([*words, *asked.extra]), of_round, asked.code)
+        _sbatch(batch, jobs, kept_options([*words, *options.extra]), of_round, code)
     except NoSlurm as error:
         logger.warning("no message when the batch ends: Slurm says {!r}", str(error))
     except OSError as error:

@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,22 +58,6 @@ class QueuedJob:
     name: str
     node: str
     command: str  # the script and its arguments
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks of a submission."""
-
-    script: Path
-    script_as_named: str
-    extra: list[str]  # what follows `--`
-    code: Path  # where the jobs run
-    python: str
-    is_array: bool = True
-    pack: int = 1
-    max_running: int | None = None
-    after: str | None = None
-    patience: float = 300.0  # seconds to go on trying where Slurm does not answer
 
 
 # ---- What Slurm says ---------------------------------------------------------------------
@@ -178,25 +163,25 @@ def one_line(text: str) -> str:
 # ---- What Slurm is asked -----------------------------------------------------------------
 
 
-def check_script(script: Path, as_named: str, *, is_array: bool = True) -> None:
+def check_script(name: str, is_array: bool) -> None:
     """What Slurm would refuse, said before anything is written. Raises UserError."""
     try:
-        start = script.read_bytes()
+        start = Path(name).read_bytes()
     except OSError as error:
-        raise UserError(f"-s {as_named}: {error.strerror}") from None
+        raise UserError(f"-s {name}: {error.strerror}") from None
     if not start.startswith(b"#!"):
-        raise UserError(f"-s {as_named}: no script; its first line must be like #!/bin/bash")
+        raise UserError(f"-s {name}: no script; its first line must be like #!/bin/bash")
     if b"\r\n" in start:
-        raise UserError(f"-s {as_named}: has DOS line breaks, which Slurm refuses (try dos2unix)")
+        raise UserError(f"-s {name}: has DOS line breaks, which Slurm refuses (try dos2unix)")
     if not is_array and (line := re.search(rb"^#SBATCH +(--array|-a).*", start, re.MULTILINE)):
         words = line[0].decode(errors="replace")
-        raise UserError(f"-s {as_named}: with --no-array, {words!r} would run each row again")
+        raise UserError(f"-s {name}: with --no-array, {words!r} would start each run again")
 
 
 def check_installed() -> None:
     """Raises UserError where there is no Slurm to submit to."""
     if shutil.which("sbatch") is None:
-        raise UserError("-s: there is no sbatch on this machine; -s local runs the rows here")
+        raise UserError("-s: there is no sbatch on this machine; -s local runs them here")
 
 
 def check_job(job: str) -> None:
@@ -206,11 +191,6 @@ def check_job(job: str) -> None:
     except NoSlurm as error:
         if "Invalid job id" in str(error):
             raise UserError(f"--after: Slurm knows no job {job}") from None
-
-
-def is_job_id(text: str) -> bool:
-    """Whether text is a job's number, or that of a task: 1234, 1234_5."""
-    return re.fullmatch(r"\d+(_\d+)?", text) is not None
 
 
 def check_extra(extra: Sequence[str]) -> None:
@@ -242,10 +222,10 @@ def sbatch_arguments(
     return [*arguments, *extra]
 
 
-def variables(options: Options, script: Path) -> dict[str, str]:
-    """What a job is told of its submission: a follow-up runs the same script."""
-    submission = {"script": str(script), "options": options.extra}
-    return {"EXPERIMENT_PYTHON": options.python, SUBMISSION: json.dumps(submission)}
+def job_variables(script: Path, extra: Sequence[str]) -> dict[str, str]:
+    """Environment variables of a job: how it was submitted, so that a follow-up is as well."""
+    submission = {"script": str(script), "options": list(extra)}
+    return {"EXPERIMENT_PYTHON": sys.executable, SUBMISSION: json.dumps(submission)}
 
 
 def literal(path: Path) -> str:
@@ -258,13 +238,15 @@ def requeue(job: str) -> None:
     ask(["scontrol", "requeue", job])
 
 
-def run_sbatch(command: Sequence[str], options: Options) -> tuple[int, str, str]:
+def run_sbatch(
+    command: Sequence[str], variables: Mapping[str, str], code: Path
+) -> tuple[int, str, str]:
     """(exit code, output, errors). Ended early where sbatch would wait two minutes for room."""
     try:
         process = subprocess.Popen(
             command,
-            cwd=options.code,
-            env=environment() | variables(options, options.script),
+            cwd=code,
+            env=environment() | dict(variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

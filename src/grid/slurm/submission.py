@@ -4,21 +4,20 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from loguru import logger
 
-from src.grid.folders import Batch, Plan, Row, earlier_batches, open_batch
-from src.grid.identity import row_identity
-from src.grid.journal import ACCEPTED, Call, Journal
+from src.grid.folders import Batch, Row
+from src.grid.journal import ACCEPTED, Call, Journal, SubmitOptions
 from src.grid.slurm.batch_script import array_script
 from src.grid.slurm.commands import (
     ENDED,
     FULL,
     NO_ANSWER,
     NoSlurm,
-    Options,
     QueuedJob,
+    job_variables,
     literal,
     one_line,
     read_limits,
@@ -28,15 +27,12 @@ from src.grid.slurm.commands import (
     sbatch_arguments,
     script_of,
     spec_for_slurm,
-    variables,
 )
-from src.grid.status import RowStatus, row_statuses
 from src.support import UserError
 
 T = TypeVar("T")
 WAITS = (2, 4, 8, 15, 30, 60)  # seconds; the last one again and again
-MOST_LOOKED_AT = 5  # earlier folders of the same name
-LATER = "the same command goes on from here"
+LATER = "the same command resumes"
 
 
 class NotEnoughRoom(Exception):  # noqa: N818 - not always an error
@@ -49,12 +45,13 @@ class Submission:
     def __init__(
         self,
         batch: Batch,
-        options: Options,
+        options: SubmitOptions,
+        code: Path,
         *,
         progress: Callable[[int], object] = lambda num_rows: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.batch, self.options = batch, options
+        self.batch, self.options, self.code = batch, options, code
         self.journal = Journal(batch.submissions)
         self.progress, self.sleep = progress, sleep
         self.jobs: list[str] = []
@@ -68,7 +65,7 @@ class Submission:
 
     def submit(self, rows: Sequence[Row]) -> list[str]:
         """All of them; the numbers that Slurm gave. Raises UserError where it goes no further:
-        what is submitted by then is in the journal, and the next call goes on from there."""
+        what is submitted by then is in the journal, and the next call resumes there."""
         left = list(rows)
         most = self._most_tasks()
         while left:
@@ -87,7 +84,7 @@ class Submission:
     def planned(self, rows: Sequence[Row]) -> list[list[str]]:
         """The calls of sbatch that submit() would make; where Slurm does not tell its limits, as
         if there were none. Scripts that are not written yet are 001-XXXX.sh."""
-        if not self.options.is_array:
+        if self.options.no_array:
             return [self._single(row) for row in rows]
         try:
             most = max(1, min(read_limits()))
@@ -104,7 +101,7 @@ class Submission:
 
     def _most_tasks(self) -> int:
         """How many tasks one call may have: an index is below MaxArraySize."""
-        if not self.options.is_array:
+        if self.options.no_array:
             return 1
         max_array, max_jobs = self._patiently(read_limits)
         if max_array < 2:
@@ -113,8 +110,8 @@ class Submission:
 
     def _no_room(self, num_rows: int, num_left: int, words: str) -> str:
         return (
-            f"{num_rows - num_left} of {num_rows} rows are submitted, then Slurm's limit on jobs"
-            f" was reached ({words}); the same command goes on when some have ended"
+            f"{num_rows - num_left} of {num_rows} runs are submitted, then Slurm's limit on jobs"
+            f" was reached ({words}); the same command resumes when some have ended"
         )
 
     def _call(self, rows: Sequence[Row]) -> None:
@@ -122,11 +119,11 @@ class Submission:
         call = self.journal.begin(
             [row.name for row in rows],
             pack=options.pack,
-            script=options.script_as_named,
-            extra=options.extra,
-            is_array=options.is_array,
+            script=options.script,
+            extra=list(options.extra),
+            is_array=not options.no_array,
         )
-        command = self._array(call, rows) if options.is_array else self._single(rows[0])
+        command = self._single(rows[0]) if options.no_array else self._array(call, rows)
         try:
             job = self._sbatch(command, call)
         except NotEnoughRoom as error:
@@ -140,19 +137,19 @@ class Submission:
         log = literal(row.log)
         options = self.options
         arguments = sbatch_arguments(
-            options.code, options.extra, name=row.name, log=log, dependency=options.after
+            self.code, options.extra, name=row.name, log=log, dependency=options.after
         )
         spec = spec_for_slurm(self.batch, row.name)
-        return [*arguments, str(options.script), str(spec)]
+        return [*arguments, str(options.script_path), str(spec)]
 
     def _array(self, call: Call, rows: Sequence[Row]) -> list[str]:
         """Writes NNN.sh, NNN.script and NNN/; the command that submits them."""
         options, script = self.options, script_of(call, self.journal)
         folder, copy = script.with_suffix(""), script.with_suffix(".script")
-        copy.write_bytes(options.script.read_bytes())  # sbatch takes a copy as well
+        copy.write_bytes(options.script_path.read_bytes())  # sbatch takes a copy as well
         self._link(folder, rows)
-        told = variables(options, copy)
-        script.write_text(array_script(copy, folder, told, pack=options.pack))
+        variables = job_variables(copy, options.extra)
+        script.write_text(array_script(copy, folder, variables, pack=options.pack))
         return self._array_command(rows, script, self._last_array())
 
     def _array_command(self, rows: Sequence[Row], script: Path, previous: str | None) -> list[str]:
@@ -160,7 +157,7 @@ class Submission:
         names = [row.name.partition("_")[0] for row in (rows[0], rows[-1])]
         throttle = f"%{options.max_running}" if options.max_running else ""
         arguments = sbatch_arguments(
-            options.code,
+            self.code,
             options.extra,
             name=f"{names[0]}-{names[1]}_{self.batch.path.name}",
             log=f"{literal(script.with_suffix(''))}/%a/job.log",
@@ -189,8 +186,9 @@ class Submission:
     def _sbatch(self, command: list[str], call: Call) -> str | None:
         """The job's number; None where the journal has it already. Tries again while it may."""
         until, waits = time.monotonic() + self.options.patience, iter(WAITS)
+        variables = job_variables(self.options.script_path, self.options.extra)
         while True:
-            code, output, errors = run_sbatch(command, self.options)
+            code, output, errors = run_sbatch(command, variables, self.code)
             job = output.strip().partition(";")[0]
             if code == 0 and job.isdigit():
                 return job
@@ -257,27 +255,3 @@ def _written_since(path: Path, moment: float) -> bool:
         return path.stat().st_mtime >= moment
     except OSError:
         return False
-
-
-def unfinished_folder(output_dir: Path, name: str, grid: Sequence[dict[str, Any]]) -> Path | None:
-    """The folder of an earlier day from which Slurm has taken this very grid in part only."""
-    wanted = {row_identity(values) for values in grid}
-    for folder in earlier_batches(output_dir, name)[:MOST_LOOKED_AT]:
-        batch, journal = open_batch(folder), Journal(folder / "submissions")
-        if journal.calls and {row_identity(row.values) for row in batch.rows} == wanted:
-            untouched = {s.row.name for s in row_statuses(batch, None) if s.state == "unstarted"}
-            if untouched - journal.accepted_rows:
-                return folder
-    return None
-
-
-def unsubmitted(plan: Plan) -> list[Row]:
-    """The wanted rows that nobody was asked to run yet, or that were interrupted here."""
-    taken = Journal(plan.batch.submissions).accepted_rows
-    statuses = {s.row.name: s for s in row_statuses(plan.batch, None)}
-    left = [row for row in plan.wanted if row.name not in taken]
-    return [row for row in left if _goes_on(statuses[row.name])]
-
-
-def _goes_on(status: RowStatus) -> bool:
-    return status.state in ("unstarted", "lost") or status.kind == "interrupted"

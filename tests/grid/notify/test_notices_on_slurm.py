@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from src.grid.journal import SubmitOptions
 from src.grid.notify.digest_job import submit_digest
 from src.grid.notify.notices import Notices
-from src.grid.slurm.commands import Options
 from tests.mailbox import SECRET, mailbox
 from tests.waiting import PATIENCE
 
@@ -113,8 +113,8 @@ def test_a_slurm_that_refuses_the_digest_is_a_warning(
 ):
     monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
     of_round = Notices(tmp_path).begin(["000_x"], 1)
-    asked = Options(repository.path / "quick.sh", "quick.sh", ["-p", "nowhere"], ROOT, "python")
-    submit_digest(tmp_path, ["1"], asked, of_round)
+    options = SubmitOptions(script=str(repository.path / "quick.sh"), extra=["-p", "nowhere"])
+    submit_digest(tmp_path, ["1"], options, ROOT, of_round)
     (line,) = log_lines
     assert line.startswith("no message when the batch ends: Slurm says 'invalid partition")
 

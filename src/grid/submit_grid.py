@@ -1,0 +1,343 @@
+"""What submit_multiple.py does: a job file becomes runs, on Slurm or on this machine.
+
+    job file -> grid -> checks -> batch folder -> frozen code -> Slurm or worker processes
+
+submit_job_file() walks this way from its beginning; retry() starts from a batch that exists.
+Nothing is written before every run has been checked; both may be called again after any crash.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+from tqdm import tqdm
+
+from src.grid.check import MOST_LINES, check_rows, check_slurm, errors_of
+from src.grid.expand import read_grid
+from src.grid.failures import KINDS, group_rows, headline, short_path
+from src.grid.folders import (
+    Batch,
+    Plan,
+    Row,
+    batch_name,
+    check_writable,
+    count_runs,
+    delete_batch,
+    earlier_batches,
+    only_here,
+    open_batch,
+    plan_batch,
+    row_identity,
+    write_batch,
+)
+from src.grid.job_file import try_job
+from src.grid.journal import Journal, SubmitOptions
+from src.grid.local import ENDS, Machine, default_jobs, run_rows
+from src.grid.notify.address import has_address, unreadable
+from src.grid.notify.digest_job import submit_digest
+from src.grid.notify.notices import Notices, start_sending, wait_until_sent
+from src.grid.repair import repair_batch
+from src.grid.slurm.submission import Submission
+from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
+from src.grid.status import RowStatus, ask_queue, count_states, read_journal, row_statuses
+from src.support import ROOT, UserError
+
+MOST_SHOWN = 5  # runs
+MOST_LOOKED_AT = 5  # earlier folders of the same name
+# What -r runs again: states of runs, and the kinds of their failures
+RETRYABLE = ("failed", "lost", "unstarted", *KINDS)
+
+
+# ---- A job file --------------------------------------------------------------------------
+
+
+def submit(options: SubmitOptions) -> int:
+    """Do what the command line asks for; the exit code: 1 where runs have failed here or were left
+    out. Raises UserError, a line a mistake, before anything is written."""
+    return retry(options.retry, options) if options.retry else submit_job_file(options)
+
+
+def submit_job_file(options: SubmitOptions) -> int:
+    """Submit the grid of a job file. Runs that an earlier call has submitted are left alone."""
+    assert options.job_file
+    job, errors = try_job(options.job_file)
+    grid, grid_errors, unread = read_grid(job.parameters)
+    errors = list(dict.fromkeys([*errors, *grid_errors]))
+    if not errors:
+        print("\n".join([f"{options.job_file}: {grid.description()}", *grid.notes]))
+    output_dir = Path(os.path.abspath(job.output_dir))
+    mistakes = check_slurm(options) + errors_of(check_writable, output_dir) + errors[:MOST_LINES]
+    mistakes += [f"… and {len(errors) - MOST_LINES:,} more"] * (len(errors) > MOST_LINES)
+    mistakes += check_rows([{**job.common, **row} for row in grid.rows], unread=unread)
+    if mistakes:
+        raise UserError("\n".join([*mistakes, "nothing was written or submitted"]))
+
+    folder = output_dir / batch_name(job.name, date.today())
+    if not options.overwrite:
+        folder = _unfinished_batch(output_dir, job.name, grid.rows) or folder
+    plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
+    if options.dry_run:
+        _describe(plan, options)
+        return 0
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot make {output_dir}: {error.strerror}") from None
+    with only_here(folder):
+        if options.overwrite and folder.exists():
+            _overwrite(open_batch(folder), options)
+            plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
+        write_batch(plan, ROOT)
+        broken = _repair(plan.batch, options)
+        Submission(plan.batch, options, ROOT).settle()
+        print(f"{short_path(folder)}: {plan.summary}")
+        _say_if_code_is_older(plan.batch, options)
+        rows = [row for row in _unsubmitted(plan) if row.name not in broken]
+        return _start(plan.batch, rows, options) or int(bool(broken))
+
+
+def _unfinished_batch(output_dir: Path, name: str, grid: Sequence[dict[str, Any]]) -> Path | None:
+    """The folder of an earlier day from which Slurm has taken this very grid in part only."""
+    wanted = {row_identity(values) for values in grid}
+    for folder in earlier_batches(output_dir, name)[:MOST_LOOKED_AT]:
+        batch, journal = open_batch(folder), Journal(folder / "submissions")
+        if journal.calls and {row_identity(row.values) for row in batch.rows} == wanted:
+            untouched = {s.row.name for s in row_statuses(batch, None) if s.state == "unstarted"}
+            if untouched - journal.accepted_rows:
+                return folder
+    return None
+
+
+def _unsubmitted(plan: Plan) -> list[Row]:
+    """The wanted runs that nobody was asked to run yet, or that were interrupted here."""
+    taken = Journal(plan.batch.submissions).accepted_rows
+    statuses = {s.row.name: s for s in row_statuses(plan.batch, None)}
+
+    def is_left(status: RowStatus) -> bool:
+        return status.state in ("unstarted", "lost") or status.kind == "interrupted"
+
+    return [row for row in plan.wanted if row.name not in taken and is_left(statuses[row.name])]
+
+
+def _describe(plan: Plan, options: SubmitOptions) -> None:
+    """What would happen without --dry-run."""
+    batch = plan.batch
+    print(f"{short_path(batch.path)}: {plan.summary}")
+    if options.overwrite and batch.path.exists():
+        print(f"would delete {short_path(batch.path)} first, after asking")
+        rows = plan.wanted
+    else:
+        rows = _unsubmitted(plan)
+    where = "on this machine" if options.is_local else f"with {options.script}"
+    print(f"would run {count_runs(len(rows))} {where}:")
+    for row in rows[:MOST_SHOWN]:
+        print(f"  {row.name}")
+    if len(rows) > MOST_SHOWN:
+        print(f"  …\n  {rows[-1].name}")
+    _print_sbatch(batch, rows, options)
+    print("dry run: nothing was written or submitted")
+
+
+def _overwrite(batch: Batch, options: SubmitOptions) -> None:
+    """Delete a batch, after showing it and asking; never while its runs wait or run."""
+    Submission(batch, options, ROOT).settle()
+    statuses = row_statuses(batch, ask_queue(batch))
+    if alive := sum(status.state in ("queued", "running") for status in statuses):
+        raise UserError(f"-o: {count_runs(alive)} of {short_path(batch.path)} queued or running")
+    print(f"-o deletes {short_path(batch.path)}: {count_states(statuses)}")
+    _confirm("delete it?", options)
+    delete_batch(batch)
+
+
+# ---- A batch that exists -----------------------------------------------------------------
+
+
+def retry(folder: str, options: SubmitOptions) -> int:
+    """Run again what is not done, queued or running of a batch."""
+    batch = open_batch(folder)
+    if batch.damage:
+        logger.warning("{}", batch.damage)
+    if not batch.is_ours:
+        raise UserError(f"-r: {folder} belongs to another user")
+    if options.script is None:  # as its runs were submitted last
+        last = read_journal(batch).last_options
+        options = replace(
+            options,
+            script=last.script,
+            no_array=last.no_array,
+            pack=max(options.pack, last.pack),
+            extra=options.extra or last.extra,
+        )
+    if errors := check_slurm(options):
+        raise UserError("\n".join(errors))
+    with nullcontext() if options.dry_run else only_here(batch.path):
+        broken = _repair(batch, options)
+        if not options.dry_run:
+            Submission(batch, options, ROOT).settle()
+        statuses = row_statuses(batch, _ask_queue_or_warn(batch, options))
+        chosen = [s for s in statuses if s.state in RETRYABLE and s.row.name not in broken]
+        if options.only:
+            chosen = [s for s in chosen if {s.state, s.kind} & set(options.only)]
+        print(f"{short_path(batch.path)}: {count_states(statuses)}")
+        for group in group_rows(chosen, batch.varying):
+            print(f"  {headline(group)}" + (f": {group.detail}" if group.detail else ""))
+        if not chosen:
+            print("nothing to run again")
+            return int(bool(broken) and not options.dry_run)
+        is_older = _say_if_code_is_older(batch, options)
+        rows = [status.row for status in chosen]
+        if options.dry_run:
+            _print_sbatch(batch, rows, options)
+            print("dry run: nothing was submitted")
+            return 0
+        question = f"run {count_runs(len(chosen))} again?"
+        if is_older:
+            question += " y: with the frozen code; r: with the code as it is now (--refreeze)."
+        if _confirm(question, options, is_older=is_older) == "r":
+            options = replace(options, refreeze=True)
+        return _start(batch, rows, options) or int(bool(broken))
+
+
+def _ask_queue_or_warn(batch: Batch, options: SubmitOptions) -> Mapping[str, Any] | None:
+    """A dry run needs no answer of Slurm."""
+    try:
+        return ask_queue(batch)
+    except UserError as error:
+        if not options.dry_run:
+            raise
+        logger.warning("{}; what waits or runs there is shown as lost or unstarted", error)
+        return None
+
+
+# ---- Both --------------------------------------------------------------------------------
+
+
+def _repair(batch: Batch, options: SubmitOptions) -> dict[str, str]:
+    """A batch that was moved, copied or damaged runs where it is; the runs that cannot, and why."""
+    done = repair_batch(batch, ROOT, is_dry=options.dry_run)
+    would = "would be " * options.dry_run
+    if done.moved:
+        print(f"{count_runs(len(done.moved))} of another folder: {would}made to run in this one")
+    if done.made_again:
+        print(f"{count_runs(len(done.made_again))} without spec.yaml: {would}made again")
+    for name, why in list(done.broken.items())[:MOST_SHOWN]:
+        print(f"left out: {name}: {why.splitlines()[0]}", file=sys.stderr)
+    if (more := len(done.broken) - MOST_SHOWN) > 0:
+        print(f"left out: {more:,} more", file=sys.stderr)
+    return done.broken
+
+
+def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
+    """Run these here, or hand them to Slurm; the exit code."""
+    report = shlex.join(["python", short_path(ROOT / "report.py"), short_path(batch.path)])
+    if not rows:
+        counts = count_states(row_statuses(batch, ask_queue(batch)))
+        print(f"nothing left to start: {counts}; -r runs again what failed or was cancelled")
+        print(f"how far it is: {report}")
+        return 0
+    code = _code_to_run(batch, options)
+    Journal(batch.submissions).remember(options)
+    notices = Notices(batch.path)
+    earlier, new_round = notices.wanted_text, None
+    if has_address() and (why := unreadable()):
+        logger.warning("no messages will be sent: {}", why)
+    elif has_address():
+        new_round = notices.begin([row.name for row in rows], len(batch.rows))
+
+    exit_code = 0
+    if options.is_local:
+        try:
+            exit_code = _run_here(rows, batch, options, code)
+        except BaseException:  # Ctrl-C
+            notices.take_back(earlier)
+            raise
+    else:
+        show_no_bar = not sys.stderr.isatty()
+        with tqdm(total=len(rows), unit="run", disable=show_no_bar, leave=False) as bar:
+            submission = Submission(batch, options, code, progress=bar.update)
+            try:
+                jobs = submission.submit(rows)
+            finally:
+                if new_round and submission.jobs:
+                    submit_digest(batch.path, submission.jobs, options, code, new_round)
+                elif new_round:
+                    notices.take_back(earlier)
+        what = f"{len(jobs)} job{'s' * (len(jobs) > 1)}"
+        numbers = jobs[0] if len(jobs) == 1 else f"{jobs[0]} … {jobs[-1]}"
+        print(f"submitted {count_runs(len(rows))} as {what}: {numbers}")
+    print(f"how far it is: {report}")
+    if options.is_local and new_round:
+        wait_until_sent(start_sending("digest", batch.path, new_round))
+    return exit_code
+
+
+def _run_here(rows: Sequence[Row], batch: Batch, options: SubmitOptions, code: Path) -> int:
+    gpus = options.gpus.split(",") if options.gpus else []
+    machine = Machine(options.jobs or default_jobs(gpus), gpus)
+    print(f"running {count_runs(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
+    ended = run_rows(batch, rows, machine, code=code)
+    counts = [f"{ended[how]} {how}" for how in ENDS if ended[how] or how != "interrupted"]
+    print(f"{count_runs(len(rows))}: {', '.join(counts)}")
+    return 0 if ended["done"] == len(rows) else 1
+
+
+def _print_sbatch(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> None:
+    """Each call of sbatch that would submit these runs."""
+    if options.is_local or not rows:
+        return
+    copies = frozen_copies(batch.path)
+    is_new = options.refreeze or not copies
+    code = ROOT if options.live else next_copy(batch.path) if is_new else copies[-1]
+    for command in Submission(batch, options, code).planned(rows):
+        print(f"  {shlex.join(command)}")
+
+
+def _code_to_run(batch: Batch, options: SubmitOptions) -> Path:
+    """The repository itself with --live; else the newest frozen copy, made where there is none."""
+    if options.live:
+        return ROOT
+    copies = frozen_copies(batch.path)
+    if not copies or options.refreeze:
+        return freeze(ROOT, next_copy(batch.path))
+    return copies[-1]
+
+
+def _say_if_code_is_older(batch: Batch, options: SubmitOptions) -> bool:
+    """Whether older code than that of the repository would run; prints which files differ."""
+    if options.live or options.refreeze:
+        return False
+    changed = changed_since_last_copy(ROOT, batch.path)
+    if changed:
+        names = ", ".join(changed[:4]) + (" …" if len(changed) > 4 else "")
+        code = short_path(frozen_copies(batch.path)[-1])
+        print(f"runs the code of {code}; changed here since then: {names}")
+        print("  (--refreeze runs the code as it is now)")
+    return bool(changed)
+
+
+def _confirm(question: str, options: SubmitOptions, *, is_older: bool = False) -> str:
+    """Ask; 'y', or 'r' where the frozen code is older. Raises UserError at any other answer, and
+    without a terminal."""
+    if options.yes:
+        return "y"
+    if not sys.stdin.isatty():
+        raise UserError(
+            f"{question} There is no terminal to answer on: -y says yes"
+            + ", -y --refreeze with the code as it is now" * is_older
+        )
+    try:
+        answer = input(f"{question} [{'y/r/N' if is_older else 'y/N'}] ").strip().lower()
+    except (KeyboardInterrupt, EOFError):
+        print()
+        answer = ""
+    answers = {"y": "y", "yes": "y"} | ({"r": "r", "refreeze": "r"} if is_older else {})
+    if answer not in answers:
+        raise UserError("nothing was done")
+    return answers[answer]
