@@ -55,12 +55,12 @@ from src.losses import Loss, build_loss
 from src.metrics import metric_columns
 from src.models import build_model, model_preprocessing, output_dim, without_weights
 from src.optim import (
-    Average,
-    build_averages,
+    AveragedModel,
+    build_averaged_models,
     build_optimizer,
     build_schedule,
+    describe_optimizer,
     evaluated_models,
-    in_words,
 )
 from src.runtime import (
     Best,
@@ -102,7 +102,7 @@ class Learner:
     loss: Loss
     optimizer: Optimizer
     scaler: torch.amp.GradScaler  # of the loss in fp16; in other precisions it does nothing
-    averages: dict[str, Average]
+    averages: dict[str, AveragedModel]
     micro_batch_size: int
     clip_norm: float | None
     clip_value: float | None
@@ -117,7 +117,7 @@ def update(learner: Learner, inputs: Tensor, targets: Tensor, sums: Sums, whole:
     # The loss is a sum over examples, scaled by the weight of the whole batch: so the
     # gradients of the micro-batches add up to that of the batch, however it is cut. Those of
     # several processes are averaged, hence their number.
-    weight = learner.loss.weight(targets)
+    weight = learner.loss.normalizer(targets)
     scale = learner.scaler.scale(learner.parallel.loss_scale(weight, whole, targets.device))
     pieces = micro_batches(inputs, targets, learner.micro_batch_size)
     for number, (x, y) in enumerate(pieces, 1):
@@ -201,7 +201,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             forward=computing.forward(parallel.spread(network)),
             parallel=parallel,
             loss=loss,
-            averages=build_averages(config.averaging, model),
+            averages=build_averaged_models(config.averaging, model),
             optimizer=build_optimizer(config, model),
             scaler=computing.scaler(),
             micro_batch_size=loading.own_size,
@@ -229,7 +229,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         schedule = build_schedule(
             config.lr_schedule, num_steps=num_steps, warmup_steps=config.warmup_steps
         )
-        stats = Stats(list(other_splits), list(models), loss.measures)
+        stats = Stats(list(other_splits), list(models), loss.metric_names)
         best = None
         if config.save_best_checkpoint or config.early_stopping_patience:
             columns = metric_columns(config.best_checkpoint_metric, stats.columns)
@@ -258,7 +258,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             facts=lambda: state.facts() | progress.status(state.step),
             uses=parallel.uses(),
         )
-        chosen = computing.in_words(), in_words(learner.optimizer), parallel.in_words()
+        chosen = computing.in_words(), describe_optimizer(learner.optimizer), parallel.in_words()
         log_setup(config, sum(p.numel() for p in model.parameters()), device, chosen)
         saver = Saver(files, state, world, minutes=config.checkpoint_minutes)
         resources.enter_context(saver)

@@ -53,7 +53,7 @@ from src.config.config import make_config
 from src.data.splits import NO_TOKEN
 from src.grid.ranking import Run, rank
 from src.losses import build_loss
-from src.optim.averaging import build_averages
+from src.optim.averaging import build_averaged_models
 from src.optim.schedules import build_schedule
 from src.runtime.evaluation import recompute_batch_norms
 from train import experiment_generator
@@ -128,7 +128,7 @@ def losses() -> Iterator[Row]:
         about = {"n_classes": None if targets is reals else 10, "is_multilabel": name == "bce"}
         loss = build_loss(name.split()[0].strip(","), **about, **more)
         wanted = torch.tensor(targets)
-        value = loss(outputs, wanted) / loss.weight(wanted)
+        value = loss(outputs, wanted) / loss.normalizer(wanted)
         value.backward()
         ours = [*outputs.grad.flatten().tolist(), value.item()]
         reference = [*(gradient / weight).ravel(), total / weight]
@@ -139,7 +139,7 @@ def losses() -> Iterator[Row]:
     total, _, count = cross_entropy(x[mask.ravel()], tokens[mask])
     loss, wanted = build_loss("next_token", n_classes=10, is_text_alone=True), torch.tensor(tokens)
     wanted[~torch.tensor(mask)] = NO_TOKEN
-    value = loss(torch.tensor(x).view(5, 10, 10), wanted) / loss.weight(wanted)
+    value = loss(torch.tensor(x).view(5, 10, 10), wanted) / loss.normalizer(wanted)
     yield compare("loss next_token", "mean over tokens", value.item(), total / count, ROUNDED)
 
 
@@ -302,7 +302,7 @@ def averages() -> Iterator[Row]:
     ):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 3)).double()
-        ours = build_averages(name, model)["av"]
+        ours = build_averaged_models(name, model)["av"]
         decay = float(name.rpartition("_")[2])
         of_timm = timm.utils.ModelEmaV3(model, decay=min(decay, 1.0))
         of_swa = swa_utils.AveragedModel(model, use_buffers=True)

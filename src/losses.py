@@ -1,4 +1,9 @@
-"""Losses as sums over examples, to be divided by a weight: sums add up over micro-batches."""
+"""The losses: what training minimises, and what counts as a correct prediction.
+
+A loss returns a sum over examples, and `normalizer` says what to divide it by. Sums add up: a
+batch may be cut into micro-batches or spread over processes, and its gradient stays the same. A
+new loss is a subclass of Loss and a line in LOSSES.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,42 +15,41 @@ from torch import Tensor
 from src.data import NO_TOKEN
 from src.support import UserError, bad_value, pick
 
-LEAST_WEIGHT = 1e-30  # of a batch whose classes all count for nothing: its gradients are zero
+# Where all classes of a batch have weight 0, its sum of losses is 0 as well: 0 / 1e-30 is 0 and
+# has gradients of zero, where 0 / 0 would put nan into every weight.
+SMALLEST_NORMALIZER = 1e-30
 
 
 class Loss:
-    """loss(outputs, targets) / loss.weight(targets) is the loss of a batch.
+    """The mean loss of a batch is loss(outputs, targets) / loss.normalizer(targets)."""
 
-    Both are sums over the examples, so the loss of a large batch is the sum of its
-    micro-batches' losses over the sum of their weights, whatever their sizes.
-    """
-
-    measures: tuple[str, ...] = ("loss", "accuracy")
+    # What is measured with this loss: columns of stats.csv, figures in the log.
+    metric_names: tuple[str, ...] = ("loss", "accuracy")
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The sum () of the examples' losses, in the outputs' floats."""
+        """The sum () of the examples' losses, in the outputs' floating-point type."""
         raise NotImplementedError
 
-    def weight(self, targets: Tensor) -> float | Tensor:
-        """What the sum is divided by: the number of examples, or () their classes' weights."""
+    def normalizer(self, targets: Tensor) -> float | Tensor:
+        """The number of examples, or () the sum of their classes' weights."""
         return len(targets)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """How many (int64, ()) predictions are right; None for regression."""
+        """The number (int64, ()) of correct predictions; None for regression."""
         return (outputs.argmax(1) == targets).sum()
 
-    def predictions(self, targets: Tensor) -> int | Tensor:
-        """How many there are."""
+    def num_predictions(self, targets: Tensor) -> int | Tensor:
+        """What `correct` is divided by for the accuracy."""
         return len(targets)
 
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """outputs: logits (n, C); targets: class numbers (n,), or shares of the classes (n, C) of
-    mixed images, whose largest share counts as the class. Smoothing and weights as torch's."""
+    """outputs: logits (n, C). targets: class numbers (n,), or class probabilities (n, C) of mixed
+    images. label_smoothing: Szegedy et al. 2016, section 7. class_weights: (C,) on the device."""
 
     label_smoothing: float = 0.0
-    class_weights: Tensor | None = None  # (C,), on the outputs' device
+    class_weights: Tensor | None = None
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -56,39 +60,43 @@ class CrossEntropy(Loss):
             label_smoothing=self.label_smoothing,
         )
 
-    def weight(self, targets: Tensor) -> float | Tensor:
+    def normalizer(self, targets: Tensor) -> float | Tensor:
         if self.class_weights is None:
             return len(targets)
+        # As torch's mean for class numbers. For probabilities torch divides by n and forgets the
+        # weights; here both kinds of targets have the same scale.
         is_mixed = targets.ndim == 2
         weights = (targets @ self.class_weights) if is_mixed else self.class_weights[targets]
-        return weights.sum().clamp_min(LEAST_WEIGHT)
+        return weights.sum().clamp_min(SMALLEST_NORMALIZER)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Of a mixed image the class with the largest share counts as its class."""
         return (outputs.argmax(1) == (targets.argmax(1) if targets.ndim == 2 else targets)).sum()
 
 
 class NextToken(Loss):
-    """Mean over tokens; outputs: logits (n, length, V); targets: tokens (n, length), NO_TOKEN
-    where there is none."""
+    """Cross-entropy over tokens. outputs: logits (n, length, V). targets: tokens (n, length),
+    NO_TOKEN behind the end of a text. Perplexity is e to the mean of this loss."""
 
-    measures = ("loss", "accuracy", "perplexity")
+    metric_names = ("loss", "accuracy", "perplexity")
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        logits = outputs.flatten(0, 1)
+        logits = outputs.flatten(0, 1)  # (n * length, V)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=NO_TOKEN, reduction="sum")
 
-    def weight(self, targets: Tensor) -> float | Tensor:
-        return self.predictions(targets)
+    def normalizer(self, targets: Tensor) -> float | Tensor:
+        # By token and not by text, so that each token counts the same whatever its text's length.
+        return self.num_predictions(targets)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        return (outputs.argmax(-1) == targets).sum()  # no output is NO_TOKEN
+        return (outputs.argmax(-1) == targets).sum()  # NO_TOKEN is negative and never predicted
 
-    def predictions(self, targets: Tensor) -> Tensor:
+    def num_predictions(self, targets: Tensor) -> Tensor:
         return (targets != NO_TOKEN).sum()
 
 
 class ClassSquaredError(Loss):
-    """Mean over the C outputs of their squared distance to the one-hot class numbers (n,)."""
+    """Squared distance of C outputs to one-hot class numbers (n,), the mean over the outputs."""
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         one_hot = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)  # (n, C)
@@ -96,15 +104,15 @@ class ClassSquaredError(Loss):
 
 
 class SquaredError(Loss):
-    """Mean over the k outputs of their squared distance to real targets (n,) or (n, k)."""
+    """Squared distance of k outputs to real targets (n,) or (n, k), the mean over the outputs."""
 
-    measures = ("loss",)
+    metric_names = ("loss",)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.numel() != targets.numel():
             shapes = f"{tuple(outputs.shape)} outputs for {tuple(targets.shape)} targets"
             raise UserError(f"model_output_dim: the model gives {shapes}")
-        # (n, 1) less (n,) would broadcast to (n, n)
+        # Outputs (n, 1) minus targets (n,) would broadcast to (n, n) without an error.
         distances = F.mse_loss(outputs, targets.view_as(outputs), reduction="sum")
         return distances * (len(targets) / targets.numel())
 
@@ -113,7 +121,8 @@ class SquaredError(Loss):
 
 
 class BinaryCrossEntropy(Loss):
-    """Mean over the C labels; outputs: logits (n, C); targets: zeros and ones (n, C), floats."""
+    """Several labels an example, the mean over the C labels. outputs: logits (n, C). targets:
+    zeros and ones (n, C), floats. A prediction is correct where all C labels are."""
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.shape != targets.shape:
@@ -122,14 +131,13 @@ class BinaryCrossEntropy(Loss):
         return losses / outputs.shape[1]
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """The examples with all their labels right."""
         return ((outputs > 0) == (targets > 0.5)).all(1).sum()
 
 
-LOSSES = {
+LOSSES: dict[str, type[Loss]] = {
     "log": CrossEntropy,
     "xentropy": CrossEntropy,
-    "mse": ClassSquaredError,
+    "mse": ClassSquaredError,  # SquaredError where the targets are real numbers
     "square": ClassSquaredError,
     "bce": BinaryCrossEntropy,
     "next_token": NextToken,
@@ -146,10 +154,10 @@ def build_loss(
     class_weights: Sequence[float] | Tensor | None = None,
     device: torch.device | None = None,
 ) -> Loss:
-    """The loss of this name for such targets; combinations without a meaning raise UserError.
+    """The loss of this name for such targets; UserError where the two do not go together.
 
     n_classes: None for real targets. is_text_alone: the targets are the next tokens.
-    class_weights: (n_classes,). device: the model's.
+    class_weights: (n_classes,). device: where the outputs are.
     """
     loss = pick(LOSSES, name, "loss")
     if is_text_alone is not (loss is NextToken):

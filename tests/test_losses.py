@@ -28,7 +28,7 @@ def mixed(classes):
 
 
 def mean_of(loss, outputs, targets):
-    return loss(outputs, targets) / loss.weight(targets)
+    return loss(outputs, targets) / loss.normalizer(targets)
 
 
 @pytest.mark.parametrize("name", ["log", "xentropy"])
@@ -48,7 +48,7 @@ def test_log_is_the_cross_entropy_of_torch(batch, name, class_weights, label_smo
 def test_a_batch_of_classes_that_count_for_nothing_moves_nothing():
     loss = build_loss("log", n_classes=2, class_weights=[0.0, 1.0])
     outputs, classes = torch.randn(3, 2, requires_grad=True), torch.zeros(3, dtype=torch.int64)
-    (loss(outputs, classes) / loss.weight(classes)).backward()
+    (loss(outputs, classes) / loss.normalizer(classes)).backward()
     assert torch.equal(outputs.grad, torch.zeros(3, 2))
 
 
@@ -66,7 +66,7 @@ def test_shares_of_classes_are_those_of_torch(batch, class_weights, label_smooth
     # as mixed as the examples are
     ours, theirs = loss(outputs, classes), loss(outputs, classes.flip(0))
     torch.testing.assert_close(loss(outputs, shares), 0.7 * ours + 0.3 * theirs)
-    assert float(loss.weight(shares)) == pytest.approx(float(loss.weight(classes)))
+    assert float(loss.normalizer(shares)) == pytest.approx(float(loss.normalizer(classes)))
     whole = F.one_hot(classes, C).float()
     expected = F.cross_entropy(outputs, classes, **keys)
     torch.testing.assert_close(mean_of(loss, outputs, whole), expected)
@@ -93,7 +93,7 @@ def test_mse_of_real_targets(batch, k, flat):
     loss = build_loss("mse", n_classes=None)
     given = targets.squeeze(1) if flat else targets
     torch.testing.assert_close(mean_of(loss, outputs, given), F.mse_loss(outputs, targets))
-    assert loss.measures == ("loss",)
+    assert loss.metric_names == ("loss",)
     assert loss.correct(outputs, given) is None
 
 
@@ -136,15 +136,15 @@ def test_micro_batches_add_up_to_the_gradient_of_the_large_batch(batch, case, si
     targets = mixed(targets) if "shares" in case else targets
     loss = build_loss(case.split()[0], **keywords)
     (whole,) = torch.autograd.grad(mean_of(loss, outputs, targets), outputs)
-    weight = loss.weight(targets)
+    weight = loss.normalizer(targets)
     for part, part_targets in zip(outputs.split(size), targets.split(size), strict=True):
         (loss(part, part_targets) / weight).backward()
     torch.testing.assert_close(outputs.grad, whole)
 
 
-def test_without_class_weights_the_weight_is_no_tensor(batch):
-    assert build_loss("log", n_classes=C).weight(batch[1]) == N
-    assert isinstance(build_loss("log", n_classes=C).weight(batch[1]), int)
+def test_without_class_weights_the_normalizer_is_no_tensor(batch):
+    assert build_loss("log", n_classes=C).normalizer(batch[1]) == N
+    assert isinstance(build_loss("log", n_classes=C).normalizer(batch[1]), int)
 
 
 def test_outputs_that_do_not_fit_real_targets_raise_rather_than_broadcast():

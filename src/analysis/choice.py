@@ -20,7 +20,7 @@ from src.analysis.settings import (
     varying,
 )
 from src.grid import Run, Standing, rank
-from src.metrics import LOSS_KEYS, OF_LOSS, measure
+from src.metrics import LOSS_KEYS, OF_LOSS, metric_name
 from src.support import UserError, bad_value
 
 SPLITS = "data_splits_map: {train: 'train[:90%]', val: 'train[90%:]', test: test}"
@@ -216,7 +216,7 @@ def unlike_losses(
 
     apart: keys; only runs that agree in them are compared.
     """
-    losses = [name for name in dict.fromkeys(metrics) if measure(name) in OF_LOSS]
+    losses = [name for name in dict.fromkeys(metrics) if metric_name(name) in OF_LOSS]
     keys = [key for key in LOSS_KEYS if key in df and losses and len(groups(df, [key])) > 1]
     if not keys:
         return []

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from pandas.api.extensions import ExtensionArray, ExtensionDtype, register_extension_dtype
 
-from src.metrics import DIRECTIONS, direction, main_columns, measure
+from src.metrics import DIRECTIONS, direction, main_columns, metric_name
 from src.support import UserError, bad_value, unknown_name
 
 COSTS = {"seconds", "time", "data_time", "seen_examples", "step", "epoch"}
@@ -343,9 +343,9 @@ def numbers(df: pd.DataFrame, column: str, when: str | float = "last") -> pd.Ser
 
 def direction_of(column: str) -> int:
     """1 where more is better, -1 where less is. Raises UserError where nobody can tell."""
-    if measure(column) in COSTS:
+    if metric_name(column) in COSTS:
         return -1
-    if measure(column) not in DIRECTIONS:
+    if metric_name(column) not in DIRECTIONS:
         names = ", ".join(DIRECTIONS)
         raise UserError(f"{column}: which way is better is known of {names} (src/metrics.py)")
     return direction(column)

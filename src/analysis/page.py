@@ -24,7 +24,7 @@ from src.analysis.plots import against, heat_map, learning_curves, tradeoff
 from src.analysis.plots.seeds import numbers_of, settings_of
 from src.analysis.settings import is_null, is_number, sort_key, varying
 from src.grid import SEEDS
-from src.metrics import DIRECTIONS, measure
+from src.metrics import DIRECTIONS, metric_name
 from src.support import UserError
 
 if TYPE_CHECKING:
@@ -220,8 +220,8 @@ def _shown_metrics(df: pd.DataFrame, by: str) -> list[str]:
     """Of evaluations, SPLIT/MODEL/MEASURE: those by which runs are compared first."""
     order = list(DIRECTIONS)
     curves = [str(c) for c in df.columns if df[c].dtype == "curve" and str(c).count("/") == 2]
-    metrics = [c for c in curves if measure(c) in order and c != by]
-    metrics.sort(key=lambda c: (c.startswith("train/"), order.index(measure(c))))
+    metrics = [c for c in curves if metric_name(c) in order and c != by]
+    metrics.sort(key=lambda c: (c.startswith("train/"), order.index(metric_name(c))))
     return ([by] if by else []) + metrics[: MOST_METRICS - bool(by)]
 
 

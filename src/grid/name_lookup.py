@@ -18,7 +18,7 @@ from src.config import Config, make_config
 from src.data import check_dataset, one_line
 from src.losses import LOSSES, BinaryCrossEntropy, NextToken, build_loss
 from src.models import check_model
-from src.optim import build_averages, build_optimizer, build_schedule
+from src.optim import build_averaged_models, build_optimizer, build_schedule
 from src.support import UserError
 
 
@@ -48,7 +48,7 @@ CHECKS: dict[str, Callable[[Config], object]] = {
     "lr_schedule": lambda config: build_schedule(
         config.lr_schedule, num_steps=100, warmup_steps=config.warmup_steps
     ),
-    "averaging": lambda config: build_averages(config.averaging, layer()),
+    "averaging": lambda config: build_averaged_models(config.averaging, layer()),
     "loss": check_loss,
 }
 

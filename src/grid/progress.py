@@ -26,8 +26,8 @@ from src.metrics import (
     OF_LOSS,
     direction,
     main_columns,
-    measure,
     metric_columns,
+    metric_name,
 )
 from src.support import ROOT, UserError
 
@@ -105,7 +105,7 @@ class Report:
     @property
     def doubts(self) -> list[str]:
         """Why the values of the best settings may mislead."""
-        measured = {measure(column) for column in self.columns}
+        measured = {metric_name(column) for column in self.columns}
         differing = [key for key in LOSS_KEYS if key in self.keys and measured & set(OF_LOSS)]
         found = [f"not comparable: {', '.join(differing)} differ"] if differing else []
         if any(column.startswith("test/") for column in self.columns):

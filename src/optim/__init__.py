@@ -1,12 +1,30 @@
-"""What moves the weights: optimizers, schedules, parameter groups, averages of the weights."""
+"""What moves the weights: optimizers, learning rates, parameter groups, averaged models.
+
+    optimizers.py    optim_alg -> torch's or timm's optimizer, built on the parameter groups
+    param_groups.py  which parameter decays how much, and how fast each layer learns
+    schedules.py     lr_schedule -> a pure function: optimizer step -> factor of base_lr
+    averaging.py     averaging -> copies of the model with running averages of its weights
+
+Each table (OPTIMIZERS, SCHEDULES, COEFFICIENTS) maps the names of YAML to functions or classes:
+a new one is a function and a line there. train.py multiplies base_lr by the schedule's factor
+and, in each parameter group, by its `lr_scale`. An optimizer's state and an averaged model's
+(`t`, `model`) are saved in every checkpoint. Nothing here draws a random number.
+"""
 
 from typing import TYPE_CHECKING
 
 from src import lazy_names
 
 if TYPE_CHECKING:
-    from src.optim.averaging import Average, build_averages, evaluated_models
-    from src.optim.optimizers import build_optimizer, in_words
-    from src.optim.schedules import build_schedule
+    from src.optim.averaging import (
+        AveragedModel,  # a frozen copy of the model, and its update()
+        build_averaged_models,  # averaging -> {"av": …, "av2": …}
+        evaluated_models,  # which of last, av, … are evaluated
+    )
+    from src.optim.optimizers import (
+        build_optimizer,  # on a model's trainable parameters
+        describe_optimizer,  # "fused Adam", for the log
+    )
+    from src.optim.schedules import build_schedule  # step -> factor of base_lr
 else:
     __getattr__ = lazy_names(__name__)

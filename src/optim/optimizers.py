@@ -1,9 +1,8 @@
-"""The optimizer that the configuration names."""
+"""Optimizers: torch's by our names, all of timm's as timm/NAME."""
 
 import inspect
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -11,7 +10,8 @@ from src.config import Config
 from src.optim.param_groups import param_groups
 from src.support import UserError, bad_value, split_family, unknown_name
 
-TORCH_OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
+# name in YAML -> torch's class, and its arguments beside those that have keys of their own
+OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "sgd": (SGD, {}),
     "adam": (Adam, {}),
     "adamw": (AdamW, {}),
@@ -38,43 +38,42 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
         return _torch_optimizer(config, groups)
     except UserError:
         raise
-    except (TypeError, ValueError, LookupError, RuntimeError) as error:  # its own checks
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:  # the optimizer's checks
         raise UserError(f"optim_alg {config.optim_alg!r}: {error}") from error
 
 
-def in_words(optimizer: Optimizer) -> str:
-    """'fused Adam'; foreach is torch's own choice on GPUs where nothing is said."""
+def describe_optimizer(optimizer: Optimizer) -> str:
+    """'fused Adam'. Where the optimizer says neither fused nor foreach, torch chooses foreach on
+    GPUs by itself."""
     ways = [way for way in ("fused", "foreach") if optimizer.defaults.get(way)]
     return " ".join([*ways, type(optimizer).__name__])
 
 
 def _torch_optimizer(config: Config, groups: list[dict[str, Any]]) -> Optimizer:
-    if config.optim_alg not in TORCH_OPTIMIZERS:
-        raise unknown_name("optim_alg", config.optim_alg, [*TORCH_OPTIMIZERS, "timm/NAME"])
-    optimizer, arguments = TORCH_OPTIMIZERS[config.optim_alg]
+    if config.optim_alg not in OPTIMIZERS:
+        raise unknown_name("optim_alg", config.optim_alg, [*OPTIMIZERS, "timm/NAME"])
+    optimizer, arguments = OPTIMIZERS[config.optim_alg]
     momenta = _momenta(config.momentum, 1 if optimizer is SGD else 2)
     if optimizer is SGD:
+        # Nesterov's momentum costs no more and is at least as good; momentum 0 has none.
         arguments = {"momentum": momenta[0], "nesterov": momenta[0] > 0}
     else:
-        beta2 = momenta[1] if len(momenta) > 1 else 0.999
-        arguments = arguments | {"betas": (momenta[0], beta2), "eps": config.ada_eps}
+        arguments = arguments | {"betas": (*momenta, 0.999)[:2], "eps": config.ada_eps}
     if not config.optim_args.keys() & {"foreach", "fused", "differentiable"}:
-        arguments["fused"] = _can_fuse(groups)
+        # One kernel for all parameters takes a half to a third of the time.
+        parameters = [p for group in groups for p in group["params"]]
+        arguments["fused"] = all(
+            p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters
+        )
     _check_arguments(config.optim_args, optimizer)
     return optimizer(groups, **{"lr": float(config.base_lr), **arguments, **config.optim_args})
 
 
-def _can_fuse(groups: list[dict[str, Any]]) -> bool:
-    """Whether torch updates all parameters in one kernel: a half to a third of the time."""
-    parameters: list[torch.Tensor] = [p for group in groups for p in group["params"]]
-    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-
-
 def _timm_optimizer(name: str, config: Config, groups: list[dict[str, Any]]) -> Optimizer:
-    """timm's own defaults, but for the keys that it shares with us; `lookahead_NAME` as well.
+    """timm's own defaults, except for the keys that it shares with us; `lookahead_NAME` as well.
 
-    A single `momentum` is the first of two betas (a third has no counterpart: adan keeps
-    its own), `ada_eps` is not used; `optim_args` sets eps and all else.
+    A single `momentum` is the first of two betas (of three, as adan's, timm's defaults stay).
+    `ada_eps` is not used; `optim_args` sets eps and all else.
     """
     from timm import optim
 
@@ -86,10 +85,20 @@ def _timm_optimizer(name: str, config: Config, groups: list[dict[str, Any]]) -> 
         raise bad_value("optim_alg", config.optim_alg, "one that needs no second derivatives")
     try:
         optimizer = optim.get_optimizer_class(base_name, bind_defaults=False)
-    except (AssertionError, ImportError) as error:  # NVIDIA's and bitsandbytes' own
+    except (AssertionError, ImportError) as error:  # those of NVIDIA's apex and of bitsandbytes
         raise bad_value("optim_alg", config.optim_alg, f"one that runs here: {error}") from error
-    arguments = _timm_momentum(info, optimizer, config.momentum)
     _check_arguments(config.optim_args, optimizer)
+
+    momenta = _momenta(config.momentum, info.num_betas if info.has_betas else 1)
+    arguments: dict[str, Any] = {}
+    if info.has_momentum and len(momenta) == 1:
+        arguments = {"momentum": momenta[0]}
+    elif info.has_betas:
+        betas: Any = (_defaults(optimizer) | (info.defaults or {}))["betas"] or ()
+        if len(momenta) == info.num_betas:
+            arguments = {"betas": momenta}
+        elif len(betas) == 2:
+            arguments = {"betas": (momenta[0], betas[1])}
     return optim.create_optimizer_v2(
         groups,
         name,
@@ -97,20 +106,6 @@ def _timm_optimizer(name: str, config: Config, groups: list[dict[str, Any]]) -> 
         weight_decay=config.weight_decay,
         **{**arguments, **config.optim_args},
     )
-
-
-def _timm_momentum(info: Any, optimizer: Any, momentum: float | str) -> dict[str, Any]:
-    """The argument that stands for our `momentum`; empty where the optimizer has none."""
-    momenta = _momenta(momentum, info.num_betas if info.has_betas else 1)
-    if info.has_momentum and len(momenta) == 1:
-        return {"momentum": momenta[0]}
-    if not info.has_betas:
-        return {}
-    if len(momenta) == info.num_betas:
-        return {"betas": momenta}
-    default = _defaults(optimizer) | (info.defaults or {})
-    betas = default["betas"]
-    return {"betas": (momenta[0], betas[1])} if betas and len(betas) == 2 else {}
 
 
 def _momenta(momentum: float | str, most: int) -> tuple[float, ...]:
@@ -130,7 +125,7 @@ def _defaults(optimizer: Any) -> dict[str, Any]:
 
 
 def _check_arguments(optim_args: dict[str, Any], optimizer: Any) -> None:
-    """timm drops some arguments that an optimizer does not take; here they raise."""
+    """UserError for arguments that the optimizer does not take: timm drops some in silence."""
     known = _defaults(optimizer).keys() - {"params", "lr", "weight_decay"}
     for name in optim_args:
         if name not in known:

@@ -1,42 +1,37 @@
-"""The learning rate as a pure function of the optimizer step: a factor of the base rate."""
+"""Learning-rate schedules: pure functions of the optimizer step that give a factor of base_lr.
+
+As they have no state, a resumed run needs the step alone to go on with the right rate.
+"""
 
 import math
+import re
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from functools import partial
 from itertools import accumulate
+from typing import TypeVar
 
-from src.support import UserError, closest
+from src.support import UserError, closest, shown
+
+T = TypeVar("T")
+Schedule = Callable[[int], float]
 
 FORMS = "constant, cosine, cosine_after_warmup, poly, poly_P, step, step_N_F, step_a,b,c_F"
-
-MOST_DROPS = 100_000
-
-Schedule = Callable[[int], float]
+MAX_DROPS = 100_000  # of step_N_F: a typing error is to be answered and not to fill the memory
 
 
 def build_schedule(name: str, *, num_steps: int, warmup_steps: int = 0) -> Schedule:
-    """factor(t) of the base learning rate at the optimizer steps t = 0 … num_steps - 1.
+    """factor(t) of base_lr at the optimizer steps t = 0 … num_steps - 1; UserError for bad names.
 
-    Warm-up multiplies by 1/warmup_steps, 2/warmup_steps, … 1. Unknown names and bad
-    parameters raise UserError.
+    Warm-up multiplies by 1/warmup_steps, 2/warmup_steps, … 1: never by 0, which would waste the
+    first step, and by 1 from the step warmup_steps - 1 on.
     """
-    if name == "cosine_after_warmup":  # the one form whose shape depends on the warm-up
-        after = cosine(max(1, num_steps - warmup_steps))
-        return lambda t: (t + 1) / warmup_steps if t < warmup_steps else after(t - warmup_steps)
-    kind, *parameters = name.split("_")
-    try:
-        schedule = SCHEDULES[kind](num_steps, *parameters)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        close = closest(kind, SCHEDULES) if kind not in SCHEDULES else None
-        hint = f"; did you mean {close!r}?" if close else ""
-        raise UserError(f"lr_schedule: got {name!r}, expected one of {FORMS}{hint}") from None
-    return partial(_warmed_up, schedule, warmup_steps) if warmup_steps else schedule
-
-
-def _warmed_up(schedule: Schedule, warmup_steps: int, t: int) -> float:
-    return schedule(t) * min(1.0, (t + 1) / warmup_steps)
+    # Most schedules run under the warm-up from step 0. This one is shifted and begins after it.
+    shift = warmup_steps if name == "cosine_after_warmup" else 0
+    schedule = from_form("lr_schedule", name, SCHEDULES, FORMS, max(1, num_steps - shift))
+    if not warmup_steps:
+        return schedule
+    return lambda t: schedule(max(0, t - shift)) * min(1.0, (t + 1) / warmup_steps)
 
 
 def constant(num_steps: int) -> Schedule:
@@ -44,7 +39,7 @@ def constant(num_steps: int) -> Schedule:
 
 
 def cosine(num_steps: int) -> Schedule:
-    """From 1 to 0 at the end of the run (Loshchilov and Hutter 2017, eq. 5, one period)."""
+    """From 1 to 0 at the end of the run (Loshchilov and Hutter 2017, equation 5, one period)."""
     return lambda t: 0.5 * (1 + math.cos(math.pi * t / num_steps))
 
 
@@ -55,22 +50,22 @@ def poly(num_steps: int, power: str = "0.5") -> Schedule:
 
 
 def step(num_steps: int, spans: str = "4", drop: str = "0.1") -> Schedule:
-    """Times `drop` after every span but the last; the last ends with the run.
+    """The rate is multiplied by `drop` after every span but the last, which ends with the run.
 
     spans: 'a,b,c', in proportion to each other, or the number N of drops: N + 1 equal spans.
     """
     factor = _positive(drop)
-    # As fractions: '0.1,0.2,0.7' of 10 steps drops at 3, not at 3.0000000000000004
+    # As fractions: '0.1,0.2,0.7' of 10 steps drops at 3, not at 3.0000000000000004.
     lengths = [Fraction(span) for span in spans.split(",")]
     if len(lengths) == 1:
-        if lengths[0] > MOST_DROPS:
+        if lengths[0] > MAX_DROPS:
             raise ValueError
         lengths = [Fraction(1)] * (int(spans) + 1)
     if min(lengths) <= 0:
         raise ValueError
     ends = list(accumulate(lengths))
-    drops = [num_steps * end / ends[-1] for end in ends[:-1]]
-    firsts = [math.ceil(at) for at in drops]  # the first step of each span but the first
+    # The first step of each span but the first: the step at which it begins, rounded up.
+    firsts = [math.ceil(num_steps * end / ends[-1]) for end in ends[:-1]]
     return lambda t: factor ** bisect_right(firsts, t)
 
 
@@ -80,9 +75,33 @@ def _positive(text: str) -> float:
     return number
 
 
+# Called with the number of steps, then with the parameters in the name, as text:
+# step_4_0.1 -> step(num_steps, "4", "0.1").
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "cosine": cosine,
+    "cosine_after_warmup": cosine,
     "poly": poly,
     "step": step,
 }
+
+
+def from_form(
+    key: str, name: str, table: Mapping[str, Callable[..., T]], forms: str, *arguments: object
+) -> T:
+    """table[kind](*arguments, *parameters) for a name kind_parameter_parameter.
+
+    UserError, with the closest name, for an unknown kind and for parameters that it does not take.
+    """
+    # The longest kind that fits: ema_debiased_0.9 is not ema with the parameter 'debiased'.
+    kinds = [kind for kind in table if f"{name}_".startswith(f"{kind}_")]
+    kind = max(kinds, key=len, default="")
+    _, *parameters = name.removeprefix(kind).split("_")
+    try:
+        return table[kind](*arguments, *parameters)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        # 'ema0.99', 'ema-0.99' and 'EMA_0.99' mean 'ema_0.99'.
+        match = re.fullmatch(rf"({'|'.join(table)})[^\d.]?([\d.]+)", name.lower())
+        near = "_".join(match.groups()) if match else closest(name.rstrip("0123456789._-"), table)
+        hint = f"; did you mean {near!r}?" if near not in (None, kind, name) else ""
+        raise UserError(f"{key}: got {shown(name)}, expected one of {forms}{hint}") from None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from src.metrics import measure
+from src.metrics import metric_name
 from src.runtime.checkpoint_files import StateFiles
 from src.runtime.comparison import final_state
 from src.support import ROOT, UserError
@@ -144,7 +144,7 @@ def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
     if child.returncode:
         raise Failed(f"straight run: exit code {child.returncode}:\n{end_of_output(folder)}")
     rows = final_state(folder)["parts"]["stats"]["rows"]
-    columns = [{c: x for c, x in row.items() if measure(c) == "time"} for row in rows]
+    columns = [{c: x for c, x in row.items() if metric_name(c) == "time"} for row in rows]
     evaluations = [sum(of.values()) - of["train/time"] for of in columns]
     return Pace(
         startup=set_up - started,

@@ -70,10 +70,10 @@ class Sums:
     def add(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Count a batch: its summed loss (detached), outputs and targets as the loss has them."""
         self.total += loss_sum
-        weight = self.loss.weight(targets)
+        weight = self.loss.normalizer(targets)
         self.weight += weight.to(self.total.dtype) if isinstance(weight, Tensor) else weight
-        self.predictions += self.loss.predictions(targets)
-        if "accuracy" in self.loss.measures:
+        self.predictions += self.loss.num_predictions(targets)
+        if "accuracy" in self.loss.metric_names:
             self.correct += self.loss.correct(outputs, targets)  # type: ignore[arg-type]
 
     def averages(self) -> dict[str, float]:
@@ -101,7 +101,7 @@ class Sums:
             "accuracy": correct / predictions if predictions else math.nan,
             "perplexity": math.inf if loss > MOST_LOSS else math.exp(loss),  # of nan it is nan
         }
-        return {measure: averages[measure] for measure in self.loss.measures}
+        return {measure: averages[measure] for measure in self.loss.metric_names}
 
 
 class Evaluation:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.optim import Average
+from src.optim import AveragedModel
 from src.runtime.train_state import snapshot
 from src.support import UserError, write_atomically
 
 
 def save_weights(
-    path: Path | None, epoch: int, model: nn.Module, averages: dict[str, Average]
+    path: Path | None, epoch: int, model: nn.Module, averages: dict[str, AveragedModel]
 ) -> None:
     """Write {'epoch', 'last': state dict, 'av': state dict, …} whole or not at all.
 

@@ -311,7 +311,7 @@ def test_micro_batches_of_texts_add_up_to_their_loss():
     parts = sum(loss(model(x.clamp(min=0)), y) for x, y in pieces)
     torch.testing.assert_close(whole, by_hand)
     torch.testing.assert_close(parts, by_hand)
-    assert sum(int(loss.weight(y)) for _, y in pieces) == loss.weight(targets) == 13
+    assert sum(int(loss.normalizer(y)) for _, y in pieces) == loss.normalizer(targets) == 13
 
 
 SIGNALLED_WORKERS = """

@@ -248,7 +248,7 @@ def test_packed_texts_have_each_token_but_the_first_as_a_target_once(load, kind,
     assert found[0][:1] + [token for example in found for token in example[1:]] == tokens
     assert all(a[-1] == b[0] for a, b in pairwise(found))
     batches = evaluation_batches(split, Loading(3, torch.device("cpu")))
-    assert sum(int(NextToken().weight(targets)) for _, targets in batches) == len(tokens) - 1
+    assert sum(int(NextToken().normalizer(targets)) for _, targets in batches) == len(tokens) - 1
     assert (data.input_shape, split.targets) == ((length,), None)
     assert data.n_classes == len(WORDS) + {BERT: 4, GPT: 2}[kind]
 

@@ -27,7 +27,7 @@ from src.data.splits import NO_TOKEN, SECOND, TextSplit
 from src.losses import build_loss
 from src.models.hf.networks import layer_numbers
 from src.models.registry import build_model
-from src.optim.averaging import Average
+from src.optim.averaging import AveragedModel
 from src.runtime.evaluation import Sums, evaluate
 from src.support.errors import UserError
 
@@ -321,7 +321,7 @@ def test_tied_weights_stay_tied_in_averages_and_states(config, folder, kind):
     model = language_model(config, folder(kind))
     head, embedding = model.network.get_output_embeddings(), model.network.get_input_embeddings()
     assert head.weight is embedding.weight
-    average = Average(model, lambda t: 0.5)
+    average = AveragedModel(model, lambda t: 0.5)
     copied = average.model.network
     assert copied.get_output_embeddings().weight is copied.get_input_embeddings().weight
     before = head.weight.detach().clone()

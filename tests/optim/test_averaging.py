@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.optim.averaging import build_averages
+from src.optim.averaging import build_averaged_models
 from src.support.errors import UserError
 
 
@@ -68,7 +68,7 @@ def poly_step(average, weights, t, k):
 def test_a_slow_reference_walks_beside_for_100_steps(name, step, parameter):
     torch.manual_seed(0)
     model = Net()
-    average = build_averages(name, model)["av"]
+    average = build_averaged_models(name, model)["av"]
     reference = floats(model)
     for t in range(1, 101):
         weights = floats(moved(model))
@@ -83,7 +83,7 @@ def test_a_slow_reference_walks_beside_for_100_steps(name, step, parameter):
 def test_poly_weighs_step_i_by_a_polynomial_of_degree_k_in_i(k):
     """Unrolled (Shamir and Zhang 2013): weight of w_i proportional to i (i+1) … (i+k-1)."""
     model = nn.Linear(1, 1, bias=False)
-    average = build_averages(f"poly_{k}", model)["av"]
+    average = build_averaged_models(f"poly_{k}", model)["av"]
     values = torch.randn(20, generator=torch.Generator().manual_seed(0))
     for value in values:
         nn.init.constant_(model.weight, value)
@@ -97,7 +97,7 @@ def test_poly_weighs_step_i_by_a_polynomial_of_degree_k_in_i(k):
 @pytest.mark.parametrize("name", ["poly_8", "ema_debiased_0.9"])
 def test_the_first_update_of_these_is_exactly_the_weights(name):
     model = Net()
-    average = build_averages(name, model)["av"]
+    average = build_averaged_models(name, model)["av"]
     moved(model)
     average.update()
     torch.testing.assert_close(average.model.state_dict(), model.state_dict(), rtol=0, atol=0)
@@ -106,7 +106,7 @@ def test_the_first_update_of_these_is_exactly_the_weights(name):
 def test_a_debiased_average_weighs_the_steps_alone_and_never_the_initial_weights():
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1e6)
-    average = build_averages("ema_debiased_0.9", model)["av"]
+    average = build_averaged_models("ema_debiased_0.9", model)["av"]
     values = torch.randn(20, generator=torch.Generator().manual_seed(0))
     for value in values:
         nn.init.constant_(model.weight, value)
@@ -119,7 +119,7 @@ def test_a_debiased_average_weighs_the_steps_alone_and_never_the_initial_weights
 def test_the_average_is_frozen_for_evaluation_and_leaves_the_model_alone():
     model = moved(Net())
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    average = build_averages("ema_0.5", model)["av"]
+    average = build_averaged_models("ema_0.5", model)["av"]
     assert not average.model.training
     assert model.training
     assert not any(p.requires_grad for p in average.model.parameters())
@@ -131,7 +131,7 @@ def test_the_average_is_frozen_for_evaluation_and_leaves_the_model_alone():
 def test_a_mask_of_infinities_stays_one():
     model = torch.nn.Linear(2, 2)
     model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
-    average = build_averages("ema_0.9", model)["av"]
+    average = build_averaged_models("ema_0.9", model)["av"]
     average.update()
     assert torch.equal(average.model.mask, model.mask)
 
@@ -140,14 +140,14 @@ def test_a_mask_of_infinities_stays_one():
 def test_a_resumed_average_goes_on_bit_for_bit(name):
     torch.manual_seed(0)
     model = Net()
-    straight = build_averages(name, model)["av"]
+    straight = build_averaged_models(name, model)["av"]
     for _ in range(3):
         moved(model)
         straight.update()
     file = io.BytesIO()
     torch.save(straight.state_dict(), file)
     file.seek(0)
-    resumed = build_averages(name, model)["av"]
+    resumed = build_averaged_models(name, model)["av"]
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for average in (straight, resumed):
         average.update()
@@ -158,7 +158,7 @@ def test_a_resumed_average_goes_on_bit_for_bit(name):
 
 def test_several_are_named_in_the_order_they_are_listed():
     model = Net()
-    averages = build_averages(["ema_0", "poly", "ema_0.5"], model)
+    averages = build_averaged_models(["ema_0", "poly", "ema_0.5"], model)
     assert list(averages) == ["av", "av2", "av3"]
     start = model.first.bias.detach().clone()
     for _ in range(2):
@@ -168,8 +168,8 @@ def test_several_are_named_in_the_order_they_are_listed():
     torch.testing.assert_close(averages["av"].model.first.bias, model.first.bias.detach())
     assert not torch.equal(averages["av2"].model.first.bias, averages["av3"].model.first.bias)
     assert not torch.equal(averages["av3"].model.first.bias, start)
-    assert build_averages(None, model) == {}
-    assert build_averages([], model) == {}
+    assert build_averaged_models(None, model) == {}
+    assert build_averaged_models([], model) == {}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_several_are_named_in_the_order_they_are_listed():
 )
 def test_what_is_no_average_is_told(name, hint):
     with pytest.raises(UserError) as info:
-        build_averages([name], nn.Linear(1, 1))
+        build_averaged_models([name], nn.Linear(1, 1))
     assert f"averaging: got {name!r}" in str(info.value)
     assert hint in str(info.value)
     assert f"did you mean {name!r}" not in str(info.value)

@@ -22,7 +22,7 @@ from src.analysis.plots.panels import (
     unended_note,
 )
 from src.analysis.plots.seeds import Numbers, numbers_of
-from src.metrics import measure
+from src.metrics import metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +118,7 @@ def _scale(grid: Grid, columns: tuple[str, str], points: np.ndarray) -> None:
     points = points[np.isfinite(points).all(axis=1)]
     for panel in grid.panels:
         for column, values, name in zip(columns, points.T, "xy", strict=True):
-            is_cost = measure(column) in COSTS and spans(values, COST_SPANS)
+            is_cost = metric_name(column) in COSTS and spans(values, COST_SPANS)
             if is_cost or is_log_loss(column, values):
                 panel.axis.set(**{f"{name}scale": "log"})
             else:
