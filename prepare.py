@@ -14,11 +14,11 @@ from time import perf_counter
 from loguru import logger
 
 from src.config import Config, load_config, make_config, parse_overrides, read_yaml_file
-from src.data import Data, Preprocessing, build_data, one_line
+from src.data import Data, Preprocessing, build_data
 from src.grid import read_job
 from src.keys import DataKeys, ModelKeys
 from src.models import build_model, check_model, model_preprocessing
-from src.support import OneLineParser, UserError
+from src.support import OneLineParser, UserError, one_line
 
 OF_DATA = [field.name for field in fields(DataKeys)] + ["model_input_shape", "loss"]
 OF_MODEL = [field.name for field in fields(ModelKeys)]

@@ -38,7 +38,7 @@ from src.grid import (
     short_path,
     shown,
 )
-from src.support import OneLineParser, UserError, bad_value, cut, write_atomically
+from src.support import OneLineParser, UserError, bad_value, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `report.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a batch that is deleted while we look
-        print(f"{cut(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        print(UserError.from_os(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if (

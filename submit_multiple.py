@@ -14,7 +14,7 @@ from pathlib import Path
 from loguru import logger
 
 from src.grid import RETRYABLE, SubmitOptions, submit
-from src.support import OneLineParser, UserError, bad_value, closest, cut, pick
+from src.support import OneLineParser, UserError, bad_value, closest, pick
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a disk that is full, a folder that is not ours
-        print(f"{cut(str(error.filename or 'the disk'))}: {error.strerror}", file=sys.stderr)
+        print(UserError.from_os(error, error.filename or "the disk"), file=sys.stderr)
         return 2
     finally:
         logger.remove(warnings)

@@ -89,7 +89,7 @@ from src.runtime import (
     recompute_batch_norms,
     save_weights,
 )
-from src.support import UserError, cut, generators_kept, seed_everything
+from src.support import UserError, random_state
 
 
 @dataclass
@@ -236,7 +236,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             best = Best(columns, config.early_stopping_patience)
 
         # All that must survive a kill.
-        seed_everything(config.seed_training)
+        random_state.seed_everything(config.seed_training)
         sums = Sums(loss, device, world)
         parts = parallel.states(model, learner.optimizer) | {"stats": stats, "sums": sums}
         parts |= learner.averages | ({"best": best} if best else {})
@@ -351,7 +351,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             sums.reset()
 
             # The caller's turn: what it draws or logs does not touch this run.
-            with generators_kept(), folder.paused(), signals.released():
+            with random_state.isolate_rng(), folder.paused(), signals.released():
                 yield frame, model
             if not state.outcome:
                 saver.at_epoch_end()
@@ -421,7 +421,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             raise
-        return ended(f"{cut(str(error.filename))}: {error.strerror}", 2)  # what no name can be
+        return ended(UserError.from_os(error), 2)  # what no name can be
     except StopRequested as stop:
         words = stop.words + "; the same command goes on" * bool(config and config.output_dir)
         return ended(words, stop.exit_code)

@@ -22,9 +22,10 @@ def lazy_names(package: str) -> Callable[[str], Any]:
     """
     names: dict[str, tuple[str, str]] = {}  # as it is called -> its module, its name there
     for node in ast.walk(ast.parse(Path(sys.modules[package].__file__ or "").read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("src."):
-            for alias in node.names:
-                names[alias.asname or alias.name] = (node.module or "", alias.name)
+        module = getattr(node, "module", None) or ""
+        # `from src.support import processes` is a whole module, which Python finds by itself.
+        if isinstance(node, ast.ImportFrom) and module.startswith("src.") and module != package:
+            names |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
 
     def import_name(name: str) -> Any:
         if name not in names:

@@ -6,7 +6,7 @@ A column is named split/model/metric, as in test/last/accuracy; of training trai
 import re
 from collections.abc import Iterable
 
-from src.support import UserError, shown
+from src.support import UserError, short_repr
 
 # 1: more is better, -1: less is better. The first one that a run has compares runs where nobody
 # says by what. Perplexity comes first, as only language models have it and it is what they report.
@@ -53,14 +53,14 @@ def metric_columns(
         chosen = [c for c in in_part if not c.startswith("train/")] or in_part
         if len(chosen) > 1:
             raise UserError(
-                f"{key}: {shown(pattern)} is a part of several columns, expected one of them or a "
-                f"regular expression that matches whole ones: {', '.join(chosen)}"
+                f"{key}: {short_repr(pattern)} is a part of several columns, expected one of "
+                f"them or a regular expression that matches whole ones: {', '.join(chosen)}"
             )
     if not chosen:
-        raise UserError(f"{key}: {shown(pattern)} matches none of: {', '.join(known)}")
+        raise UserError(f"{key}: {short_repr(pattern)} matches none of: {', '.join(known)}")
     if len({direction(column) for column in chosen}) > 1:
         raise UserError(
-            f"{key}: {shown(pattern)} matches columns that should rise "
+            f"{key}: {short_repr(pattern)} matches columns that should rise "
             f"and columns that should fall: {', '.join(chosen)}"
         )
     return chosen

@@ -38,7 +38,7 @@ from src.grid.snapshot import freeze, repository_of
 from src.grid.status import STATES, RowStatus
 from src.logging.provenance import FROZEN
 from src.support.errors import UserError
-from src.support.processes import began
+from src.support.processes import start_time
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -712,7 +712,7 @@ RECORDED = [
 def test_after_a_quarter_of_a_grid_the_time_left_is_known(tmp_path, monkeypatch):
     """As it was recorded, by a clock that is moved: at the quarter, and at moments after it."""
     folder = make_batch(tmp_path / "b", [{"i": i} for i in range(len(RECORDED))])
-    facts = {"pid": os.getpid(), "began": began(os.getpid()), "host": platform.node()}
+    facts = {"pid": os.getpid(), "began": start_time(os.getpid()), "host": platform.node()}
     facts |= {"rows": [row.name for row in open_batch(folder).rows], "jobs": 2}
     notice = folder / "submissions" / "local.json"
     notice.write_text(json.dumps(facts))

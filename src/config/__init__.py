@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         save_config,
     )
     from src.config.expressions import ExpressionError, evaluate, is_expression
-    from src.config.import_path import is_own, own_function
+    from src.config.import_path import import_function, is_import_path
     from src.config.yaml_files import read_yaml, read_yaml_file, write_yaml
 else:
     __getattr__ = lazy_names(__name__)

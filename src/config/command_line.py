@@ -10,7 +10,7 @@ from pathlib import Path
 from src.config.config import read_values, without_dashes
 from src.config.yaml_files import read_yaml
 from src.logging import is_run_folder, numbered
-from src.support import ROOT, OneLineParser, UserError, cut
+from src.support import ROOT, OneLineParser, UserError, one_line
 
 MOST_SHOWN = 999  # characters of a command
 
@@ -26,16 +26,15 @@ class CommandLine:
         is_for_help = not {"-h", "--help"}.isdisjoint(arguments)
         if not is_for_help and (dashed := [a for a in arguments if a.startswith("-")]):
             meant = self._text(without_dashes(arguments))
-            raise UserError(
-                f"{cut(dashed[0])}: keys are written without dashes: {cut(meant, MOST_SHOWN)}"
-            )
+            words = f"keys are written without dashes: {one_line(meant, MOST_SHOWN)}"
+            raise UserError(f"{one_line(dashed[0])}: {words}")
         options = parser.parse_args(arguments)
         if not options.config:
             first = self._text([os.path.relpath(ROOT / "test_cfg_digits_linear.yaml")])
             raise UserError(f"a YAML file is missing; to begin with: {first} [key=value ...]")
         if "=" in options.config and not os.path.exists(options.config):
             whole = self._text(["CONFIG.yaml", options.config, *options.overrides])
-            raise UserError(f"the first argument is a YAML file: {cut(whole, MOST_SHOWN)}")
+            raise UserError(f"the first argument is a YAML file: {one_line(whole, MOST_SHOWN)}")
         self.config, self.overrides = options.config, options.overrides
         self.values = read_values(self.config, self.overrides)
 

@@ -24,7 +24,7 @@ from src.keys import (
     Seeds,
     TrackerKeys,
 )
-from src.support import UserError, bad_value, closest, cut, key_shown, shown, write_atomically
+from src.support import UserError, bad_value, closest, one_line, short_repr, write_atomically
 
 # What does not go together: a way of multi_gpu, a key, and what that is to be
 APART = (
@@ -147,8 +147,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"{shown(text)}: expected key=value")
-        values[key] = read_yaml(value, source=cut(text))
+            raise UserError(f"{short_repr(text)}: expected key=value")
+        values[key] = read_yaml(value, source=one_line(text))
     return values
 
 
@@ -204,7 +204,7 @@ def _lines(mistakes: Sequence[str], explained: Callable[[str], str]) -> str:
 def _unknown_key(key: str, value: object) -> str:
     near = NAMES_ELSEWHERE.get(key) or closest(key, KEYS)
     hint = f"; did you mean {near!r}?" if near else "."
-    named = f"{key_shown(key)}={shown(value)}"
+    named = f"{one_line(key)}={short_repr(value)}"
     return f"{named}: there is no such key{hint} All keys stand in src/keys.py"
 
 
@@ -235,11 +235,11 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
         if key == "base_lr" and item["type"] == "string_type":
             wanted = "an expression that gives such a number"
         if item["type"] == "list_type":
-            given = cut(str(item["input"]))
+            given = one_line(item["input"])
             wanted = f"a list, as [{given}]; in a grid [[{given}]]"
         nested = [part for part in where[1:] if part not in KINDS]
         if nested and not any("[" in part for part in nested):
-            key = f"{key}[{key_shown(nested[0])}]"
+            key = f"{key}[{one_line(nested[0])}]"
         values.setdefault(key, item["input"])
         expected.setdefault(key, [])
         if wanted not in expected[key]:
@@ -250,7 +250,7 @@ def _explanations(error: pydantic.ValidationError) -> list[str]:
             continue
         wanted = " or ".join(kinds)
         value = values[key]
-        text = value if isinstance(value, str) else shown(value)
+        text = value if isinstance(value, str) else short_repr(value)
         near = closest(text, re.findall(r"'(.*?)'", wanted))
         hint = f"; did you mean {near!r}?" if near else ""
         lines.append(f"{bad_value(key, value, wanted)}{hint}")
@@ -287,6 +287,6 @@ def draw_base_lr(text: str, seed: int) -> float:
         expected = "expected a number ≥ 0, or an expression that gives one"
         raise UserError(f"base_lr: {error}; {expected}") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < np.inf:
-        expected = f"an expression that gives a number ≥ 0, not {shown(value)}"
+        expected = f"an expression that gives a number ≥ 0, not {short_repr(value)}"
         raise bad_value("base_lr", text, expected)
     return float(value)

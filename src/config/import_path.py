@@ -9,13 +9,13 @@ from typing import Any
 from src.support import ROOT, UserError, bad_value, closest
 
 
-def is_own(name: str) -> bool:
+def is_import_path(name: str) -> bool:
     """Whether a name in YAML is meant so, unlike hf/csv:PATH and others of family/…:…"""
     path, colon, _ = name.partition(":")
     return bool(colon) and ("/" not in path or path.endswith(".py"))
 
 
-def own_function(name: str, key: str) -> Callable[..., Any]:
+def import_function(name: str, key: str) -> Callable[..., Any]:
     """'my_nets.wide:build' -> the function build of my_nets/wide.py.
 
     Only modules of this repository are imported: a YAML file should run no other code. UserError

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from src.support import UserError, cut, key_shown
+from src.support import UserError, one_line
 
 # Those in C are ten times faster; PyYAML's wheels have them.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -32,7 +32,7 @@ class _Loader(Loader):
         for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
             if key.value in seen:
                 line = key.start_mark.line + 1
-                raise UserError(f"{key_shown(key.value)}: set twice in one block (line {line})")
+                raise UserError(f"{one_line(key.value)}: set twice in one block (line {line})")
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -55,7 +55,7 @@ def _guarded(construct: Callable[[Any, yaml.Node], Any]) -> Callable[[Any, yaml.
         try:
             return construct(loader, node)
         except (ValueError, LookupError, ArithmeticError) as error:
-            raise _UnreadableError(node, f"{cut(str(node.value))!r} is no {kind}") from error
+            raise _UnreadableError(node, f"{one_line(node.value)!r} is no {kind}") from error
 
     return guarded
 
@@ -109,7 +109,7 @@ def read_yaml(text: str, *, source: str = "YAML", most_values: int = MOST_VALUES
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{source}{where}: not YAML: {cut(problem)}") from None
+        raise UserError(f"{source}{where}: not YAML: {one_line(problem)}") from None
     except UnicodeEncodeError:
         raise UserError(f"{source}: not a text in UTF-8") from None
 
@@ -125,7 +125,7 @@ def _check_number(text: str, most_values: int) -> None:
         if isinstance(event, values):
             number += 1
         if isinstance(event, yaml.ScalarEvent) and len(first) < FIRST_TEXTS:
-            first.append(key_shown(event.value))
+            first.append(one_line(event.value))
         if number > most_values:
             raise UserError(f"more than {most_values:,} values; it begins {', '.join(first)}, …")
 
@@ -160,7 +160,7 @@ def _place(node: yaml.Node | None, wanted: yaml.Node, seen: set[int]) -> str | N
     for name, part in parts:
         inner = _place(part, wanted, seen)
         if inner is not None:
-            own = f"[{name}]" if is_list else key_shown(str(name))
+            own = f"[{name}]" if is_list else one_line(name)
             return own + ("." * (inner[:1] not in ("", "["))) + inner
     return None
 
@@ -172,9 +172,9 @@ def read_yaml_file(path: str | Path, *, most_values: int = MOST_VALUES) -> Any:
             content = file.read(MOST_BYTES + 1)
         text = content.decode()
     except OSError as error:
-        raise UserError(f"{cut(str(path))}: {error.strerror}") from None
+        raise UserError.from_os(error, path) from None
     except ValueError:  # no UTF-8, or a name with a zero byte
-        raise UserError(f"{cut(str(path))}: not a text file") from None
+        raise UserError(f"{one_line(path)}: not a text file") from None
     if len(content) > MOST_BYTES:
         raise UserError(f"{path}: larger than {MOST_BYTES // 2**20} MB, which no settings are")
     return read_yaml(text, source=str(path), most_values=most_values)

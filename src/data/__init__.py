@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     )
     from src.data.placement import is_to_hold, placed
     from src.data.registry import build_data, build_loading, check_dataset, found_in
-    from src.data.sources.fetch import one_line
     from src.data.splits import (
         NO_TOKEN,
         SECOND,

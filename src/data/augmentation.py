@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from src.data.splits import Augmentation
-from src.support import UserError, bad_value, generators_kept
+from src.support import UserError, bad_value, random_state
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +55,7 @@ def check_policy(name: str) -> None:
     from PIL.Image import new
 
     try:  # once, as some numbers fail only then
-        with generators_kept():
+        with random_state.isolate_rng():
             policy(name, size=(8, 8), mean=(0.5,), interpolation="bilinear")(new("L", (8, 8)))
     except (AssertionError, ValueError) as error:
         reason = f" ({error})" if str(error) else ""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.data.splits import ArraySplit, Split, TextSplit
-from src.support import bad_value, generators_kept, seed_cpu
+from src.support import bad_value, random_state
 
 MIXABLE_LOSSES = ("log", "xentropy")  # cross-entropy, which takes shares of classes
 Batch = tuple[Tensor, Tensor]
@@ -44,8 +44,8 @@ class Mixing:
 
     def __call__(self, inputs: Tensor, targets: Tensor, *, seed: int) -> Batch:
         even = len(targets) - len(targets) % 2
-        with generators_kept():
-            seed_cpu(seed)
+        with random_state.isolate_rng():
+            random_state.seed_everything(seed, cpu_only=True)
             mixed, shares = self.mix(inputs[:even], targets[:even])
         if even == len(targets):
             return mixed, shares

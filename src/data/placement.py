@@ -15,7 +15,7 @@ from src.data.batch_augmentation import IN_BATCHES, only_one_by_one
 from src.data.batches import Batch, Loading, on_device, pixel_batches
 from src.data.splits import Augmentation, DatasetSplit, PixelSplit, Split
 from src.data.transforms import ImageTransform
-from src.support import bad_value, memories
+from src.support import bad_value, processes
 
 KEY = "data_on_device"
 SHARE = 4  # of the free memory that images may take: one part of so many
@@ -136,7 +136,7 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes; None where nobody knows."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min((memory.free for memory in memories()), default=None)
+    return min((memory.free for memory in processes.memories()), default=None)
 
 
 def _lack_of_memory(images: Mapping[str, DatasetSplit], device: torch.device) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from loguru import logger
 
-from src.config import is_own
+from src.config import is_import_path
 from src.data.arrays import to_shape, warn_of_absent_classes, with_classes
 from src.data.augmentation import check_augmentation, switched_on
 from src.data.batches import Loading
@@ -22,7 +22,7 @@ from src.data.sources.hf import files as hf_files
 from src.data.sources.hf import source as hf
 from src.data.sources.tfds import source as tfds
 from src.data.splits import ArraySplit, Augmentation, Data, DatasetSplit, Preprocessing
-from src.support import UserError, bad_value, pick, split_family
+from src.support import UserError, bad_value, pick
 
 if TYPE_CHECKING:
     from src.config import Config
@@ -39,7 +39,7 @@ class Source:
     @property
     def name(self) -> str:
         """In its family."""
-        return self.dataset if is_own(self.dataset) else split_family(self.dataset)[1]
+        return self.dataset if is_import_path(self.dataset) else self.dataset.partition("/")[2]
 
 
 def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
@@ -105,7 +105,7 @@ def check_dataset(config: "Config") -> None:
         check, _ = family_of(source.dataset)
         check(config, source)
     own = config.dataset
-    family = "" if is_own(own) else split_family(own.removeprefix("timm/"))[0]
+    family = "" if is_import_path(own) else own.removeprefix("timm/").partition("/")[0]
     if config.data_version is not None and family not in ("tfds", "hf", "hfds"):
         expected = f"null, as {own} is neither tfds/… nor hf/…"
         raise bad_value("data_version", config.data_version, expected)
@@ -163,9 +163,9 @@ def _load(config: "Config", source: Source, looks: Preprocessing) -> Data:
 
 def family_of(dataset: str) -> tuple["Check", "Build"]:
     """What checks and builds it."""
-    if is_own(dataset):
+    if is_import_path(dataset):
         return check_own, build_own
-    return pick(FAMILIES, split_family(dataset)[0], "dataset")
+    return pick(FAMILIES, dataset.partition("/")[0], "dataset")
 
 
 def _class_names(config: "Config") -> Sequence[str] | None:

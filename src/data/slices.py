@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from loguru import logger
 
-from src.support import UserError, closest, key_shown, shown
+from src.support import UserError, closest, one_line, short_repr
 
 KEY = "data_splits_map"
 BOUND = r"-?\d{1,15}(?:\.\d{1,15})?%|-?\d[\d_]{0,17}"
@@ -33,7 +33,9 @@ def check_bases(splits_map: Mapping[str, str], bases: Collection[str], dataset: 
     for split, spelling in splits_map.items():
         for base, _, _ in parse(spelling):
             if base not in bases:
-                raise _unknown_base(f"{key_shown(split)}: {shown(spelling)}", base, bases, dataset)
+                raise _unknown_base(
+                    f"{one_line(split)}: {short_repr(spelling)}", base, bases, dataset
+                )
 
 
 def resolve(spelling: str, sizes: Mapping[str, int]) -> list[Range]:
@@ -48,7 +50,7 @@ def resolve(spelling: str, sizes: Mapping[str, int]) -> list[Range]:
         stop = _index(last, sizes[base], spelling) if last else sizes[base]
         if start >= stop:
             raise UserError(
-                f"{KEY}: {shown(spelling)} is empty, as {base!r} has {sizes[base]} examples"
+                f"{KEY}: {short_repr(spelling)} is empty, as {base!r} has {sizes[base]} examples"
                 f" and [{first}:{last}] means {start} to {stop}"
             )
         ranges.append(Range(base, start, stop))
@@ -82,7 +84,7 @@ def check_brackets(spelling: str) -> None:
     left = re.sub(r"\[[^][]*\]", "", spelling)
     for bracket, lack in (("[", "is not closed"), ("]", "was not opened")):
         if bracket in left:
-            raise UserError(f"{KEY}: {shown(spelling)}: the bracket {bracket} {lack}")
+            raise UserError(f"{KEY}: {short_repr(spelling)}: the bracket {bracket} {lack}")
 
 
 def parse(spelling: str) -> list[tuple[str, str, str]]:
@@ -93,8 +95,9 @@ def parse(spelling: str) -> list[tuple[str, str, str]]:
         match = PART.fullmatch(text)
         if not match:
             raise UserError(
-                f"{KEY}: cannot read {shown(text)} in {shown(spelling)}, expected a part or a slice"
-                " of one such as train, train[:90%], train[100:2000], train[10%:20%]+train[90%:]"
+                f"{KEY}: cannot read {short_repr(text)} in {short_repr(spelling)}, expected a part "
+                "or a slice of one such as train, train[:90%], train[100:2000], "
+                "train[10%:20%]+train[90%:]"
             )
         base, first, last = match.groups(default="")
         parts.append((base, first, last))
@@ -106,7 +109,7 @@ def _index(bound: str, size: int, spelling: str) -> int:
     position = round(float(bound[:-1]) * size / 100) if bound.endswith("%") else int(bound)
     if abs(position) > size:
         raise UserError(
-            f"{KEY}: {bound} in {shown(spelling)} is beyond the {size} examples there are"
+            f"{KEY}: {bound} in {short_repr(spelling)} is beyond the {size} examples there are"
         )
     from_end = bound.startswith("-")
     return size + position if from_end else position
@@ -118,4 +121,6 @@ def _unknown_base(where: str, base: str, bases: Collection[str], dataset: str) -
     if not near and "train" in bases:
         hint = "; slices of it do instead, such as {train: 'train[:80%]', test: 'train[80%:]'}"
     known = ", ".join(map(repr, bases))
-    return UserError(f"{KEY}: {where}: {dataset} has no {shown(base)}, there is: {known}{hint}")
+    return UserError(
+        f"{KEY}: {where}: {dataset} has no {short_repr(base)}, there is: {known}{hint}"
+    )

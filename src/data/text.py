@@ -14,10 +14,10 @@ from loguru import logger
 from torch import Tensor
 
 from src.data.slices import Range
-from src.data.sources.fetch import alone, one_line
+from src.data.sources.fetch import alone
 from src.data.sources.hf.hub import why_out_of_reach
 from src.data.splits import SECOND, TextSplit
-from src.support import UserError, bad_value
+from src.support import UserError, bad_value, one_line
 
 KEY = "data_tokenizer"
 Ids = list[list[int]]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.order import example_seeds
 from src.data.splits import DatasetSplit
 from src.data.transforms import ImageTransform
-from src.support import bad_value, generators_kept, seed_cpu
+from src.support import bad_value, random_state
 
 SECONDS_TO_OUTLIVE = 120  # that worker processes live on after SIGTERM: a step, and more
 SOCKET = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # of multiprocessing, below the temporary folder
@@ -73,9 +73,9 @@ class TrainingExamples(Examples):
         seeds = example_seeds(self.seed, pass_number, indices).tolist()
         indices = indices % len(self.split)  # of copies
         examples = []
-        with generators_kept():  # without workers this is the training process
+        with random_state.isolate_rng():  # without workers this is the training process
             for index, seed in zip(indices.tolist(), seeds, strict=True):
-                seed_cpu(seed)
+                random_state.seed_everything(seed, cpu_only=True)
                 examples.append(self._example(index))
         inputs, targets = zip(*examples, strict=True)
         return self.batch_of(inputs), torch.tensor(targets)

@@ -17,7 +17,7 @@ from src.grid.folders import row_identity
 from src.grid.journal import SubmitOptions
 from src.grid.slurm import commands as slurm
 from src.keys import AugmentationKeys
-from src.support import ROOT, UserError, cut, shown
+from src.support import ROOT, UserError, one_line, short_repr
 
 MOST_LINES = 20
 MOST_VALUES = 3  # of a key, in one line
@@ -169,13 +169,13 @@ def around_value(line: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
     starts = (line.partition(":")[0], line.partition("=")[0])
     named = [start for start in starts if start in row]
     key = max(named, key=len, default="")
-    value = shown(row.get(key))
+    value = short_repr(row.get(key))
     start = line.find(value, len(key) + 1) if named else -1
     return (line, "", "") if start < 0 else (line[:start], value, line[start + len(value) :])
 
 
 def shortened(value: str) -> str:
-    return cut(value, MOST_CHARACTERS)
+    return one_line(value, MOST_CHARACTERS)
 
 
 # ---- Looking names up --------------------------------------------------------------------

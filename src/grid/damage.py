@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from src.config import read_yaml
-from src.grid.failures import one_line
-from src.support import UserError
+from src.grid.failures import LONGEST_CAUSE
+from src.support import UserError, one_line
 
 # Of what a run writes most lines are a key and a word, path or number, which are YAML for sure.
 # The others are the same in most runs of a batch, and parsed once for all of them.
@@ -69,9 +69,9 @@ def _problem_of_yaml(text: str, name: str) -> str | None:
     try:
         content = read_yaml(text, source=name)
     except UserError as error:
-        return one_line(str(error))
+        return one_line(str(error), LONGEST_CAUSE)
     except (ValueError, TypeError, RecursionError) as error:
-        return one_line(f"{name}: {error}")
+        return one_line(f"{name}: {error}", LONGEST_CAUSE)
     return None if isinstance(content, dict) else f"{name}: no lines of the form `key: value`"
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from src.grid.folders import Batch
 from src.grid.journal import Journal
+from src.support import one_line
 
 if TYPE_CHECKING:
     from src.grid.status import RowStatus
@@ -67,7 +68,6 @@ OUT_OF_MEMORY = re.compile(
 )
 EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception)\b.*", re.MULTILINE)
 NOT_OURS = re.compile(r"^(srun|slurmstepd)\b|^--- ")
-CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ def words_of_attempt(text: str) -> Failure | None:
     *_, match = [None, *NOT_CONTINUED.finditer(text)]
     if match is None:
         return None
-    return Failure("timeout" if match[1] == "time limit" else "preempted", one_line(match[0]))
+    return Failure(
+        "timeout" if match[1] == "time limit" else "preempted", one_line(match[0], LONGEST_CAUSE)
+    )
 
 
 def failure_of_stop(status: Mapping[str, Any]) -> Failure:
@@ -142,7 +144,7 @@ def failure_of_stop(status: Mapping[str, Any]) -> Failure:
 
 def failure_of_error(error: str) -> Failure:
     """Of an exception's line: 'ValueError: …'."""
-    cause = one_line(error.removeprefix("UserError: "))
+    cause = one_line(error.removeprefix("UserError: "), LONGEST_CAUSE)
     return Failure("oom" if OUT_OF_MEMORY.search(error) else "error", cause)
 
 
@@ -186,12 +188,6 @@ def last_line(text: str) -> str | None:
     """The last one that a program of ours has printed."""
     lines = (line.strip() for line in reversed(text.splitlines()))
     return next((line for line in lines if line and not NOT_OURS.search(line)), None)
-
-
-def one_line(text: str) -> str:
-    """Without line breaks and what else would move a terminal's cursor."""
-    line = " ".join(CONTROL.sub(" ", text).split())
-    return line if len(line) <= LONGEST_CAUSE else line[: LONGEST_CAUSE - 1] + "…"
 
 
 def seconds_of(moment: object) -> float | None:
@@ -289,8 +285,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = one_line(text)
-    return text if len(text) <= 40 else text[:39] + "…"
+    return one_line(text, 40)
 
 
 def retry_command(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from src.grid.failures import KILLED_AFTER_CTRL_C, is_interruption
 from src.grid.folders import Batch, Row
 from src.grid.notify.notices import tell_of_failure, wait_until_sent
-from src.support import UserError, began, num_whole_cores, write_atomically
+from src.support import UserError, processes, write_atomically
 
 SECONDS_TO_STOP = 30.0  # from Ctrl-C to killing what has not stopped
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -39,7 +40,7 @@ class Machine:
     def variables(self, slot: int) -> dict[str, str]:
         """The environment of a row in this slot: its GPU, its share of the cores."""
         variables = dict(os.environ)
-        threads = max(1, num_whole_cores() // self.jobs)
+        threads = max(1, ceil(processes.num_cores()) // self.jobs)
         variables.setdefault("OMP_NUM_THREADS", str(threads))
         variables["EXPERIMENT_SHARES_JOB"] = str(self.jobs)  # where this is a job of Slurm
         if self.gpus:
@@ -49,7 +50,7 @@ class Machine:
 
 def default_jobs(gpus: Sequence[str]) -> int:
     """One row a GPU, else one for every two cores."""
-    return len(gpus) or max(1, num_whole_cores() // 2)
+    return len(gpus) or max(1, ceil(processes.num_cores()) // 2)
 
 
 def runner(batch: Batch) -> dict[str, Any] | None:
@@ -58,7 +59,11 @@ def runner(batch: Batch) -> dict[str, Any] | None:
     try:
         facts = json.loads((batch.submissions / "local.json").read_text())
         is_here = facts["host"] == platform.node()
-        lives = is_here and facts["began"] is not None and began(facts["pid"]) == facts["began"]
+        lives = (
+            is_here
+            and facts["began"] is not None
+            and processes.start_time(facts["pid"]) == facts["began"]
+        )
         # A copy of the batch holds the notice as well.
         return (
             facts
@@ -76,7 +81,7 @@ def run_rows(batch: Batch, rows: Sequence[Row], machine: Machine, *, code: Path)
         raise UserError(f"process {other['pid']} runs rows of {batch.path.name} already")
     notice = batch.submissions / "local.json"
     pid, names = os.getpid(), [row.name for row in rows]
-    facts = {"pid": pid, "began": began(pid), "host": platform.node(), "rows": names}
+    facts = {"pid": pid, "began": processes.start_time(pid), "host": platform.node(), "rows": names}
     facts["batch"] = str(batch.path)
     facts["jobs"] = machine.jobs
     write_atomically(notice, json.dumps(facts))

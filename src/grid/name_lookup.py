@@ -15,11 +15,11 @@ from typing import Any
 from torch import nn
 
 from src.config import Config, make_config
-from src.data import check_dataset, one_line
+from src.data import check_dataset
 from src.losses import LOSSES, BinaryCrossEntropy, NextToken, build_loss
 from src.models import check_model
 from src.optim import build_averaged_models, build_optimizer, build_schedule
-from src.support import UserError
+from src.support import UserError, one_line
 
 
 def check_loss(config: Config) -> None:

@@ -21,6 +21,7 @@ from functools import cached_property
 
 from src.grid.damage import read_json
 from src.grid.failures import (
+    LONGEST_CAUSE,
     STOPPED,
     Attempt,
     Failure,
@@ -28,7 +29,6 @@ from src.grid.failures import (
     failure_of_log,
     failure_of_stop,
     last_attempt,
-    one_line,
     seconds_of,
     words_of_attempt,
     words_of_slurm,
@@ -38,7 +38,7 @@ from src.grid.journal import Call, Journal
 from src.grid.local import runner
 from src.grid.slurm.commands import NoSlurm, QueuedJob, queued_rows, read_queue
 from src.logging import Cost, read_account
-from src.support import UserError, began
+from src.support import UserError, one_line, processes
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "lost", "unstarted")
 
@@ -174,7 +174,7 @@ class _Look:
         if is_copy(row.folder):
             return False  # it goes on where this folder was copied from
         if status.get("host") == self.host:
-            return began(status.get("pid")) is not None
+            return processes.start_time(status.get("pid")) is not None
         if self.queue is not None and status.get("job"):
             return False
         if attempt and words_of_slurm(attempt.text):
@@ -343,7 +343,7 @@ def _is_of_earlier_attempt(status: dict, attempt: Attempt | None, job: QueuedJob
 
 
 def _text(value: object) -> str | None:
-    return one_line(value) if isinstance(value, str) else None
+    return one_line(value, LONGEST_CAUSE) if isinstance(value, str) else None
 
 
 def _number(value: object) -> float | None:
@@ -376,4 +376,4 @@ def _job(status: dict, attempt: Attempt | None) -> str | None:
 
 
 def _reason(reason: str) -> str | None:
-    return None if reason in ("", "None") else one_line(reason)
+    return None if reason in ("", "None") else one_line(reason, LONGEST_CAUSE)

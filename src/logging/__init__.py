@@ -6,7 +6,7 @@ from src import lazy_names
 
 if TYPE_CHECKING:
     from src.logging.console import Progress, log_setup
-    from src.logging.costs import Cost, read_account
+    from src.logging.costs import Cost, Uses, read_account
     from src.logging.lease import live_owner
     from src.logging.own_files import is_run_folder
     from src.logging.provenance import DIFF, FROZEN, code_state, slurm_job

@@ -12,13 +12,30 @@ a step: known when the next attempt says from where it goes on.
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from src.support import LAUNCHER, THIS_PROCESS, ProcessorTime, Uses, seconds_since_start
+from src.support import processes
+
+MOST_OF_A_CORE = 0.004  # that looking at the processes below one may take
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What a run has of the machine."""
+
+    root: int | None = None  # the process whose children are the run's as well; None: this one
+    gpus: tuple[str, ...] = ()  # their identifiers, GPU-…, as NVIDIA's library knows them
+    num_gpus: int = 0  # on all machines
+    num_processes: int = 1  # that train, on all machines
+
+
+THIS_PROCESS = Uses()
 
 
 @dataclass(frozen=True)
@@ -147,7 +164,7 @@ class Meter:
 
 def _launcher() -> int | None:
     """The process that has started those of this run on this machine; None: nobody has."""
-    number = os.environ.get(LAUNCHER, "")
+    number = os.environ.get(processes.LAUNCHER, "")
     return int(number) if number == str(os.getppid()) else None
 
 
@@ -180,3 +197,55 @@ def _rows(environment: Mapping[str, str]) -> int:
     """That share the job."""
     text = environment.get("EXPERIMENT_SHARES_JOB", "")
     return max(1, int(text)) if text.isdigit() else 1
+
+
+# ---- What processes have used -------------------------------------------------------------
+
+
+def seconds_since_start(pid: int) -> float:
+    """For how long a process has been living; 0.0 where the system does not say."""
+    ticks = processes.start_time(pid)
+    if ticks is not None and ticks.isdigit():
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+    import psutil  # its moments are whole seconds apart on Linux
+
+    with suppress(psutil.Error):
+        return max(0.0, time.time() - psutil.Process(pid).create_time())
+    return 0.0
+
+
+class ProcessorTime:
+    """Seconds of processor time of a process and of all below it, whether they live or have ended.
+
+    Called again and again. To find the processes below one the system's whole list is read: where
+    it is long, that is done less often, and the time of this process alone is added meanwhile.
+    """
+
+    def __init__(self, root: int | None = None) -> None:
+        """root: the number of the process; None: this one."""
+        self.root = os.getpid() if root is None else root
+        self.found = self.own_then = self.most = 0.0
+        self.next_look = 0.0
+
+    def __call__(self) -> float:
+        own = sum(os.times()[:2])
+        if time.monotonic() >= self.next_look:
+            start = time.thread_time()
+            self.found, self.own_then = self._of_all(), own
+            spent = time.thread_time() - start
+            self.next_look = time.monotonic() + spent / MOST_OF_A_CORE
+        # What has ended since the last look is in the second number alone.
+        self.most = max(self.most, self.found + own - self.own_then, sum(os.times()[:4]))
+        return self.most
+
+    def _of_all(self) -> float:
+        """A process counts those below it that have ended, so nothing counts twice."""
+        import psutil
+
+        seconds = 0.0
+        with suppress(psutil.Error):  # whoever started us may be gone
+            root = psutil.Process(self.root)
+            for process in [root, *root.children(recursive=True)]:
+                with suppress(psutil.Error):  # it may have ended meanwhile
+                    seconds += sum(process.cpu_times()[:4])
+        return seconds

@@ -20,7 +20,7 @@ from typing import Any
 
 from loguru import logger
 
-from src.support import UserError, began
+from src.support import UserError, processes
 
 SECONDS_BETWEEN_BEATS = 10.0
 SECONDS_TO_LAPSE = 60.0  # without a beat; a process that hangs for longer loses its claim
@@ -119,7 +119,7 @@ class Claim:
 
     def _lives(self, other: dict[str, Any]) -> bool:
         if other.get("machine") == self.identity["machine"]:
-            return began(other.get("pid")) == other.get("began") is not None
+            return processes.start_time(other.get("pid")) == other.get("began") is not None
         logger.warning(
             "a process on {} ran here: waiting up to {:.0f} s to see whether it still does",
             other.get("host"),
@@ -192,7 +192,12 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": platform.node(), "machine": _machine(), "pid": pid, "began": began(pid)}
+    return {
+        "host": platform.node(),
+        "machine": _machine(),
+        "pid": pid,
+        "began": processes.start_time(pid),
+    }
 
 
 def _machine() -> str:

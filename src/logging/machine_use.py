@@ -25,7 +25,8 @@ from typing import Any
 import psutil
 from loguru import logger
 
-from src.support import Uses, memories, num_cores
+from src.logging.costs import Uses
+from src.support import processes
 
 MOST_OF_A_CORE = 0.004  # that looking may take: where it takes long, it looks less often
 GB, MB = 1e9, 1e6
@@ -152,7 +153,8 @@ def gpu_warnings(
             (
                 "starving",
                 f"the GPU waited for data for {waited:.0%} of the training time: raise num_workers "
-                f"({num_workers} now, on {num_cores():g} cores), or set data_on_device: auto",
+                f"({num_workers} now, on {processes.num_cores():g} cores), or set data_on_device: "
+                "auto",
             )
         )
     for number in range(num_gpus):
@@ -225,7 +227,7 @@ class Look:
             "memory_gb": memory / GB,
             "memory_peak_gb": self.peak / GB,
         }
-        if limits := memories():
+        if limits := processes.memories():
             sample["memory_share"] = max(limit.used_share for limit in limits)
         sample["disk_read_mb_s"] = read / seconds / MB
         sample["disk_write_mb_s"] = written / seconds / MB

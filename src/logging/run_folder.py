@@ -39,7 +39,7 @@ from loguru import logger
 
 from src.config import Config, read_saved_config, save_config
 from src.logging.console import Log
-from src.logging.costs import Meter
+from src.logging.costs import THIS_PROCESS, Meter, Uses
 from src.logging.lease import Claim
 from src.logging.machine_use import MachineUse
 from src.logging.own_files import (
@@ -53,7 +53,7 @@ from src.logging.provenance import slurm_job, write_provenance
 from src.logging.same_run import OtherRun, is_longer
 from src.logging.trackers.processes import Senders
 from src.logging.trackers.registry import tracker_names
-from src.support import THIS_PROCESS, UserError, Uses, write_atomically
+from src.support import UserError, write_atomically
 
 SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more than they
 CARRIED = ("step", "num_steps", "progress", "epoch", "seconds_before")  # from attempt to attempt

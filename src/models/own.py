@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from src.config import own_function
+from src.config import import_function
 from src.support import bad_value
 
 
@@ -31,4 +31,4 @@ def build(
 
 def look_up(name: str) -> Callable[..., Any]:
     """The function; UserError where there is none."""
-    return own_function(name, "model")
+    return import_function(name, "model")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from src.config import is_own
+from src.config import is_import_path
 from src.data import Preprocessing
 from src.models import linear, own, timm, torchvision
 from src.models.clip import towers as clip
@@ -16,7 +16,7 @@ from src.models.freezing import check_patterns, freeze
 from src.models.hf import models as hf
 from src.models.tiny import registry as tiny
 from src.models.weights import init_head, load_weights
-from src.support import UserError, bad_value, generators_kept, pick, seed_cpu, split_family
+from src.support import UserError, bad_value, pick, random_state
 
 if TYPE_CHECKING:
     from src.config import Config
@@ -73,8 +73,8 @@ def build_model(
         templates = config.model_zero_shot_templates
         options["prompts"] = Prompts(class_names, templates, device or torch.device("cpu"))
     # On the CPU: nothing is drawn on a GPU. A fork's own network may draw from any generator.
-    with generators_kept():
-        seed_cpu(config.seed_model)  # type: ignore[arg-type]
+    with random_state.isolate_rng():
+        random_state.seed_everything(config.seed_model, cpu_only=True)  # type: ignore[arg-type]
         model, heads = builder_of(family).build(
             name, input_shape, output_dim(config, n_classes), **options
         )
@@ -123,7 +123,10 @@ def freeze_patterns(config: "Config") -> list[str]:
 
 def family_of(model: str) -> tuple[str, str]:
     """'timm/resnet18' -> ('timm', 'resnet18'); a fork's own 'module.path:function' -> (OWN, it)."""
-    return (OWN, model) if is_own(model) else split_family(model)
+    if is_import_path(model):
+        return OWN, model
+    family, _, name = model.partition("/")
+    return family, name
 
 
 def builder_of(family: str) -> Any:

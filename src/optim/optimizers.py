@@ -8,7 +8,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from src.config import Config
 from src.optim.param_groups import param_groups
-from src.support import UserError, bad_value, split_family, unknown_name
+from src.support import UserError, bad_value, unknown_name
 
 # name in YAML -> torch's class, and its arguments beside those that have keys of their own
 OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
@@ -31,7 +31,7 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
         weight_decay_biases=config.weight_decay_biases,
         layer_decay=config.layer_decay,
     )
-    family, name = split_family(config.optim_alg)
+    family, _, name = config.optim_alg.partition("/")
     try:
         if family == "timm":
             return _timm_optimizer(name, config, groups)

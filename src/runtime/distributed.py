@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from src.support import UserError, bad_value, seed_everything
+from src.support import UserError, bad_value, random_state
 
 T = TypeVar("T")
 MEETING = timedelta(minutes=10)  # for all to be there
@@ -228,7 +228,7 @@ class World:
     def seed(self, seed: int, step: int) -> None:
         """Of several processes each draws in a step (dropout) what no state needs to remember."""
         if self.size > 1:
-            seed_everything(
+            random_state.seed_everything(
                 int(np.random.SeedSequence([seed, step, self.rank, 3]).generate_state(1)[0])
             )
 

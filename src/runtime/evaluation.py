@@ -16,7 +16,7 @@ from src.losses import Loss
 from src.models import keeps_statistics
 from src.runtime.distributed import ALONE, World
 from src.runtime.precision import Computing, Forward
-from src.support import generators_kept
+from src.support import random_state
 
 Batches = Generator[Batch, None, None]
 MOST_LOSS = 700.0  # of which a float holds the exponential
@@ -146,7 +146,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-@generators_kept()
+@random_state.isolate_rng()
 def evaluate(
     model: nn.Module,
     batches: Batches,
@@ -184,7 +184,7 @@ def evaluate(
 
 
 @torch.no_grad()
-@generators_kept()
+@random_state.isolate_rng()
 def recompute_batch_norms(
     model: nn.Module, batches: Batches, forward: Forward, world: World = ALONE
 ) -> None:

@@ -9,11 +9,12 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from math import ceil
 
 import torch
 
 from src.runtime.distributed import find_place
-from src.support import LAUNCHER, bad_value, hold_signals, num_whole_cores, run_programs
+from src.support import bad_value, processes
 
 ONE_IS_ENOUGH = ("libsvm", "sklearn")  # rows in memory: gradients would travel longer than wait
 
@@ -36,12 +37,12 @@ def launch_processes(command: Sequence[str], number: int) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"OMP_NUM_THREADS": str(max(1, num_whole_cores() // number))}
+    common = {"OMP_NUM_THREADS": str(max(1, ceil(processes.num_cores()) // number))}
     common |= os.environ
     common |= {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {LAUNCHER: str(os.getpid())}
+    common |= {processes.LAUNCHER: str(os.getpid())}
     ranks = [str(rank) for rank in range(number)]
-    hold_signals()
+    processes.hold_signals()
     environments = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ranks]
-    code, _ = run_programs(sys.executable, command, environments)
+    code, _ = processes.run_programs(sys.executable, command, environments)
     return code if code >= 0 else 128 - code

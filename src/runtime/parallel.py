@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from src.data import Split
+from src.logging import Uses
 from src.runtime.distributed import World
 from src.runtime.sharded import ShardedModel, ShardedOptimizer
 from src.runtime.throughput import Throughput, build_throughput
 from src.runtime.train_state import Stateful
-from src.support import Uses, bad_value, generators_kept
+from src.support import bad_value, random_state
 
 Kind = str | bool
 LAYERS = (nn.Sequential, nn.ModuleList)  # whose items are sharded each by itself
@@ -165,7 +166,7 @@ class _Synchronized(nn.Module):
         with nullcontext() if self.is_last else self.network.no_sync():
             return self.network(inputs)
 
-    @generators_kept()
+    @random_state.isolate_rng()
     def _warm_up(self, inputs: Tensor) -> None:
         """In its first pass it learns which weights are used and in which order gradients come,
         and rounds differently: it counts for nothing, or a resumed run would not be the same."""

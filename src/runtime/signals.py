@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from src.runtime.distributed import ALONE, World
-from src.support import LAUNCHER
+from src.support import processes
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Signals:
 
     def __init__(self, world: World = ALONE) -> None:
         self.world = world
-        self.launcher = os.environ.get(LAUNCHER)
+        self.launcher = os.environ.get(processes.LAUNCHER)
         self.received: int | None = None
         self.num_interrupts = 0
         self.is_waiting = self.is_over = False

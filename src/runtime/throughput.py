@@ -14,7 +14,7 @@ from src.data import ArraySplit, Split, TextSplit
 from src.runtime.peaks import device_name, peak_flops
 from src.runtime.step_schedule import Timeline
 from src.runtime.train_state import State
-from src.support import generators_kept
+from src.support import random_state
 
 
 class Throughput:
@@ -80,7 +80,7 @@ def flops_per_example(model: nn.Module, split: Split, input_shape: tuple[int, ..
     shape, dtype = found
     counter = FlopCounterMode(display=False)
     try:
-        with generators_kept(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+        with random_state.isolate_rng(), FakeTensorMode(allow_non_fake_inputs=True), counter:
             device = next(model.parameters()).device
             inputs = torch.empty(shape, dtype=dtype, device=device)
             copy_without_content(model).train()(inputs).sum().backward()

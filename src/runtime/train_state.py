@@ -13,7 +13,7 @@ import torch
 from loguru import logger
 
 from src.runtime.sharded import whole
-from src.support import Generators, UserError
+from src.support import UserError, random_state
 
 
 class Stateful(Protocol):
@@ -91,7 +91,7 @@ class State:
             "data_time": self.data_time,
             "training_seconds": self.training.seconds,
             "run_seconds": self.run.seconds,
-            "generators": Generators().state_dict(),
+            "generators": random_state.GlobalGenerators().state_dict(),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
 
@@ -101,7 +101,7 @@ class State:
             differing = ", ".join(sorted(content["parts"].keys() ^ self.parts.keys()))
             raise UserError(f"the saved state is of other code or keys: it differs in {differing}")
         saved = content["parts"] | {"generators": content["generators"]}
-        for name, part in (self.parts | {"generators": Generators()}).items():
+        for name, part in (self.parts | {"generators": random_state.GlobalGenerators()}).items():
             try:
                 part.load_state_dict(saved[name])
             except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -1,6 +1,7 @@
-"""Names chosen in YAML: `family/rest`, looked up in a literal table, answered with the closest."""
+"""Mistakes of the user, explained in one line: the one place where their texts are built."""
 
 import argparse
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import NoReturn, TypeVar
@@ -8,6 +9,7 @@ from typing import NoReturn, TypeVar
 T = TypeVar("T")
 MOST_NAMES_SHOWN = 24
 MOST_CHARACTERS = 200  # of a key or a value, in an error
+TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of colours and the cursor
 
 
 class UserError(ValueError):
@@ -17,30 +19,18 @@ class UserError(ValueError):
         """What notebooks show."""
         return [f"{type(self).__name__}: {self}"]
 
+    @classmethod
+    def from_os(cls, error: OSError, name: object = None) -> "UserError":
+        """The error for a file that cannot be used: its name, and the system's reason."""
+        named = error.filename if name is None else name
+        return cls(f"{one_line(str(named))}: {error.strerror}")
+
 
 class OneLineParser(argparse.ArgumentParser):
-    """A mistake on the command line is a UserError as any other."""
+    """An argparse.ArgumentParser that raises UserError where the command line is wrong."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists all)")
-
-
-def cut(text: str, most: int = MOST_CHARACTERS) -> str:
-    """The text, or its beginning and an ellipsis where it is long."""
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def shown(value: object) -> str:
-    """repr, cut where it is long."""
-    try:
-        return cut(repr(value))
-    except (ValueError, RecursionError):  # an integer of thousands of digits; nested too deep
-        return f"a {type(value).__name__} too large to show"
-
-
-def key_shown(key: str) -> str:
-    """The key as it is typed, cut where it is long, in quotes where it would break the line."""
-    return cut(key) if key.isprintable() else shown(key)
 
 
 def bad_value(key: str, value: object, expected: str) -> UserError:
@@ -49,7 +39,7 @@ def bad_value(key: str, value: object, expected: str) -> UserError:
     >>> str(bad_value("batch_size", 0, "a whole number from 1 up"))
     'batch_size: got 0, expected a whole number from 1 up'
     """
-    return UserError(f"{key_shown(key)}: got {shown(value)}, expected {expected}")
+    return UserError(f"{one_line(key)}: got {short_repr(value)}, expected {expected}")
 
 
 def unknown_name(key: str, name: str, known: Iterable[str]) -> UserError:
@@ -59,8 +49,15 @@ def unknown_name(key: str, name: str, known: Iterable[str]) -> UserError:
     if len(known) > MOST_NAMES_SHOWN:
         there_is += f", … ({len(known)} in all)"
     hint = f"; did you mean {close!r}?" if (close := closest(name, known)) else ";"
-    unknown = f"{key_shown(key)}: unknown {shown(name)}{hint}"
+    unknown = f"{one_line(key)}: unknown {short_repr(name)}{hint}"
     return UserError(f"{unknown} there is: {there_is or 'none yet'}")
+
+
+def pick(table: Mapping[str, T], name: str, key: str) -> T:
+    """table[name]; a name that is not there raises UserError with the key and the closest."""
+    if name not in table:
+        raise unknown_name(key, name, table)
+    return table[name]
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -72,14 +69,28 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return by_lower[matches[0]] if matches else None
 
 
-def pick(table: Mapping[str, T], name: str, key: str) -> T:
-    """table[name]; a name that is not there raises UserError with the key and the closest."""
-    if name not in table:
-        raise unknown_name(key, name, table)
-    return table[name]
+def short_repr(value: object) -> str:
+    """repr(value), cut where it is long."""
+    try:
+        return _cut(repr(value), MOST_CHARACTERS)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nested too deep
+        return f"a {type(value).__name__} too large to show"
 
 
-def split_family(name: str) -> tuple[str, str]:
-    """'timm/torch/cifar10' -> ('timm', 'torch/cifar10'); 'linear' -> ('linear', '')."""
-    family, _, rest = name.partition("/")
-    return family, rest
+def one_line(value: object, most: int | None = None) -> str:
+    """A text, or an exception as 'TypeOfError: message', as one printable line.
+
+    most: characters; None: 200 of a text, which may be anything, and all of an exception.
+    """
+    if isinstance(value, BaseException):
+        text = f"{type(value).__name__}: {value}"
+    else:
+        text, most = str(value), most or MOST_CHARACTERS
+    if not text.isprintable():
+        text = TERMINAL_CODES.sub(" ", text)
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if most is None else _cut(text, most)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,18 +1,24 @@
-"""Processes of this machine: whether one lives, whether its number came again, what it takes."""
+"""The processes of this machine: when one started, running several at once, and the memory and
+cores that this one may use.
+
+psutil knows neither cgroups, by which Slurm and containers limit a process, nor the exact moment
+at which a process started.
+"""
 
 import os
-import time
-from contextlib import suppress
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-LAUNCHER = "EXPERIMENT_LAUNCHER"  # the number of the process that has started this one
-MOST_OF_A_CORE = 0.004  # that looking at the processes below one may take
+LAUNCHER = "EXPERIMENT_LAUNCHER"  # environment: the number of the process that started this one
 
 
-def began(pid: object) -> str | None:
-    """When a live process began, in the system's own unit; None: there is none.
+def start_time(pid: object) -> str | None:
+    """When a live process started, in the system's own unit; None: there is no such process.
 
-    Where there is no /proc, 'some time': a number that came again is not noticed there.
+    Together with the number it names one process, as numbers are used again. Where there is no
+    /proc it is 'some time': a number that is used again is not noticed there.
     """
     if not isinstance(pid, int) or pid <= 0:
         return None
@@ -31,50 +37,177 @@ def began(pid: object) -> str | None:
     return "some time"
 
 
-def seconds_since_start(pid: int) -> float:
-    """For how long a process has been living; 0.0 where the system does not say."""
-    ticks = began(pid)
-    if ticks is not None and ticks.isdigit():
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
-    import psutil  # its moments are whole seconds apart on Linux
+# ---- Running programs --------------------------------------------------------------------
 
-    with suppress(psutil.Error):
-        return max(0.0, time.time() - psutil.Process(pid).create_time())
-    return 0.0
+FORWARDED = {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+STOPPED = {75, 130}  # exit codes of a train.py that was stopped by a signal, as the others were
+SECONDS_TO_END = 30.0  # for the others when one has failed, before they are killed
 
 
-class ProcessorTime:
-    """Seconds of processor time of a process and of all below it, whether they live or have ended.
+def hold_signals() -> None:
+    """From here on signals wait until run_programs() takes them, and none is lost.
 
-    Called again and again. To find the processes below one the system's whole list is read: where
-    it is long, that is done less often, and the time of this process alone is added meanwhile.
+    The submit script ignores SIGUSR1 until now: it would have killed the job. POSIX leaves open
+    whether an ignored signal can be waited for, and SIGCHLD is ignored by default.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _held())
 
-    def __init__(self, root: int | None = None) -> None:
-        """root: the number of the process; None: this one."""
-        self.root = os.getpid() if root is None else root
-        self.found = self.own_then = self.most = 0.0
-        self.next_look = 0.0
 
-    def __call__(self) -> float:
-        own = sum(os.times()[:2])
-        if time.monotonic() >= self.next_look:
-            began_looking = time.thread_time()
-            self.found, self.own_then = self._of_all(), own
-            spent = time.thread_time() - began_looking
-            self.next_look = time.monotonic() + spent / MOST_OF_A_CORE
-        # What has ended since the last look is in the second number alone.
-        self.most = max(self.most, self.found + own - self.own_then, sum(os.times()[:4]))
-        return self.most
+def run_programs(
+    program: str, arguments: Sequence[str], environments: Sequence[Mapping[str, str]]
+) -> tuple[int, set[int]]:
+    """Run one command in each of the environments, after hold_signals(), and forward signals.
 
-    def _of_all(self) -> float:
-        """A process counts those below it that have ended, so nothing counts twice."""
-        import psutil
+    Returns (the first exit code that is not 0, or minus the signal that killed it; the signals
+    that came). If one fails, the others are ended.
+    """
+    living = {_start(program, arguments, environment) for environment in environments}
+    code, received = 0, set[int]()
+    while living:
+        number = _next_signal(SECONDS_TO_END if code else None)
+        if number in FORWARDED:
+            received.add(number)
+            _send(living, number)
+            continue
+        for child in list(living):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended:
+                continue
+            living.remove(child)
+            child_code = os.waitstatus_to_exitcode(status)
+            if child_code and not code:
+                code = child_code
+                if code not in STOPPED:
+                    _send(living, signal.SIGTERM)
+        if number is None:
+            _send(living, signal.SIGKILL)
+    return code, received
 
-        seconds = 0.0
-        with suppress(psutil.Error):  # whoever started us may be gone
-            root = psutil.Process(self.root)
-            for process in [root, *root.children(recursive=True)]:
-                with suppress(psutil.Error):  # it may have ended meanwhile
-                    seconds += sum(process.cpu_times()[:4])
-        return seconds
+
+def _start(program: str, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    # A process group of its own: Ctrl-C and `scancel --full` reach us alone, not it twice.
+    return os.posix_spawnp(
+        program,
+        [program, *arguments],
+        environment,
+        setpgroup=0,
+        setsigmask=(),
+        setsigdef=_held(),
+    )
+
+
+def _next_signal(seconds: float | None) -> int | None:
+    """The next signal that comes; None: none has come for so long."""
+    if seconds is None:
+        return signal.sigwait(_held())
+    info = signal.sigtimedwait(_held(), seconds)  # not on macOS, where nothing runs in several
+    return info.si_signo if info else None
+
+
+def _send(children: set[int], number: int) -> None:
+    for child in children:
+        os.kill(child, number)
+
+
+def _held() -> set[signal.Signals]:
+    """The signals that wait; without a hang-up that nohup ignores: it stays so, for the programs
+    as well."""
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return {*FORWARDED, signal.SIGCHLD} - ({signal.SIGHUP} if is_ignored else set())
+
+
+# ---- Memory and cores --------------------------------------------------------------------
+
+CGROUPS = Path("/sys/fs/cgroup")
+# Version 1 is no past: containers and clusters of Red Hat 8 have it. For each version the files
+# of a cgroup with the limit of its memory, and what is used with the pages of files it has read.
+MEMORY_FILES = {
+    2: ("memory.max", "memory.current"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+NO_LIMIT = 2**60  # bytes: above any machine's memory; version 1 writes a huge number for none
+
+
+@dataclass(frozen=True)
+class Memory:
+    """In bytes."""
+
+    limit: int
+    free: int  # without swapping; pages of files that could be dropped count as free
+    whose: str  # this machine, or its cgroup: for a person
+
+    @property
+    def used_share(self) -> float:
+        return 1 - self.free / max(self.limit, 1)
+
+
+def memories() -> list[Memory]:
+    """The memory of the machine, and of each cgroup with a limit; [] where nobody knows."""
+    return [*_of_machine(), *_of_cgroups()]
+
+
+def num_cores() -> float:
+    """The cores that this process may use: 2, or 1.5 where a cgroup limits its time."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([float(own), *_quotas()])
+
+
+def _of_machine(meminfo: Path = Path("/proc/meminfo")) -> Iterator[Memory]:
+    found = {name: 1024 * number for name, number in _numbers(meminfo).items()}
+    if {"MemTotal:", "MemAvailable:"} <= found.keys():
+        yield Memory(found["MemTotal:"], found["MemAvailable:"], "this machine")
+
+
+def _of_cgroups(own: Path = Path("/proc/self/cgroup"), mounted: Path = CGROUPS) -> Iterator[Memory]:
+    for folder, version in _cgroups("memory", own, mounted):
+        limit, used = (_text(folder / name).strip() for name in MEMORY_FILES[version])
+        if not (limit.isdigit() and used.isdigit()) or int(limit) >= NO_LIMIT:
+            continue
+        # Pages of files are dropped before anything else. Version 1 counts them twice: for the
+        # cgroup itself, and with those of the cgroups inside of it.
+        stat = _numbers(folder / "memory.stat")
+        kinds = ("active_file", "inactive_file")
+        of_all = [stat[f"total_{kind}"] for kind in kinds if f"total_{kind}" in stat]
+        pages = sum(of_all or [stat.get(kind, 0) for kind in kinds])
+        free = int(limit) - int(used) + min(pages, int(used))
+        yield Memory(int(limit), max(0, free), "its cgroup")
+
+
+def _quotas(own: Path = Path("/proc/self/cgroup"), mounted: Path = CGROUPS) -> Iterator[float]:
+    """The cores' worth of time that each cgroup allows."""
+    for folder, version in _cgroups("cpu", own, mounted):
+        files = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        numbers = " ".join(_text(folder / name) for name in files).split()
+        if len(numbers) == 2 and all(n.isdigit() for n in numbers) and int(numbers[1]):
+            yield int(numbers[0]) / int(numbers[1])
+
+
+def _cgroups(controller: str, own: Path, mounted: Path) -> Iterator[tuple[Path, int]]:
+    """(folder, version) of the cgroups around this process, the innermost first."""
+    for line in _text(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = mounted / controllers
+        if controllers and not root.exists():  # cpu,cpuacct is also there as cpu
+            root = mounted / controller
+        inner = root / path.strip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(root):
+                yield folder, 1 if controllers else 2
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The lines `name number …` of a file."""
+    lines = (line.split() for line in _text(path).splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -9,23 +9,23 @@ import numpy as np
 import torch
 
 
-def seed_everything(seed: int) -> None:
-    """Start all of them: dropout, augmentation, and whatever a fork draws in the loop."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+def seed_everything(seed: int, *, cpu_only: bool = False) -> None:
+    """Seed all of them: dropout, augmentation, and whatever a fork draws in the loop.
 
-
-def seed_cpu(seed: int) -> None:
-    """The same without those of GPUs, in a twentieth of the time: once an example counts."""
-    torch.default_generator.manual_seed(seed)
+    cpu_only: leave those of GPUs, which takes a twentieth of the time: for what is seeded once an
+    example.
+    """
+    if cpu_only:
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
-    """What is drawn inside leaves no trace outside."""
+def isolate_rng() -> Iterator[None]:
+    """A context after which all of them go on as if nothing had been drawn inside."""
     torch_state, numpy_state, python_state = (
         torch.get_rng_state(),
         np.random.get_state(),
@@ -42,8 +42,9 @@ def generators_kept() -> Iterator[None]:
             torch.cuda.set_rng_state_all(gpu_states)
 
 
-class Generators:
-    """All of them as a part of a run's state: tensors and numbers, as files without pickle hold."""
+class GlobalGenerators:
+    """The state of all of them as plain tensors and numbers: it is saved in checkpoints, which
+    hold no pickle."""
 
     def state_dict(self) -> dict[str, Any]:
         _, keys, *numpy_rest = np.random.get_state(legacy=True)
@@ -58,7 +59,7 @@ class Generators:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """On another number of GPUs than before, those that there are get their states back."""
+        """Where there are fewer or more GPUs than before, those of both get their states back."""
         torch.set_rng_state(state["torch"])
         if torch.cuda.is_available():
             for number, gpu in enumerate(state["cuda"][: torch.cuda.device_count()]):

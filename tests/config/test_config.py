@@ -71,7 +71,7 @@ def test_numbers_are_numbers_however_they_are_written(text, value):
         ({"device": "cuda:999999999999"}, "device: got 'cuda:999999999999', expected cpu, cuda"),
         ({"k" * 200_000: 1}, "kkk…=1: there is no such key."),
         ({"model": ["x" * 200_000]}, "model: got ['xxx"),
-        ({"a\nb": 1}, "'a\\nb'=1: there is no such key; "),
+        ({"a\nb": 1}, "a b=1: there is no such key; "),
         ({"batch_size": 1.5}, "batch_size: got 1.5, expected integer"),
         ({"batch_size": True}, "batch_size: got True, expected integer"),
         ({"wandb": "yes please"}, "wandb: got 'yes please', expected boolean"),

@@ -17,8 +17,8 @@ from src.data.batches import Loading, training_batches
 from src.data.registry import build_data, check_dataset
 from src.data.splits import Augmentation, DatasetSplit, Preprocessing
 from src.data.transforms import image_transforms
+from src.support import random_state
 from src.support.errors import UserError
-from src.support.random_state import generators_kept, seed_everything
 
 CPU = torch.device("cpu")
 SIZE = (24, 32)
@@ -67,8 +67,8 @@ def augmented(mode: str, *, resize: bool = True, **asked):
 
 
 def drawn(transform, image: Image.Image, seed: int) -> torch.Tensor:
-    with generators_kept():
-        seed_everything(seed)
+    with random_state.isolate_rng():
+        random_state.seed_everything(seed)
         return transform(image)
 
 
@@ -142,8 +142,8 @@ def test_a_policy_may_leave_no_bits_of_an_image():
         for mode in ("L", "RGB"):
             made = policy(name, size=SIZE, mean=(0.4,) * len(mode), interpolation="bilinear")
             for seed in range(100):
-                with generators_kept():
-                    seed_everything(seed)
+                with random_state.isolate_rng():
+                    random_state.seed_everything(seed)
                     assert made(picture(mode)).mode == mode
 
 
@@ -164,8 +164,8 @@ def test_policies_are_told_what_timm_tells_them(name):
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_policies_take_every_way_to_resize(interpolation):
     made = policy("rand-n4-p1", size=SIZE, mean=(0.4,) * 3, interpolation=interpolation)
-    with generators_kept():
-        seed_everything(0)
+    with random_state.isolate_rng():
+        random_state.seed_everything(0)
         for _ in range(50):
             made(picture("RGB"))
 

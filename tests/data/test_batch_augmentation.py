@@ -19,7 +19,7 @@ from src.data.batch_augmentation import (
 )
 from src.data.splits import Augmentation
 from src.data.transforms import ToNormalizedTensor
-from src.support.random_state import generators_kept, seed_everything
+from src.support import random_state
 
 SHAPE = (3, 9, 12)
 WORD = 2**64 - 1
@@ -183,8 +183,8 @@ def test_rectangles_are_as_large_and_as_many_as_timm_s():
     white = torch.ones(n, 1, size, size)
     asked = Augmentation(erase=0.6, erase_mode="const")
     ours = augmented(white.clone(), asked, seeds=seeds(n), normalize=lambda x: x)
-    with generators_kept():
-        seed_everything(0)
+    with random_state.isolate_rng():
+        random_state.seed_everything(0)
         theirs = RandomErasing(0.6, device="cpu")(white.clone())
     left, theirs_left = (x.sum((1, 2, 3)) for x in (ours, theirs))
     assert stats.ks_2samp(left, theirs_left).pvalue > 0.001

@@ -15,8 +15,8 @@ from src.data.mixing import Mixing, check_mixable
 from src.data.order import step_seed
 from src.data.registry import build_data, build_loading
 from src.data.splits import ArraySplit, TextSplit
+from src.support import random_state
 from src.support.errors import UserError
-from src.support.random_state import generators_kept, seed_everything
 
 CPU = torch.device("cpu")
 CLASSES = 5
@@ -46,8 +46,8 @@ def test_batches_are_mixed_as_timm_does_from_the_same_seed(way):
     are_mixed = []
     for seed in range(30):
         inputs, shares = mixing(*batch(), seed=seed)
-        with generators_kept():
-            seed_everything(seed)
+        with random_state.isolate_rng():
+            random_state.seed_everything(seed)
             expected, expected_shares = timm(*batch())
         assert torch.equal(inputs, expected)
         assert torch.equal(shares, expected_shares)
@@ -85,7 +85,7 @@ def test_what_was_drawn_before_has_no_say_and_nothing_is_drawn_from_it():
 
     mixing, results = Mixing(CLASSES, **WAYS["both"]), []
     for start in (1, 2):
-        seed_everything(start)
+        random_state.seed_everything(start)
         before = states()
         results.append(mixing(*batch(), seed=9))
         assert states() == before

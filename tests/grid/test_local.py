@@ -1,6 +1,7 @@
 """Rows in worker processes on this machine."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -13,8 +14,7 @@ from src.grid.folders import Batch, plan_batch, write_batch
 from src.grid.local import Machine, default_jobs, run_rows, runner
 from src.grid.status import row_statuses
 from src.logging.costs import allotted_cores
-from src.support.limits import num_whole_cores
-from src.support.processes import began
+from src.support.processes import num_cores, start_time
 from tests.waiting import wait_until
 
 # A train.py that tells what it was given, and does as its spec says.
@@ -84,7 +84,7 @@ def test_rows_share_gpus_and_cores(tmp_path, code, monkeypatch):
     given = {log.split("hello ")[1].split()[0] for log in logs(batch)}
     assert given == {"3", "5"}
     threads = {log.split("hello ")[1].split()[1] for log in logs(batch)}
-    assert threads == {str(max(1, num_whole_cores() // 2))}
+    assert threads == {str(max(1, math.ceil(num_cores()) // 2))}
     assert default_jobs(["3", "5"]) == 2
 
 
@@ -152,7 +152,7 @@ def test_a_row_that_somebody_interrupts_has_not_failed(tmp_path, code, capsys, m
 def test_a_second_runner_of_a_batch_is_refused_while_the_first_lives(tmp_path, code):
     batch = batch_of(tmp_path, "a")
     notice = batch.submissions / "local.json"
-    facts = {"pid": os.getppid(), "began": began(os.getppid()), "host": os.uname().nodename}
+    facts = {"pid": os.getppid(), "began": start_time(os.getppid()), "host": os.uname().nodename}
     notice.write_text(json.dumps(facts | {"rows": []}))
     with pytest.raises(ValueError, match=f"process {os.getppid()}"):
         run_rows(batch, batch.rows, Machine(1, []), code=code)

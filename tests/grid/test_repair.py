@@ -17,7 +17,7 @@ from src.grid.repair import repair_batch
 from src.grid.slurm.commands import queued_rows, script_of, spec_for_slurm
 from src.grid.snapshot import FROZEN
 from src.grid.status import ask_queue, row_statuses
-from src.support.processes import began
+from src.support.processes import start_time
 
 
 def made(folder: Path, root: Path, num_rows: int = 2) -> Batch:
@@ -52,7 +52,7 @@ def test_a_link_to_a_batch_is_no_other_place(original, tmp_path):
 
 def test_what_runs_in_the_original_does_not_run_in_its_copy(original, tmp_path):
     """Its runs are told by live processes of this machine, its jobs by Slurm."""
-    here = {"pid": os.getpid(), "host": platform.node(), "began": began(os.getpid())}
+    here = {"pid": os.getpid(), "host": platform.node(), "began": start_time(os.getpid())}
     for row in original.rows:
         (row.folder / "status.json").write_text(json.dumps({"state": "running", **here}))
         (row.folder / "claim").write_text("7\n" + json.dumps(here))

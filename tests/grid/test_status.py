@@ -13,7 +13,7 @@ from src.grid.failures import LONGEST_CAUSE, group_rows, headline, normalised, r
 from src.grid.folders import Batch, Row
 from src.grid.journal import Journal, SubmitOptions
 from src.grid.status import STATES, RowStatus, row_statuses
-from src.support.processes import began as began_at
+from src.support.processes import start_time
 
 HERE, ELSEWHERE = platform.node(), "another-host"
 DEAD_PID = 2**22 + 1  # above all that Linux gives out
@@ -147,7 +147,7 @@ def test_rows_of_a_local_runner_wait_run_and_fail(row):
     batch = row.folder.parent
     (batch / "submissions").mkdir()
     notice = batch / "submissions" / "local.json"
-    facts = {"pid": os.getpid(), "began": began_at(os.getpid()), "host": HERE, "rows": [row.name]}
+    facts = {"pid": os.getpid(), "began": start_time(os.getpid()), "host": HERE, "rows": [row.name]}
 
     put(row, log=began(9000) + "ValueError: x\n--- ended: exit code 1 ---\n")
     os.utime(row.log, (0, 0))

@@ -16,11 +16,13 @@ from src.logging.costs import (
     Attempt,
     Cost,
     Meter,
+    ProcessorTime,
+    Uses,
     allotted_cores,
     allotted_gpus,
     read_account,
+    seconds_since_start,
 )
-from src.support.limits import Uses
 from src.support.processes import LAUNCHER
 from tests.waiting import PATIENCE, wait_until
 from tests.whole_runs import ROOT
@@ -171,3 +173,38 @@ def test_a_run_that_is_killed_and_goes_on_knows_what_it_lost(digits, tmp_path):
     assert process.wait(PATIENCE) == 130
     assert account().lost == account().before == killed
     assert account().total.core_seconds > killed.core_seconds
+
+
+BUSY = """
+import sys, time
+while time.process_time() < 0.4: pass
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_below_one_count_while_they_live_and_once_when_they_have_ended():
+    processor_time = ProcessorTime()
+    before, own_before = processor_time(), sum(os.times()[:4])
+    command = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "done\n"
+        processor_time.next_look = 0.0  # as if time had passed
+        while_it_lives = processor_time() - before
+        child.stdin.close()
+    assert while_it_lives >= 0.3  # of 0.4, in ticks of a hundredth
+    afterwards = processor_time() - before
+    processor_time.next_look = 0.0
+    assert processor_time() - before == pytest.approx(afterwards, abs=0.1)
+    own_and_ended = sum(os.times()[:4]) - own_before
+    assert afterwards == pytest.approx(own_and_ended, abs=0.2)
+
+
+def test_a_process_knows_how_long_it_lives():
+    before = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        time.sleep(0.3)
+        assert 0.25 <= seconds_since_start(child.pid) <= time.monotonic() - before + 0.05
+        child.stdin.close()

@@ -18,7 +18,7 @@ from src.logging.lease import Claim, LostClaim, live_owner
 from src.logging.run_folder import RunFolder
 from src.runtime.checkpoint_files import StateFiles
 from src.support.errors import UserError
-from src.support.processes import began
+from src.support.processes import start_time
 from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def test_the_live_owner_is_named_and_the_dead_one_is_not(tmp_path):
 def test_the_claim_of_a_killed_process_lapses_at_once_here(tmp_path, monkeypatch):
     process = holder(tmp_path)
     process.kill()  # and is a zombie, as nobody has asked how it ended
-    wait_until(lambda: began(process.pid) is None)
+    wait_until(lambda: start_time(process.pid) is None)
     monkeypatch.setattr(module, "SECONDS_TO_LAPSE", math.inf)  # nobody waits for beats
     claim = Claim(tmp_path)
     claim.take()

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from src.logging import machine_use
+from src.logging.costs import Uses
 from src.logging.machine_use import Look, MachineUse, gpu_warnings, memory_warning, summary
 from src.logging.stats import read_stats
-from src.support.limits import Uses
 from tests.several_processes import together
 from tests.waiting import PATIENCE
 from train import run_experiment

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from src.runtime.checkpoint_files import read_state, write_state
-from src.support.random_state import Generators, generators_kept, seed_everything
+from src.support.random_state import GlobalGenerators, isolate_rng, seed_everything
 
 
 def draw() -> list:
@@ -15,10 +15,10 @@ def draw() -> list:
 def test_all_generators_go_on_from_a_file(tmp_path):
     seed_everything(5)
     draw()
-    write_state(tmp_path / "x.state", Generators().state_dict())
+    write_state(tmp_path / "x.state", GlobalGenerators().state_dict())
     expected = [draw(), draw()]
     seed_everything(6)
-    Generators().load_state_dict(read_state(tmp_path / "x.state"))
+    GlobalGenerators().load_state_dict(read_state(tmp_path / "x.state"))
     assert [draw(), draw()] == expected
 
 
@@ -26,6 +26,6 @@ def test_what_is_drawn_inside_leaves_no_trace():
     seed_everything(5)
     expected = draw()
     seed_everything(5)
-    with generators_kept():
+    with isolate_rng():
         draw()
     assert draw() == expected

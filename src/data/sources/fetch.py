@@ -59,8 +59,3 @@ def missing(dataset: str, reason: str, folder: Path, files: str) -> UserError:
     return UserError(
         f"dataset: {dataset} {reason}; it would be read from {files} in the folder {folder}"
     )
-
-
-def one_line(error: BaseException) -> str:
-    """'TypeOfError: message' without line breaks."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from src.data.sources.fetch import one_line, read_timeout
+from src.data.sources.fetch import read_timeout
+from src.support import one_line
 
 FORMAT = 1
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.config import own_function
+from src.config import import_function
 from src.data.arrays import split_arrays
 from src.data.images import classes_of, cut, image_data
 from src.data.slices import check_bases, resolve_all
@@ -35,7 +35,7 @@ def load(
     says, by default not at all. Of a map-style dataset, dataset[i] is (PIL image, class number),
     and `classes` lists the classes. Slices of the parts are cut here. UserError for other things.
     """
-    parts = own_function(name, KEY)(data_dir)
+    parts = import_function(name, KEY)(data_dir)
     if not isinstance(parts, Mapping) or not parts:
         raise bad_value(KEY, name, f"a function that gives part -> data, not {_told(parts)}")
     check_bases(splits_map, list(parts), name)
@@ -54,7 +54,7 @@ def load(
 
 def look_up(name: str) -> Callable[..., Any]:
     """The function; UserError where there is none."""
-    return own_function(name, KEY)
+    return import_function(name, KEY)
 
 
 def _pixels(looks: Preprocessing, normalize: str | None) -> Preprocessing:

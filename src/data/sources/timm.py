@@ -17,11 +17,11 @@ from torch.utils.data import Subset
 
 from src.data.images import classes_of, cut, image_data
 from src.data.slices import bases_used, check_bases, resolve_all
-from src.data.sources.fetch import alone, missing, one_line, read_timeout
+from src.data.sources.fetch import alone, missing, read_timeout
 from src.data.sources.tars import TarImages
 from src.data.splits import Data, Preprocessing
 from src.data.transforms import STATISTICS
-from src.support import bad_value, pick, unknown_name
+from src.support import bad_value, one_line, pick, unknown_name
 
 # what torchvision raises on files that are missing or broken
 FAILED = (OSError, RuntimeError, ValueError, EOFError, LookupError, AssertionError)

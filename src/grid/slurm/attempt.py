@@ -27,7 +27,7 @@ from src.grid.notify.notices import tell_of_failure, wait_until_sent
 from src.grid.slurm.requeue import is_time_limit, next_attempt
 from src.grid.slurm.restart_count import Tally, read_step, read_tally, write_tally
 from src.logging import live_owner, slurm_job
-from src.support import PASSED_ON, OneLineParser, UserError, hold_signals, run_programs
+from src.support import OneLineParser, UserError, processes
 
 STOPPED, NOT_CONTINUED = 75, 69  # EX_TEMPFAIL, EX_UNAVAILABLE
 STOPPING = {signal.SIGUSR1, signal.SIGTERM}
@@ -39,7 +39,7 @@ SRUN = ["srun", "--kill-on-bad-exit=1", sys.executable]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    hold_signals()
+    processes.hold_signals()
     try:
         options = command_line().parse_args(arguments)
     except UserError as error:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = [*start, options.program, options.spec, *options.overrides]
     job = slurm_job()
     if job is None:
-        return exit_code(run_programs(program, command, [os.environ])[0])
+        return exit_code(processes.run_programs(program, command, [os.environ])[0])
     folder, more = run_folder(options.spec, options.overrides)
     command += more
     attempt = Attempt(job, folder, options)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return attempt.give_up(reason)
     if number := attempt.wait_for_folder():
         return attempt.end(-number, {number})  # another one is at the run
-    code, heard = run_programs(program, command, [os.environ])
+    code, heard = processes.run_programs(program, command, [os.environ])
     if options.srun and stopped_by_signal(code) and not heard:
         heard = attempt.wait_for_slurm()
     code = attempt.end(code, heard)
@@ -156,7 +156,7 @@ class Attempt:
             if owner != said:
                 print(f"waits for {owner}, where this run goes on", flush=True)
                 said = owner
-            if heard := signal.sigtimedwait(PASSED_ON, SECONDS_BETWEEN_LOOKS):
+            if heard := signal.sigtimedwait(processes.FORWARDED, SECONDS_BETWEEN_LOOKS):
                 return heard.si_signo
         return None
 
@@ -164,7 +164,7 @@ class Attempt:
         """srun's tasks hear of a preemption first, the job when its time of grace ends: only if it
         lives until then it is started again. The signals that came."""
         print("stopped; waiting for what Slurm does with the job", flush=True)
-        heard = signal.sigtimedwait(PASSED_ON, SECONDS_OF_GRACE)
+        heard = signal.sigtimedwait(processes.FORWARDED, SECONDS_OF_GRACE)
         return {heard.si_signo} if heard else set()
 
     def end(self, code: int, heard: set[int]) -> int:

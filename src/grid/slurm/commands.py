@@ -87,7 +87,7 @@ def ask(command: Sequence[str]) -> str:
     except subprocess.TimeoutExpired:
         raise NoSlurm(f"{command[0]} did not answer in {SECONDS_TO_ANSWER:.0f} s") from None
     if done.returncode:
-        raise NoSlurm(one_line(done.stderr) or f"{command[0]}: exit code {done.returncode}")
+        raise NoSlurm(plain_message(done.stderr) or f"{command[0]}: exit code {done.returncode}")
     return done.stdout
 
 
@@ -154,7 +154,7 @@ def read_limits() -> tuple[int, int]:
     return array, jobs
 
 
-def one_line(text: str) -> str:
+def plain_message(text: str) -> str:
     """Slurm's own words, without the program's name before each line."""
     lines = (re.sub(r"^\w+: (error|fatal): ", "", line) for line in text.splitlines())
     return "; ".join(dict.fromkeys(line.strip() for line in lines if line.strip()))

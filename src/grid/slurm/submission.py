@@ -19,7 +19,7 @@ from src.grid.slurm.commands import (
     QueuedJob,
     job_variables,
     literal,
-    one_line,
+    plain_message,
     read_limits,
     read_queue,
     run_sbatch,
@@ -192,7 +192,7 @@ class Submission:
             job = output.strip().partition(";")[0]
             if code == 0 and job.isdigit():
                 return job
-            words = one_line(errors or output) or f"sbatch: exit code {code}"
+            words = plain_message(errors or output) or f"sbatch: exit code {code}"
             if not (NO_ANSWER.search(errors) or FULL.search(errors)):
                 self.journal.refused(call, words)
                 raise UserError(f"Slurm refuses: {words}")

@@ -11,9 +11,9 @@ from typing import Any
 from loguru import logger
 
 from src.data.slices import bases_used, check_bases, parse
-from src.data.sources.fetch import missing, one_line
+from src.data.sources.fetch import missing
 from src.data.sources.hf.hub import open_hub_set, silence
-from src.support import UserError, bad_value
+from src.support import UserError, bad_value, one_line
 
 # loader -> the endings of its files in a folder
 LOADERS: dict[str, list[str]] = {

@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 from weakref import finalize
 
-from src.data.sources.fetch import one_line
 from src.data.sources.tfds.records import Records
-from src.support import ROOT
+from src.support import ROOT, one_line
 
 COUNT = -1  # the position that asks for the number of records
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -18,8 +18,8 @@ from typing import Any
 
 from loguru import logger
 
-from src.data.sources.fetch import NO_PROGRESS_SECONDS, alone, missing, one_line, read_timeout
-from src.support import ROOT, UserError, bad_value, unknown_name
+from src.data.sources.fetch import NO_PROGRESS_SECONDS, alone, missing, read_timeout
+from src.support import ROOT, UserError, bad_value, one_line, unknown_name
 
 NAME = re.compile(r"(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from src.data.images import image_data
 from src.data.slices import KEY, Range, check_bases, warn_of_overlap
-from src.data.sources.fetch import missing, one_line
+from src.data.sources.fetch import missing
 from src.data.sources.tfds import files as tfds_files
 from src.data.sources.tfds.array_records import ArrayRecords, OpenFiles, Reader
 from src.data.sources.tfds.files import Asked, asked_for, find, import_tfds
@@ -26,7 +26,7 @@ from src.data.sources.tfds.records import Records
 from src.data.sources.tfds.tfrecords import TFRecords
 from src.data.splits import Data, Preprocessing
 from src.data.transforms import MODES, STATISTICS
-from src.support import UserError, bad_value
+from src.support import UserError, bad_value, one_line
 
 FILES = "the files that TFDS wrote"
 
