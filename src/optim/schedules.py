@@ -11,7 +11,7 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import TypeVar
 
-from src.support import UserError, closest, shown
+from src.support import UserError, closest, short_repr
 
 T = TypeVar("T")
 Schedule = Callable[[int], float]
@@ -104,4 +104,4 @@ def from_form(
         match = re.fullmatch(rf"({'|'.join(table)})[^\d.]?([\d.]+)", name.lower())
         near = "_".join(match.groups()) if match else closest(name.rstrip("0123456789._-"), table)
         hint = f"; did you mean {near!r}?" if near not in (None, kind, name) else ""
-        raise UserError(f"{key}: got {shown(name)}, expected one of {forms}{hint}") from None
+        raise UserError(f"{key}: got {short_repr(name)}, expected one of {forms}{hint}") from None
