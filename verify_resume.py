@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from src.config import load_config
 from src.runtime import (
-    BrokenState,
+    CorruptCheckpoint,
     Failed,
     KilledRun,
     TooShort,
@@ -75,7 +75,7 @@ def folder_of_runs(wanted: str | None) -> Iterator[Path]:
         if any(path.iterdir()):
             raise UserError(f"--output: {path} is not empty")
         yield path
-    except (Failed, BrokenState) as failed:
+    except (Failed, CorruptCheckpoint) as failed:
         is_kept = True
         raise Failed(f"{failed}\nboth runs are kept in {path}") from None
     except OSError as error:
@@ -102,10 +102,10 @@ def certify(options: argparse.Namespace, folder: Path) -> str:
         killed.finish()
     if differences := first_differences(folder / "straight", folder / "killed"):
         lines = "".join(f"\n  {line}" for line in differences)
-        raise Failed(f"{killed.in_words()}: straight and killed run differ (--seed {seed}):{lines}")
+        raise Failed(f"{killed.describe()}: straight and killed run differ (--seed {seed}):{lines}")
     parts = ", ".join(names_of_parts(final_state(folder / "killed")))
     rows = f"{len(pace.epoch_ends)} rows of stats"
-    return f"{killed.in_words()}: {parts} and {rows} are equal, byte for byte"
+    return f"{killed.describe()}: {parts} and {rows} are equal, byte for byte"
 
 
 if __name__ == "__main__":

@@ -179,11 +179,11 @@ def work_as(
     contestants: Mapping[str, Callable[[Work, Path], Segments]], words: Sequence[str]
 ) -> None:
     """The other end of a contestant, after --worker; with its fellows where there are several."""
-    from src.runtime.distributed import find_place, is_main_process
+    from src.runtime.distributed import detect_rank, is_main_process
     from src.runtime.launch import launch_processes
 
     work, name, folder = Work(**json.loads(words[0])), words[1], Path(words[2])
-    if work.num_processes > 1 and find_place(os.environ) is None:
+    if work.num_processes > 1 and detect_rank(os.environ) is None:
         sys.exit(launch_processes([sys.argv[0], "--worker", *words], work.num_processes))
     digest = hashlib.sha256(words[0].encode()).hexdigest()[:12]
     segments = contestants[name](work, own_folder(folder, f"{name} {digest}"))

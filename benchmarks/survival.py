@@ -117,18 +117,18 @@ def cost_of_a_save(folder: Path, keys: dict[str, Any], num_steps: int) -> tuple[
 
 TO_THE_FIRST_STEP = """
 import os, sys, train
-whole = train.update
-def until(learner, inputs, targets, sums):
-    whole(learner, inputs, targets, sums)
+whole = train.train_step
+def until(*arguments):
+    whole(*arguments)
     os._exit(0)
-train.update = until
+train.train_step = until
 sys.exit(train.main([sys.argv[1]]) or 'no step was left')
 """
 
 
 def restart(folder: Path) -> None:
     print("## From process start to the end of the first new step\n")
-    print("| run | goes on after step | seconds | seconds beyond a new run |")
+    print("| run | resumes after step | seconds | seconds beyond a new run |")
     print("|---|---|---|---|", flush=True)
     for name, keys, num_steps, stops in RESTARTED:
         runs = {stop: prepared(folder, keys, num_steps, stop) for stop in [0, *stops]}
@@ -146,7 +146,7 @@ def restart(folder: Path) -> None:
 def prepared(folder: Path, keys: dict[str, Any], num_steps: int, stop: int) -> Path:
     """A configuration, and where stop > 0 the state that a run of it has after `stop` steps."""
     from src.config.config import save_config
-    from src.runtime.checkpoint_files import StateFiles
+    from src.runtime.checkpoint_files import CheckpointFiles
     from train import experiment_generator
 
     out = folder / f"run-{stop}"
@@ -158,7 +158,7 @@ def prepared(folder: Path, keys: dict[str, Any], num_steps: int, stop: int) -> P
         # The states of a short run and of a long one differ in the position alone.
         short = config(folder, keys, **lengths | {"train_length": 5}, output_dir=str(out))
         list(experiment_generator(short))
-        files = StateFiles(out / "state")
+        files = CheckpointFiles(out / "state")
         state = files.newest()
         assert state
         for of in state["config"].values():

@@ -18,12 +18,13 @@ import torch
 import yaml
 
 import train
+from src import analysis
 from src.config.config import make_config, save_config
 from src.logging import lease as claim
 from src.metrics import is_time
 from src.runtime import checkpoint_manager as saving
-from src.runtime import evaluation
-from src.runtime.checkpoint_files import StateFiles
+from src.runtime import evaluation, session
+from src.runtime.checkpoint_files import CheckpointFiles
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
 from train import experiment_generator, main, run_experiment
@@ -46,7 +47,7 @@ def lasting(value):
 
 def end_of(config) -> dict:
     """The last state of a run, and its stats, without times."""
-    state = StateFiles(Path(config.output_dir) / "state").newest()
+    state = CheckpointFiles(Path(config.output_dir) / "state").newest()
     state.pop("config")
     stats = pd.read_csv(Path(config.output_dir) / "stats.csv", index_col=0)
     kept = stats[[c for c in stats if not is_time(c)]]
@@ -57,8 +58,8 @@ def end_of(config) -> dict:
 def interrupt(monkeypatch):
     """interrupt(12, …): a signal comes during these steps, or calls of a function in train.py."""
 
-    def at(*calls: int, during: str = "update", number: int = signal.SIGTERM) -> None:
-        owner = evaluation if during == "evaluate" else train
+    def at(*calls: int, during: str = "train_step", number: int = signal.SIGTERM) -> None:
+        owner = next(x for x in (train, session, evaluation, analysis) if hasattr(x, during))
         count, whole = 0, getattr(owner, during)
 
         def signalled(*arguments, **keys):
@@ -138,7 +139,7 @@ def test_stopped_after_any_step_it_ends_the_same(digits, tmp_path, interrupt):
     assert (status["attempt"], status["step"], status["state"]) == (31, 30, "done")
     log = (tmp_path / "run" / "training.log").read_text()
     assert log.count("| attempt ") == 31
-    assert "goes on after step 17 of 30" in log
+    assert "resumes after step 17 of 30" in log
     line = re.compile(r"step \d+/30 .* loss [\d.]+ \| accuracy [\d.]+")
     assert line.findall(log) == line.findall((tmp_path / "straight" / "training.log").read_text())
 
@@ -146,7 +147,7 @@ def test_stopped_after_any_step_it_ends_the_same(digits, tmp_path, interrupt):
 def test_a_warning_during_the_set_up_costs_a_step_not_the_attempt(digits, tmp_path, interrupt):
     interrupt(1, 2, 3, during="build_data", number=signal.SIGUSR1)
     assert run_through(digits()) == 4
-    assert "goes on after step 3 of 30" in (tmp_path / "run" / "training.log").read_text()
+    assert "resumes after step 3 of 30" in (tmp_path / "run" / "training.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_a_numpy_number_in_a_row_of_stats_does_not_end_the_chain(digits, tmp_pat
 
     monkeypatch.setattr(evaluation.Evaluation, "of_all", with_mine)
     next(experiment_generator(digits(train_length=3)))
-    state = StateFiles(tmp_path / "run" / "state").newest()
+    state = CheckpointFiles(tmp_path / "run" / "state").newest()
     assert [(row["mine/mean"], row["mine/tensor"]) for row in state["parts"]["stats"]["rows"]] == [
         (1.0, 2.0)
     ]
@@ -318,7 +319,7 @@ def test_the_limit_that_a_first_loss_has_set_is_kept(digits, tmp_path, interrupt
     for config in (digits(**keys), digits(**keys)):
         with pytest.raises(StopRequested):
             run_experiment(config)
-        state = StateFiles(tmp_path / "run" / "state").newest()
+        state = CheckpointFiles(tmp_path / "run" / "state").newest()
         assert 3e11 < state["config"]["in_force"]["max_allowed_loss"] < 6e11
         assert state["config"]["asked"]["max_allowed_loss"] is None
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -358,7 +359,7 @@ def test_a_state_of_code_with_other_keys_says_where_the_key_stands(digits, tmp_p
     interrupt(4)
     with pytest.raises(StopRequested):
         run_experiment(digits())
-    files = StateFiles(tmp_path / "run" / "state")
+    files = CheckpointFiles(tmp_path / "run" / "state")
     state = files.newest()
     state["config"]["asked"]["my_idea"] = 1
     files.save(state["step"], state)
@@ -393,7 +394,7 @@ def test_a_state_with_other_things_in_it_is_answered_in_one_line(
 ):
     config, state = left_after_an_epoch(tmp_path / "run")
     value = state["parts"] | value if key == "parts" and value else value
-    StateFiles(tmp_path / "run" / "state").save(state["step"], state | {key: value})
+    CheckpointFiles(tmp_path / "run" / "state").save(state["step"], state | {key: value})
     with pytest.raises(UserError, match=words) as info:
         run_experiment(config)
     assert len(str(info.value).splitlines()) == 1
@@ -409,7 +410,7 @@ def left_after_an_epoch(tmp_path_factory):
 
     def copied(folder: Path):
         shutil.copytree(whole, folder)
-        return make_config(keys | {"output_dir": str(folder)}), StateFiles(
+        return make_config(keys | {"output_dir": str(folder)}), CheckpointFiles(
             folder / "state"
         ).newest()
 
@@ -521,7 +522,7 @@ def test_other_data_are_refused(digits, interrupt, monkeypatch):
     interrupt(4)
     with pytest.raises(StopRequested):
         run_experiment(digits())
-    build = train.build_data
+    build = session.build_data
 
     def smaller(config, preprocessing):
         data = build(config, preprocessing)
@@ -529,7 +530,7 @@ def test_other_data_are_refused(digits, interrupt, monkeypatch):
         data.splits["test"] = type(whole)(whole.inputs[:10], whole.targets[:10])
         return data
 
-    monkeypatch.setattr(train, "build_data", smaller)
+    monkeypatch.setattr(session, "build_data", smaller)
     with pytest.raises(UserError, match="cannot go on with other data"):
         run_experiment(digits())
 
@@ -580,7 +581,7 @@ def test_a_disk_that_fills_up_is_reported_and_costs_nothing(
     run_experiment(full)
     assert end_of(full) == end_of(config)
     log = (folder / "training.log").read_text()
-    assert "goes on after step 30 of 90" in log
+    assert "resumes after step 30 of 90" in log
 
 
 def test_stats_that_cannot_be_written_are_written_later_or_there_is_no_done(

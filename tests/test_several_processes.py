@@ -19,9 +19,10 @@ import train
 from src.config.config import make_config, save_config
 from src.logging.stats import read_stats
 from src.metrics import is_time
-from src.runtime.checkpoint_files import StateFiles
+from src.runtime import session
+from src.runtime.checkpoint_files import CheckpointFiles
 from src.runtime.comparison import first_differences
-from src.runtime.distributed import EndedElsewhere
+from src.runtime.distributed import PeerFailed
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
 from tests.waiting import PATIENCE
@@ -99,7 +100,7 @@ def run_to_end(config) -> pd.DataFrame:
 
 
 def weights_of(config) -> dict[str, torch.Tensor]:
-    parts = StateFiles(Path(config.output_dir) / "state").newest()["parts"]
+    parts = CheckpointFiles(Path(config.output_dir) / "state").newest()["parts"]
     return {f"{p} {k}": t for p in ("model", "av", "av2") for k, t in flat(parts.get(p, {}))}
 
 
@@ -169,7 +170,7 @@ def test_batch_norms_are_recomputed_by_all_as_by_one(sets, tmp_path):
 
 def stopped(config, at_step: int, rank: int) -> str:
     """A run of which one process alone gets a signal during a step."""
-    whole, count = train.update, 0
+    whole, count = train.train_step, 0
 
     def update(*arguments):
         nonlocal count
@@ -178,7 +179,7 @@ def stopped(config, at_step: int, rank: int) -> str:
             os.kill(os.getpid(), signal.SIGUSR1)
         return whole(*arguments)
 
-    train.update = update
+    train.train_step = update
     try:
         run_experiment(config)
     except StopRequested as stop:
@@ -206,7 +207,7 @@ def test_on_another_number_of_processes_it_goes_on_equal_to_rounding(before, aft
     together(after, run_to_end, config)
     assert_alike(config, one)
     said = (tmp_path / "b" / "training.log").read_text()
-    assert f"goes on in {after} instead of {before} processes: sums are equal to rounding" in said
+    assert f"resumes in {after} instead of {before} processes: sums are equal to rounding" in said
 
 
 def test_early_stopping_stops_all(sets, tmp_path):
@@ -229,7 +230,7 @@ def test_what_fails_in_one_process_ends_all_before_the_first_step(rank, sets, tm
     config = config_of("dense", sets, tmp_path / "run")
     answers = together(2, failing, config, rank)
     assert isinstance(answers[rank], UserError)
-    assert isinstance(answers[1 - rank], EndedElsewhere)
+    assert isinstance(answers[1 - rank], PeerFailed)
     assert f"process {rank} has failed: " in str(answers[1 - rank])
     assert str(answers[rank]) in str(answers[1 - rank])
 
@@ -297,7 +298,7 @@ def test_a_program_may_train_several_models(sets, tmp_path):
 def broken_off(config) -> str:
     """The main process can't write what it promised; what the processes end with."""
     if os.environ["RANK"] == "0":
-        train.save_weights = lambda *_: raised(UserError("no room"))
+        session.save_weights = lambda *_: raised(UserError("no room"))
     try:
         run_experiment(config)
     except UserError as error:
@@ -315,12 +316,12 @@ def test_what_fails_in_the_main_process_in_mid_run_ends_the_others_in_a_line(set
     assert first == "UserError: no room"
     ended_first = "another process of this run has ended first: killed, or training.log says why"
     heard = "process 0 has failed: no room"  # where the main process lives on for that moment
-    assert second in {f"EndedElsewhere: {words}" for words in (ended_first, heard)}
+    assert second in {f"PeerFailed: {words}" for words in (ended_first, heard)}
 
 
 def out_of_order(config, rank: int) -> str:
     """A process fails in its fifth step; what the processes end with."""
-    whole, count = train.update, 0
+    whole, count = train.train_step, 0
 
     def update(*arguments):
         nonlocal count
@@ -329,7 +330,7 @@ def out_of_order(config, rank: int) -> str:
             raise RuntimeError("boom")
         return whole(*arguments)
 
-    train.update = update
+    train.train_step = update
     try:
         run_experiment(config)
     except Exception as error:
@@ -342,11 +343,11 @@ def test_the_main_process_tells_what_another_one_failed_of(sets, tmp_path):
     config = config_of("dense", sets, tmp_path / "run")
     words = "process 1 has failed: RuntimeError: boom"
     assert together(2, out_of_order, config, 1) == [
-        f"EndedElsewhere: {words}",
+        f"PeerFailed: {words}",
         "RuntimeError: boom",
     ]
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (status["state"], status["error"]) == ("failed", f"EndedElsewhere: {words}")
+    assert (status["state"], status["error"]) == ("failed", f"PeerFailed: {words}")
     assert "Traceback" not in (tmp_path / "run" / "training.log").read_text()
     assert "boom" in (tmp_path / "run" / "training.rank1.log").read_text()
 
@@ -427,7 +428,7 @@ def test_the_launcher_passes_signals_on_and_gives_the_code_of_the_run(number, se
     process.send_signal(number)
     said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == (130 if number == signal.SIGINT else 75)
-    assert said.count("the same command goes on") == 1
+    assert said.count("the same command resumes it") == 1
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == ("interrupted" if number == signal.SIGINT else "stopped")
     assert list((tmp_path / "run" / "state").glob("*.state"))

@@ -20,6 +20,7 @@ from whole_runs import lasting
 
 import train
 from src.config.config import load_config, make_config
+from src.data import build_data
 from src.metrics import is_time
 from src.support.errors import UserError
 from tests.waiting import PATIENCE
@@ -74,7 +75,7 @@ def test_regression_has_a_loss_and_no_accuracy(digits):
 def test_evaluation_is_exact_on_the_short_last_batch(digits):
     config = digits(eval_batch_size=77)  # 359 test examples: 4 full batches and one of 51
     stats, model = last_model(config)
-    data = train.build_data(config, None).splits["test"]
+    data = build_data(config, None).splits["test"]
     with torch.no_grad():
         outputs = model.eval()(data.inputs)
     expected_loss = torch.nn.functional.cross_entropy(outputs, data.targets).item()
@@ -238,7 +239,7 @@ def test_a_run_that_dies_leaves_its_traceback(digits, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("the dog ate it")
 
-    monkeypatch.setattr(train, "update", fail)
+    monkeypatch.setattr(train, "train_step", fail)
     with pytest.raises(RuntimeError):
         run_experiment(digits())
     folder = tmp_path / "run"
@@ -478,7 +479,7 @@ def test_ctrl_c_stops_with_130_and_a_status(cfg, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, err) == (130, "interrupted; the same command goes on\n")
+    assert (process.returncode, err) == (130, "interrupted; the same command resumes it\n")
     assert json.loads(status.read_text())["state"] == "interrupted"
 
 

@@ -137,14 +137,14 @@ def test_stopped_it_goes_on_without_its_weights(keys, files, tmp_path, monkeypat
     straight = make_config(keys | {"output_dir": str(tmp_path / "straight")})
     run_experiment(straight)
     stopped = make_config(keys | {"model": f"clip/{write_clip(tmp_path / 'vit')[5:]}"})
-    steps, update = [], train.update
+    steps, update = [], train.train_step
 
     def interrupted(*arguments) -> None:
         steps.append(update(*arguments))
         if len(steps) == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train, "update", interrupted)
+    monkeypatch.setattr(train, "train_step", interrupted)
     with pytest.raises(StopRequested):
         run_experiment(stopped)
     (tmp_path / "vit" / "open_clip_model.safetensors").unlink()

@@ -15,6 +15,8 @@ from several_processes import together
 import train
 from src.config.config import load_config, make_config, without_dashes
 from src.logging.same_run import folder_for
+from src.runtime import command_line
+from src.runtime.distributed import DistributedContext, detect_rank
 from src.support.errors import UserError
 from train import main
 
@@ -37,7 +39,7 @@ def no_training(monkeypatch):
     def fail(*_):
         raise UserError("no step was made")
 
-    monkeypatch.setattr(train, "update", fail)
+    monkeypatch.setattr(train, "train_step", fail)
 
 
 def runs(folder: Path) -> set[str]:
@@ -62,7 +64,7 @@ def test_without_output_dir_a_run_gets_a_folder_and_says_so(here, capsys):
 def test_an_unfinished_run_of_the_same_configuration_goes_on(here, capsys):
     assert main(["cfg.yaml"]) == 2
     assert main(["cfg.yaml", "log_interval=3"]) == 2
-    assert "the run in results/cfg goes on" in capsys.readouterr().out
+    assert "the run in results/cfg is resumed" in capsys.readouterr().out
     assert main(["cfg.yaml", "batch_size=50"]) == 2
     assert main(["cfg.yaml"]) == 2
     assert runs(here / "results") == {"cfg", "cfg-2"}
@@ -118,9 +120,9 @@ def test_of_runs_that_start_at_the_same_moment_each_has_its_own(here):
 
 
 def agreed() -> str | None:
-    config = train.with_folder(make_config(SMALL), "cfg")
-    with suppress(UserError), train.World(train.find_place(os.environ)) as world:
-        world.from_all(None)  # as in training: the main process stays until all have heard it
+    config = command_line._with_folder(make_config(SMALL), "cfg")
+    with suppress(UserError), DistributedContext(detect_rank(os.environ)) as world:
+        world.gather_objects(None)  # as in training: the main process stays until all have heard it
     return config.output_dir
 
 
@@ -132,8 +134,10 @@ def test_all_processes_of_a_run_agree_on_its_folder(here):
 
 def test_processes_that_are_started_here_are_told_the_folder(here, monkeypatch):
     commands = []
-    monkeypatch.setattr(train, "num_processes", lambda *_: 2)
-    monkeypatch.setattr(train, "launch", lambda command, _: commands.append(command) or 0)
+    monkeypatch.setattr(command_line, "num_processes", lambda *_: 2)
+    monkeypatch.setattr(
+        command_line, "launch_processes", lambda command, _: commands.append(command) or 0
+    )
     for more in ([], ["output_dir=there"], ["output_dir=null"]):
         assert main(["cfg.yaml", "base_lr=0.2", *more]) == 0
     given = [load_config(config, overrides).output_dir for _, config, *overrides in commands]

@@ -91,7 +91,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_costs_nothing(fashion_
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)
-        assert (process.returncode, err) == (130, "interrupted; the same command goes on\n")
+        assert (process.returncode, err) == (130, "interrupted; the same command resumes it\n")
     states = sorted(int(path.stem) for path in (tmp_path / "run" / "state").iterdir())
     assert 10 <= states[0] < states[1] < 200
 

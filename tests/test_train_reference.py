@@ -13,7 +13,7 @@ from src.data.order import permutation
 from src.data.registry import build_data
 from src.losses import build_loss
 from src.models.registry import build_model
-from src.runtime.evaluation import Sums, evaluate
+from src.runtime.evaluation import Metrics, evaluate
 from src.support.errors import UserError
 from train import experiment_generator
 
@@ -80,7 +80,7 @@ def test_an_evaluation_uses_the_model_as_it_is_used_and_leaves_it_in_training(di
     before = {name: t.clone() for name, t in model.state_dict().items()}
     batches = evaluation_batches(data, Loading(100, CPU))
     loss = build_loss("log", n_classes=10)
-    result = evaluate(model, batches, Sums(loss, CPU), name="test", log_interval=None)
+    result = evaluate(model, batches, Metrics(loss, CPU), name="test", log_interval=None)
     assert model.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     with torch.no_grad():
@@ -89,24 +89,24 @@ def test_an_evaluation_uses_the_model_as_it_is_used_and_leaves_it_in_training(di
 
 
 def test_weights_of_classes_are_summed_as_finely_as_losses():
-    sums = Sums(build_loss("log", n_classes=2, class_weights=[0.1, 1.0]), CPU)
+    sums = Metrics(build_loss("log", n_classes=2, class_weights=[0.1, 1.0]), CPU)
     sums.weight = torch.tensor(2.0**24, dtype=torch.float64)  # where float32 has no 0.1 to add
     sums.add(torch.tensor(0.0), torch.zeros(1, 2), torch.tensor([0]))
     assert float(sums.weight) == pytest.approx(2**24 + 0.1, abs=1e-6)
-    fresh = Sums(sums.loss, CPU)
+    fresh = Metrics(sums.loss, CPU)
     fresh.add(torch.tensor(0.0), torch.zeros(1, 2), torch.tensor([0]))
     assert fresh.weight.dtype == torch.float64
 
 
 def test_recent_averages_are_those_since_the_last_time_they_were_asked():
-    sums = Sums(build_loss("log", n_classes=2), CPU)
+    sums = Metrics(build_loss("log", n_classes=2), CPU)
     right, wrong = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 9.0]])
     target = torch.tensor([0])
     sums.add(torch.tensor(1.0), right, target)
-    assert sums.recent() == {"loss": 1.0, "accuracy": 1.0}
+    assert sums.compute_since_last() == {"loss": 1.0, "accuracy": 1.0}
     sums.add(torch.tensor(4.0), wrong, target)
-    assert sums.recent() == {"loss": 4.0, "accuracy": 0.0}
-    assert sums.averages() == {"loss": 2.5, "accuracy": 0.5}
+    assert sums.compute_since_last() == {"loss": 4.0, "accuracy": 0.0}
+    assert sums.compute() == {"loss": 2.5, "accuracy": 0.5}
 
 
 def test_the_best_checkpoint_holds_the_best_epoch_and_starts_another_run(digits, tmp_path):

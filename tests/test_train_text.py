@@ -213,14 +213,14 @@ def test_a_stopped_run_ends_as_the_run_that_never_was(tales, language, tmp_path,
     keys |= {"data_text_pack": kind != "texts one by one", "batch_size": 30}
     straight = make_config(keys | {"output_dir": str(tmp_path / "straight")})
     run_experiment(straight)
-    stopped, steps, update = make_config(keys), [], train.update
+    stopped, steps, update = make_config(keys), [], train.train_step
 
     def interrupted(*arguments) -> None:
         steps.append(update(*arguments))
         if len(steps) in (3, 8):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train, "update", interrupted)
+    monkeypatch.setattr(train, "train_step", interrupted)
     for _ in range(2):
         with pytest.raises(StopRequested):
             run_experiment(stopped)

@@ -207,7 +207,7 @@ for number in range(1, 3000):
 
 def test_a_kill_that_did_what_it_should(killed):
     run = killed("import time; time.sleep(60)", signal.SIGTERM)
-    assert run.in_words() == "1 kills (1 TERM; 1 in start-up)"
+    assert run.describe() == "1 kills (1 TERM; 1 in start-up)"
 
 
 def test_an_attempt_that_dies_by_itself_shows_its_end(killed):

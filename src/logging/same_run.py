@@ -26,7 +26,7 @@ from src.config import (
 from src.grid import WITHOUT_EFFECT
 from src.logging.own_files import is_run_folder
 from src.logging.trackers.tracked import read_json
-from src.runtime import Timeline
+from src.runtime import StepSchedule
 from src.support import UserError
 
 FOUND: set[str] = FOUND_IN_DATA | {"batch_size_accum", "max_allowed_loss"}
@@ -155,10 +155,10 @@ def check_same_data(config: Config, found: dict[str, int], *, is_continued: bool
         logger.warning(words)
 
 
-def check_same_epochs(timeline: Timeline, num_steps: int, rows: Sequence[Mapping]) -> None:
+def check_same_epochs(step_schedule: StepSchedule, num_steps: int, rows: Sequence[Mapping]) -> None:
     """A run that is made longer must have ended with a whole epoch. Raises UserError."""
     last = rows[-1] if rows else {"epoch": 0, "step": 0}
-    if last["step"] < num_steps and last["step"] != timeline.epoch_end(last["epoch"]):
+    if last["step"] < num_steps and last["step"] != step_schedule.epoch_end(last["epoch"]):
         raise OtherRun(
             f"train_length: the run ended at step {last['step']}, in the middle of epoch "
             f"{last['epoch']}, which a longer run would not have; choose another output_dir"

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from src.metrics import metric_name
-from src.runtime.checkpoint_files import StateFiles
+from src.runtime.checkpoint_files import CheckpointFiles
 from src.runtime.comparison import final_state
 from src.support import ROOT, UserError
 
@@ -160,7 +160,7 @@ class KilledRun:
         self.folder, self.pace, self.kills, self.draw = folder / "killed", pace, kills, draw
         # with the seeds that the straight run has drawn
         self.config = folder / "straight" / "config.yaml"
-        self.files = StateFiles(self.folder / "state")
+        self.files = CheckpointFiles(self.folder / "state")
         self.log = self.folder / "training.log"
         self.hits: Counter[str] = Counter()
 
@@ -187,7 +187,7 @@ class KilledRun:
         if child.returncode:
             raise self._failure("last attempt", child)
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         counts = Counter(kill.signal.name.removeprefix("SIG") for kill in self.kills)
         signals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         hits = ", ".join(f"{self.hits[m]} in {m}" for m in MOMENTS if self.hits[m])

@@ -31,7 +31,7 @@ CONTENT |= {"epoch": int, "outcome": str | None, "reason": str} | dict.fromkeys(
 )
 
 
-class BrokenState(Exception):  # noqa: N818 - the next file may serve
+class CorruptCheckpoint(Exception):  # noqa: N818 - the next file may serve
     """A file that cannot be believed, and why."""
 
 
@@ -64,48 +64,48 @@ def write_state(
 def read_state(path: Path, device: str = "cpu") -> dict[str, Any]:
     """What was written, tensors on the device ("meta": without their values).
 
-    Raises BrokenState where the file is not what write_state left.
+    Raises CorruptCheckpoint where the file is not what write_state left.
     """
     try:
         with open(path, "rb") as file:
             _check(file)
             file.seek(HEADER)
             return torch.load(file, map_location=device, weights_only=True)
-    except BrokenState:
+    except CorruptCheckpoint:
         raise
     except OSError as error:
-        raise BrokenState(f"cannot be read ({error.strerror})") from None
+        raise CorruptCheckpoint(f"cannot be read ({error.strerror})") from None
     except Exception as error:  # whole, but of another torch, or holding what it refuses
         *_, what = [type(error).__name__, *re.findall(r"Unsupported [\w: .]*\w", str(error))]
-        raise BrokenState(f"cannot be read by this torch ({what})") from None
+        raise CorruptCheckpoint(f"cannot be read by this torch ({what})") from None
 
 
 def _check(file: BinaryIO) -> None:
     """The mark, the version and the checksum; in pieces, as a state may be as large as memory."""
     header = file.read(HEADER)
     if not header.startswith(MARK):
-        raise BrokenState("is no state file")
+        raise CorruptCheckpoint("is no state file")
     version = int.from_bytes(header[16:24], "little")
     if version != VERSION:
-        raise BrokenState(f"has version {version}, this code reads {VERSION}")
+        raise CorruptCheckpoint(f"has version {version}, this code reads {VERSION}")
     digest = hashlib.sha256()
     while piece := file.read(1 << 20):
         digest.update(piece)
     if header != _header(digest.digest()):
-        raise BrokenState("has a wrong checksum")
+        raise CorruptCheckpoint("has a wrong checksum")
 
 
 def _check_content(content: Any, path: Path) -> None:
-    """Raises BrokenState where a file that is whole is not the state that its name promises."""
+    """Raises CorruptCheckpoint where a whole file is not the state that its name promises."""
     is_state = isinstance(content, dict) and all(
         key in content and isinstance(content[key], kind) for key, kind in CONTENT.items()
     )
     if not is_state or any(
         not isinstance(content["config"].get(key), dict) for key in ("asked", "in_force")
     ):
-        raise BrokenState("holds no state of a run")
+        raise CorruptCheckpoint("holds no state of a run")
     if content["step"] != int(path.stem):  # a renamed file would be the newest for ever
-        raise BrokenState(f"holds step {content['step']}, not that of its name")
+        raise CorruptCheckpoint(f"holds step {content['step']}, not that of its name")
 
 
 def _header(digest: bytes) -> bytes:
@@ -131,7 +131,7 @@ class _Hashing:
         self.file.flush()
 
 
-class StateFiles:
+class CheckpointFiles:
     """The state files of a run: NNN.state after NNN steps, the newest few of them.
 
     folder=None, a run without a folder, has none and writes none.
@@ -152,7 +152,7 @@ class StateFiles:
     @classmethod
     def of_run(
         cls, output_dir: str | None, ensure: Callable[[], object], *, is_written: bool
-    ) -> "StateFiles":
+    ) -> "CheckpointFiles":
         folder = None if output_dir is None else Path(output_dir) / "state"
         return cls(folder, ensure, is_written=is_written)
 
@@ -179,14 +179,14 @@ class StateFiles:
         UserError, and changes nothing, where none serves: to train from scratch would cost the run
         its stats and weights, and only a person can say whether that is wanted.
         """
-        broken: dict[Path, BrokenState] = {}
+        broken: dict[Path, CorruptCheckpoint] = {}
         content = None
         for path in self.paths():
             try:
                 content = read_state(path)
                 _check_content(content, path)
                 break
-            except BrokenState as error:
+            except CorruptCheckpoint as error:
                 content, broken[path] = None, error
         put_aside = sorted(self.folder.glob("*.broken")) if self.folder else []
         if content is None and (broken or put_aside):

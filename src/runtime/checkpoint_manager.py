@@ -12,10 +12,10 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from src.runtime.checkpoint_files import BrokenState, StateFiles, read_state
-from src.runtime.distributed import ALONE, World
+from src.runtime.checkpoint_files import CheckpointFiles, CorruptCheckpoint, read_state
+from src.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from src.runtime.signals import StopRequested
-from src.runtime.train_state import State, snapshot
+from src.runtime.train_state import TrainState, snapshot
 from src.support import UserError
 
 # At an epoch's end a state is saved only if saving has cost at most this share of the time.
@@ -24,17 +24,22 @@ SECONDS_TO_RETRY = 60.0  # after a save that failed
 PLAIN = {int, float, str, bool, type(None)}
 
 
-class Saver:
+class CheckpointManager:
     """Saves a state in a thread, so that training goes on meanwhile. A context around training.
 
     A save that fails (a full disk) is reported; the files of before stay, the run goes on.
     """
 
     def __init__(
-        self, files: StateFiles, state: State, world: World = ALONE, *, minutes: float
+        self,
+        files: CheckpointFiles,
+        state: TrainState,
+        distributed: DistributedContext = SINGLE_PROCESS,
+        *,
+        minutes: float,
     ) -> None:
-        """world: what is saved is put together by all processes, and written by the main one."""
-        self.files, self.state, self.world = files, state, world
+        """distributed: all processes put together what is saved, and the main one writes it."""
+        self.files, self.state, self.distributed = files, state, distributed
         self.seconds_between = 60 * minutes
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
@@ -44,7 +49,7 @@ class Saver:
         self.last = perf_counter()
         self.due = self.last + self.seconds_between if files.is_written else inf
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
@@ -57,13 +62,13 @@ class Saver:
 
     def by_the_clock(self) -> None:
         """Called after a step: save every so many minutes."""
-        if self.world.max(perf_counter() >= self.due and not self._is_busy()):
+        if self.distributed.max(perf_counter() >= self.due and not self._is_busy()):
             self._start()
 
     def at_epoch_end(self) -> None:
         """Save, unless the last save is so young that this would slow the run down."""
         is_cheap = (perf_counter() - self.last) * SHARE >= self.cost
-        if self.world.max(is_cheap and not self._is_busy()):
+        if self.distributed.max(is_cheap and not self._is_busy()):
             self._start()
 
     def _at_stop(self) -> None:
@@ -93,7 +98,7 @@ class Saver:
         return self.thread is not None and self.thread.is_alive()
 
     def _snapshot(self) -> dict[str, Any]:
-        return snapshot(self.state.state_dict(), is_kept=self.world.is_main)
+        return snapshot(self.state.state_dict(), is_kept=self.distributed.is_main)
 
     def _start(self) -> None:
         self._finish_thread()
@@ -124,7 +129,7 @@ class Saver:
         if unproven and (paths := self.files.paths()):
             try:
                 read_state(paths[0], device="meta")
-            except BrokenState as error:
+            except CorruptCheckpoint as error:
                 if isinstance(error.__context__, OSError):  # the disk's mistake, not the file's
                     raise
                 paths[0].unlink()  # it would be in the way of the one before it
@@ -133,7 +138,9 @@ class Saver:
                     for path, value in unproven.values()
                     if not can_be_read(value)
                 ]
-                raise BrokenState(f"{error}: {', '.join(where)}" if where else str(error)) from None
+                raise CorruptCheckpoint(
+                    f"{error}: {', '.join(where)}" if where else str(error)
+                ) from None
         self.proven |= unproven.keys()
 
     def _finish_thread(self) -> None:
@@ -147,7 +154,7 @@ class Saver:
         if isinstance(error, UserError):  # the folder is not ours any more
             raise error
         kept = self.files.paths() if error else []
-        if isinstance(error, BrokenState):
+        if isinstance(error, CorruptCheckpoint):
             logger.warning(
                 "the state of this run {}; {}",
                 error,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from src.metrics import is_time
-from src.runtime.checkpoint_files import BrokenState, StateFiles, read_state
+from src.runtime.checkpoint_files import CheckpointFiles, CorruptCheckpoint, read_state
 
 # What a state holds besides results: what was asked for, and seconds
 NOT_RESULTS = {"config", "data_time", "training_seconds", "run_seconds", "num_processes"}
@@ -39,12 +39,12 @@ def first_differences(folder: Path, other: Path) -> list[str]:
 
 
 def final_state(folder: Path) -> dict[str, Any]:
-    """The newest state of a run folder. Raises BrokenState."""
-    newest = next(iter(StateFiles(folder / "state").paths()), folder / "state")
+    """The newest state of a run folder. Raises CorruptCheckpoint."""
+    newest = next(iter(CheckpointFiles(folder / "state").paths()), folder / "state")
     try:
         return read_state(newest)
-    except BrokenState as error:
-        raise BrokenState(f"{newest} {error}") from None
+    except CorruptCheckpoint as error:
+        raise CorruptCheckpoint(f"{newest} {error}") from None
 
 
 def names_of_parts(state: Mapping[str, Any]) -> list[str]:

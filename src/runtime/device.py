@@ -25,7 +25,7 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def keep_freed_memory() -> None:
+def disable_malloc_trim() -> None:
     """Keep what a step frees for the next one. Only glibc needs to be told.
 
     It may give the end of its heap back after every step, and then fetches it again page by

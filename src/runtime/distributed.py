@@ -11,8 +11,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -27,8 +27,10 @@ import torch.distributed as dist
 from src.support import UserError, bad_value, random_state
 
 T = TypeVar("T")
-MEETING = timedelta(minutes=10)  # for all to be there
-PATIENCE = timedelta(hours=2)  # of those that wait: the main process may prepare data for all
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # for all to be there
+COLLECTIVE_TIMEOUT = timedelta(
+    hours=2
+)  # of those that wait: the main process may prepare data for all
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_HEAR = 10.0
 SECONDS_BETWEEN_AGREEMENTS = 0.5
@@ -38,12 +40,12 @@ ENDED_IN_GLOO_S_WORDS = r"gloo/.*(closed by peer|reset by peer|Broken pipe)"
 PORTS = range(20_000, 32_768)  # below those that Linux gives out by itself
 
 
-class EndedElsewhere(UserError):  # noqa: N818 - says what happened
+class PeerFailed(UserError):  # noqa: N818 - says what happened
     """Another process of the run has failed, and says so itself."""
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Which process this is, counted from 0, of how many; which one of its machine."""
 
     rank: int
@@ -53,7 +55,7 @@ class Place:
     port: str
 
 
-def find_place(environment: Mapping[str, str]) -> Place | None:
+def detect_rank(environment: Mapping[str, str]) -> RankInfo | None:
     """What torchrun or srun say, and our own launcher, who speaks as torchrun; None: alone."""
     given = environment.get
     if int(given("WORLD_SIZE", 1)) > 1:
@@ -67,12 +69,12 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     address = given("MASTER_ADDR") or given("SLURM_LAUNCH_NODE_IPADDR") or "127.0.0.1"
     job = int(given("SLURM_JOB_ID", 0)) + int(given("SLURM_STEP_ID", 0))
     port = given("MASTER_PORT") or str(PORTS[job % len(PORTS)])
-    return Place(int(rank), int(size), int(local_rank), address, port)
+    return RankInfo(int(rank), int(size), int(local_rank), address, port)
 
 
 def is_main_process() -> bool:
     """Whether this one speaks for all."""
-    place = find_place(os.environ)
+    place = detect_rank(os.environ)
     return place is None or place.rank == 0
 
 
@@ -86,14 +88,14 @@ def ended(words: object, exit_code: int) -> int:
     return exit_code
 
 
-class World:
+class DistributedContext:
     """All processes of the run, as seen by one of them; alone, each method is next to nothing.
 
     A context: an error on the way to the first step is told to the others, who end as well; what
-    a later one was is there for those whom it keeps waiting (others_heard).
+    a later one was is there for those whom it keeps waiting (reraise_peer_error).
     """
 
-    def __init__(self, place: Place | None) -> None:
+    def __init__(self, place: RankInfo | None) -> None:
         self.place = place
         self.rank, self.size = (place.rank, place.size) if place else (0, 1)
         self.is_main = self.rank == 0
@@ -102,7 +104,7 @@ class World:
         self.calls = self.next_agreement = 0
         self.agreed_at, self.agreed_calls = perf_counter(), 0
 
-    def __enter__(self) -> "World":
+    def __enter__(self) -> "DistributedContext":
         if self.place:
             runs = f"run {next(_NUMBERS)}"  # a program may do several, in the same order in all
             self.store = dist.PrefixStore(runs, _store(self.place))
@@ -117,18 +119,15 @@ class World:
             _leave_at_exit()
         elif self.is_in_step and _is_own(error):
             with suppress(RuntimeError):  # the store is gone, and the main process with it
-                self.store.set(f"failed/{self.rank}", _in_words(error))
+                self.store.set(f"failed/{self.rank}", _describe_error(error))
 
-    @contextmanager
-    def others_heard(self) -> Iterator[None]:
-        """Where another process has ended first, what it said is the error, not torch's words of
-        a connection. It is to be the innermost context: what records errors is around it."""
-        try:
-            yield
-        except Exception as error:
-            if self.is_in_step and re.search(ENDED_IN_GLOO_S_WORDS, str(error)):
-                raise EndedElsewhere(self._last_words()) from None
-            raise
+    def peer_error(self, error: BaseException | None) -> "PeerFailed | None":
+        """What another process said that has ended first, where the error is torch's about the
+        lost connection; None for any other error."""
+        is_error = self.is_in_step and isinstance(error, Exception)
+        if is_error and re.search(ENDED_IN_GLOO_S_WORDS, str(error)):
+            return PeerFailed(self._last_words())
+        return None
 
     def _last_words(self) -> str:
         """Of a process that has ended; the main one's may be gone with it."""
@@ -142,7 +141,7 @@ class World:
 
     def _tell_failure(self, error: Exception) -> None:
         if _is_own(error):
-            self._put({"failed": _in_words(error)})
+            self._put({"failed": _describe_error(error)})
         self._wait_until_heard()
 
     def _wait_until_heard(self) -> None:
@@ -168,15 +167,15 @@ class World:
 
     # ---- Before the first step: words, by way of a store ---------------------------------
 
-    def from_main(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """What the main process has here: numbers, texts, lists and dicts."""
         return self._exchange({"value": value if self.is_main else None})[0]["value"]
 
-    def from_all(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: Any) -> list[Any]:
         """What each process has here, in the order of their ranks."""
         return [said["value"] for said in self._exchange({"value": value})]
 
-    def main_first(self, make: Callable[[], T]) -> T:
+    def main_process_first(self, make: Callable[[], T]) -> T:
         """What make() gives: in the main process first, as it may write what the others read."""
         made = make() if self.is_main else None
         self._exchange({})
@@ -197,7 +196,7 @@ class World:
                 store=dist.PrefixStore("group", _store(self.place)),
                 rank=self.rank,
                 world_size=self.size,
-                timeout=PATIENCE,
+                timeout=COLLECTIVE_TIMEOUT,
                 device_id=device if device.type == "cuda" else None,
             )
 
@@ -210,7 +209,7 @@ class World:
         self.round += 1
         for rank, said in enumerate(told):
             if "failed" in said:
-                raise EndedElsewhere(f"process {rank} has failed: {said['failed']}")
+                raise PeerFailed(f"process {rank} has failed: {said['failed']}")
         return told
 
     def _put(self, words: dict[str, Any]) -> None:
@@ -223,7 +222,7 @@ class World:
                 sleep(SECONDS_BETWEEN_LOOKS)
             return json.loads(self.store.get(key))
         except RuntimeError:  # DistNetworkError: the store is gone, and the process with it
-            raise EndedElsewhere("the main process has ended") from None
+            raise PeerFailed("the main process has ended") from None
 
     def seed(self, seed: int, step: int) -> None:
         """Of several processes each draws in a step (dropout) what no state needs to remember."""
@@ -268,7 +267,7 @@ class World:
         """The largest of the processes'."""
         return int(self.gather([number]).max()) if self.size > 1 else number
 
-    def is_time_to_agree(self) -> bool:
+    def should_sync_flags(self) -> bool:
         """Asked after every step, in all processes: the same answer in all, several times a
         second. Then they may ask each other whether a signal came, or a save is due."""
         if self.size == 1:
@@ -284,21 +283,21 @@ class World:
         self.next_agreement = self.calls + calls
         return True
 
-    def agree_next(self) -> None:
+    def sync_flags_next(self) -> None:
         """What follows has another pace."""
         self.next_agreement = 0
         self.agreed_at, self.agreed_calls = perf_counter(), self.calls
 
 
-ALONE = World(None)
+SINGLE_PROCESS = DistributedContext(None)
 
 
 def _is_own(error: BaseException | None) -> bool:
     """An error that no other process knows of yet."""
-    return isinstance(error, Exception) and not isinstance(error, EndedElsewhere)
+    return isinstance(error, Exception) and not isinstance(error, PeerFailed)
 
 
-def _in_words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """For the others: what a user's mistake says; of others the kind as well, in one line."""
     if isinstance(error, UserError):
         return str(error)
@@ -315,13 +314,13 @@ def _leave_at_exit() -> None:
 
 
 @cache
-def _store(place: Place) -> dist.Store:
+def _store(place: RankInfo) -> dist.Store:
     """Where the processes leave words for each other: torchrun's, or the main process's own."""
     from torch.distributed.rendezvous import rendezvous
 
     os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": place.port}
     try:
-        store, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=MEETING))
+        store, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=RENDEZVOUS_TIMEOUT))
     except (RuntimeError, ValueError) as error:  # DistNetworkError
         raise UserError(
             f"the {place.size} processes of this run do not meet at {place.address}:{place.port}, "

@@ -1,4 +1,4 @@
-"""Sums of loss and correct predictions, and one pass over a split."""
+"""Metrics of loss and correct predictions, and one pass over a split."""
 
 import math
 from collections.abc import Callable, Generator, Mapping
@@ -14,27 +14,29 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number 
 from src.data import Batch, Loading, Split, evaluation_batches, is_text
 from src.losses import Loss
 from src.models import keeps_statistics
-from src.runtime.distributed import ALONE, World
-from src.runtime.precision import Computing, Forward
+from src.runtime.distributed import SINGLE_PROCESS, DistributedContext
+from src.runtime.precision import Forward, Precision
 from src.support import random_state
 
 Batches = Generator[Batch, None, None]
 MOST_LOSS = 700.0  # of which a float holds the exponential
 
 
-class Sums:
+class Metrics:
     """Totals over examples that stay on the device until they are read, of all processes."""
 
-    def __init__(self, loss: Loss, device: torch.device, world: World = ALONE) -> None:
-        self.loss, self.device, self.world = loss, device, world
+    def __init__(
+        self, loss: Loss, device: torch.device, distributed: DistributedContext = SINGLE_PROCESS
+    ) -> None:
+        self.loss, self.device, self.distributed = loss, device, distributed
         self.reset()
 
-    def empty(self) -> "Sums":
+    def empty(self) -> "Metrics":
         """Others of the same kind."""
-        return Sums(self.loss, self.device, self.world)
+        return Metrics(self.loss, self.device, self.distributed)
 
     def reset(self) -> None:
-        # float32 sums of half a million losses are off in the fourth digit; MPS has no float64
+        # float32 metrics of half a million losses are off in the fourth digit; MPS has no float64
         precision = torch.float32 if self.device.type == "mps" else torch.float64
         self.total = torch.zeros((), dtype=precision, device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -46,19 +48,21 @@ class Sums:
         """Called by all processes: what each has, (processes, numbers)."""
         names = ("total", "correct", "weight", "predictions", "at_last_reading")
         state = {name: getattr(self, name) for name in names}
-        return state | ({"shares": self.world.gather(self._own())} if self.world.size > 1 else {})
+        return state | (
+            {"shares": self.distributed.gather(self._own())} if self.distributed.size > 1 else {}
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Each process takes what was its own; of another number, the main one takes all."""
         shares = state.get("shares")
-        if shares is None and self.world.is_main:
+        if shares is None and self.distributed.is_main:
             for name, value in state.items():
                 setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
             return
         self.at_last_reading = state["at_last_reading"]
-        if shares is not None and len(shares) == self.world.size:
-            self._take(shares[self.world.rank].tolist())
-        elif shares is not None and self.world.is_main:
+        if shares is not None and len(shares) == self.distributed.size:
+            self._take(shares[self.distributed.rank].tolist())
+        elif shares is not None and self.distributed.is_main:
             self._take(shares.sum(0).tolist())
 
     def _take(self, numbers: list[float]) -> None:
@@ -76,25 +80,25 @@ class Sums:
         if "accuracy" in self.loss.metric_names:
             self.correct += self.loss.correct(outputs, targets)  # type: ignore[arg-type]
 
-    def averages(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """The loss's measures of everything so far; waits for the device."""
         return self._averages(self._read())
 
-    def recent(self) -> dict[str, float]:
+    def compute_since_last(self) -> dict[str, float]:
         """The same for what was added since this was last asked."""
         now, then = self._read(), self.at_last_reading
         self.at_last_reading = now
         return self._averages([a - b for a, b in zip(now, then, strict=True)])
 
     def _read(self) -> list[float]:
-        return self.world.sum(self._own())
+        return self.distributed.sum(self._own())
 
     def _own(self) -> list[float]:
         """[summed loss, its weight, correct, predictions] of this process's shares."""
         return [float(self.total), float(self.weight), int(self.correct), int(self.predictions)]
 
-    def _averages(self, sums: list[float]) -> dict[str, float]:
-        total, weight, correct, predictions = sums
+    def _averages(self, metrics: list[float]) -> dict[str, float]:
+        total, weight, correct, predictions = metrics
         loss = total / weight if weight else math.nan
         averages = {
             "loss": loss,
@@ -112,7 +116,7 @@ class Evaluation:
         splits: Mapping[str, Split],
         models: Mapping[str, nn.Module],
         loading: Loading,
-        computing: Computing,
+        computing: Precision,
         *,
         log_interval: int | None,
     ) -> None:
@@ -128,14 +132,14 @@ class Evaluation:
         }
 
     def of_all(
-        self, new_sums: Callable[[], Sums], watched: Callable[[Batches], Batches]
+        self, new_metrics: Callable[[], Metrics], watched: Callable[[Batches], Batches]
     ) -> dict[str, dict[str, float]]:
         """'SPLIT/MODEL' -> measures. watched: what looks at the batches as they come."""
         return {
             f"{split_name}/{name}": evaluate(
                 model,
                 watched(evaluation_batches(split, self.loading)),
-                new_sums(),
+                new_metrics(),
                 forward=self.forwards[name],
                 name=f"{split_name}/{name}",
                 log_interval=self.log_interval,
@@ -150,7 +154,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     batches: Batches,
-    sums: Sums,
+    metrics: Metrics,
     *,
     forward: Forward | None = None,
     name: str,
@@ -158,7 +162,7 @@ def evaluate(
 ) -> dict[str, float]:
     """One pass in eval mode: the loss's measures, time and data_time in seconds.
 
-    sums: empty ones. forward: the model as it is called, if not by itself. Averages weigh by
+    metrics: empty ones. forward: the model as it is called, if not by itself. Averages weigh by
     example or token, so a short last batch counts as what it is, and an empty share of one as
     nothing. However it ends, batches is closed.
     """
@@ -172,21 +176,24 @@ def evaluate(
             data_time += perf_counter() - waited_from
             outputs = forward(inputs)
             if len(targets):
-                sums.add(sums.loss(outputs, targets), outputs, targets)
+                metrics.add(metrics.loss(outputs, targets), outputs, targets)
             if log_interval and number % log_interval == 0:
-                logger.info("{} | batch {} | {}", name, number, in_words(sums.averages()))
+                logger.info("{} | batch {} | {}", name, number, in_line(metrics.compute()))
             waited_from = perf_counter()
     model.train(was_training)
-    result = sums.averages()
+    result = metrics.compute()
     result |= {"time": perf_counter() - started, "data_time": data_time}
-    logger.info("{} | {} | {:.1f} s", name, in_words(result), result["time"])
+    logger.info("{} | {} | {:.1f} s", name, in_line(result), result["time"])
     return result
 
 
 @torch.no_grad()
 @random_state.isolate_rng()
 def recompute_batch_norms(
-    model: nn.Module, batches: Batches, forward: Forward, world: World = ALONE
+    model: nn.Module,
+    batches: Batches,
+    forward: Forward,
+    distributed: DistributedContext = SINGLE_PROCESS,
 ) -> None:
     """Set the statistics of batch norms to their means over these batches, of all processes.
 
@@ -221,12 +228,12 @@ def recompute_batch_norms(
                 norm.momentum = momentum
                 norm.eval()
     statistics = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
-    world.average_(statistics, num_batches)
+    distributed.average_(statistics, num_batches)
     seconds = perf_counter() - started
     logger.info("batch norms recomputed from {} batches | {:.1f} s", num_batches, seconds)
 
 
-def in_words(averages: Mapping[str, float]) -> str:
+def in_line(averages: Mapping[str, float]) -> str:
     """'loss 0.3121 | accuracy 0.9120'."""
     shown = [f"{k} {averages[k]:.4f}" for k in ("loss", "accuracy", "perplexity") if k in averages]
     return " | ".join(shown)

@@ -13,7 +13,7 @@ from math import ceil
 
 import torch
 
-from src.runtime.distributed import find_place
+from src.runtime.distributed import detect_rank
 from src.support import bad_value, processes
 
 ONE_IS_ENOUGH = ("libsvm", "sklearn")  # rows in memory: gradients would travel longer than wait
@@ -22,7 +22,7 @@ ONE_IS_ENOUGH = ("libsvm", "sklearn")  # rows in memory: gradients would travel 
 def num_processes(multi_gpu: str | bool, device: str | None, dataset: str) -> int:
     """How many to start: 1 where the run stays in this one. UserError where it would be alone,
     and others were started."""
-    place = find_place(os.environ)
+    place = detect_rank(os.environ)
     if place and multi_gpu is False:
         raise bad_value("multi_gpu", False, f"true or fsdp, as {place.size} processes were started")
     if multi_gpu not in (True, "fsdp") or device not in (None, "cuda") or place:

@@ -5,27 +5,25 @@ What a run goes on from is another matter: src/runtime/train_state.py.
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from src.optim import AveragedModel
 from src.runtime.train_state import snapshot
 from src.support import UserError, write_atomically
 
 
-def save_weights(
-    path: Path | None, epoch: int, model: nn.Module, averages: dict[str, AveragedModel]
-) -> None:
+def save_weights(path: Path | None, epoch: int, models: Mapping[str, nn.Module]) -> None:
     """Write {'epoch', 'last': state dict, 'av': state dict, …} whole or not at all.
 
     path=None, a run without a folder or another process than the main one, writes nothing.
     Raises UserError where the disk refuses.
     """
-    content: dict[str, Any] = {"epoch": epoch, "last": model.state_dict()}
-    content |= {name: average.model.state_dict() for name, average in averages.items()}
+    content: dict[str, Any] = {"epoch": epoch}
+    content |= {name: model.state_dict() for name, model in models.items()}
     content = snapshot(content, is_kept=path is not None)
     if path is None:
         return
@@ -35,7 +33,9 @@ def save_weights(
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, buffer.getvalue())
     except OSError as error:  # going on would lose what was asked for
-        raise UserError(f"cannot write {path}: {error.strerror}; start again to go on") from None
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; start it again to resume"
+        ) from None
 
 
 def prune(path: Path | None, *, keep: int | None) -> None:

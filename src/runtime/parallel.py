@@ -8,9 +8,9 @@ dp: DataParallel, one process for all GPUs of a machine.
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 from warnings import catch_warnings
 
 import torch
@@ -21,37 +21,40 @@ from torch.optim import Optimizer
 
 from src.data import Split
 from src.logging import Uses
-from src.runtime.distributed import World
+from src.runtime.distributed import DistributedContext
 from src.runtime.sharded import ShardedModel, ShardedOptimizer
 from src.runtime.throughput import Throughput, build_throughput
 from src.runtime.train_state import Stateful
 from src.support import bad_value, random_state
 
+T = TypeVar("T")
 Kind = str | bool
 LAYERS = (nn.Sequential, nn.ModuleList)  # whose items are sharded each by itself
 
 
 class Parallel:
-    """How the processes of `world` share the work on one model."""
+    """How the processes of `distributed` share the work on one model."""
 
-    def __init__(self, world: World, kind: Kind, device: torch.device) -> None:
+    def __init__(self, distributed: DistributedContext, kind: Kind, device: torch.device) -> None:
         """kind: multi_gpu. UserError where it needs processes that there are not."""
-        self.world, self.kind, self.device = world, kind, device
+        self.distributed, self.kind, self.device = distributed, kind, device
         self.is_sharded = kind == "fsdp"
-        if self.is_sharded and world.size == 1:
+        if self.is_sharded and distributed.size == 1:
             expected = "true or false, as there is one process alone, which has the whole model"
             raise bad_value("multi_gpu", kind, expected)
-        if kind == "dp" and world.size > 1:
-            raise bad_value("multi_gpu", kind, f"true or fsdp, as there are {world.size} processes")
+        if kind == "dp" and distributed.size > 1:
+            raise bad_value(
+                "multi_gpu", kind, f"true or fsdp, as there are {distributed.size} processes"
+            )
 
     @property
-    def birthplace(self) -> torch.device:
+    def init_device(self) -> torch.device:
         """Where the model is built: not as a whole on a GPU that is too small for it."""
         return torch.device("cpu") if self.is_sharded else self.device
 
     def prepare(self, model: nn.Module, *, sync_bn: bool) -> nn.Module:
         """Before there is an optimizer. With fsdp each process keeps its slice, in place."""
-        if sync_bn and self.world.size > 1:
+        if sync_bn and self.distributed.size > 1:
             if self.device.type != "cuda":
                 raise bad_value("sync_bn", True, f"false, as torch has none for {self.device.type}")
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -59,46 +62,42 @@ class Parallel:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
-            mesh = init_device_mesh(self.device.type, (self.world.size,))
+            mesh = init_device_mesh(self.device.type, (self.distributed.size,))
             for block in _blocks(model):
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
         return model
 
-    def states(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Stateful]:
-        """Both as parts of the state, which one process can read whatever wrote it."""
-        if self.is_sharded:
-            return {"model": ShardedModel(model), "optimizer": ShardedOptimizer(optimizer)}
-        return {"model": model, "optimizer": optimizer}
+    def as_stateful(self, part: Any) -> Stateful:
+        """The part as it is saved: one process can read it, whatever number wrote it."""
+        if self.is_sharded and isinstance(part, nn.Module):
+            return ShardedModel(part)
+        if self.is_sharded and isinstance(part, Optimizer):
+            return ShardedOptimizer(part)
+        return part
 
-    def spread(self, network: nn.Module) -> nn.Module:
+    def wrap(self, network: nn.Module) -> nn.Module:
         """The network as it is called in training."""
         self.network = network
         if self.kind == "dp":
             self.network = _spread_by_threads(network, self.device)
-        if self.world.size > 1 and not self.is_sharded:
-            self.network = _Synchronized(network)
+        if self.distributed.size > 1 and not self.is_sharded:
+            self.network = AccumulatingDDP(network)
         return self.network
 
-    def loss_scale(self, weight: float | Tensor, num_examples: int, device: torch.device) -> Tensor:
-        """What the summed loss of this process's share is multiplied by, (); weight: the share's.
+    def synchronized(self, micro_batches: Sequence[T]) -> Iterator[T]:
+        """The micro-batches of a batch; the gradients travel with the last one alone."""
+        for number, micro_batch in enumerate(micro_batches, 1):
+            is_last = number == len(micro_batches)
+            if self.is_sharded:
+                self.network.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+            elif self.distributed.size > 1:
+                self.network.is_last = is_last  # type: ignore[assignment]
+            yield micro_batch
 
-        num_examples: of the whole batch. A number is written on the device, not copied there: a
-        copy from the CPU would wait for all that a GPU still has to do.
-        """
-        scale = self.world.size / self.world.total(weight, num_examples)
-        return scale if isinstance(scale, Tensor) else torch.full((), scale, device=device)
-
-    def sync(self, is_last: bool) -> None:
-        """Before each micro-batch: the gradients travel with the last one of the batch alone."""
-        if self.is_sharded:
-            self.network.set_requires_gradient_sync(is_last)  # type: ignore[operator]
-        elif self.world.size > 1:
-            self.network.is_last = is_last  # type: ignore[assignment]
-
-    def same_buffers(self, models: Iterable[nn.Module]) -> None:
+    def broadcast_buffers(self, models: Iterable[nn.Module]) -> None:
         """All take the main process's statistics of batch norms, which come of its share alone."""
-        if self.world.size > 1:
+        if self.distributed.size > 1:
             for model in models:
                 for buffer in model.buffers():
                     dist.broadcast(buffer, src=0)
@@ -108,7 +107,7 @@ class Parallel:
     ) -> Throughput:
         """What to count the pace of training by, over all devices."""
         is_dp = self.kind == "dp" and _has_several(self.device)
-        number = torch.cuda.device_count() if is_dp else self.world.size
+        number = torch.cuda.device_count() if is_dp else self.distributed.size
         return build_throughput(
             model, split, input_shape, self.device, precision, num_devices=number
         )
@@ -124,21 +123,21 @@ class Parallel:
             gpus = [torch.cuda.current_device() if index is None else index]
         known = [getattr(torch.cuda.get_device_properties(gpu), "uuid", None) for gpu in gpus]
         named = [f"GPU-{str(x).removeprefix('GPU-')}" for x in known if x is not None]
-        if self.world.size == 1:
+        if self.distributed.size == 1:
             return Uses(None, tuple(named), len(gpus))
-        told = self.world.from_all([platform.node(), *named])
+        told = self.distributed.gather_objects([platform.node(), *named])
         of_this_machine = [x for host, *theirs in told if host == platform.node() for x in theirs]
-        number = self.world.size if gpus else 0
-        return Uses(os.getppid(), tuple(of_this_machine), number, self.world.size)
+        number = self.distributed.size if gpus else 0
+        return Uses(os.getppid(), tuple(of_this_machine), number, self.distributed.size)
 
-    def in_words(self) -> str | None:
+    def describe(self) -> str | None:
         """For the log; None: one process, one device."""
-        if self.world.size == 1:
+        if self.distributed.size == 1:
             visible = torch.cuda.device_count() if self.device.type == "cuda" else 1
             is_alone = visible > 1 and not isinstance(self.network, nn.DataParallel)
             return f"one of {visible} GPUs" if is_alone else None
         how = "fully sharded" if self.is_sharded else "a share of each batch each"
-        return f"{self.world.size} processes, {how}"
+        return f"{self.distributed.size} processes, {how}"
 
 
 def _has_several(device: torch.device) -> bool:
@@ -146,7 +145,7 @@ def _has_several(device: torch.device) -> bool:
     return device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1
 
 
-class _Synchronized(nn.Module):
+class AccumulatingDDP(nn.Module):
     """DistributedDataParallel that takes the gradients of a batch's micro-batches as one."""
 
     def __init__(self, network: nn.Module) -> None:

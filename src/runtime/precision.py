@@ -10,7 +10,7 @@ from loguru import logger
 from torch import Tensor, nn
 
 from src.keys import CUDA_GRAPHS
-from src.runtime.device import keep_freed_memory
+from src.runtime.device import disable_malloc_trim
 from src.support import bad_value
 
 Forward = Callable[[Tensor], Tensor]
@@ -19,7 +19,7 @@ AMPERE = (8, 0)  # the first compute capability with tf32
 
 
 @dataclass(frozen=True)
-class Computing:
+class Precision:
     """The choices of a run: precision is fp32, tf32, bf16 or fp16; mode one of torch.compile's,
     or None. Weights, gradients, the optimizer, losses and sums are float32 in all of them."""
 
@@ -36,7 +36,7 @@ class Computing:
     @classmethod
     def on(
         cls, device: torch.device, precision: str, channels_last: bool, compile: str | bool
-    ) -> "Computing":
+    ) -> "Precision":
         """As the keys of these names ask for it; without compiling where that cannot be done."""
         computing = cls(device, precision, channels_last)
         mode = "default" if compile is True else compile or None
@@ -71,9 +71,9 @@ class Computing:
         return torch.amp.GradScaler(kind, enabled=self.precision == "fp16")
 
     @contextmanager
-    def in_force(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Settings of the process. tf32 is as it was afterwards; freed memory stays kept."""
-        keep_freed_memory()
+        disable_malloc_trim()
         before = torch.get_float32_matmul_precision()
         if self.precision == "tf32":
             torch.set_float32_matmul_precision("high")
@@ -82,7 +82,7 @@ class Computing:
         finally:
             torch.set_float32_matmul_precision(before)
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """'bf16, channels last, compiled (default)'."""
         words = [self.precision]
         words += ["channels last"] * self.is_channels_last
@@ -183,5 +183,5 @@ def warn_of(error: Exception) -> str:
     reason = next((line for line in str(inner).splitlines() if line.strip()), "")
     if not reason.startswith(type(inner).__name__):
         reason = f"{type(inner).__name__}: {reason}"
-    logger.warning("compile: cannot be done here, the run goes on without ({})", reason)
+    logger.warning("compile: cannot be done here, the run continues without ({})", reason)
     return reason

@@ -15,7 +15,7 @@ from loguru import logger
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from src.runtime.train_state import State
+from src.runtime.train_state import TrainState
 from src.support import UserError, write_atomically
 
 TRACE = "trace.json.gz"
@@ -33,7 +33,7 @@ class NoProfiler:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         pass
 
-    def steps(self, steps: range, state: State, num_steps: int) -> Iterable[int]:
+    def steps(self, steps: range, state: TrainState, num_steps: int) -> Iterable[int]:
         """These steps of one epoch; num_steps: of the whole run."""
         return steps
 
@@ -62,7 +62,7 @@ class Profiler(NoProfiler):
         if not isinstance(error, UserError):  # such as that the folder is not ours any more
             self._write()
 
-    def steps(self, steps: range, state: State, num_steps: int) -> Iterator[int]:
+    def steps(self, steps: range, state: TrainState, num_steps: int) -> Iterator[int]:
         if self.warm_up is None:  # as long as fits
             self.warm_up = max(0, min(WARM_UP, num_steps - state.step - self.wanted))
         try:
@@ -83,7 +83,7 @@ class Profiler(NoProfiler):
         finally:
             self._pause(state)
 
-    def _go_on(self, state: State) -> None:
+    def _go_on(self, state: TrainState) -> None:
         if self.running:
             return
         is_on_gpu = self.device.type == "cuda"
@@ -97,7 +97,7 @@ class Profiler(NoProfiler):
             self.wanted = self.num_recorded + 1  # not tried again
         self.since = perf_counter(), state.data_time
 
-    def _pause(self, state: State) -> None:
+    def _pause(self, state: TrainState) -> None:
         if self.running is None:
             return
         running, self.running = self.running, None

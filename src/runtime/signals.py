@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-from src.runtime.distributed import ALONE, World
+from src.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from src.support import processes
 
 T = TypeVar("T")
@@ -42,8 +42,8 @@ class Signals:
     progress between two time limits. A second Ctrl-C ends the run at once in any case.
     """
 
-    def __init__(self, world: World = ALONE) -> None:
-        self.world = world
+    def __init__(self, distributed: DistributedContext = SINGLE_PROCESS) -> None:
+        self.distributed = distributed
         self.launcher = os.environ.get(processes.LAUNCHER)
         self.received: int | None = None
         self.num_interrupts = 0
@@ -89,25 +89,25 @@ class Signals:
 
     def wait_for_others(self) -> None:
         """Several processes stop together, after a step: one that left would be waited for."""
-        self.is_waiting = self.is_waiting or self.world.size > 1
+        self.is_waiting = self.is_waiting or self.distributed.size > 1
 
     def check(self) -> None:
         """Raises StopRequested if a signal has come to one of the processes, in all of them; also
         where the launcher was killed, who can't pass signals on any more."""
         if self.launcher and self.launcher != str(os.getppid()):
             self.received = self.received or signal.SIGTERM
-        if number := self.world.max(self.received or 0):
+        if number := self.distributed.max(self.received or 0):
             raise StopRequested(number, is_agreed=True)
 
     def watched(self, items: Generator[T, None, None]) -> Generator[T, None, None]:
         """The items, with a check before each; closed together with them."""
-        self.world.agree_next()
+        self.distributed.sync_flags_next()
         with closing(items):
             for item in items:
-                if self.world.is_time_to_agree():
+                if self.distributed.should_sync_flags():
                     self.check()
                 yield item
-        self.world.agree_next()
+        self.distributed.sync_flags_next()
 
     @contextmanager
     def released(self) -> Iterator[None]:

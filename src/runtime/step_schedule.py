@@ -13,7 +13,7 @@ from src.support import UserError, bad_value
 
 
 @dataclass(frozen=True)
-class Timeline:
+class StepSchedule:
     """Which step ends which epoch; steps are counted from 1 at the end of the first."""
 
     num_examples: int

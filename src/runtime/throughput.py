@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from src.data import ArraySplit, Split, TextSplit
 from src.runtime.peaks import device_name, peak_flops
-from src.runtime.step_schedule import Timeline
-from src.runtime.train_state import State
+from src.runtime.step_schedule import StepSchedule
+from src.runtime.train_state import TrainState
 from src.support import random_state
 
 
@@ -23,10 +23,12 @@ class Throughput:
     def __init__(self, seconds_at_peak: float | None = None) -> None:
         self.seconds_at_peak = seconds_at_peak
 
-    def measures(self, state: State, timeline: Timeline, steps: range) -> dict[str, float]:
+    def measures(
+        self, state: TrainState, step_schedule: StepSchedule, steps: range
+    ) -> dict[str, float]:
         """What is counted of an epoch's training, interrupted or not; steps: of that epoch."""
-        seconds, seen = state.training.seconds, timeline.samples_after(state.step)
-        per_second = (seen - timeline.samples_after(steps.start)) / max(seconds, 1e-9)
+        seconds, seen = state.training.seconds, step_schedule.samples_after(state.step)
+        per_second = (seen - step_schedule.samples_after(steps.start)) / max(seconds, 1e-9)
         found = {
             "time": seconds,
             "data_time": state.data_time,

@@ -5,7 +5,7 @@ the position in the data and in the schedule.
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -45,8 +45,32 @@ class Stopwatch:
         self.before, self.since = 0.0, None
 
 
+def stateful_fields(learner: Any) -> dict[str, Stateful]:
+    """The state of a dataclass: each field with state_dict and load_state_dict, by its name.
+
+    Of a field that holds a dict or a list of such, each entry counts: by its own name in the
+    dict, or by the field's with its number. A GradScaler that is switched off has nothing to save.
+    """
+    found: dict[str, Stateful] = {}
+    for field_ in fields(learner):
+        value = getattr(learner, field_.name)
+        entries = {field_.name: value}
+        if isinstance(value, dict):
+            entries = value
+        elif isinstance(value, list | tuple):
+            entries = {f"{field_.name}{number}": item for number, item in enumerate(value)}
+        for name, part in entries.items():
+            is_stateful = hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+            if not is_stateful or not getattr(part, "is_enabled", lambda: True)():
+                continue
+            if name in found:
+                raise RuntimeError(f"learner: two of its parts are called {name}")
+            found[name] = part
+    return found
+
+
 @dataclass
-class State:
+class TrainState:
     """What a fork adds to the run goes into `parts`, if it must survive.
 
     config: the configuration asked for and in force, as plain values.
@@ -116,7 +140,7 @@ class State:
         self.run.before = content["run_seconds"]
         if (before := content.get("num_processes", 1)) != self.num_processes:
             logger.warning(
-                "goes on in {} instead of {} processes: sums are equal to rounding; dropout, mixed "
+                "resumes in {} instead of {} processes: sums are equal to rounding; dropout, mixed "
                 "images and the statistics of batch norms, where there are any, are not",
                 self.num_processes,
                 before,

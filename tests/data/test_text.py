@@ -20,7 +20,7 @@ from src.data.batches import Loading, evaluation_batches
 from src.data.registry import build_data
 from src.data.splits import SECOND
 from src.losses import NextToken
-from src.runtime.evaluation import Sums, evaluate
+from src.runtime.evaluation import Metrics, evaluate
 from src.support.errors import UserError
 
 datasets.disable_progress_bars()
@@ -308,7 +308,7 @@ def test_perplexity_is_that_of_all_tokens_however_they_are_batched(load, is_pack
     best = [rows[a].argmax().item() == b for text in texts for a, b in pairwise(text)]
     device = torch.device("cpu")
     batches = evaluation_batches(data.splits["train"], Loading(batch_size, device))
-    found = evaluate(model, batches, Sums(NextToken(), device), name="all", log_interval=None)
+    found = evaluate(model, batches, Metrics(NextToken(), device), name="all", log_interval=None)
     mean = sum(losses) / len(losses)
     assert found["loss"] == pytest.approx(mean, rel=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-6)

@@ -52,7 +52,7 @@ sys.exit(75)
 
 
 @dataclass
-class World:
+class DistributedContext:
     """A program, a run folder, and commands that answer as Slurm would."""
 
     path: Path
@@ -112,8 +112,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path) -> World:
-    return World(tmp_path)
+def world(tmp_path) -> DistributedContext:
+    return DistributedContext(tmp_path)
 
 
 # ---- The program and its signals ---------------------------------------------------------

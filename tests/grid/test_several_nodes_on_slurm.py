@@ -9,7 +9,7 @@ import pytest
 from src.grid.journal import Journal
 from src.logging.stats import read_stats
 from src.metrics import is_time
-from src.runtime.checkpoint_files import StateFiles
+from src.runtime.checkpoint_files import CheckpointFiles
 from train import run_experiment
 
 KEYS = {"dataset": "sklearn/digits", "model": "linear", "batch_size": 22, "averaging": "ema_0.9"}
@@ -92,7 +92,7 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_as_one_process_does(
     kept = [c for c in of_one if not is_time(c)]
     pd.testing.assert_frame_equal(stats[kept], of_one[kept], rtol=1e-4)
     parts, of_one = (
-        StateFiles(path / "state").newest()["parts"] for path in (row, tmp_path / "one")
+        CheckpointFiles(path / "state").newest()["parts"] for path in (row, tmp_path / "one")
     )
     for name, tensor in of_one["model"].items():
         assert (parts["model"][name] - tensor).abs().max() < 1e-4

@@ -16,7 +16,7 @@ import pytest
 from src.logging import lease as module
 from src.logging.lease import Claim, LostClaim, live_owner
 from src.logging.run_folder import RunFolder
-from src.runtime.checkpoint_files import StateFiles
+from src.runtime.checkpoint_files import CheckpointFiles
 from src.support.errors import UserError
 from src.support.processes import start_time
 from tests.waiting import PATIENCE, wait_until
@@ -197,7 +197,7 @@ def test_a_run_that_lost_its_folder_writes_nothing_more(tmp_path):
             lambda: folder.finish("finished", "all done"),
             lambda: folder.checkpoint("best"),
             folder.update_status,
-            lambda: StateFiles(tmp_path / "state", folder.ensure_ours).save(1, {"step": 1}),
+            lambda: CheckpointFiles(tmp_path / "state", folder.ensure_ours).save(1, {"step": 1}),
         ):
             folder.next_status = 0.0
             with pytest.raises(LostClaim):

@@ -202,7 +202,7 @@ def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
     run_experiment(config)
     assert len(read_stats(str(folder))) == 12
     log = (folder / "training.log").read_text()
-    step = int(re.search(r"goes on after step (\d+) of 180", log)[1])
+    step = int(re.search(r"resumes after step (\d+) of 180", log)[1])
     assert 0 < step < 6 * 15  # what was told is done again
     assert read_tracked(folder).id == identity
     assert_told(folder)

@@ -10,7 +10,7 @@ from torch import nn
 from src.models.freezing import freeze
 from src.models.registry import build_model, check_model
 from src.optim.optimizers import build_optimizer
-from src.runtime.checkpoint_files import StateFiles
+from src.runtime.checkpoint_files import CheckpointFiles
 from src.support.errors import UserError
 from train import experiment_generator, run_experiment
 
@@ -117,7 +117,7 @@ def test_training_leaves_it_bit_for_bit_the_same(digits, tmp_path, averaging):
     config = digits(**keys)
     start = build_model(config, (1, 8, 8), 10).state_dict()
     *_, (_, model) = experiment_generator(config)
-    state = StateFiles(Path(config.output_dir) / "state").newest()["parts"]
+    state = CheckpointFiles(Path(config.output_dir) / "state").newest()["parts"]
     averages = [state[name]["model"] for name in ("av", "av2") if averaging]
     for weights in (model.state_dict(), *averages):
         for name, tensor in weights.items():

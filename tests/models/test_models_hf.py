@@ -28,7 +28,7 @@ from src.losses import build_loss
 from src.models.hf.networks import layer_numbers
 from src.models.registry import build_model
 from src.optim.averaging import AveragedModel
-from src.runtime.evaluation import Sums, evaluate
+from src.runtime.evaluation import Metrics, evaluate
 from src.support.errors import UserError
 
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def test_perplexity_is_that_of_transformers_own_loss_on_each_text_alone(
     found = evaluate(
         model,
         evaluation_batches(split, Loading(batch_size, CPU)),
-        Sums(build_loss("next_token", n_classes=VOCABULARY, is_text_alone=True), CPU),
+        Metrics(build_loss("next_token", n_classes=VOCABULARY, is_text_alone=True), CPU),
         name="test",
         log_interval=None,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.runtime.checkpoint_files import BrokenState, StateFiles, read_state, write_state
+from src.runtime.checkpoint_files import CheckpointFiles, CorruptCheckpoint, read_state, write_state
 from src.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -39,8 +39,8 @@ def assert_same(found: dict | None, step: int) -> None:
 
 
 @pytest.fixture
-def files(tmp_path) -> StateFiles:
-    files = StateFiles(tmp_path / "state")
+def files(tmp_path) -> CheckpointFiles:
+    files = CheckpointFiles(tmp_path / "state")
     for step in (10, 20, 30):
         files.save(step, content(step))
     return files
@@ -49,7 +49,7 @@ def files(tmp_path) -> StateFiles:
 def test_the_two_newest_are_kept_and_the_newest_is_read(files):
     assert [path.name for path in files.paths()] == ["000000030.state", "000000020.state"]
     assert_same(files.newest(), 30)
-    assert StateFiles(files.folder / "none").newest() is None
+    assert CheckpointFiles(files.folder / "none").newest() is None
 
 
 def test_broken_bytes_are_never_believed(files):
@@ -164,9 +164,9 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, files):
         whole[:-1]: "has a wrong checksum",
     }.items():
         path.write_bytes(data)
-        with pytest.raises(BrokenState, match=words):
+        with pytest.raises(CorruptCheckpoint, match=words):
             read_state(path)
-    with pytest.raises(BrokenState, match="No such file"):
+    with pytest.raises(CorruptCheckpoint, match="No such file"):
         read_state(tmp_path / "none")
 
 
@@ -176,7 +176,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
             return (Path.touch, (tmp_path / "owned",))
 
     write_state(tmp_path / "x.state", {"x": Harmful()})
-    with pytest.raises(BrokenState, match="cannot be read"):
+    with pytest.raises(CorruptCheckpoint, match="cannot be read"):
         read_state(tmp_path / "x.state")
     assert not (tmp_path / "owned").exists()
 
@@ -203,8 +203,8 @@ def test_a_kill_while_it_is_written_costs_no_state(files):
     program = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from src.runtime.checkpoint_files import StateFiles\n"
-        "files = StateFiles(Path(sys.argv[1]))\n"
+        "from src.runtime.checkpoint_files import CheckpointFiles\n"
+        "files = CheckpointFiles(Path(sys.argv[1]))\n"
         f"content = {OF_ANY_RUN} | {{'step': 50, 'x': torch.zeros(4_000_000)}}\n"
         "print('go', flush=True)\n"
         "while True: files.save(50, content)\n"

@@ -9,10 +9,10 @@ import torch
 from loguru import logger
 
 from src.runtime import checkpoint_manager as saving
-from src.runtime.checkpoint_files import BrokenState, StateFiles, read_state
-from src.runtime.checkpoint_manager import Saver
+from src.runtime.checkpoint_files import CheckpointFiles, CorruptCheckpoint, read_state
+from src.runtime.checkpoint_manager import CheckpointManager
 from src.runtime.signals import StopRequested
-from src.runtime.train_state import State
+from src.runtime.train_state import TrainState
 from src.support.errors import UserError
 from tests.waiting import PATIENCE
 
@@ -31,12 +31,12 @@ class Part:
 
 
 @pytest.fixture
-def state() -> State:
-    return State({"part": Part()}, {"asked": {}, "in_force": {}})
+def state() -> TrainState:
+    return TrainState({"part": Part()}, {"asked": {}, "in_force": {}})
 
 
-def saver_of(state: State, folder: Path | None, **keys) -> Saver:
-    return Saver(StateFiles(folder), state, **{"minutes": 10} | keys)
+def saver_of(state: TrainState, folder: Path | None, **keys) -> CheckpointManager:
+    return CheckpointManager(CheckpointFiles(folder), state, **{"minutes": 10} | keys)
 
 
 def saved(folder: Path) -> list[int]:
@@ -67,7 +67,7 @@ def test_the_clock_decides_between_ends_of_epochs(state, tmp_path):
 
 def test_ends_of_epochs_save_as_often_as_it_is_cheap(state, tmp_path, monkeypatch):
     """On a clock of the test's own: an epoch takes 1 s, saving 5, a quarter of the time at most."""
-    write, times, now = saving.StateFiles.save, [], 0.0
+    write, times, now = saving.CheckpointFiles.save, [], 0.0
 
     def slow(files, step, content):
         nonlocal now
@@ -75,7 +75,7 @@ def test_ends_of_epochs_save_as_often_as_it_is_cheap(state, tmp_path, monkeypatc
         now += 5
         write(files, step, content)
 
-    monkeypatch.setattr(saving.StateFiles, "save", slow)
+    monkeypatch.setattr(saving.CheckpointFiles, "save", slow)
     monkeypatch.setattr(saving, "SHARE", 1 / 4)
     monkeypatch.setattr(saving, "perf_counter", lambda: now)
     with saver_of(state, tmp_path) as saver:
@@ -90,13 +90,13 @@ def test_ends_of_epochs_save_as_often_as_it_is_cheap(state, tmp_path, monkeypatc
 
 def test_training_goes_on_while_a_state_is_written(state, tmp_path, monkeypatch):
     """And what it changes meanwhile is not in the file."""
-    write, is_changed, was_changed = saving.StateFiles.save, threading.Event(), []
+    write, is_changed, was_changed = saving.CheckpointFiles.save, threading.Event(), []
 
     def slow(files, step, content):
         was_changed.append(is_changed.wait(PATIENCE))
         write(files, step, content)
 
-    monkeypatch.setattr(saving.StateFiles, "save", slow)
+    monkeypatch.setattr(saving.CheckpointFiles, "save", slow)
     with saver_of(state, tmp_path) as saver:
         saver.at_epoch_end()
         state.parts["part"].weight += 1
@@ -155,11 +155,11 @@ def test_a_file_that_the_disk_does_not_read_now_is_kept(state, tmp_path, monkeyp
         try:
             (path / "a file is no folder").read_bytes()
         except OSError as error:
-            raise BrokenState(f"cannot be read ({error.strerror})") from None
+            raise CorruptCheckpoint(f"cannot be read ({error.strerror})") from None
 
     monkeypatch.setattr(saving, "read_state", read)
     with saver_of(state, tmp_path) as saver:
-        assert isinstance(saver.now(), BrokenState)
+        assert isinstance(saver.now(), CorruptCheckpoint)
     assert saved(tmp_path) == [0]
 
 
@@ -194,7 +194,7 @@ def test_a_run_without_a_folder_saves_nothing(state, monkeypatch):
 
 def test_the_parts_of_other_code_are_named(state):
     content = state.state_dict()
-    other = State({"part": Part(), "average": Part()}, {})
+    other = TrainState({"part": Part(), "average": Part()}, {})
     with pytest.raises(UserError, match="differs in average"):
         other.load_state_dict(content)
 
@@ -203,7 +203,7 @@ def test_seconds_add_up_over_attempts(state):
     state.training.start()
     time.sleep(0.02)
     content = state.state_dict()
-    again = State({"part": Part()}, {})
+    again = TrainState({"part": Part()}, {})
     again.load_state_dict(content)
     before = again.training.seconds
     assert before >= 0.02

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.runtime.checkpoint_files import BrokenState, write_state
+from src.runtime.checkpoint_files import CorruptCheckpoint, write_state
 from src.runtime.comparison import final_state, first_difference, first_differences
 
 ROW = {"epoch": 1, "step": 10, "timestamp": "10:00", "train/loss": 0.1, "train/time": 2.0}
@@ -151,5 +151,5 @@ def test_kinds_of_values(one, other, line):
 
 
 def test_a_folder_without_a_state(tmp_path):
-    with pytest.raises(BrokenState, match="state cannot be read"):
+    with pytest.raises(CorruptCheckpoint, match="state cannot be read"):
         final_state(tmp_path)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 STEPS, PIECES, BYTES, PAGE = 20, 50, 400_000, 4096
 PROGRAM = f"""
 import resource, sys
-from src.runtime.device import keep_freed_memory
+from src.runtime.device import disable_malloc_trim
 
 def step():
     pieces = [b"x" * {BYTES} for _ in range({PIECES})]
@@ -19,7 +19,7 @@ def step():
         pieces.pop()
 
 if sys.argv[1] == "kept":
-    keep_freed_memory()
+    disable_malloc_trim()
 step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range({STEPS}):

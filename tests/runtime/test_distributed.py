@@ -10,7 +10,7 @@ import pytest
 import torch
 from several_processes import fork, together
 
-from src.runtime.distributed import PORTS, EndedElsewhere, Place, World, find_place
+from src.runtime.distributed import PORTS, DistributedContext, PeerFailed, RankInfo, detect_rank
 from src.support.errors import UserError
 
 CPU = torch.device("cpu")
@@ -32,36 +32,44 @@ SRUN |= {"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "SLURM_JOB_ID": "40001", "SLURM
         ({"RANK": "0", "WORLD_SIZE": "1"}, None),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script, without srun
         (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, None),
-        (TORCHRUN, Place(5, 8, 1, "a", "7")),
-        (SRUN, Place(3, 4, 1, "10.0.0.1", str(PORTS[40003 % len(PORTS)]))),
-        (SRUN | {"MASTER_ADDR": "b", "MASTER_PORT": "9"}, Place(3, 4, 1, "b", "9")),
-        (SRUN | TORCHRUN, Place(5, 8, 1, "a", "7")),  # torchrun, started by srun
+        (TORCHRUN, RankInfo(5, 8, 1, "a", "7")),
+        (SRUN, RankInfo(3, 4, 1, "10.0.0.1", str(PORTS[40003 % len(PORTS)]))),
+        (SRUN | {"MASTER_ADDR": "b", "MASTER_PORT": "9"}, RankInfo(3, 4, 1, "b", "9")),
+        (SRUN | TORCHRUN, RankInfo(5, 8, 1, "a", "7")),  # torchrun, started by srun
     ],
 )
 def test_torchrun_and_srun_say_which_process_this_is(environment, place):
-    assert find_place(environment) == place
+    assert detect_rank(environment) == place
 
 
 def test_alone_it_is_all_there_is():
-    with World(None) as world:
-        assert world.from_main({"a": 1}) == {"a": 1}
-        assert world.main_first(lambda: 5) == 5
-        world.start(CPU, step=3)
-        assert world.sum([1, 2.5]) == [1, 2.5]
-        assert (world.max(7), world.total(3, 9), world.device(CPU)) == (7, 3, CPU)
-        assert all(world.is_time_to_agree() for _ in range(5))
+    with DistributedContext(None) as distributed:
+        assert distributed.broadcast_object({"a": 1}) == {"a": 1}
+        assert distributed.main_process_first(lambda: 5) == 5
+        distributed.start(CPU, step=3)
+        assert distributed.sum([1, 2.5]) == [1, 2.5]
+        assert (distributed.max(7), distributed.total(3, 9), distributed.device(CPU)) == (7, 3, CPU)
+        assert all(distributed.should_sync_flags() for _ in range(5))
 
 
 def telling() -> dict:
-    with World(find_place(os.environ)) as world:
+    with DistributedContext(detect_rank(os.environ)) as distributed:
         order = []
-        answers = {"main": world.from_main({"seed": world.rank + 5})}
-        answers["first"] = world.main_first(lambda: order.append(1) or world.rank)
-        world.start(CPU, step=3)
-        weight = torch.tensor(float(world.rank + 1))
-        answers |= {"sum": world.sum([world.rank, 0.5]), "max": world.max(world.rank * 7)}
-        answers |= {"total": float(world.total(weight, 9)), "whole": world.total(world.rank + 1, 9)}
-        answers |= {"own": float(weight), "gather": world.gather([world.rank]).tolist()}
+        answers = {"main": distributed.broadcast_object({"seed": distributed.rank + 5})}
+        answers["first"] = distributed.main_process_first(
+            lambda: order.append(1) or distributed.rank
+        )
+        distributed.start(CPU, step=3)
+        weight = torch.tensor(float(distributed.rank + 1))
+        answers |= {
+            "sum": distributed.sum([distributed.rank, 0.5]),
+            "max": distributed.max(distributed.rank * 7),
+        }
+        answers |= {
+            "total": float(distributed.total(weight, 9)),
+            "whole": distributed.total(distributed.rank + 1, 9),
+        }
+        answers |= {"own": float(weight), "gather": distributed.gather([distributed.rank]).tolist()}
         return answers
 
 
@@ -80,13 +88,13 @@ def test_together_each_knows_the_same():
 
 
 def agreeing(calls: int) -> list[int]:
-    with World(find_place(os.environ)) as world:
-        world.start(CPU)
+    with DistributedContext(detect_rank(os.environ)) as distributed:
+        distributed.start(CPU)
         found = []
         for call in range(calls):
             if call == calls // 2:
-                world.agree_next()
-            if world.is_time_to_agree():
+                distributed.sync_flags_next()
+            if distributed.should_sync_flags():
                 found.append(call)
         return found
 
@@ -100,8 +108,8 @@ def test_they_agree_after_the_same_steps_at_most_so_many_apart():
 
 
 def differing() -> None:
-    with World(find_place(os.environ)) as world:
-        world.start(CPU, step=world.rank)
+    with DistributedContext(detect_rank(os.environ)) as distributed:
+        distributed.start(CPU, step=distributed.rank)
 
 
 def test_processes_that_found_different_things_do_not_start():
@@ -110,10 +118,10 @@ def test_processes_that_found_different_things_do_not_start():
 
 
 def breaking(rank: int) -> None:
-    with World(find_place(os.environ)) as world:
-        if world.rank == rank:
+    with DistributedContext(detect_rank(os.environ)) as distributed:
+        if distributed.rank == rank:
             raise RuntimeError("no room")
-        world.from_main(1)
+        distributed.broadcast_object(1)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -121,7 +129,7 @@ def test_an_error_of_one_ends_the_others_with_its_words(rank):
     answers = together(3, breaking, rank)
     assert isinstance(answers[rank], RuntimeError)
     for other in {0, 1, 2} - {rank}:
-        assert isinstance(answers[other], EndedElsewhere)
+        assert isinstance(answers[other], PeerFailed)
         assert str(answers[other]) == f"process {rank} has failed: RuntimeError: no room"
 
 
@@ -135,21 +143,25 @@ def killed_with_unread_words() -> int | None:
 
 
 def gathering() -> None:
-    with World(find_place(os.environ)) as world, world.others_heard():
-        main = world.from_main(os.getpid())
-        world.start(CPU)
-        world.sum([1.0])
-        if world.is_main:
+    with DistributedContext(detect_rank(os.environ)) as distributed:
+        main = distributed.broadcast_object(os.getpid())
+        distributed.start(CPU)
+        distributed.sum([1.0])
+        if distributed.is_main:
             time.sleep(60)
         os.kill(main, signal.SIGSTOP)
         threading.Timer(0.5, os.kill, (main, signal.SIGKILL)).start()
-        world.sum([1.0])
+        with pytest.raises(RuntimeError) as lost:
+            distributed.sum([1.0])
+        peer_error = distributed.peer_error(lost.value)
+        assert peer_error
+        raise peer_error
 
 
 def test_one_that_is_killed_in_step_ends_the_others_in_a_line():
     exit_code, error = together(2, killed_with_unread_words)
     assert exit_code == -signal.SIGKILL
-    assert isinstance(error, EndedElsewhere)
+    assert isinstance(error, PeerFailed)
     assert (
         str(error)
         == "another process of this run has ended first: killed, or training.log says why"
@@ -157,16 +169,16 @@ def test_one_that_is_killed_in_step_ends_the_others_in_a_line():
 
 
 def nowhere() -> None:
-    with World(Place(1, 2, 1, "127.0.0.1", "1")):
+    with DistributedContext(RankInfo(1, 2, 1, "127.0.0.1", "1")):
         pass
 
 
 def test_who_finds_nobody_says_where_it_looked(monkeypatch):
     from datetime import timedelta
 
-    from src.runtime import distributed as world
+    from src.runtime import distributed as distributed
 
-    monkeypatch.setattr(world, "MEETING", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "RENDEZVOUS_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(
         UserError, match=r"do not meet at 127\.0\.0\.1:1, MASTER_ADDR and MASTER_PORT"
     ):

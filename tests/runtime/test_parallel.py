@@ -11,7 +11,7 @@ from torch.profiler import profile
 
 from src.config.config import make_config
 from src.runtime import launch
-from src.runtime.distributed import Place, World, find_place
+from src.runtime.distributed import DistributedContext, RankInfo, detect_rank
 from src.runtime.parallel import Parallel, _blocks
 from src.support.errors import UserError
 from train import experiment_generator
@@ -52,22 +52,21 @@ class Noting(nn.Module):
 
 def first_pass() -> dict:
     torch.manual_seed(0)
-    with World(find_place(os.environ)) as world:
-        world.start(CPU)
-        parallel = Parallel(world, True, CPU)
+    with DistributedContext(detect_rank(os.environ)) as distributed:
+        distributed.start(CPU)
+        parallel = Parallel(distributed, True, CPU)
         model = Noting()
-        network = parallel.spread(model)
+        network = parallel.wrap(model)
         drawn = torch.get_rng_state()
-        inputs = torch.full((2, 3), float(world.rank))
-        parallel.sync(False)
-        network(inputs).sum().backward()
+        inputs = torch.full((2, 3), float(distributed.rank))
+        micro_batches = parallel.synchronized([inputs, inputs])
+        network(next(micro_batches)).sum().backward()
         calls = float(model.calls)
         torch.set_rng_state(drawn)
         model.zero_grad()
-        parallel.sync(True)
-        network(inputs).sum().backward()
+        network(next(micro_batches)).sum().backward()
         shared = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
-        parallel.same_buffers([model])
+        parallel.broadcast_buffers([model])
         return {"calls": calls, "shared": shared, "buffer": float(model.calls)}
 
 
@@ -88,11 +87,11 @@ def test_synchronised_batch_norms_keep_their_names_and_values():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    world = World(Place(0, 2, 0, "127.0.0.1", "1"))
-    made = Parallel(world, True, torch.device("cuda")).prepare(model, sync_bn=True)
+    distributed = DistributedContext(RankInfo(0, 2, 0, "127.0.0.1", "1"))
+    made = Parallel(distributed, True, torch.device("cuda")).prepare(model, sync_bn=True)
     assert isinstance(made[1], nn.SyncBatchNorm)
     assert all(torch.equal(t, before[name]) for name, t in made.state_dict().items())
-    alone = Parallel(World(None), True, CPU)
+    alone = Parallel(DistributedContext(None), True, CPU)
     plain = nn.Sequential(nn.BatchNorm1d(3))
     assert alone.prepare(plain, sync_bn=True) is plain  # a batch is whole here
 
@@ -131,17 +130,9 @@ def test_a_process_is_started_for_each_visible_gpu(keys, number, monkeypatch):
 
 @pytest.mark.parametrize(("kind", "size"), product((True, False, "dp", "fsdp"), (1, 2)))
 def test_kinds_and_numbers_that_do_not_fit_are_refused(kind, size):
-    world = World(Place(0, 2, 0, "127.0.0.1", "1") if size == 2 else None)
+    distributed = DistributedContext(RankInfo(0, 2, 0, "127.0.0.1", "1") if size == 2 else None)
     if (kind, size) in (("dp", 2), ("fsdp", 1)):
         with pytest.raises(UserError, match=f"multi_gpu: got '{kind}', expected true or "):
-            Parallel(world, kind, CPU)
+            Parallel(distributed, kind, CPU)
     else:
-        Parallel(world, kind, CPU)
-
-
-@pytest.mark.parametrize("weight", [8, torch.tensor(8.0)])
-def test_the_loss_is_divided_by_its_weight_where_it_lives(weight):
-    parallel = Parallel(World(None), True, CPU)
-    scale = parallel.loss_scale(weight, 8, CPU)
-    assert scale.dtype == torch.float32
-    assert scale.item() == 1 / 8
+        Parallel(distributed, kind, CPU)

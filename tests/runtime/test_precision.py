@@ -16,9 +16,9 @@ from whole_runs import certificate
 from src.config.config import save_config
 from src.logging.stats import read_stats
 from src.runtime import precision as computing
-from src.runtime.checkpoint_files import StateFiles
+from src.runtime.checkpoint_files import CheckpointFiles
 from src.runtime.comparison import first_differences
-from src.runtime.precision import Compiled, Computing
+from src.runtime.precision import Compiled, Precision
 from src.support.errors import UserError
 from tests.waiting import PATIENCE
 from train import run_experiment
@@ -54,7 +54,7 @@ def images():
 
 def test_by_default_the_network_is_called_itself():
     model = network()
-    chosen = Computing.on(CPU, "fp32", False, False)
+    chosen = Precision.on(CPU, "fp32", False, False)
     assert chosen.forward(chosen.compiled(chosen.placed(model), 4)) is model
     assert not chosen.scaler().is_enabled()
 
@@ -62,7 +62,7 @@ def test_by_default_the_network_is_called_itself():
 @pytest.mark.parametrize(("precision", "distance"), [("bf16", 2e-2), ("fp16", 3e-3)])
 def test_in_half_precision_outputs_and_gradients_are_float32_and_close(precision, distance, images):
     model, plain = network(), network()
-    outputs = Computing(CPU, precision).forward(model)(images)
+    outputs = Precision(CPU, precision).forward(model)(images)
     expected = plain(images)
     assert outputs.dtype == torch.float32
     torch.testing.assert_close(outputs, expected, rtol=distance, atol=distance)
@@ -72,11 +72,11 @@ def test_in_half_precision_outputs_and_gradients_are_float32_and_close(precision
 
 
 def test_channels_last_changes_the_memory_and_not_the_function(images):
-    model = Computing(CPU, is_channels_last=True).placed(network())
+    model = Precision(CPU, is_channels_last=True).placed(network())
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     seen = []
     model[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    outputs = Computing(CPU, is_channels_last=True).forward(model)(images)
+    outputs = Precision(CPU, is_channels_last=True).forward(model)(images)
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(outputs, network()(images))
 
@@ -97,7 +97,7 @@ def test_full_batches_are_compiled_and_others_not():
 def test_names_in_checkpoints_are_those_of_the_network(digits, tmp_path):
     # in a fork: where this process had compiled, no later test could train in one
     together(1, run_experiment, digits(compile=True, train_length=1))
-    state = StateFiles(tmp_path / "run" / "state").newest()
+    state = CheckpointFiles(tmp_path / "run" / "state").newest()
     assert list(state["parts"]["model"]) == ["weight", "bias"]
 
 
@@ -115,7 +115,7 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(digits, tmp_path):
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "compile: " in line]
     assert len(said) == 1
-    assert "cannot be done here, the run goes on without" in said[0]
+    assert "cannot be done here, the run continues without" in said[0]
     assert "No working C++ compiler" in said[0]
     assert "not compiled" in (tmp_path / "run" / "training.log").read_text()
     plain = run_experiment(digits(output_dir=None))
@@ -137,7 +137,7 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch, log_lines)
     other = Compiled(Doubled(), "default", 4, failures=compiled.failures)
     other.compiled = Fails()
     assert torch.equal(other(torch.ones(4)), 2 * torch.ones(4))
-    said = [line for line in log_lines if "the run goes on without" in line]
+    said = [line for line in log_lines if "the run continues without" in line]
     assert len(said) == 1
     assert "what is this" in said[0]
     assert "page" not in said[0]
@@ -153,7 +153,7 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch, log_lines)
 )
 def test_a_precision_that_the_device_does_not_have_is_refused(precision, device, words):
     with pytest.raises(UserError, match=f"precision: got '{precision}', expected {words}"):
-        Computing(torch.device(device), precision)
+        Precision(torch.device(device), precision)
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
@@ -162,20 +162,20 @@ def test_tf32_is_for_ampere_and_later(capability, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GeForce RTX 2080 Ti")
     if capability < computing.AMPERE:
         with pytest.raises(UserError, match="as GeForce RTX 2080 Ti is older than Ampere"):
-            Computing(torch.device("cuda"), "tf32")
+            Precision(torch.device("cuda"), "tf32")
         return
     before = torch.get_float32_matmul_precision()
-    with Computing(torch.device("cuda"), "tf32").in_force():
+    with Precision(torch.device("cuda"), "tf32").applied():
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
 
 
 def test_fp16_keeps_gradients_that_are_too_small_for_it():
     gradients = []
-    for scaler in (Computing(CPU).scaler(), Computing(CPU, "fp16").scaler()):
+    for scaler in (Precision(CPU).scaler(), Precision(CPU, "fp16").scaler()):
         model = nn.Linear(4, 1, bias=False)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        outputs = Computing(CPU, "fp16").forward(model)(torch.ones(1, 4))
+        outputs = Precision(CPU, "fp16").forward(model)(torch.ones(1, 4))
         outputs.sum().backward(scaler.scale(torch.tensor(1e-9)))
         scaler.unscale_(optimizer)
         gradients.append(float(model.weight.grad.abs().max()))
@@ -188,7 +188,7 @@ def test_fp16_goes_on_with_its_scale_to_the_bit(digits, tmp_path):
         for length in lengths:
             run_experiment(digits(**keys, train_length=length, output_dir=str(tmp_path / folder)))
     assert first_differences(tmp_path / "a", tmp_path / "b") == []
-    scaler = StateFiles(tmp_path / "b" / "state").newest()["parts"]["scaler"]
+    scaler = CheckpointFiles(tmp_path / "b" / "state").newest()["parts"]["scaler"]
     assert scaler["_growth_tracker"] > 15  # steps since the scale was halved: of both epochs
 
 

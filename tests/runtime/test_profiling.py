@@ -12,10 +12,10 @@ import torch
 import train
 from src.logging.lease import LostClaim
 from src.metrics import is_time
-from src.runtime import evaluation, profiling
+from src.runtime import evaluation, profiling, session
 from src.runtime.profiling import TRACE, Profiler, table
 from src.runtime.signals import StopRequested
-from src.runtime.train_state import State
+from src.runtime.train_state import TrainState
 from src.support.errors import UserError
 from train import experiment_generator, run_experiment
 
@@ -102,12 +102,12 @@ def test_slow_data_are_seen(digits, monkeypatch, log_lines, waiting, computing):
         now += computing
         return whole_update(*arguments)
 
-    for module in (train, profiling):
+    for module in (session, profiling):
         monkeypatch.setattr(module, "perf_counter", lambda: now)
 
-    whole, whole_update = train.training_batches, train.update
-    monkeypatch.setattr(train, "training_batches", slow)
-    monkeypatch.setattr(train, "update", update)
+    whole, whole_update = session.training_batches, train.train_step
+    monkeypatch.setattr(session, "training_batches", slow)
+    monkeypatch.setattr(train, "train_step", update)
     run_experiment(digits(profile=6, train_length=12, train_length_unit="step"))
     assert share_of(log_lines) == pytest.approx(waiting / (waiting + computing), abs=1e-3)
 
@@ -128,7 +128,7 @@ def stop_in_step(monkeypatch):
     """stop_in_step(8, act): act() is called while the eighth step is made."""
 
     def at(number: int, act) -> None:
-        count, whole = 0, train.update
+        count, whole = 0, train.train_step
 
         def update(*arguments):
             nonlocal count
@@ -137,7 +137,7 @@ def stop_in_step(monkeypatch):
                 act()
             return whole(*arguments)
 
-        monkeypatch.setattr(train, "update", update)
+        monkeypatch.setattr(train, "train_step", update)
 
     return at
 
@@ -186,7 +186,7 @@ def test_a_full_disk_costs_the_trace_and_nothing_else(digits, tmp_path, log_line
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a GPU that is not there")
 def test_a_profiler_that_fails_is_told_once_and_the_steps_go_on(tmp_path, log_lines):
-    state = State({}, {})
+    state = TrainState({}, {})
     with Profiler(3, tmp_path, torch.device("cuda")) as profiler:
         assert list(profiler.steps(range(12), state, 24)) == [*range(12)]
         assert list(profiler.steps(range(12, 24), state, 24)) == [*range(12, 24)]

@@ -18,14 +18,14 @@ from src.models.linear import Linear
 from src.models.tiny.lenet import LeNet
 from src.runtime.peaks import PEAKS, peak_flops
 from src.runtime.signals import StopRequested
-from src.runtime.step_schedule import Timeline
+from src.runtime.step_schedule import StepSchedule
 from src.runtime.throughput import (
     Throughput,
     batch_of_two,
     build_throughput,
     flops_per_example,
 )
-from src.runtime.train_state import State
+from src.runtime.train_state import TrainState
 from train import run_experiment
 
 CPU = torch.device("cpu")
@@ -209,15 +209,15 @@ def test_convolutions_of_fp32_are_counted_as_torch_computes_them(is_rounded, mon
 # ---- The columns -------------------------------------------------------------------------
 
 
-def state_after(step: int, seconds: float) -> State:
-    state = State({}, {}, step=step, data_time=0.5)
+def state_after(step: int, seconds: float) -> TrainState:
+    state = TrainState({}, {}, step=step, data_time=0.5)
     state.training.before = seconds
     return state
 
 
 def test_an_epochs_examples_over_its_time():
-    timeline = Timeline(95, 10)  # 10 steps a pass, the last of 5
-    found = Throughput(2e-3).measures(state_after(20, 4.0), timeline, range(10, 20))
+    step_schedule = StepSchedule(95, 10)  # 10 steps a pass, the last of 5
+    found = Throughput(2e-3).measures(state_after(20, 4.0), step_schedule, range(10, 20))
     assert found == {
         "time": 4.0,
         "data_time": 0.5,
@@ -225,7 +225,7 @@ def test_an_epochs_examples_over_its_time():
         "examples_per_second": 95 / 4,
         "peak_share": pytest.approx(95 * 2e-3 / 4),
     }
-    diverged = Throughput().measures(state_after(13, 1.0), timeline, range(10, 20))
+    diverged = Throughput().measures(state_after(13, 1.0), step_schedule, range(10, 20))
     assert (diverged["examples_per_second"], "peak_share" in diverged) == (30.0, False)
 
 
@@ -242,7 +242,7 @@ def test_a_run_has_the_share_where_the_device_is_known_alone(digits, tmp_path, m
 
 
 def test_an_interrupted_epoch_counts_whole(digits, monkeypatch):
-    calls, whole = 0, train.update
+    calls, whole = 0, train.train_step
 
     def update(*arguments):
         nonlocal calls
@@ -251,7 +251,7 @@ def test_an_interrupted_epoch_counts_whole(digits, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return whole(*arguments)
 
-    monkeypatch.setattr(train, "update", update)
+    monkeypatch.setattr(train, "train_step", update)
     monkeypatch.setitem(PEAKS, "cpu", {"fp32": 0.1})
     for _ in range(2):
         with pytest.raises(StopRequested):

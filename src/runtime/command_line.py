@@ -1,0 +1,85 @@
+"""The command line of train.py: from its arguments to a run in this process or in several."""
+
+import errno
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from src.config import CommandLine, Config, given, make_config
+from src.logging import OtherRun, folder_for, is_finished, read_stats, summary
+from src.runtime.distributed import DistributedContext, detect_rank, ended, is_main_process
+from src.runtime.launch import launch_processes, num_processes
+from src.runtime.signals import StopRequested
+from src.support import UserError
+
+
+def run_command_line(
+    program: str, arguments: Sequence[str], run_experiment: Callable[[Config], pd.DataFrame]
+) -> int:
+    """Run what the arguments ask for, and print what it reached; returns the exit code.
+
+    program: the file that several processes are started with. 0: done, 2: a mistake of the
+    user's, 130: Ctrl-C, 75 (EX_TEMPFAIL): stopped by Slurm's signals, to be started again.
+    """
+    line = config = None
+    try:
+        line = CommandLine(arguments)
+        config, note = make_config(line.values), ""
+        number = num_processes(config.multi_gpu, config.device, config.dataset)
+        if "output_dir" not in line.values:
+            config = _with_folder(config, Path(line.config).stem)
+        if is_finished(config):
+            again = line.elsewhere(str(config.output_dir))
+            note = f"this run is finished; to do it again: {again}\n"
+            stats = read_stats(str(config.output_dir))
+        elif number > 1:
+            folder = [given("output_dir", config.output_dir)] if config.output_dir else []
+            return launch_processes([program, line.config, *line.overrides, *folder], number)
+        else:
+            if config.output_dir is None and is_main_process():
+                print("output_dir is null: nothing of this run will be kept", flush=True)
+            stats = run_experiment(config)
+        if is_main_process():
+            print(note + summary(stats, config.output_dir))
+    except OtherRun as error:
+        assert line
+        elsewhere = line.elsewhere(str(config and config.output_dir))
+        return ended(_mistakes(line.values) or f"{error}; for example: {elsewhere}", 2)
+    except UserError as error:
+        return ended((line and _mistakes(line.values, error if config else None)) or error, 2)
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        return ended(UserError.from_os(error), 2)  # what no name can be
+    except StopRequested as stop:
+        words = stop.words + "; the same command resumes it" * bool(config and config.output_dir)
+        return ended(words, stop.exit_code)
+    except KeyboardInterrupt:
+        return ended("interrupted", 130)
+    return 0
+
+
+def _with_folder(config: Config, name: str) -> Config:
+    """The config with a folder of its own, the same one for all processes of the run."""
+    with DistributedContext(detect_rank(os.environ)) as distributed:
+        chosen = None
+        if distributed.is_main:
+            folder, is_resumed = folder_for(config, name)
+            chosen = str(folder)
+            words = f"the run in {folder} is resumed" if is_resumed else f"this run is in {folder}"
+            print(f"output_dir is not given: {words}", flush=True)
+        return replace(config, output_dir=distributed.broadcast_object(chosen))
+
+
+def _mistakes(values: Mapping[str, Any], error: UserError | None = None) -> str:
+    """All mistakes in the keys, also in names that are looked up; '' where there is none.
+
+    Of an error in a run that already names a key: those beside it, if it is among them.
+    """
+    from src.grid import find_mistakes
+
+    return "\n".join(find_mistakes(values, error)) if is_main_process() else ""

@@ -1,0 +1,489 @@
+"""The Session: everything around training that no idea changes, in the order that is right.
+
+    with Session(config) as run:          the folder is ours; an earlier attempt is found
+        data = run.load_data()            run.config has every key filled in
+        model = run.place(model)          on its device, over processes, compiled
+        run.restore(learner, evaluated)   seeded; what an earlier attempt has saved is back
+        for epoch in run.epochs():
+            for batch in epoch.batches():
+                …                         one optimizer step
+            epoch.finish(results)         a row of stats, checkpoints, early stopping
+            with run.callers_turn():
+                yield …
+
+It owns the processes and their ranks, signals, the run folder and its lease, resuming, device and
+precision, seeds, times, the log, checkpoints, divergence. A call that comes too early or twice
+raises RuntimeError and says what comes before it.
+"""
+
+import os
+import platform
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+import torch
+from loguru import logger
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from src.config import Config, draw_missing
+from src.data import (
+    Batch,
+    Data,
+    build_data,
+    build_loading,
+    found_in,
+    is_text,
+    is_to_hold,
+    micro_batches,
+    placed,
+    shuffled_batches,
+    training_batches,
+)
+from src.logging import (
+    Progress,
+    Stats,
+    check_same_data,
+    check_same_epochs,
+    continued,
+    log_setup,
+    open_folder,
+)
+from src.metrics import metric_columns
+from src.models import model_preprocessing, output_dim, without_weights
+from src.optim import AveragedModel, describe_optimizer
+from src.runtime.checkpoint_files import CheckpointFiles
+from src.runtime.checkpoint_manager import CheckpointManager
+from src.runtime.device import pick_device
+from src.runtime.distributed import DistributedContext, detect_rank
+from src.runtime.evaluation import Evaluation, Metrics, recompute_batch_norms
+from src.runtime.model_files import prune, save_weights
+from src.runtime.parallel import Parallel
+from src.runtime.precision import Precision
+from src.runtime.profiling import build_profiler
+from src.runtime.signals import Signals
+from src.runtime.step_schedule import StepSchedule
+from src.runtime.stopping import Best, has_diverged, loss_limit
+from src.runtime.train_state import Stateful, TrainState, stateful_fields
+from src.support import random_state
+
+ORDER = ("load_data", "place", "restore", "epochs")  # each once, after the one before
+
+
+class Session:
+    """One attempt at a run, from set-up to its end. A context; see the module's docstring.
+
+    Raises UserError for mistakes in keys, data and folders, StopRequested for a signal.
+
+    config: as it is resolved: drawn seeds and inferred keys are filled in by load_data().
+    data: with its splits where they live. device: of this process. init_device: where a model is
+    to be built, initial_config: by which; its weights come from a checkpoint if there is one.
+    forward: the placed model as training calls it: inputs (n, *shape) -> float32 outputs.
+    num_steps: of the whole run. stats: the dataframe of all epochs so far.
+    """
+
+    data: Data
+    stats: pd.DataFrame
+
+    def __init__(self, config: Config) -> None:
+        self.requested = self.config = config
+        self._calls: list[str] = []  # of ORDER
+
+    def __enter__(self) -> "Session":
+        config = self.config
+        with ExitStack() as stack:
+            rank = detect_rank(os.environ) if config.multi_gpu else None
+            self._distributed = stack.enter_context(DistributedContext(rank))
+            is_main, rank_number = self._distributed.is_main, self._distributed.rank
+            self._signals = stack.enter_context(Signals(self._distributed))
+            self._folder = stack.enter_context(open_folder(config, rank_number))
+            self._progress = stack.enter_context(Progress(rank_number))
+
+            # The main process reads first, as it puts aside what is damaged. What is null in a
+            # new run is drawn once, for all processes and for config.yaml.
+            self._files = CheckpointFiles.of_run(
+                config.output_dir, self._folder.ensure_ours, is_written=is_main
+            )
+            self._saved = self._distributed.main_process_first(self._files.newest)
+            entropy = self._distributed.broadcast_object(secrets.randbits(128))
+            if self._saved:
+                self.config = continued(config, self._saved["config"])
+            else:
+                self.config = draw_missing(config, entropy)
+            self.is_resumed = bool(self._saved)
+            self.device = self._distributed.device(pick_device(self.config.device))
+            wanted = self.config.profile if is_main else None
+            self._profiler = stack.enter_context(
+                build_profiler(wanted, self._folder.path, self.device)
+            )
+            # Whatever is built in set-up starts from this seed, also what a fork adds to it; the
+            # model's own building is a function of seed_model by itself.
+            random_state.seed_everything(self.config.seed_model)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        # Of an error that another process has caused, its words come first.
+        if peer_error := self._distributed.peer_error(error):
+            with self._stack:
+                raise peer_error from None
+        return self._stack.__exit__(kind, error, traceback)
+
+    def _call(self, name: str) -> None:
+        """Raises RuntimeError unless the calls before this one were made, and this one was not."""
+        if list(ORDER[: ORDER.index(name)]) != self._calls:
+            done = ", ".join(f"run.{call}()" for call in self._calls) or "nothing"
+            order = ", ".join(f"run.{call}()" for call in ORDER)
+            raise RuntimeError(f"run.{name}() after {done}: the order is {order}, each once")
+        self._calls.append(name)
+
+    # ---- Set-up --------------------------------------------------------------------------
+
+    def load_data(self) -> Data:
+        """The data of the run, where they live; what they tell is filled into run.config."""
+        self._call("load_data")
+        config = self.config
+        data = build_data(config, model_preprocessing(config))
+        found = found_in(config, data)
+        check_same_data(config, found["data_n_examples"], is_continued=self.is_resumed)
+        # What fits on the device may differ between processes: the main one decides.
+        is_cached = is_to_hold(config.data_on_device, data.splits, self.device)
+        is_cached = self._distributed.broadcast_object(is_cached)
+        found |= {"data_on_device": is_cached}
+        found |= {"model_output_dim": output_dim(config, data.n_classes)}
+        self.config = config = replace(config, host_name=platform.node(), **found)
+        splits = placed(data.splits, self.device, is_held=is_cached, num_workers=config.num_workers)
+        self.data = replace(data, splits=splits)
+        self._schedule = StepSchedule(
+            len(splits["train"]),
+            config.batch_size,
+            drop_last=config.drop_last,
+            steps_per_epoch=config.steps_per_epoch,
+            samples_per_epoch=config.samples_per_epoch,
+        )
+        self.num_steps = self._schedule.num_steps(config.train_length, config.train_length_unit)
+        self._parallel = Parallel(self._distributed, config.multi_gpu, self.device)
+        self.init_device = self._parallel.init_device
+        self.initial_config = without_weights(config) if self._saved else config
+        return self.data
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on its device: in the memory format, or the slices, that the keys ask for.
+
+        Optimizers and averages are built of what this returns. From here on all processes work in
+        step; where they have different data or checkpoints, UserError.
+        """
+        self._call("place")
+        config, train_split = self.config, self.data.splits["train"]
+        self._distributed.start(
+            self.device,
+            step=self._saved["step"] if self._saved else 0,
+            data=config.data_n_examples,
+        )
+        self._signals.wait_for_others()
+        self.precision = Precision.on(
+            self.device, config.precision, config.channels_last, config.compile
+        )
+        self._stack.enter_context(self.precision.applied())
+        self._throughput = self._parallel.throughput(
+            model, train_split, self.data.input_shape, config.precision
+        )
+        model = self._parallel.prepare(self.precision.placed(model), sync_bn=config.sync_bn)
+        rank, size = self._distributed.rank, self._distributed.size
+        self._loading = build_loading(config, self.data, self.device, rank, size)
+        self._local_batch_size = self._loading.own_size
+        network = self.precision.compiled(
+            model, self._local_batch_size, fixed_shape=not is_text(train_split)
+        )
+        self.forward = self.precision.forward(self._parallel.wrap(network))
+        self._model = model
+        return model
+
+    def restore(self, learner: Any, evaluated: Mapping[str, nn.Module]) -> None:
+        """Everything is built. Seed the training, and bring back what an earlier attempt saved.
+
+        learner: each of its fields that has a state is saved from now on; see stateful_fields().
+        evaluated: name -> model, for run.evaluate().
+        """
+        self._call("restore")
+        config, saved = self.config, self._saved
+        splits = {name: split for name, split in self.data.splits.items() if name != "train"}
+        self._evaluation = Evaluation(
+            splits,
+            evaluated,
+            self._loading.for_evaluation(config.eval_batch_size),
+            self.precision,
+            log_interval=config.log_interval_eval,
+        )
+        if config.train_length and not self.num_steps:
+            logger.warning(
+                "train_length={} rounds to 0 steps, as an epoch has {}: nothing is trained",
+                config.train_length,
+                self._schedule.epoch_end(1),
+            )
+        self._stats = Stats(list(splits), list(evaluated), learner.loss.metric_names)
+        self._best = None
+        if config.save_best_checkpoint or config.early_stopping_patience:
+            columns = metric_columns(config.best_checkpoint_metric, self._stats.columns)
+            self._best = Best(columns, config.early_stopping_patience)
+
+        random_state.seed_everything(config.seed_training)
+        self.metrics = Metrics(learner.loss, self.device, self._distributed)
+        self._state = TrainState(
+            self._stateful_parts(learner),
+            {"asked": asdict(self.requested), "in_force": asdict(config)},
+            self._distributed.size,
+        )
+        if saved:
+            self._resume(saved)
+            self._saved = saved = None  # its tensors have been copied
+        self.stats = self._stats.frame()
+        self._start(learner)
+
+    def _stateful_parts(self, learner: Any) -> dict[str, Stateful]:
+        """Everything that is saved, by its name in checkpoints; also moved to the device."""
+        parts = stateful_fields(learner)
+        known = {
+            p for part in parts.values() if isinstance(part, nn.Module) for p in part.parameters()
+        }
+        for name, part in parts.items():
+            if isinstance(part, nn.Module) and part is not self._model:
+                part.to(self.device)
+            if isinstance(part, Optimizer):
+                stepped = {p for group in part.param_groups for p in group["params"]}
+                if not stepped <= known:
+                    raise RuntimeError(
+                        f"{name}: it steps parameters of a module that is no field of the learner; "
+                        "build it after run.place(model), of the model that this returns"
+                    )
+        own: dict[str, Stateful] = {"stats": self._stats, "sums": self.metrics}
+        own |= {"best": self._best} if self._best else {}
+        if taken := own.keys() & parts.keys():
+            raise RuntimeError(f"learner: {', '.join(taken)} is what the Session saves by itself")
+        self._learned = parts
+        self._saved_models = {"last": self._model}
+        self._saved_models |= {
+            n: part.model for n, part in parts.items() if isinstance(part, AveragedModel)
+        }
+        return {name: self._parallel.as_stateful(part) for name, part in parts.items()} | own
+
+    def _resume(self, saved: Mapping[str, Any]) -> None:
+        state = self._state
+        state.load_state_dict(saved)  # type: ignore[arg-type]
+        check_same_epochs(self._schedule, self.num_steps, self._stats.rows)
+        if state.outcome == "finished" and state.step < self.num_steps:
+            state.outcome = None  # train_length has grown
+        logger.info("resumes after step {} of {}", state.step, self.num_steps)
+
+    def _start(self, learner: Any) -> None:
+        """The clocks run, the folder says what is trained, and the batches are on their way."""
+        config, state, progress = self.config, self._state, self._progress
+        state.run.start()
+        samples = self._schedule.samples_after(state.step)
+        progress.start(self.num_steps, step=state.step, samples=samples)
+        self._folder.start(
+            self.requested,
+            config,
+            is_continued=self.is_resumed,
+            facts=lambda: state.facts() | progress.status(state.step),
+            uses=self._parallel.uses(),
+        )
+        optimizers = [x for x in self._learned.values() if isinstance(x, Optimizer)]
+        chosen = (
+            self.precision.describe(),
+            *map(describe_optimizer, optimizers),
+            self._parallel.describe(),
+        )
+        num_parameters = sum(p.numel() for p in self._model.parameters())
+        log_setup(config, num_parameters, self.device, chosen)
+        self._checkpoints = self._stack.enter_context(
+            CheckpointManager(
+                self._files, state, self._distributed, minutes=config.checkpoint_minutes
+            )
+        )
+        self._batches = self._stack.enter_context(  # closing it ends worker processes
+            closing(
+                training_batches(
+                    self.data.splits["train"],
+                    self._loading,
+                    seed=config.seed_training,
+                    steps_per_pass=self._schedule.steps_per_pass,
+                    first_step=state.step,
+                )
+            )
+        )
+        self._signals.wait_for_steps()
+
+    # ---- Training ------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """How many optimizer steps are done."""
+        return self._state.step
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train: finished, diverged or stopped early."""
+        return self._state.outcome is not None
+
+    @property
+    def has_diverged(self) -> bool:
+        return self._state.outcome == "diverged"
+
+    def epochs(self) -> Iterator["Epoch"]:
+        """The epochs that are left; when they are done, the run is finished in its folder."""
+        self._call("epochs")
+        for number, steps in self._schedule.epochs(self.num_steps):
+            if self.is_over or number <= self._state.epoch:
+                continue
+            yield Epoch(self, number, steps)
+            if self._state.epoch != number:
+                raise RuntimeError("epoch.finish(results) comes at the end of every epoch")
+        self._checkpoints.at_end()
+        if self.config.save_plot and self._folder.path:
+            from src.analysis import save_learning_curves
+
+            save_learning_curves(self._stats.frame(), self._folder.path / "curves.png")
+        self._folder.finish(self._state.outcome, self._state.reason)
+        self._files.prune(1 if self.config.keep_state else 0)
+
+    def micro_batches(self, inputs: Tensor, targets: Tensor) -> Iterable[Batch]:
+        """The batch in the pieces that grad_accum_steps asks for. Between processes the gradients
+        travel with the last one alone."""
+        pieces = micro_batches(inputs, targets, self._local_batch_size)
+        return pieces if self._distributed.size == 1 else self._parallel.synchronized(pieces)
+
+    def loss_scale(self, normalizer: float | Tensor, device: torch.device) -> Tensor:
+        """What summed losses are multiplied by, (): 1 / the normalizer of the whole batch.
+
+        normalizer: of this process's shard of it.
+        """
+        if self._distributed.size > 1:
+            num_examples = self._schedule.examples_of(self._state.step)
+            normalizer = self._distributed.total(normalizer, num_examples)
+        scale = self._distributed.size / normalizer  # DDP averages gradients over processes
+        # Written on the device, not copied there: a copy would wait for all a GPU has to do.
+        return scale if isinstance(scale, Tensor) else torch.full((), scale, device=device)
+
+    def _end_step(self, steps: range, epoch: int) -> None:
+        """What follows an optimizer step: the log, divergence, checkpoints, signals."""
+        state, config = self._state, self.config
+        state.step += 1
+        if state.step == 1 and self.requested.max_allowed_loss is None:
+            self._choose_loss_limit()
+        if state.step % config.log_interval == 0 or state.step == steps.stop:
+            # Metrics stay on the device and are read here alone, as reading waits for it; so a
+            # loss out of bounds shows here as well.
+            recent = self.metrics.compute_since_last()
+            samples = self._schedule.samples_after(state.step)
+            self._progress.line(state.step, epoch, samples, recent)
+            self._folder.update_status()
+            if has_diverged(recent["loss"], config.max_allowed_loss):
+                state.end("diverged", f"loss {recent['loss']} at step {state.step}")
+                return
+        if self._distributed.size == 1 or self._distributed.should_sync_flags():
+            self._checkpoints.by_the_clock()
+            self._signals.check()
+
+    def _choose_loss_limit(self) -> None:
+        """max_allowed_loss was not given: it follows the loss of the first step."""
+        limit = loss_limit(self.metrics.compute()["loss"], self.config.max_allowed_loss)
+        if limit != self.config.max_allowed_loss:
+            self.config = replace(self.config, max_allowed_loss=limit)
+            self._state.config["in_force"] = asdict(self.config)
+            self._folder.change_config(self.config)
+
+    # ---- Between epochs ------------------------------------------------------------------
+
+    def recompute_batch_norms(self, model: nn.Module) -> None:
+        """Set the statistics of the model's batch norms by one pass over the training examples."""
+        batches = shuffled_batches(
+            self.data.splits["train"], self._loading, seed=self.config.seed_training
+        )
+        recompute_batch_norms(
+            model,
+            self._signals.watched(batches),
+            self.precision.forward(model),
+            self._distributed,
+        )
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """'SPLIT/MODEL' -> metric -> value, of every split but train and every evaluated model."""
+        self._parallel.broadcast_buffers(self._evaluation.models.values())
+        return self._evaluation.of_all(self.metrics.empty, self._signals.watched)
+
+    @contextmanager
+    def callers_turn(self) -> Iterator[None]:
+        """What the program around the run draws or logs does not touch it; Ctrl-C is its own."""
+        with random_state.isolate_rng(), self._folder.paused(), self._signals.released():
+            yield
+        if not self.is_over:
+            self._checkpoints.at_epoch_end()
+
+
+class Epoch:
+    """The training between two evaluations: steps counts from 0, and over the whole run."""
+
+    def __init__(self, session: Session, number: int, steps: range) -> None:
+        self.session, self.number, self.steps = session, number, steps
+        self.metrics = session.metrics
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches that are left of this epoch, (inputs (n, *shape), targets): a step each."""
+        run, state = self.session, self.session._state
+        run._progress.resume()
+        state.training.start()
+        left = self.steps[max(0, state.step - self.steps.start) :]
+        for step in run._profiler.steps(left, state, run.num_steps):
+            waiting_from = perf_counter()
+            batch = next(run._batches)
+            state.data_time += perf_counter() - waiting_from
+            if run._distributed.size > 1:
+                run._distributed.seed(run.config.seed_training, step)
+            yield batch
+            run._end_step(self.steps, self.number)
+            if state.outcome:
+                break
+        state.training.stop()
+        self._training = self.metrics.compute() | run._throughput.measures(
+            state, run._schedule, self.steps
+        )
+
+    def finish(self, results: dict[str, dict[str, float]]) -> None:
+        """Record the epoch, save the weights that are asked for, and see whether to stop.
+
+        results: 'train' or 'SPLIT/MODEL' -> name -> number; each becomes a column of stats.csv.
+        """
+        run, state, config = self.session, self.session._state, self.session.config
+        training = self._training | results.get("train", {})
+        results = {"train": training} | {k: v for k, v in results.items() if k != "train"}
+        results |= run._folder.machine_use.of_epoch(training)
+        row = run._stats.add(self.number, state.step, results)
+        run.stats = run._stats.frame()
+        run._folder.save_stats(run.stats)
+        best = run._best
+        is_best = best is not None and not run.has_diverged and best.update(self.number, row)
+        if is_best and config.save_best_checkpoint:
+            save_weights(run._folder.checkpoint("best"), self.number, run._saved_models)
+        if config.save_freq and self.number % config.save_freq == 0:
+            path = run._folder.checkpoint(f"epoch_{self.number:04d}")
+            save_weights(path, self.number, run._saved_models)
+            prune(path, keep=config.keep_checkpoints)
+
+        if best and best.reason_to_stop and not state.outcome:
+            state.end("early_stopped", best.reason_to_stop)
+        if state.step == run.num_steps and not state.outcome:
+            state.end("finished", f"all {run.num_steps} steps done")
+        state.end_epoch(self.number)
+        self.metrics.reset()
