@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
-from tqdm import tqdm
 
 from src.grid import (
     RESULTS,
@@ -344,31 +343,17 @@ def row_as_json(status: RowStatus) -> dict[str, Any]:
 
 
 def sync(arguments: Sequence[str]) -> int:
-    """Send what trackers were not told while the runs went; 1 where some could not be sent."""
-    from src.logging import obstacles, run_folders, send, unsent
+    """Send what trackers have not got while the runs went; 1 where some could not be sent."""
+    from src.logging import sync_runs
 
     parser = OneLineParser(prog="report.py sync", description="Send runs to wandb and Comet.")
     parser.add_argument(
         "folders", nargs="*", default=[str(RESULTS)], help="of runs or batches (results)"
     )
     paths = [Path(folder) for folder in parser.parse_args(arguments).folders]
-    waiting = unsent(run_folders(paths))
-    lacking = obstacles(name for _, name in waiting)
-    possible = [(folder, name) for folder, name in waiting if name not in lacking]
-    words = "\n".join(f"sync: {problem}" for problem in lacking.values())
-    if lacking and not possible:
-        raise UserError(words)
-    if lacking:  # who has an account with one alone
-        print(words, file=sys.stderr)
-    num_sent = 0
-    with tqdm(possible, unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for folder, name in bar:
-            if problem := send(folder, name):
-                tqdm.write(f"{short_path(folder)}: {name}: {problem}", file=sys.stderr)
-            else:
-                num_sent += 1
-    print(f"{num_sent} of {len(waiting)} sent" if waiting else "nothing to send")
-    return 1 if num_sent < len(waiting) else 0
+    num_sent, num_waiting = sync_runs(paths)
+    print(f"{num_sent} of {num_waiting} sent" if num_waiting else "nothing to send")
+    return 1 if num_sent < num_waiting else 0
 
 
 # ---- Notifications -----------------------------------------------------------------------

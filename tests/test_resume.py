@@ -20,7 +20,7 @@ import yaml
 import train
 from src import analysis
 from src.config.config import make_config, save_config
-from src.logging import lease as claim
+from src.logging import lease
 from src.metrics import is_time
 from src.runtime import checkpoint_manager as saving
 from src.runtime import evaluation, session
@@ -502,7 +502,7 @@ def test_what_a_kill_has_left_half_written_is_removed(digits, tmp_path):
 
 
 def test_a_folder_that_is_removed_in_mid_run_is_said_to_be(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(claim, "SECONDS_BETWEEN_BEATS", 0.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.0)
     generator = experiment_generator(digits(train_length=4))
     next(generator)
     shutil.rmtree(tmp_path / "run")
@@ -531,7 +531,7 @@ def test_other_data_are_refused(digits, interrupt, monkeypatch):
         return data
 
     monkeypatch.setattr(session, "build_data", smaller)
-    with pytest.raises(UserError, match="cannot go on with other data"):
+    with pytest.raises(UserError, match="cannot resume with other data"):
         run_experiment(digits())
 
 

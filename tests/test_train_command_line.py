@@ -14,7 +14,7 @@ from several_processes import together
 
 import train
 from src.config.config import load_config, make_config, without_dashes
-from src.logging.same_run import folder_for
+from src.logging.same_run import choose_folder
 from src.runtime import command_line
 from src.runtime.distributed import DistributedContext, detect_rank
 from src.support.errors import UserError
@@ -83,27 +83,27 @@ def test_a_mistake_in_a_name_costs_no_folder(here, capsys):
 def test_what_is_not_ours_is_left_alone(here, taken):
     (here / taken).parent.mkdir(parents=True)
     (here / taken).write_text("mine")
-    assert folder_for(make_config(SMALL), "cfg") == (Path("results/cfg-2"), False)
+    assert choose_folder(make_config(SMALL), "cfg") == (Path("results/cfg-2"), False)
     assert (here / taken).read_text() == "mine"
 
 
 def test_empty_folders_are_free_and_odd_names_stay_in_results(here):
     (here / "results/cfg").mkdir(parents=True)
     for name, expected in (("cfg", "cfg"), ("..", "run"), ("x" * 250, "x" * 250)):
-        assert folder_for(make_config(SMALL), name) == (Path("results", expected), False)
+        assert choose_folder(make_config(SMALL), name) == (Path("results", expected), False)
         assert (here / "results" / expected / "spec.yaml").exists()
-    assert folder_for(make_config(SMALL), "cfg") == (Path("results/cfg"), True)
+    assert choose_folder(make_config(SMALL), "cfg") == (Path("results/cfg"), True)
 
 
 def test_where_nothing_can_be_written_is_told(here):
     (here / "results").write_text("a file")
     with pytest.raises(UserError, match=r"^output_dir: cannot write to results"):
-        folder_for(make_config(SMALL), "cfg")
+        choose_folder(make_config(SMALL), "cfg")
 
 
 def choose(number, start, chosen) -> None:
     start.wait()
-    chosen.put(str(folder_for(make_config(SMALL | {"batch_size": number}), "cfg")[0]))
+    chosen.put(str(choose_folder(make_config(SMALL | {"batch_size": number}), "cfg")[0]))
 
 
 def test_of_runs_that_start_at_the_same_moment_each_has_its_own(here):

@@ -25,16 +25,15 @@ from src.analysis.settings import (
     shown,
     varying,
 )
-from src.config import KEYS, is_expression, make_config, write_yaml
+from src.config import INFERRED_KEYS, KEYS, is_expression, make_config, write_yaml
 from src.grid import SEEDS, WITHOUT_EFFECT, Run, rank, row_identity
 from src.keys import Bookkeeping
-from src.logging import FOUND
 from src.support import ROOT, UserError, bad_value
 
 LEAST = 3  # values with a result: of two, each is an end
 MOST_SHOWN = 3  # settings, in a sentence
 BOOKKEEPING = {field.name for field in fields(Bookkeeping)}
-OF_ONE_RUN = {"output_dir", "host_name", "wandb_run_name", *FOUND}
+OF_ONE_RUN = {"output_dir", "host_name", "wandb_run_name", *INFERRED_KEYS}
 ASKED = [key for key in sorted(KEYS, key=BOOKKEEPING.__contains__) if key not in OF_ONE_RUN]
 BEYOND = {"largest": "above", "smallest": "below"}
 ZIP = "ZIP_seeds"

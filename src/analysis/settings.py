@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.config import KEYS
+from src.config import INFERRED_KEYS, KEYS
 from src.grid import SEEDS, WITHOUT_EFFECT
-from src.logging import FOUND
 from src.support import bad_value, unknown_name
 
 FACTS = ("batch", "state", "outcome", "node", "seconds")  # that are no configuration
@@ -36,7 +35,7 @@ def differing(df: pd.DataFrame) -> list[str]:
 
     Of a big_df the keys that were read count, of other tables all columns but those of curves.
     """
-    out = {*SEEDS, *FACTS, *FOUND, *WITHOUT_EFFECT}
+    out = {*SEEDS, *FACTS, *INFERRED_KEYS, *WITHOUT_EFFECT}
     # merge() forgets them, and a column that was measured is no setting
     known = KEYS if {"batch", "state"} <= set(df.columns) else df.columns
     keys = set(df.attrs.get("keys", known)) - out

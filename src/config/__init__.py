@@ -7,7 +7,7 @@ from src import lazy_names
 if TYPE_CHECKING:
     from src.config.command_line import CommandLine, given
     from src.config.config import (
-        FOUND_IN_DATA,
+        INFERRED_KEYS,
         KEYS,
         MAX_ALLOWED_LOSS,
         Config,

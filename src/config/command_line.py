@@ -2,14 +2,13 @@
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from src.config.config import read_values, without_dashes
 from src.config.yaml_files import read_yaml
-from src.logging import is_run_folder, numbered
+from src.logging import free_folder
 from src.support import ROOT, OneLineParser, UserError, one_line
 
 MOST_SHOWN = 999  # characters of a command
@@ -40,11 +39,7 @@ class CommandLine:
 
     def elsewhere(self, folder: str) -> str:
         """The command that asks for the same in the next free folder."""
-        path = Path(folder)
-        first = path.with_name(re.sub(r"-\d+$", "", path.name) or path.name)
-        path = next(
-            p for p in numbered(first if is_run_folder(first) else path) if not os.path.lexists(p)
-        )
+        path = free_folder(Path(folder))
         others = [text for text in self.overrides if not text.startswith("output_dir=")]
         return self._text([self.config, *others, given("output_dir", str(path))])
 

@@ -85,8 +85,10 @@ class Config(TrackerKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seed
 
 
 # What config.yaml holds of one data set has no say about another
-FOUND_IN_DATA = {"data_n_examples", "data_n_classes", "data_version"}
-FOUND_IN_DATA |= {"model_output_dim", "model_input_shape"}
+INFERRED_FROM_DATA = {"data_n_examples", "data_n_classes", "data_version"}
+INFERRED_FROM_DATA |= {"model_output_dim", "model_input_shape"}
+# Keys that a run fills in where they are null
+INFERRED_KEYS = INFERRED_FROM_DATA | {"batch_size_accum", "max_allowed_loss"}
 KEYS = {field.name: field for field in dataclasses.fields(Config)}
 MOST_LINES = 20  # of mistakes
 MOST_EXPLAINED = 1_000  # the others are counted
@@ -121,7 +123,7 @@ def read_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         raise UserError(f"{path}: is a job file: python submit_multiple.py {path} -s local")
     changes = parse_overrides(overrides)
     if changes.get("dataset", values.get("dataset")) != values.get("dataset"):
-        values = {key: value for key, value in values.items() if key not in FOUND_IN_DATA}
+        values = {key: value for key, value in values.items() if key not in INFERRED_FROM_DATA}
     return {**values, **changes}
 
 

@@ -17,8 +17,7 @@ from src.config import read_yaml_file, write_yaml
 from src.grid.folders import PATH_KEYS, Batch, Row, is_copy, is_elsewhere, spec_home, spec_of
 from src.grid.job_file import read_job
 from src.grid.journal import Journal
-from src.grid.snapshot import frozen_copies
-from src.logging import FROZEN
+from src.grid.snapshot import frozen_copies, repository_of
 from src.support import UserError, write_atomically
 
 
@@ -129,11 +128,8 @@ def _forget_owner(folder: Path, home: Path) -> None:
 
 def _point_links_here(code: Path, root: Path) -> None:
     """Links of frozen code to a repository that was moved lead to where it is now."""
-    try:
-        old = Path(json.loads((code / FROZEN).read_text())["copied_from"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return
-    if old.exists():
+    old = repository_of(code)
+    if old.exists():  # or the copy does not say where it comes from
         return
     for folder, folders, files in os.walk(code):
         for link in (Path(folder, name) for name in [*folders, *files]):

@@ -5,7 +5,6 @@ ignores (data, results, environments) is linked, so that every path leads where 
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,8 +12,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from src.logging import DIFF, FROZEN, code_state
-from src.support import UserError, write_atomically
+from src.logging import CodeState
+from src.support import UserError
 
 ALWAYS_LINKED = ("data", "results")  # made where they are missing: runs write there
 CACHES = ("__pycache__", "*.egg-info", ".*_cache", ".hypothesis", ".ipynb_checkpoints", ".git")
@@ -34,10 +33,7 @@ def freeze(root: Path, into: Path) -> Path:
     try:
         hashes = {str(path): _copy(root, path, copy) for path in files}
         _link_ignored(root, copy)
-        facts, diff = code_state(root)
-        facts |= {"copied_from": str(root), "files": hashes}
-        write_atomically(copy / DIFF, diff)
-        write_atomically(copy / FROZEN, json.dumps(facts, indent=1))
+        CodeState.of_repository(root).save(copy, copied_from=str(root), files=hashes)
         os.replace(copy, into)
     except OSError as error:
         raise UserError(f"output_dir: cannot copy the code to {into}: {error}") from None
@@ -62,7 +58,10 @@ def next_copy(batch: Path) -> Path:
 def changed_since(root: Path, frozen: Path) -> list[str]:
     """The files that are no longer as they were frozen; [] where that is not known."""
     try:
-        hashes = dict(json.loads((frozen / FROZEN).read_text())["files"])
+        state = CodeState.of_frozen_copy(frozen)
+        if state is None:
+            return []
+        hashes = dict(state.facts["files"])
         now = {str(path): _hash(root / path) for path in _code_files(root)}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
@@ -78,7 +77,8 @@ def changed_since_last_copy(root: Path, batch: Path) -> list[str]:
 def repository_of(root: Path) -> Path:
     """Where the code at root is edited: of a frozen copy the repository that it was copied from."""
     try:
-        return Path(json.loads((root / FROZEN).read_text())["copied_from"])
+        state = CodeState.of_frozen_copy(root)
+        return Path(state.facts["copied_from"]) if state else root
     except (OSError, ValueError, LookupError, TypeError):
         return root
 

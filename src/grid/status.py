@@ -37,7 +37,7 @@ from src.grid.folders import Batch, Row, is_copy
 from src.grid.journal import Call, Journal
 from src.grid.local import runner
 from src.grid.slurm.commands import NoSlurm, QueuedJob, queued_rows, read_queue
-from src.logging import Cost, read_account
+from src.logging import Cost
 from src.support import UserError, one_line, processes
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "lost", "unstarted")
@@ -304,13 +304,13 @@ class _Look:
 
 
 def with_costs(status: RowStatus, written: dict) -> RowStatus:
-    """As its status.json counts them. In vain is what attempts have lost, and all of a row that has
-    failed, until -r takes it up; of one that was stopped and goes on, the loss alone."""
+    """As its status.json counts them. Wasted is what is or was done again, and all of a row
+    that has failed, until -r takes it up; of one that was stopped and resumes, the former alone."""
     if "cost" not in written:
         return status
-    account = read_account(written)
-    is_in_vain = status.state in ("failed", "lost") and status.kind not in GOES_ON
-    return replace(status, cost=account.total, wasted=account.total if is_in_vain else account.lost)
+    total, wasted = Cost.of_run(written)
+    is_wasted = status.state in ("failed", "lost") and status.kind not in GOES_ON
+    return replace(status, cost=total, wasted=total if is_wasted else wasted)
 
 
 def _queued(row: Row, begun: dict, cause: str | None, job: QueuedJob | None) -> RowStatus:

@@ -1,27 +1,42 @@
-"""What a run leaves: its folder and lease, console, stats, provenance, machine use, trackers."""
+"""What a run leaves behind: its folder, and everything in it but the training state.
+
+run_folder.py   the folder as a context: opened, written and closed; which files in it are ours
+same_run.py     whether a configuration asks for the run that a folder holds; folders for new runs
+lease.py        file `claim`: one live process owns a folder
+console.py      training.log, and the bar on a terminal
+stats.py        stats.csv: one row an epoch
+costs.py        in status.json: core-seconds, GPU-seconds, and how much of them was wasted
+machine_use.py  system.csv: cores, memory, disk, network, GPUs, every few seconds
+provenance.py   provenance.json, uncommitted.diff: code, packages, command, machine
+trackers/       wandb, Comet, TensorBoard, trackio: other processes that follow the folder
+
+A run opens its RunFolder, which takes the lease, opens the log, and starts the thread of
+machine_use and the processes of trackers. The folder asks same_run whether an earlier attempt
+may be resumed. Nothing here imports torch, and pandas only what reads or writes stats.csv.
+"""
 
 from typing import TYPE_CHECKING
 
 from src import lazy_names
 
 if TYPE_CHECKING:
-    from src.logging.console import Progress, log_setup
-    from src.logging.costs import Cost, Uses, read_account
-    from src.logging.lease import live_owner
-    from src.logging.own_files import is_run_folder
-    from src.logging.provenance import DIFF, FROZEN, code_state, slurm_job
-    from src.logging.run_folder import open_folder
-    from src.logging.same_run import (
-        FOUND,
-        OtherRun,
-        check_same_data,
-        check_same_epochs,
-        continued,
-        folder_for,
-        is_finished,
-        numbered,
+    from src.logging.costs import (
+        Cost,  # core-seconds and GPU-seconds, of a run or a sum of them
+        Uses,  # which processes and GPUs a run has
     )
-    from src.logging.stats import Stats, read_stats, summary
-    from src.logging.trackers.sync import obstacles, run_folders, send, unsent
+    from src.logging.lease import live_owner  # who runs in a folder now
+    from src.logging.provenance import CodeState  # a commit and the edits since, of a code folder
+    from src.logging.run_folder import RunFolder  # a context: all that a run writes
+    from src.logging.same_run import (
+        OtherRun,  # the error where a folder holds another run
+        choose_folder,  # for a run that was given none
+        free_folder,  # where the same run could be done again
+        is_finished,  # whether a folder holds the finished run of a configuration
+    )
+    from src.logging.stats import (
+        Stats,  # the rows of stats.csv, a part of the training state
+        summarize_run,  # what a run has reached, in a few lines
+    )
+    from src.logging.trackers.processes import sync_runs  # send what was kept offline
 else:
     __getattr__ = lazy_names(__name__)

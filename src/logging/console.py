@@ -7,7 +7,7 @@ from datetime import timedelta
 from io import FileIO
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loguru import logger
 from tqdm import tqdm
@@ -24,7 +24,7 @@ LINE_ON_TERMINAL = "{time:HH:mm:ss} | {message}"  # a terminal may have 80 colum
 class Log:
     """Where loguru's lines go while a run goes; nowhere while it is paused.
 
-    The terminal gets warnings (a download, a wait) in any case, all lines if asked.
+    The terminal gets warnings (a download, a wait) in any case, all lines if requested.
     Tracebacks come without the values of variables, which may hold secrets.
     """
 
@@ -33,44 +33,45 @@ class Log:
         path: Path | None,
         *,
         to_terminal: bool,
-        may_write: Callable[[], bool] | None = None,
+        may_write: Callable[[], bool] = lambda: True,
         rank: int = 0,
     ) -> None:
         """may_write: asked before each line of the file. rank: of several processes the others
         than 0 are silent but for warnings, in their file."""
         self.is_paused = False
-        self.may_write = may_write or (lambda: True)
+        self.sinks: list[int] = []
         with suppress(ValueError):
             logger.remove(0)  # loguru's own, which prints everything
-        common: dict[str, Any] = {"diagnose": False, "filter": self._is_ours}
-        if rank:
-            of_rank = common | {"format": LINE, "level": "WARNING"}
-            self.sinks = (
-                [] if path is None else [logger.add(_LogFile(path, is_lazy=True), **of_rank)]
-            )
-            return
-        to_file = common | {"filter": self._is_for_file}
-        self.sinks = [] if path is None else [logger.add(_LogFile(path), format=LINE, **to_file)]
-        if to_terminal:
-            self.sinks.append(logger.add(_print_above_bar, format=LINE_ON_TERMINAL, **common))
-        else:
-            common["filter"] = self._is_warning
-            self.sinks.append(logger.add(_warn_above_bar, format=LINE_ON_TERMINAL, **common))
+
+        def add(
+            sink: "Callable[[str], None] | _LogFile",
+            format: str,
+            level: str = "DEBUG",
+            is_wanted: "Callable[[Record], bool]" = lambda record: True,
+        ) -> None:
+            def passes(record: "Record") -> bool:
+                return not self.is_paused and is_wanted(record)
+
+            handler = logger.add(sink, format=format, level=level, filter=passes, diagnose=False)
+            self.sinks.append(handler)
+
+        if path is not None and rank:
+            add(_LogFile(path, is_lazy=True), LINE, "WARNING")
+        elif path is not None:
+            add(_LogFile(path), LINE, is_wanted=lambda record: may_write())
+        if to_terminal and not rank:
+            add(lambda line: tqdm.write(line, end=""), LINE_ON_TERMINAL)
+        elif not rank:  # not errors: those end the run, and the command line shows them
+            add(_warn_above_bar, LINE_ON_TERMINAL, is_wanted=_is_warning)
 
     def close(self) -> None:
         for sink in self.sinks:
             with suppress(ValueError):  # the program around us has removed it
                 logger.remove(sink)
 
-    def _is_for_file(self, record: "Record") -> bool:
-        return not self.is_paused and self.may_write()
 
-    def _is_ours(self, record: "Record") -> bool:
-        return not self.is_paused
-
-    def _is_warning(self, record: "Record") -> bool:
-        """Not errors: those end the run, and the command line shows them."""
-        return not self.is_paused and record["level"].name == "WARNING"
+def _is_warning(record: "Record") -> bool:
+    return record["level"].name == "WARNING"
 
 
 class _LogFile:
@@ -99,34 +100,12 @@ class _LogFile:
             self.file.close()
 
 
-def _print_above_bar(line: str) -> None:
-    tqdm.write(line, end="")
-
-
 def _warn_above_bar(line: str) -> None:
     tqdm.write(line, end="", file=sys.stderr)
 
 
-def log_setup(
-    config: Config, num_parameters: int, device: object, chosen: Iterable[str | None]
-) -> None:
-    """The first lines of a log: what was found and chosen. chosen: how it computes, in words."""
-    examples = ", ".join(f"{name} {n:,}" for name, n in (config.data_n_examples or {}).items())
-    where = ", held on the device" if config.data_on_device else ""
-    logger.info("data {}: {} examples{}", config.dataset, examples, where)
-    logger.info(
-        "model {}: {:,} parameters, {} -> {}, on {}",
-        config.model,
-        num_parameters,
-        config.model_input_shape,
-        config.model_output_dim,
-        device,
-    )
-    logger.info("computes in {}", ", ".join(filter(None, chosen)))
-
-
 class Progress:
-    """Lines and a bar of one run's training; the bar on a terminal only. A context."""
+    """Lines of one run's training, and a bar on a terminal."""
 
     def __init__(self, rank: int = 0) -> None:
         """rank: of several processes only 0 draws."""
@@ -134,11 +113,24 @@ class Progress:
         self.bar = tqdm(unit="step", disable=not is_shown, leave=False)
         self.start(0)
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.bar.close()
+
+    def log_setup(
+        self,
+        config: Config,
+        num_parameters: int,
+        device: object,
+        chosen: Iterable[str | None],
+    ) -> None:
+        """The first lines: what was inferred and chosen. chosen: how it computes, in words."""
+        examples = ", ".join(f"{name} {n:,}" for name, n in (config.data_n_examples or {}).items())
+        where = ", held on the device" if config.data_on_device else ""
+        logger.info("data {}: {} examples{}", config.dataset, examples, where)
+        model = "model {}: {:,} parameters, {} -> {}, on {}"
+        shapes = config.model_input_shape, config.model_output_dim
+        logger.info(model, config.model, num_parameters, *shapes, device)
+        logger.info("computes in {}", ", ".join(filter(None, chosen)))
 
     def start(self, num_steps: int, *, step: int = 0, samples: int = 0) -> None:
         """The next step comes now, of num_steps; earlier attempts did `step` of them."""
@@ -148,11 +140,11 @@ class Progress:
         self.last_samples = samples
 
     def resume(self) -> None:
-        """Training goes on after something else: that time is no part of the pace."""
+        """Training resumes after something else: that time is no part of the pace."""
         self.last_time = perf_counter()
 
     def line(self, step: int, epoch: int, samples: int, averages: Mapping[str, float]) -> None:
-        """Say how training is doing after `step` steps and `samples` examples in all."""
+        """Log how training is doing after `step` steps and `samples` examples in all."""
         now = perf_counter()
         rate = (samples - self.last_samples) / max(now - self.last_time, 1e-9)
         self.last_time, self.last_samples = now, samples

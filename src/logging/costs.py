@@ -1,12 +1,12 @@
-"""What a run has cost so far, in status.json: core-seconds, GPU-seconds, and how much was lost.
+"""What a run has cost so far, in status.json: core-seconds, GPU-seconds, and how much was wasted.
 
-In a job of Slurm the cores and GPUs that it was given count, used or not, shared among the rows
+In a job of Slurm the cores and GPUs that it was given count, used or not, shared among the runs
 of --pack. Elsewhere the processor time that was used counts, and the run's GPUs. `python train.py`
 counts as a whole, from its first instruction on, with the processes below it and the one that has
 started it on several GPUs. In another program a run counts from when its folder is taken.
 
-Lost is what an attempt did after the last state that it saved, and all of one that never came to
-a step: known when the next attempt says from where it goes on.
+Wasted is what an attempt did after the last state that it saved, and all of one that never came
+to a step: known when the next attempt says from where it resumes.
 """
 
 import os
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -49,6 +49,12 @@ class Cost:
         if not all(isinstance(seconds, int | float) for seconds in vars(self).values()):
             raise TypeError("seconds are numbers")  # a damaged status.json
 
+    @classmethod
+    def of_run(cls, status: Mapping[str, Any]) -> "tuple[Cost, Cost]":
+        """(all attempts at a run, what of it was wasted), from its status.json."""
+        costs = RunCost.read(status)
+        return costs.total, costs.wasted
+
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.core_seconds + other.core_seconds, self.gpu_seconds + other.gpu_seconds)
 
@@ -57,15 +63,15 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One attempt at a run: its cost, from which step to which."""
+class AttemptCost:
+    """What one attempt at a run has cost, from which step to which."""
 
     cost: Cost = Cost()
     first_step: int | None = None  # None: it never came to a step
     step: int = 0
 
-    def lost(self, next_step: int) -> Cost:
-        """Of its cost, where the next attempt goes on after next_step."""
+    def wasted(self, next_step: int) -> Cost:
+        """The part that is done again when the next attempt resumes after next_step."""
         if self.first_step is None or self.step <= self.first_step:
             return self.cost
         share = (self.step - next_step) / (self.step - self.first_step)
@@ -73,66 +79,66 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Account:
-    """All attempts: those before the last two in sum."""
+class RunCost:
+    """The cost of all attempts at a run, those before the last two as a sum."""
 
     before: Cost = Cost()
-    lost: Cost = Cost()  # of `before`
-    waiting: Attempt | None = None  # ended; how much of it is lost depends on the next one
-    current: Attempt = Attempt()
+    wasted: Cost = Cost()  # of `before`
+    waiting: AttemptCost | None = None  # ended; the next one tells how much of it is wasted
+    current: AttemptCost = AttemptCost()
+
+    @classmethod
+    def read(cls, status: Mapping[str, Any]) -> "RunCost":
+        """From the content of a status.json; nothing where it tells of no cost."""
+
+        def attempt(facts: Mapping[str, Any]) -> AttemptCost:
+            first_step = facts["first_step"]
+            first_step = None if first_step is None else int(first_step)
+            return AttemptCost(Cost(**facts["cost"]), first_step, int(facts["step"]))
+
+        try:
+            facts = status["cost"]
+            waiting = attempt(facts["waiting"]) if facts["waiting"] else None
+            before, wasted = Cost(**facts["before"]), Cost(**facts["lost"])
+            return cls(before, wasted, waiting, attempt(facts["current"]))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return cls()
 
     @property
     def total(self) -> Cost:
         waiting = self.waiting.cost if self.waiting else Cost()
         return self.before + waiting + self.current.cost
 
-    def next_attempt(self) -> "Account":
+    def next_attempt(self) -> "RunCost":
         """The current attempt has ended."""
         if self.current.first_step is None:
             cost = self.current.cost
-            return Account(self.before + cost, self.lost + cost, self.waiting)
-        return Account(self.before, self.lost, self.current)
+            return RunCost(self.before + cost, self.wasted + cost, self.waiting)
+        return RunCost(self.before, self.wasted, self.current)
 
-    def starts(self, first_step: int) -> "Account":
-        """The current attempt goes on after this step."""
-        before, lost = self.before, self.lost
+    def resumes(self, first_step: int) -> "RunCost":
+        """The current attempt starts or resumes after this step."""
+        before, wasted = self.before, self.wasted
         if self.waiting:
-            before, lost = before + self.waiting.cost, lost + self.waiting.lost(first_step)
-        return Account(before, lost, None, Attempt(self.current.cost, first_step, first_step))
+            before += self.waiting.cost
+            wasted += self.waiting.wasted(first_step)
+        return RunCost(before, wasted, None, AttemptCost(self.current.cost, first_step, first_step))
 
 
-def read_account(status: Mapping[str, Any]) -> Account:
-    """Of a status.json; an empty one where it tells of no cost."""
-    try:
-        facts = status["cost"]
-        waiting = facts["waiting"]
-        return Account(
-            Cost(**facts["before"]),
-            Cost(**facts["lost"]),
-            _attempt(waiting) if waiting else None,
-            _attempt(facts["current"]),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return Account()
-
-
-def _attempt(facts: Mapping[str, Any]) -> Attempt:
-    first_step = facts["first_step"]
-    first_step = None if first_step is None else int(first_step)
-    return Attempt(Cost(**facts["cost"]), first_step, int(facts["step"]))
-
-
-class Meter:
+class CostMeter:
     """Counts the cost of this attempt."""
 
     def __init__(self, earlier: Mapping[str, Any]) -> None:
         """earlier: status.json of the attempt before, {} where this is the first."""
-        self.account = read_account(earlier).next_attempt()
-        launcher = _launcher()
+        self.costs = RunCost.read(earlier).next_attempt()
+        parent = os.getppid()
+        launcher = parent if os.environ.get(processes.LAUNCHER) == str(parent) else None
         self.processor_time = ProcessorTime(launcher)
-        # Of whole processes nothing was before; and several of one launcher are counted themselves.
+        # Before the first instruction of a whole process nothing was used. In another program,
+        # the run is charged for what comes from now on.
+        program = getattr(sys.modules["__main__"], "__file__", None) or ""
         self.is_launched, self.used_before, self.start_up = launcher is not None, 0.0, 0.0
-        if launcher or _is_whole_process():
+        if launcher or Path(program).name == "train.py":
             self.start_up = seconds_since_start(launcher or os.getpid())
         else:
             self.used_before = self.processor_time()
@@ -142,45 +148,35 @@ class Meter:
         self.uses, self.is_started = THIS_PROCESS, False
 
     def start(self, first_step: int, uses: Uses) -> None:
-        """Training goes on after this step."""
+        """Training starts or resumes after this step."""
         self.uses, self.is_started = uses, True
-        self.account = self.account.starts(first_step)
+        self.costs = self.costs.resumes(first_step)
 
     def status(self, step: int) -> dict[str, Any]:
-        """What status.json says of it, after this step."""
+        """The part of status.json, after this step: {'cost': …}."""
         seconds = monotonic() - self.began
-        cores = self.num_cores
         # Processes of one run do the same: where others have started them, on more machines than
-        # this one perhaps, they cost what the main one does.
+        # this one perhaps, each costs what the main one does. Those of our launcher are measured.
         number = 1 if self.is_launched else self.uses.num_processes
         used = (self.processor_time() - self.used_before) * number
+        if self.num_cores is not None:
+            used = self.num_cores * seconds
         gpus = self.uses.num_gpus if self.num_gpus is None else self.num_gpus
-        cost = Cost(round(used if cores is None else cores * seconds, 3), round(gpus * seconds, 3))
-        first_step = self.account.current.first_step
-        current = Attempt(cost, first_step, step if self.is_started else 0)
-        account = self.account
-        return {"cost": asdict(Account(account.before, account.lost, account.waiting, current))}
-
-
-def _launcher() -> int | None:
-    """The process that has started those of this run on this machine; None: nobody has."""
-    number = os.environ.get(processes.LAUNCHER, "")
-    return int(number) if number == str(os.getppid()) else None
-
-
-def _is_whole_process() -> bool:
-    """Whether this process is the run, and does nothing before it or after it."""
-    program = getattr(sys.modules["__main__"], "__file__", None) or ""
-    return Path(program).name == "train.py"
+        cost = Cost(round(used, 3), round(gpus * seconds, 3))
+        step = step if self.is_started else 0
+        current = AttemptCost(cost, self.costs.current.first_step, step)
+        facts = asdict(replace(self.costs, current=current))
+        facts["lost"] = facts.pop("wasted")  # by its name in status.json
+        return {"cost": facts}
 
 
 def allotted_cores(environment: Mapping[str, str]) -> float | None:
-    """Of a job of Slurm, this row's share; None outside."""
+    """The cores of a job of Slurm, this run's share; None outside of a job."""
     text = environment.get("SLURM_JOB_CPUS_PER_NODE", "")  # 4, or 4(x2),8
-    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return (
-        sum(int(n) * int(times or 1) for n, times in parts) / _rows(environment) if parts else None
-    )
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    if not groups:
+        return None
+    return sum(int(n) * int(times or 1) for n, times in groups) / _runs_of_job(environment)
 
 
 def allotted_gpus(environment: Mapping[str, str]) -> float | None:
@@ -190,11 +186,11 @@ def allotted_gpus(environment: Mapping[str, str]) -> float | None:
     on_node, nodes = (environment.get(f"SLURM_{x}", "") for x in ("GPUS_ON_NODE", "JOB_NUM_NODES"))
     if not on_node.isdigit():
         return 0.0
-    return int(on_node) * int(nodes if nodes.isdigit() else 1) / _rows(environment)
+    return int(on_node) * int(nodes if nodes.isdigit() else 1) / _runs_of_job(environment)
 
 
-def _rows(environment: Mapping[str, str]) -> int:
-    """That share the job."""
+def _runs_of_job(environment: Mapping[str, str]) -> int:
+    """How many runs share the job (--pack)."""
     text = environment.get("EXPERIMENT_SHARES_JOB", "")
     return max(1, int(text)) if text.isdigit() else 1
 

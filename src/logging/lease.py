@@ -1,9 +1,9 @@
-"""Who owns a run folder: one live process, wherever it runs.
+"""The lease of a run folder: one live process owns the folder, wherever it runs.
 
-The file `claim` names its owner and holds a counter that the owner raises every few seconds.
-Whether an owner elsewhere lives is judged by whether the counter moves while we watch, on
-our own clock; on the same machine by whether its process exists. Not filelock: the locks of
-a network disk reach the other nodes on some clusters and not on others.
+The file `claim` names the owner and holds a counter that the owner raises every few seconds.
+Whether an owner on another machine lives is judged by whether the counter moves while we watch,
+on our own clock; on this machine by whether its process exists. Not filelock: the locks of a
+network disk reach the other nodes on some clusters and not on others.
 """
 
 import fcntl
@@ -22,34 +22,42 @@ from loguru import logger
 
 from src.support import UserError, processes
 
-SECONDS_BETWEEN_BEATS = 10.0
-SECONDS_TO_LAPSE = 60.0  # without a beat; a process that hangs for longer loses its claim
+HEARTBEAT_SECONDS = 10.0
+LEASE_TIMEOUT = 60.0  # seconds without a heartbeat, after which another process takes the folder
 COUNTER_BYTES = 20
 
 
-class LostClaim(UserError):  # noqa: N818 - says what happened
+class LeaseLost(UserError):  # noqa: N818 - says what happened
     """Another process has taken the folder: nothing more may be written to it."""
 
 
-class Claim:
-    """Taken by take(), kept by a thread until release(). Raises UserError where another lives."""
+class Lease:
+    """Taken by take(), renewed by a thread until release()."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "claim"
-        self.identity = {"token": uuid.uuid4().hex, **_this_process()}
+        pid = os.getpid()
+        self.identity = {
+            "token": uuid.uuid4().hex,
+            "host": platform.node(),
+            "machine": _machine(),
+            "pid": pid,
+            "began": processes.start_time(pid),
+        }
         self.file: int | None = None
         self.verified = 0.0
         self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._beat, name="claim", daemon=True)
+        self.thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def take(self) -> None:
+        """Raises UserError where another process that lives has the folder."""
         with _one_at_a_time(self.path.parent):
             while not self._create():
                 if self.path.is_symlink():  # to nothing, it would be neither made nor read
                     raise UserError(f"output_dir: {self.path} is a link, no file; delete it")
-                if (other := self._read()) is None:
+                if (other := _read(self.path)) is None:
                     continue  # released this very moment
-                if self._lives(other):
+                if _is_alive(self.path, other):
                     folder = self.path.parent
                     raise UserError(f"output_dir: another process runs in {folder} ({_who(other)})")
                 self._push_aside(other)
@@ -57,33 +65,34 @@ class Claim:
         self.thread.start()
 
     def ensure(self) -> None:
-        """Raises LostClaim where the folder is no longer ours; cheap while beats go on."""
-        if self.file is None or abs(time.time() - self.verified) < SECONDS_BETWEEN_BEATS:
+        """Raises LeaseLost where the folder is no longer ours; cheap while heartbeats go on."""
+        if self.file is None or abs(time.time() - self.verified) < HEARTBEAT_SECONDS:
             return
-        other = self._read()
+        other = _read(self.path)
         if other is None:  # a challenger may have pushed it aside by mistake: it puts it back
             time.sleep(1)
-            other = self._read()
+            other = _read(self.path)
         if not other:
-            raise LostClaim(f"{self.path.parent} was removed, or the claim in it")
+            raise LeaseLost(f"{self.path.parent} was removed, or the claim in it")
         if other.get("token") != self.identity["token"]:
             host = other.get("host")
-            raise LostClaim(f"{self.path.parent} was taken over by a process on {host}")
+            raise LeaseLost(f"{self.path.parent} was taken over by a process on {host}")
         self.verified = time.time()
 
-    def holds(self) -> bool:
-        """The same as an answer."""
+    def is_held(self) -> bool:
+        """Whether ensure() would pass."""
         try:
             self.ensure()
-        except LostClaim:
+        except LeaseLost:
             return False
         return True
 
     def release(self) -> None:
+        """Without effect where it was not taken."""
         self.stopping.set()
         if self.file is not None:
             self.thread.join()  # else it might write to what gets this file's number next
-            with suppress(OSError, LostClaim):
+            with suppress(OSError, LeaseLost):
                 self.verified = 0.0
                 self.ensure()
                 self.path.unlink()
@@ -107,55 +116,27 @@ class Claim:
         self.file = file
         return True
 
-    def _read(self, path: Path | None = None) -> dict[str, Any] | None:
-        """{'beat': counter, 'token': …}; None where there is no claim."""
-        try:
-            beat, _, identity = (path or self.path).read_text().partition("\n")
-            return {**json.loads(identity), "beat": beat}
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, RecursionError):
-            return {"token": None, "beat": None, "host": "an unknown machine"}
-
-    def _lives(self, other: dict[str, Any]) -> bool:
-        if other.get("machine") == self.identity["machine"]:
-            return processes.start_time(other.get("pid")) == other.get("began") is not None
-        logger.warning(
-            "a process on {} ran here: waiting up to {:.0f} s to see whether it still does",
-            other.get("host"),
-            SECONDS_TO_LAPSE,
-        )
-        until = time.monotonic() + SECONDS_TO_LAPSE
-        while time.monotonic() < until:
-            time.sleep(min(1.0, SECONDS_TO_LAPSE / 20))
-            now = self._read()
-            if now is None:
-                return False
-            if (now.get("token"), now["beat"]) != (other.get("token"), other["beat"]):
-                return True
-        return False
-
     def _push_aside(self, dead: dict[str, Any]) -> None:
-        """Remove the claim of a dead owner; a living one's that came meanwhile is put back."""
+        """Remove the file of a dead owner; a living one's that came meanwhile is put back."""
         aside = self.path.with_name(f".claim.lapsed.{self.identity['token']}")
         with suppress(FileNotFoundError):  # another challenger was faster
             os.rename(self.path, aside)
-            if (self._read(aside) or {}).get("token") != dead.get("token"):
+            if (_read(aside) or {}).get("token") != dead.get("token"):
                 with suppress(FileExistsError):
                     os.link(aside, self.path)
             aside.unlink()
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
         """Raise the counter in our own file: were it pushed aside, this harms nobody."""
         count = 0
-        while not self.stopping.wait(SECONDS_BETWEEN_BEATS):
+        while not self.stopping.wait(HEARTBEAT_SECONDS):
             count += 1
             try:
                 self.ensure()
                 if self.file is not None:
                     os.pwrite(self.file, f"{count:<{COUNTER_BYTES}}".encode(), 0)
                     os.fsync(self.file)
-            except LostClaim:
+            except LeaseLost:
                 return
             except OSError as error:  # a full disk: others may take over, and we notice
                 logger.warning("{}: {}", self.path, error.strerror)
@@ -164,13 +145,38 @@ class Claim:
 def live_owner(folder: Path) -> str | None:
     """'process 12 on node3' that runs in a folder now; None: nobody does.
 
-    Takes up to SECONDS_TO_LAPSE where the last one was on another machine.
+    Takes up to LEASE_TIMEOUT where the last owner was on another machine. Changes nothing.
     """
-    claim = Claim(folder)
-    other = claim._read()
-    if other is None or not claim._lives(other):
+    path = folder / "claim"
+    owner = _read(path)
+    return _who(owner) if owner is not None and _is_alive(path, owner) else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """{'beat': counter, 'token': …} of a file `claim`; None where there is none."""
+    try:
+        beat, _, identity = path.read_text().partition("\n")
+        return {**json.loads(identity), "beat": beat}
+    except FileNotFoundError:
         return None
-    return _who(other)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {"token": None, "beat": None, "host": "an unknown machine"}
+
+
+def _is_alive(path: Path, owner: dict[str, Any]) -> bool:
+    if owner.get("machine") == _machine():
+        return processes.start_time(owner.get("pid")) == owner.get("began") is not None
+    words = "a process on {} ran here: waiting up to {:.0f} s to see whether it still does"
+    logger.warning(words, owner.get("host"), LEASE_TIMEOUT)
+    until = time.monotonic() + LEASE_TIMEOUT
+    while time.monotonic() < until:
+        time.sleep(min(1.0, LEASE_TIMEOUT / 20))
+        now = _read(path)
+        if now is None:
+            return False
+        if (now.get("token"), now["beat"]) != (owner.get("token"), owner["beat"]):
+            return True
+    return False
 
 
 def _who(owner: dict[str, Any]) -> str:
@@ -188,16 +194,6 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
-
-
-def _this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    return {
-        "host": platform.node(),
-        "machine": _machine(),
-        "pid": pid,
-        "began": processes.start_time(pid),
-    }
 
 
 def _machine() -> str:

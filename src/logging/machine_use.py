@@ -42,7 +42,7 @@ class MachineUse:
     def __init__(self) -> None:
         self.uses = Uses()
         self.thread: threading.Thread | None = None
-        self.said: set[str] = set()
+        self.reported: set[str] = set()
         self.samples: list[Sample] = []  # since the last epoch
         self.lock = threading.Lock()
         self.ended = threading.Event()
@@ -114,8 +114,8 @@ class MachineUse:
 
     def _say(self, warning: tuple[str, str] | None) -> None:
         """Each kind once."""
-        if warning and warning[0] not in self.said:
-            self.said.add(warning[0])
+        if warning and warning[0] not in self.reported:
+            self.reported.add(warning[0])
             logger.warning(warning[1])
 
 

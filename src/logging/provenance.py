@@ -1,36 +1,91 @@
-"""Which code, packages, command and machine made a run."""
+"""Which code, packages, command and machine made a run: provenance.json and uncommitted.diff.
+
+A batch runs from a copy of the code; frozen.json in the copy says which commit it was.
+"""
 
 import json
 import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from src.support import ROOT, write_atomically
+from src.support import ROOT, processes, write_atomically
 
 DIFF = "uncommitted.diff"
-FROZEN = "frozen.json"  # in a copy of the code that a batch runs from
+FROZEN = "frozen.json"
 KINDS = {"packages": dict, "machine": dict, "earlier_attempts": list}  # in provenance.json
 LONGEST_DIFF = 5_000_000  # bytes; a larger one holds data, not code
+COMPUTING_PACKAGES = ("torch", "torchvision", "timm", "numpy")  # whose version may change a number
+
+
+@dataclass(frozen=True)
+class CodeState:
+    """Which code it is: the commit and other facts, and the difference to that commit."""
+
+    facts: dict[str, Any]
+    diff: str
+
+    @classmethod
+    def of_repository(cls, root: Path) -> "CodeState":
+        """As git tells; without git or a repository, the commit is None."""
+
+        def git(*arguments: str) -> str:
+            try:
+                done = subprocess.run(
+                    ["git", *arguments], cwd=root, capture_output=True, timeout=20
+                )
+            except (OSError, subprocess.TimeoutExpired):
+                return ""
+            return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+
+        diff = git("diff", "HEAD", "--relative", "--no-color", "--no-ext-diff")
+        is_kept = len(diff) <= LONGEST_DIFF
+        facts = {
+            "commit": git("rev-parse", "HEAD").strip() or None,
+            "has_uncommitted_changes": bool(diff),
+            "diff_is_kept": is_kept,
+            "untracked_files": git("ls-files", "--others", "--exclude-standard").splitlines(),
+        }
+        return cls(facts, diff if is_kept else "")
+
+    @classmethod
+    def of_frozen_copy(cls, folder: Path) -> "CodeState | None":
+        """What save() wrote into a copy of the code; None where the folder is no copy.
+
+        Raises OSError and ValueError where the copy is damaged.
+        """
+        try:
+            facts = json.loads((folder / FROZEN).read_text())
+        except FileNotFoundError:
+            return None
+        diff = folder / DIFF
+        return cls(facts, diff.read_text() if diff.exists() else "")
+
+    def save(self, copy: Path, *, copied_from: str, files: dict[str, str]) -> None:
+        """Into a copy of the code. files: path -> hash."""
+        write_atomically(copy / DIFF, self.diff)
+        facts = self.facts | {"copied_from": copied_from, "files": files}
+        write_atomically(copy / FROZEN, json.dumps(facts, indent=1))
 
 
 def write_provenance(folder: Path) -> list[str]:
-    """provenance.json, and uncommitted.diff where the code differs from its commit.
+    """Write provenance.json, and uncommitted.diff where the code differs from its commit.
 
     Returns what differs from the attempt before that might change the result: ['torch: was …'].
     """
-    code, diff = frozen_code(ROOT) or code_state(ROOT)
-    if diff:
-        write_atomically(folder / DIFF, diff)
+    code = CodeState.of_frozen_copy(ROOT) or CodeState.of_repository(ROOT)
+    if code.diff:
+        write_atomically(folder / DIFF, code.diff)
     else:
         (folder / DIFF).unlink(missing_ok=True)  # of an attempt with other code
     facts = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **code,
+        **{key: value for key, value in code.facts.items() if key != "files"},
         "command": sys.argv,
         "directory": os.getcwd(),
         "python": sys.version,
@@ -39,7 +94,7 @@ def write_provenance(folder: Path) -> list[str]:
             "system": platform.platform(),
             "processor": _processor(),
             "cpu_count": os.cpu_count(),
-            "slurm_job": slurm_job(),
+            "slurm_job": processes.slurm_job(),
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         },
         "packages": dict(sorted((d.name, d.version) for d in distributions() if d.name)),
@@ -51,67 +106,29 @@ def write_provenance(folder: Path) -> list[str]:
         attempt |= {"other_packages": dict(sorted(packages))}
         facts["earlier_attempts"] = [*before.get("earlier_attempts", []), attempt]
     write_atomically(folder / "provenance.json", json.dumps(facts, indent=1))
-    return _differences(facts, before) if before else []
+    if not before:
+        return []
+    earlier, now = _what_computes(before), _what_computes(facts)
+    return [f"{k}: was {earlier[k]}, is {now[k]}" for k in now if earlier[k] != now[k]]
+
+
+def _what_computes(facts: dict[str, Any]) -> dict[str, Any]:
+    """What may change a number: the code, the processor, the packages that compute."""
+    packages = facts.get("packages", {})
+    found = {"commit": facts.get("commit"), "processor": facts.get("machine", {}).get("processor")}
+    return found | {name: packages.get(name) for name in COMPUTING_PACKAGES}
 
 
 def _earlier(folder: Path) -> dict[str, Any] | None:
     """None where there is none, or a damaged one."""
     try:
         facts = json.loads((folder / "provenance.json").read_text())
-        parts = [(facts.get(key, kind()), kind) for key, kind in KINDS.items()]
+        values = [(facts.get(key, kind()), kind) for key, kind in KINDS.items()]
         names = facts.get("packages", {}).values()
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    is_whole = all(isinstance(part, kind) for part, kind in parts)
+    is_whole = all(isinstance(value, kind) for value, kind in values)
     return facts if is_whole and all(isinstance(name, str) for name in names) else None
-
-
-def _differences(facts: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """What may change a number: the code, the packages that compute, the processor."""
-    pairs = {"commit": (before.get("commit"), facts["commit"])}
-    earlier = before.get("machine", {}).get("processor")
-    pairs["processor"] = (earlier, facts["machine"]["processor"])
-    for name in ("torch", "torchvision", "timm", "numpy"):
-        pairs[name] = (before.get("packages", {}).get(name), facts["packages"].get(name))
-    return [f"{name}: was {was}, is {now}" for name, (was, now) in pairs.items() if was != now]
-
-
-def code_state(root: Path) -> tuple[dict[str, Any], str]:
-    """(commit and what else identifies the code of a repository, the diff to that commit)."""
-    diff = _git(root, "diff", "HEAD", "--relative", "--no-color", "--no-ext-diff") or ""
-    is_kept = len(diff) <= LONGEST_DIFF
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard") or ""
-    facts = {
-        "commit": (_git(root, "rev-parse", "HEAD") or "").strip() or None,
-        "has_uncommitted_changes": bool(diff),
-        "diff_is_kept": is_kept,
-        "untracked_files": untracked.splitlines(),
-    }
-    return facts, diff if is_kept else ""
-
-
-def frozen_code(root: Path) -> tuple[dict[str, Any], str] | None:
-    """What code_state said where this copy of the code was made; None where it is no copy."""
-    try:
-        facts = json.loads((root / FROZEN).read_text())
-        return {k: v for k, v in facts.items() if k != "files"}, (root / DIFF).read_text()
-    except FileNotFoundError:
-        return None
-
-
-def slurm_job() -> str | None:
-    """'123' or, for a task of an array, '123_4'; None outside Slurm."""
-    array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints, or None where there is no git or no repository."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
 """The run folder: everything that a run leaves behind, and the null object for no folder.
 
-spec.yaml        what was asked for
-config.yaml      what was in force, with all that was found out or drawn
+spec.yaml        the requested configuration
+config.yaml      the resolved one, with all that was inferred or drawn
 training.log     lines of progress; the traceback of a run that died
 training.rankN.log         warnings and the traceback of another process than the main one
 stats.csv        one row an epoch
@@ -9,147 +9,161 @@ system.csv       what the run uses of the machine, every few seconds (src/loggin
 status.json      state, progress and time left, rewritten while the run goes
 provenance.json  commit, packages, command, machine; uncommitted.diff beside it
 curves.png       the learning curves
-trace.json.gz    where the time goes in a few steps, where that was asked for
-trackers/        what trackers were told, and what is kept offline for them
-state/           what the run goes on from (src/runtime/checkpoint_files.py)
-checkpoints/     weights, where they were asked for
-earlier-N/       stats and weights of a run that was here before, and was not continued
-claim            who runs here now (src/logging/lease.py)
+trace.json.gz    where the time goes in a few steps, where that was requested
+trackers/        what was logged to trackers, and what is kept offline for them
+state/           what the run resumes from (src/runtime/checkpoint_files.py)
+checkpoints/     weights, where they were requested
+earlier-N/       stats and weights of a run that was here before, and was not resumed
+claim            the lease: who runs here now (src/logging/lease.py)
 done             what ended the run, and why; there only if it ended by itself
+
+A run removes and replaces files of these exact names alone, and only in a folder that a sign
+shows to be a run's: what somebody else has put there stays.
 """
 
 import json
 import os
 import platform
+import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, islice
 from math import isfinite
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from loguru import logger
 
 from src.config import Config, read_saved_config, save_config
-from src.logging.console import Log
-from src.logging.costs import THIS_PROCESS, Meter, Uses
-from src.logging.lease import Claim
+from src.logging.console import Log, Progress
+from src.logging.costs import THIS_PROCESS, CostMeter, Uses
+from src.logging.lease import Lease
 from src.logging.machine_use import MachineUse
-from src.logging.own_files import (
-    check_run_folder,
-    remove_if_empty,
-    remove_torn,
-    remove_tracked,
-    results_in,
+from src.logging.provenance import write_provenance
+from src.logging.same_run import (
+    SIGNS,
+    OtherRun,
+    check_same_data,
+    check_same_epochs,
+    is_longer,
+    is_run_folder,
+    resumed_config,
+    write_errors,
 )
-from src.logging.provenance import slurm_job, write_provenance
-from src.logging.same_run import OtherRun, is_longer
-from src.logging.trackers.processes import Senders
-from src.logging.trackers.registry import tracker_names
-from src.support import UserError, write_atomically
+from src.logging.trackers.processes import TrackerProcesses
+from src.logging.trackers.services import SERVICES
+from src.logging.trackers.tracked import tracker_names
+from src.support import ROOT, UserError, processes, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SECONDS_BETWEEN_STATUS = 2.0  # every 10 steps of a linear model would cost more than they
 CARRIED = ("step", "num_steps", "progress", "epoch", "seconds_before")  # from attempt to attempt
 
-
-def open_folder(config: Config, rank: int) -> "RunFolder":
-    """The folder that the configuration names, for a process of this rank."""
-    return RunFolder(
-        config.output_dir,
-        log_to_terminal=config.log_to_stdout,
-        is_longer=is_longer(config),
-        rank=rank,
-    )
+FILES = (
+    *SIGNS,
+    *("config.yaml", "training.log", "stats.csv", "system.csv", "provenance.json"),
+    *("uncommitted.diff", "curves.png", "trace.json.gz", "done"),
+)
+FOLDERS = ("checkpoints", "state", "trackers")
+RESULT = re.compile(r"stats\.csv|curves\.png|trace\.json\.gz|system(\.\d+)?\.csv")
+CHECKPOINT = re.compile(r"epoch_\d{4,}\.pt|best\.pt")
+TRACKER_FILE = re.compile(rf"id|({'|'.join(SERVICES)})\.(json|log|lock)")
+TRACKER_FOLDER = re.compile(rf"({'|'.join(SERVICES)})(-online)?")
+# What a process that was killed while it wrote has left: .NAME.PID
+_ATOMIC = "|".join(map(re.escape, (*FILES, "attempts.json", "trace.json")))
+TORN = re.compile(rf"\.({_ATOMIC})\.\d+")
+TORN_CHECKPOINT = re.compile(rf"\.({CHECKPOINT.pattern})\.\d+")
+MOST_LOOKED_AT = 1000  # folders in a folder, which may hold millions
 
 
 class RunFolder:
-    """A context: opened when a run starts, closed however it ends. path=None writes nothing.
+    """A context: opened when a run starts, closed however it ends. Without an output_dir it
+    writes nothing.
 
     Raises UserError where the folder cannot be written, another process runs in it, or it
-    holds a finished run (which may be made longer: is_longer).
+    holds a finished run that the configuration does not make longer.
     """
 
-    def __init__(
-        self,
-        path: str | None,
-        *,
-        log_to_terminal: bool = False,
-        is_longer: bool = False,
-        rank: int = 0,
-    ) -> None:
-        """rank: of several processes only 0 writes; what the others complain of goes into
-        training.rankN.log."""
-        self.path = None if path is None or rank else Path(path)
-        self.log_path = self.path and self.path / "training.log"
-        if path is not None and rank:
-            self.log_path = Path(path) / f"training.rank{rank}.log"
-        self.log_to_terminal, self.is_longer, self.rank = log_to_terminal, is_longer, rank
+    def __init__(self, config: Config, rank: int = 0) -> None:
+        """config: the requested one. rank: of several processes only 0 writes; warnings of the
+        others go into training.rankN.log."""
+        self.requested, self.rank = config, rank
+        folder = None if config.output_dir is None else Path(config.output_dir)
+        self.path = None if rank else folder
+        self.log_path = folder and folder / (f"training.rank{rank}.log" if rank else "training.log")
         self.state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "error": None}
         self.facts: Callable[[], dict[str, Any]] = dict
+        self.is_resumed = False
         self.next_status = 0.0
-        self.configs: dict[str, Any] = {}  # asked for and in force, as plain values
+        self.configs: dict[str, Any] = {}  # requested and resolved, as plain values
         self.stats_text: str | None = None  # that could not be written yet
         self.earlier_status = ""  # status.json as the attempt before has left it
-        self.claim: Claim | None = None
-        self.meter = Meter({})
+        self.lease: Lease | None = None
         self.machine_use = MachineUse()
-        self.senders = Senders()
+        self.trackers = TrackerProcesses()
+
+    # ---- Opening and closing -------------------------------------------------------------
 
     def __enter__(self) -> "RunFolder":
-        if self.path:
-            self._take()
+        self.meter = CostMeter({})
         try:
-            self.state |= {"host": platform.node(), "job": slurm_job(), "started": _now()}
-            self._begin_attempt()
-            self.log = Log(
-                self.log_path,
-                to_terminal=self.log_to_terminal,
-                may_write=self.claim.holds if self.claim else None,
-                rank=self.rank,
-            )
-        except BaseException as error:
-            if self.claim:
-                self.claim.release()
-            if self.path and isinstance(error, OSError):
-                raise _cannot_write(self.path, error) from None
+            with write_errors(self.path):
+                if self.path:
+                    self._take(self.path)
+                self.state |= {
+                    "host": platform.node(),
+                    "job": processes.slurm_job(),
+                    "started": _now(),
+                }
+                if self.path:
+                    self._start_attempt(self.path)
+                self.log = Log(
+                    self.log_path,
+                    to_terminal=self.requested.log_to_stdout,
+                    may_write=self._may_write,
+                    rank=self.rank,
+                )
+        except BaseException:
+            if self.lease:
+                self.lease.release()
             raise
+        self.progress = Progress(self.rank)
         if self.path:
             where = f" of job {self.state['job']}" if self.state["job"] else ""
             logger.info("attempt {} on {}{}", self.state["attempt"], self.state["host"], where)
         return self
 
-    def _take(self) -> None:
+    def _take(self, path: Path) -> None:
         """Make the folder ours, or refuse."""
-        assert self.path
-        check_run_folder(self.path)
-        _make_folder(self.path)
-        self.claim = Claim(self.path)
+        may_continue = is_longer(self.requested)
+        check_run_folder(path)
         try:
-            self.claim.take()
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
-        if (self.path / "done").exists() and not self.is_longer:
-            self.claim.release()
-            raise UserError(
-                f"output_dir: {self.path} holds a finished run; choose another or delete it"
-            )
-        remove_torn(self.path)
+            path.mkdir(parents=True, exist_ok=True)
+        except ValueError as error:  # a zero byte in it
+            raise UserError(f"output_dir: cannot write to {str(path)!r}: {error}") from None
+        if not os.access(path, os.W_OK):
+            raise UserError(f"output_dir: cannot write to {path}: permission denied")
+        self.lease = Lease(path)
+        self.lease.take()
+        if (path / "done").exists() and not may_continue:
+            raise UserError(f"output_dir: {path} holds a finished run; choose another or delete it")
+        _remove_files(path, TORN)
+        _remove_files(path / "checkpoints", TORN_CHECKPOINT)
 
-    def _begin_attempt(self) -> None:
+    def _start_attempt(self, path: Path) -> None:
         """The status comes before other files: it is what shows that they are ours."""
-        if not self.path:
-            return
-        self.earlier_status, earlier = _read_status(self.path)
+        self.earlier_status, earlier = _read_status(path)
         self.state |= {key: earlier[key] for key in CARRIED if key in earlier}
         self.state["attempt"] = earlier.get("attempt", 0) + 1
-        self.meter = Meter(earlier)
+        self.meter = CostMeter(earlier)
         self.state["seconds_to_start"] = round(self.meter.start_up, 2)
         self._write_status()
 
@@ -159,23 +173,24 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Say how it ended: in the status, and a traceback in the log if it died."""
+        """Record how it ended: in the status, and a traceback in the log if it died."""
+        self.progress.close()
         try:
             self.machine_use.stop()
-            if kind is not None:
+            if error is not None:
                 self._note_end(error)
             if self.path and isinstance(error, OtherRun) and self.earlier_status:
                 write_atomically(self.path / "status.json", self.earlier_status, durable=False)
             else:
                 self.update_status(is_urgent=True)
             is_urgent = isinstance(error, KeyboardInterrupt | GeneratorExit)
-            self.senders.close(is_stopped=is_urgent)
+            self.trackers.close(is_stopped=is_urgent)
         finally:
             self.log.close()
-            if self.claim:
-                self.claim.release()
+            if self.lease:
+                self.lease.release()
 
-    def _note_end(self, error: BaseException | None) -> None:
+    def _note_end(self, error: BaseException) -> None:
         if isinstance(error, GeneratorExit):
             self.state["state"] = "left"
             logger.info("left early by the program that ran it")
@@ -200,108 +215,101 @@ class RunFolder:
             self.log.is_paused = False
 
     def ensure_ours(self) -> None:
-        """Raises LostClaim where the folder is no longer ours."""
-        if self.claim:
-            self.claim.ensure()
+        """Raises LeaseLost where the folder is no longer ours."""
+        if self.lease:
+            self.lease.ensure()
+
+    def _may_write(self) -> bool:
+        return self.lease is None or self.lease.is_held()
+
+    def _ours(self) -> Path | None:
+        """The folder to write to. Raises LeaseLost where it is no longer ours."""
+        self.ensure_ours()
+        return self.path
+
+    # ---- What is decided while the run is set up -----------------------------------------
+
+    def resume(self, saved: Mapping[str, Any]) -> Config:
+        """An earlier attempt's state resumes: the resolved configuration from now on, with what
+        was drawn and inferred then. saved: the configurations in that state. Raises OtherRun."""
+        self.is_resumed = True
+        return resumed_config(self.requested, saved)
+
+    def check_data(self, config: Config, num_examples: dict[str, int]) -> None:
+        """The data are those of the earlier attempts. num_examples: by split."""
+        check_same_data(config, num_examples, is_resumed=self.is_resumed)
+
+    def check_epochs(
+        self, epoch_end: Callable[[int], int], num_steps: int, rows: Sequence[Mapping]
+    ) -> None:
+        """A longer run must resume at the end of an epoch (same_run.check_same_epochs)."""
+        check_same_epochs(epoch_end, num_steps, rows)
 
     def start(
-        self,
-        asked: Config,
-        in_force: Config,
-        *,
-        is_continued: bool,
-        facts: Callable[[], dict[str, Any]],
-        uses: Uses = THIS_PROCESS,
+        self, resolved: Config, *, facts: Callable[[], dict[str, Any]], uses: Uses = THIS_PROCESS
     ) -> None:
         """Everything is set up: our configuration, and the end of what an attempt left that this
-        one does not continue. spec.yaml stays as a submission has written it.
+        one does not resume. spec.yaml stays as a submission has written it.
 
         facts: what status.json says of the progress, asked whenever it is written.
         """
+        requested = self.requested
         self.facts = facts
-        self.configs = {"asked": asdict(asked), "in_force": asdict(in_force)}
+        self.configs = {"asked": asdict(requested), "in_force": asdict(resolved)}
         self.meter.start(self._step(), uses)
-        if not self.path:
+        path = self.path
+        if not path:
             return
-        if (self.path / "done").exists() and not is_continued:
+        if (path / "done").exists() and not self.is_resumed:
             raise OtherRun(
-                f"output_dir: {self.path} holds a finished run and no state/ of it; choose another"
+                f"output_dir: {path} holds a finished run and no state/ of it; choose another"
             )
-        (self.path / "done").unlink(missing_ok=True)
-        if not is_continued:
-            self._put_earlier_run_aside()
-        spec = self.path / "spec.yaml"
-        try:
-            is_asked_before = _is_asked(spec, asked)
-            if not is_continued and not (is_asked_before and has_seeds(asked)):
-                remove_tracked(self.path)  # to them it is another
-            if not is_asked_before:
-                save_config(asked, spec)
-            save_config(in_force, self.path / "config.yaml")
-            differences = write_provenance(self.path)
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
-        for difference in differences if is_continued else ():
-            logger.warning("goes on with other means: {}", difference)
-        assert self.claim
+        (path / "done").unlink(missing_ok=True)
+        with write_errors(path):
+            if not self.is_resumed:
+                _put_earlier_run_aside(path)
+            spec = path / "spec.yaml"
+            is_same_spec = _holds(spec, requested)
+            has_seeds = None not in (requested.seed_model, requested.seed_training)
+            if not self.is_resumed and not (is_same_spec and has_seeds):
+                _remove_tracked(path)  # from scratch with other draws: to trackers another run
+            if not is_same_spec:
+                save_config(requested, spec)
+            save_config(resolved, path / "config.yaml")
+            differences = write_provenance(path)
+        for difference in differences if self.is_resumed else ():
+            logger.warning("resumes with other means: {}", difference)
         self.machine_use.start(
-            self.path / "system.csv",
-            in_force.system_interval,
+            path / "system.csv",
+            resolved.system_interval,
             uses,
-            num_workers=in_force.num_workers,
-            may_write=self.claim.holds,
+            num_workers=resolved.num_workers,
+            may_write=self._may_write,
         )
+        self.trackers.start(path, tracker_names(resolved))
 
-        self.senders.start(self.path, tracker_names(in_force))
+    # ---- Writing -------------------------------------------------------------------------
 
-    def change_config(self, in_force: Config) -> None:
-        """What is in force has changed since start(), as something was found out in training."""
-        self.configs["in_force"] = asdict(in_force)
+    def change_config(self, resolved: Config) -> None:
+        """The resolved configuration has changed since start(): something was inferred in
+        training."""
+        self.configs["in_force"] = asdict(resolved)
         if path := self._ours():
-            try:
-                save_config(in_force, path / "config.yaml")
-            except OSError as error:
-                raise _cannot_write(path, error) from None
+            with write_errors(path):
+                save_config(resolved, path / "config.yaml")
 
-    def _put_earlier_run_aside(self) -> None:
-        """The stats and weights of a run that this one does not continue go to earlier-1, or the
-        next free number. What a run has left that came to neither is removed."""
-        assert self.path
-        left = results_in(self.path)
-        try:
-            if not any(name.parent.name or name.name == "stats.csv" for name in left):
-                for name in left:
-                    (self.path / name).unlink()
-                return
-            earlier = next(
-                folder
-                for number in count(1)
-                if not (folder := self.path / f"earlier-{number}").exists()
-            )
-            for name in (*left, Path("config.yaml")):
-                if (self.path / name).exists():
-                    (earlier / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.move(self.path / name, earlier / name)
-            remove_if_empty(self.path / "checkpoints")
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
-        logger.warning(
-            "no saved state: the run starts from scratch; its earlier results are now in {}",
-            earlier,
-        )
-
-    def save_stats(self, frame: pd.DataFrame) -> None:
+    def save_stats(self, frame: "pd.DataFrame") -> None:
         """A disk that is full is reported; the file of before stays, and the run goes on."""
         if path := self._ours():
             is_first = self.stats_text is None
             self.stats_text = frame.to_csv()
             try:
-                self._write_stats(path)
-            except OSError as error:
+                with write_errors(path / "stats.csv"):
+                    self._write_stats(path)
+            except UserError as error:
                 if is_first:
-                    words = _cannot_write(path / "stats.csv", error)
-                    logger.warning("{}; trying again every epoch", words)
-            self.senders.look()
+                    logger.warning("{}; trying again every epoch", error)
+            self.trackers.check()
 
     def _write_stats(self, path: Path) -> None:
         if self.stats_text is not None:
@@ -322,6 +330,17 @@ class RunFolder:
                 self.next_status = monotonic() + SECONDS_BETWEEN_STATUS
                 logger.debug("status.json: {}", error.strerror)
 
+    def _write_status(self) -> None:
+        if path := self._ours():
+            self.next_status = monotonic() + SECONDS_BETWEEN_STATUS
+            self.state |= self.facts()
+            self.state |= self.meter.status(self._step())
+            text = json.dumps(self.state | {"updated": _now()}, indent=1)
+            write_atomically(path / "status.json", text, durable=False)
+
+    def _step(self) -> int:
+        return int(self.facts().get("step", self.state.get("step", 0)))
+
     def finish(self, outcome: str, reason: str) -> None:
         """The run ended by itself: outcome is finished, early_stopped or diverged.
 
@@ -332,73 +351,124 @@ class RunFolder:
         if path := self._ours():
             end = {"outcome": outcome, "reason": reason, "time": _now(), **self.facts()}
             end |= self.configs
-            try:
+            with write_errors(path):
                 self._write_stats(path)
                 write_atomically(path / "done", json.dumps(end, indent=1) + "\n")
-            except OSError as error:
-                raise _cannot_write(path, error) from None
         self.state |= {"state": "done", "outcome": outcome, "reason": reason}
 
-    def _ours(self) -> Path | None:
-        """The folder to write to. Raises LostClaim where it is no longer ours."""
-        self.ensure_ours()
-        return self.path
 
-    def _step(self) -> int:
-        return int(self.facts().get("step", self.state.get("step", 0)))
-
-    def _write_status(self) -> None:
-        if path := self._ours():
-            self.next_status = monotonic() + SECONDS_BETWEEN_STATUS
-            self.state |= self.facts()
-            self.state |= self.meter.status(self._step())
-            text = json.dumps(self.state | {"updated": _now()}, indent=1)
-            write_atomically(path / "status.json", text, durable=False)
-
-
-def _is_asked(spec: Path, asked: Config) -> bool:
-    """Whether spec.yaml asks for the same; a damaged one does not."""
-    try:
-        return spec.exists() and read_saved_config(spec) == asked
-    except UserError:
-        return False
-
-
-def has_seeds(asked: Config) -> bool:
-    """Whether a run that begins anew does again what it has done."""
-    return asked.seed_model is not None and asked.seed_training is not None
+def _holds(spec: Path, requested: Config) -> bool:
+    """Whether spec.yaml requests the same; a damaged one does not."""
+    with suppress(UserError):
+        return spec.exists() and read_saved_config(spec) == requested
+    return False
 
 
 def _read_status(folder: Path) -> tuple[str, dict[str, Any]]:
     """(text, content) of an earlier attempt's; ('', {}) where there is none, or a damaged one."""
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, int) or (isinstance(value, float) and isfinite(value))
+
     try:
         text = (folder / "status.json").read_text()
         status = json.loads(text)
         numbers = [status.get(key, 0) for key in ("attempt", *CARRIED)]
     except (OSError, ValueError, AttributeError, RecursionError):
         return "", {}
-    is_whole = isinstance(numbers[0], int) and all(map(_is_number, numbers))
+    is_whole = isinstance(numbers[0], int) and all(map(is_number, numbers))
     return (text, status) if is_whole else ("", {})
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) or (isinstance(value, float) and isfinite(value))
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-    except ValueError as error:  # a zero byte in it
-        raise UserError(f"output_dir: cannot write to {str(path)!r}: {error}") from None
-    if not os.access(path, os.W_OK):
-        raise UserError(f"output_dir: cannot write to {path}: permission denied")
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"output_dir: cannot write to {path}: {error.strerror}")
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# ---- Which files are ours ----------------------------------------------------------------
+
+
+def check_run_folder(folder: Path) -> None:
+    """Raises UserError where a run must not write into this folder; changes nothing."""
+    if not os.path.exists(folder):
+        return
+    if os.path.samefile(folder, ROOT):
+        raise UserError(f"output_dir: {folder} is the repository; write output_dir=results/NAME")
+    if not is_run_folder(folder):
+        if run := _run_below(folder):
+            raise UserError(
+                f"output_dir: {folder} holds folders of runs (such as {run.relative_to(folder)}); "
+                f"write output_dir={folder / 'NAME'}"
+            )
+        for name in (*FILES, *FOLDERS):
+            if os.path.lexists(folder / name):
+                raise UserError(
+                    f"output_dir: {folder} is not the folder of a run, and its {name} is in the "
+                    "way; choose another output_dir"
+                )
+    for name in (*FILES, *FOLDERS):
+        kind, is_right = ("file", os.path.isfile) if name in FILES else ("folder", os.path.isdir)
+        if os.path.lexists(folder / name) and not is_right(folder / name):
+            raise UserError(
+                f"output_dir: {folder / name} is no {kind}, and a run has a {kind} there; "
+                "move it away, or choose another output_dir"
+            )
+
+
+def _run_below(folder: Path) -> Path | None:
+    """A run folder in this one, or in a batch in this one."""
+
+    def folders_in(parent: Path) -> Iterator[Path]:
+        with suppress(OSError), os.scandir(parent) as entries:
+            for entry in islice(entries, MOST_LOOKED_AT):
+                if entry.is_dir():
+                    yield Path(entry.path)
+
+    paths = (path for child in folders_in(folder) for path in (child, *folders_in(child)))
+    return next(filter(is_run_folder, paths), None)
+
+
+def _put_earlier_run_aside(folder: Path) -> None:
+    """The stats and weights of a run that this one does not resume go to earlier-1, or the next
+    free number. What a run has left that came to neither is removed."""
+    results = _files(folder, RESULT)
+    checkpoints = _files(folder / "checkpoints", CHECKPOINT)
+    if not checkpoints and not any(path.name == "stats.csv" for path in results):
+        for path in results:
+            path.unlink()
+        return
+    numbered = (folder / f"earlier-{number}" for number in count(1))
+    earlier = next(path for path in numbered if not path.exists())
+    for path in (*results, *checkpoints, folder / "config.yaml"):
+        if path.exists():
+            target = earlier / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, target)
+    _remove_if_empty(folder / "checkpoints")
+    logger.warning(
+        "no saved state: the run starts from scratch; its earlier results are now in {}", earlier
+    )
+
+
+def _remove_tracked(folder: Path) -> None:
+    """What was logged to trackers of another run."""
+    trackers = folder / "trackers"
+    _remove_files(trackers, TRACKER_FILE)
+    for path in trackers.iterdir() if trackers.is_dir() else ():
+        if TRACKER_FOLDER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    _remove_if_empty(trackers)
+
+
+def _remove_files(folder: Path, names: re.Pattern[str]) -> None:
+    for path in _files(folder, names):
+        path.unlink(missing_ok=True)
+
+
+def _files(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if names.fullmatch(path.name) and path.is_file()]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # it holds what is not ours, or is a link
+        folder.rmdir()

@@ -1,12 +1,19 @@
-"""Whether a configuration asks for the run that a folder holds, for more of it, or for another."""
+"""Which run a folder holds: the one that a configuration asks for, a shorter one, or another.
+
+A run is the same where its configuration differs only in keys that have no effect on results (where
+it computes, what it logs). It is made longer where train_length alone has grown and its learning
+rate doesn't depend on the length. Compared are two configurations: the requested one (spec.yaml)
+and the resolved one (config.yaml), in which what was null is drawn or inferred. Of a finished run
+`done` holds both under the names asked and in_force, as a saved state does.
+"""
 
 import errno
-import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -15,7 +22,7 @@ from typing import Any
 from loguru import logger
 
 from src.config import (
-    FOUND_IN_DATA,
+    INFERRED_KEYS,
     KEYS,
     MAX_ALLOWED_LOSS,
     Config,
@@ -24,18 +31,35 @@ from src.config import (
     save_config,
 )
 from src.grid import WITHOUT_EFFECT
-from src.logging.own_files import is_run_folder
 from src.logging.trackers.tracked import read_json
-from src.runtime import StepSchedule
 from src.support import UserError
 
-FOUND: set[str] = FOUND_IN_DATA | {"batch_size_accum", "max_allowed_loss"}
 # Schedules whose learning rate at a step does not depend on the length of the run
-ENDLESS = ("constant", "poly")
+LENGTH_INDEPENDENT_SCHEDULES = ("constant", "poly")
+SIGNS = ("spec.yaml", "status.json", "claim")  # older experiments have the first
 
 
 class OtherRun(UserError):  # noqa: N818 - says what is the matter
     """The folder's run is not the one asked for; nothing in the folder is to change."""
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run of ours was submitted to it, or started in it."""
+    return any(os.path.isfile(folder / sign) for sign in SIGNS)
+
+
+@contextmanager
+def write_errors(folder: Path | None) -> Iterator[None]:
+    """What the disk refuses in a run folder is an error of the key output_dir."""
+    try:
+        yield
+    except OSError as error:
+        if folder is None:
+            raise
+        raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
+
+
+# ---- Is it the same run? -----------------------------------------------------------------
 
 
 def is_finished(config: Config) -> bool:
@@ -43,122 +67,56 @@ def is_finished(config: Config) -> bool:
 
     Not where it asks for a longer one. Raises UserError where it holds another run.
     """
-    if not (folder := _finished_folder(config)):
+    folder = _finished_folder(config)
+    if folder is None:
         return False
-    differing = differing_keys(config, _configs_of(folder))
-    if differing and not _is_longer(config, _configs_of(folder)):
-        raise _other_run(folder, "finished", differing)
+    earlier = _configs_of(folder)
+    differing = differing_keys(config, earlier)
+    if differing and not _is_longer_than(config, earlier):
+        raise _other_run(folder, "a finished", differing)
     return not (differing and _reached_its_length(folder))
 
 
 def is_longer(config: Config) -> bool:
-    """Whether it asks to go on with a finished run."""
+    """Whether the config asks for more steps of a finished run."""
     folder = _finished_folder(config)
     if folder is None or not _reached_its_length(folder):
         return False
-    return _is_longer(config, _configs_of(folder))
+    return _is_longer_than(config, _configs_of(folder))
 
 
-def continued(config: Config, saved: Mapping[str, Any]) -> Config:
-    """The configuration in force from now on, with what earlier attempts have drawn and found.
-
-    saved: those asked for and in force, as plain values. Raises UserError where config asks
-    for another run.
-    """
+def resumed_config(config: Config, saved: Mapping[str, Any]) -> Config:
+    """The resolved configuration of a run that resumes, with what earlier attempts have drawn
+    and inferred. saved: the two configurations in its state. Raises OtherRun."""
     earlier = _configs_of_state(saved)
     differing = differing_keys(config, earlier)
-    if differing and not _is_longer(config, earlier):
-        raise _other_run(config.output_dir, "unfinished", differing)
+    if differing and not _is_longer_than(config, earlier):
+        raise _other_run(config.output_dir, "an unfinished", differing)
     free = {key: getattr(config, key) for key in [*WITHOUT_EFFECT, "train_length"]}
     return replace(earlier[0], **free)
 
 
-def _other_run(folder: str | Path | None, kind: str, differing: Sequence[str]) -> OtherRun:
-    article = "an" if kind == "unfinished" else "a"
-    hint = f" (only a longer one may, with {' or '.join(ENDLESS)})"
-    return OtherRun(
-        f"output_dir: {folder} holds {article} {kind} run that differs in {', '.join(differing)}"
-        + hint * (list(differing) == ["train_length"])
-        + "; choose another output_dir, or delete that folder"
-    )
-
-
-def numbered(folder: Path) -> Iterator[Path]:
-    """x, x-2, x-3, …"""
-    yield folder
-    yield from (folder.with_name(f"{folder.name}-{number}") for number in count(2))
-
-
-def folder_for(asked: Config, name: str) -> tuple[Path, bool]:
-    """The folder of a run that was given none, and whether an earlier attempt at it goes on there.
-
-    results/NAME, or NAME-2, NAME-3, … where that holds another run, a finished one, or what is not
-    ours. It exists then, with its spec.yaml, so that no other run takes it. Raises UserError.
-    """
-    for folder in numbered(Path("results", name.strip(".") or "run")):
-        while not os.path.lexists(folder) or _is_empty(folder):
-            if _make(folder, asked):
-                return folder, False
-        if not is_run_folder(folder) or os.path.lexists(folder / "done"):
-            continue
-        if _never_began(folder):
-            save_config(replace(asked, output_dir=str(folder)), folder / "spec.yaml")
-            return folder, False
-        with suppress(UserError):
-            if not differing_keys(asked, [read_saved_config(folder / "spec.yaml")]):
-                return folder, True
-    raise AssertionError("numbers do not end")
-
-
-def _is_empty(folder: Path) -> bool:
-    try:
-        return not os.listdir(folder)
-    except OSError:  # a file, or not ours to read
-        return False
-
-
-def _make(folder: Path, asked: Config) -> bool:
-    """Make a folder with its spec.yaml, in one step; False where another process was faster."""
-    new = folder.with_name(f".new.{secrets.token_hex(8)}")
-    try:
-        new.mkdir(parents=True)
-        save_config(replace(asked, output_dir=str(folder)), new / "spec.yaml")
-    except OSError as error:
-        raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
-    try:
-        os.rename(new, folder)  # onto an empty folder as well
-    except OSError as error:
-        shutil.rmtree(new, ignore_errors=True)
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            return False
-        raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
-    return True
-
-
-def _never_began(folder: Path) -> bool:
-    """A wrong name, say, has ended the only attempt before there was anything of a run."""
-    has_ended = read_json(folder / "status.json").get("state", "running") != "running"
-    return has_ended and not any(
-        os.path.lexists(folder / name) for name in ("config.yaml", "state", "stats.csv")
-    )
-
-
-def check_same_data(config: Config, found: dict[str, int], *, is_continued: bool) -> None:
+def check_same_data(config: Config, found: dict[str, int], *, is_resumed: bool) -> None:
     """A config.yaml that runs again should meet the data that it met before; a state must.
 
-    found: split -> number of examples. Raises UserError.
+    found: split -> number of examples. Raises OtherRun.
     """
     if config.data_n_examples not in (None, found):
         words = f"data_n_examples: was {config.data_n_examples}, now {found}"
-        if is_continued:
-            raise OtherRun(f"{words}; the run cannot go on with other data; choose another folder")
+        if is_resumed:
+            raise OtherRun(f"{words}; a run cannot resume with other data; choose another folder")
         logger.warning(words)
 
 
-def check_same_epochs(step_schedule: StepSchedule, num_steps: int, rows: Sequence[Mapping]) -> None:
-    """A run that is made longer must have ended with a whole epoch. Raises UserError."""
+def check_same_epochs(
+    epoch_end: Callable[[int], int], num_steps: int, rows: Sequence[Mapping]
+) -> None:
+    """A run that is made longer must have ended with a whole epoch. Raises OtherRun.
+
+    epoch_end: epoch -> the step after which it ends. rows: of the stats so far.
+    """
     last = rows[-1] if rows else {"epoch": 0, "step": 0}
-    if last["step"] < num_steps and last["step"] != step_schedule.epoch_end(last["epoch"]):
+    if last["step"] < num_steps and last["step"] != epoch_end(last["epoch"]):
         raise OtherRun(
             f"train_length: the run ended at step {last['step']}, in the middle of epoch "
             f"{last['epoch']}, which a longer run would not have; choose another output_dir"
@@ -166,7 +124,7 @@ def check_same_epochs(step_schedule: StepSchedule, num_steps: int, rows: Sequenc
 
 
 def differing_keys(config: Config, earlier: Sequence[Config]) -> list[str]:
-    """The keys in which config differs from the nearest of those: as asked, or as in force."""
+    """The keys in which config differs from the nearest of those: resolved or requested."""
     differing = [[key for key in KEYS if _differs(key, config, one)] for one in earlier]
     return min(differing, key=len, default=[])
 
@@ -177,15 +135,25 @@ def _differs(key: str, config: Config, earlier: Config) -> bool:
     value, before = getattr(config, key), getattr(earlier, key)
     if key == "max_allowed_loss":  # older copies have written the default where none was given
         return value != before and (value, before) != (None, MAX_ALLOWED_LOSS)
-    if key in FOUND and None in (value, before):  # one was asked, one in force
+    if key in INFERRED_KEYS and None in (value, before):  # one is requested, one resolved
         return False
     return value != before
 
 
-def _is_longer(config: Config, earlier: Sequence[Config]) -> bool:
-    is_endless = config.lr_schedule.partition("_")[0] in ENDLESS
+def _is_longer_than(config: Config, earlier: Sequence[Config]) -> bool:
+    schedule = config.lr_schedule.partition("_")[0]
     is_more = all(config.train_length > one.train_length for one in earlier)
-    return is_endless and is_more and differing_keys(config, earlier) == ["train_length"]
+    is_alone = differing_keys(config, earlier) == ["train_length"]
+    return schedule in LENGTH_INDEPENDENT_SCHEDULES and is_more and is_alone
+
+
+def _other_run(folder: str | Path | None, kind: str, differing: Sequence[str]) -> OtherRun:
+    schedules = " or ".join(LENGTH_INDEPENDENT_SCHEDULES)
+    hint = f" (only a longer one may, with {schedules})" * (list(differing) == ["train_length"])
+    return OtherRun(
+        f"output_dir: {folder} holds {kind} run that differs in {', '.join(differing)}{hint}; "
+        "choose another output_dir, or delete that folder"
+    )
 
 
 def _finished_folder(config: Config) -> Path | None:
@@ -198,19 +166,20 @@ def _finished_folder(config: Config) -> Path | None:
 
 def _reached_its_length(folder: Path) -> bool:
     """Not stopped early, and not diverged: those a longer run would not change."""
-    return _done(folder).get("outcome") == "finished"
+    return read_json(folder / "done").get("outcome") == "finished"
 
 
-def _done(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / "done").read_text())
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError, RecursionError):  # older experiments leave it empty
-        return {}
+def _configs_of(folder: Path) -> list[Config]:
+    """As `done` holds them: people edit the files beside it, which older runs have alone."""
+    done = read_json(folder / "done")
+    if {"asked", "in_force"} <= done.keys():
+        return _configs_of_state(done)
+    paths = [folder / name for name in ("spec.yaml", "config.yaml")]
+    return [read_saved_config(path) for path in paths if path.exists()]
 
 
 def _configs_of_state(saved: Mapping[str, Any]) -> list[Config]:
-    """[in force, asked] of a saved run."""
+    """[resolved, requested] of a saved run."""
     try:
         return [make_config(saved["in_force"]), make_config(saved["asked"])]
     except (TypeError, LookupError, AttributeError):
@@ -219,13 +188,69 @@ def _configs_of_state(saved: Mapping[str, Any]) -> list[Config]:
         raise OtherRun(f"the saved run is of other code: {error}") from None
 
 
-def _configs_of(folder: Path) -> list[Config]:
-    """As `done` holds them: people edit the files beside it, which older runs have alone."""
-    done = _done(folder)
-    if {"asked", "in_force"} <= done.keys():
-        return _configs_of_state(done)
-    configs = []
-    for name in ("spec.yaml", "config.yaml"):
-        if (folder / name).exists():
-            configs.append(read_saved_config(folder / name))
-    return configs
+# ---- A folder for a run that was given none ----------------------------------------------
+
+
+def choose_folder(config: Config, name: str) -> tuple[Path, bool]:
+    """The folder of a run that was given none, and whether it resumes an earlier attempt there.
+
+    results/NAME, or NAME-2, NAME-3, … where that holds another run, a finished one, or what is not
+    ours. It exists then, with its spec.yaml, so that no other run takes it. Raises UserError.
+    """
+    for folder in _numbered(Path("results", name.strip(".") or "run")):
+        while not os.path.lexists(folder) or _is_empty(folder):
+            if _make_with_spec(folder, config):
+                return folder, False
+        if not is_run_folder(folder) or os.path.lexists(folder / "done"):
+            continue
+        if _never_started(folder):
+            save_config(replace(config, output_dir=str(folder)), folder / "spec.yaml")
+            return folder, False
+        with suppress(UserError):
+            if not differing_keys(config, [read_saved_config(folder / "spec.yaml")]):
+                return folder, True
+    raise AssertionError("numbers do not end")
+
+
+def free_folder(folder: Path) -> Path:
+    """The next one in which nothing is, for the same run again: x-3 for x or x-2."""
+    first = folder.with_name(re.sub(r"-\d+$", "", folder.name) or folder.name)
+    start = first if is_run_folder(first) else folder
+    return next(path for path in _numbered(start) if not os.path.lexists(path))
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    """x, x-2, x-3, …"""
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return not os.listdir(folder)
+    except OSError:  # a file, or not ours to read
+        return False
+
+
+def _make_with_spec(folder: Path, config: Config) -> bool:
+    """Make a folder with its spec.yaml, in one step; False where another process was faster."""
+    new = folder.with_name(f".new.{secrets.token_hex(8)}")
+    with write_errors(folder):
+        new.mkdir(parents=True)
+        save_config(replace(config, output_dir=str(folder)), new / "spec.yaml")
+        try:
+            os.rename(new, folder)  # onto an empty folder as well
+        except OSError as error:
+            shutil.rmtree(new, ignore_errors=True)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            return False
+    return True
+
+
+def _never_started(folder: Path) -> bool:
+    """A wrong name, say, has ended the only attempt before there was anything of a run."""
+    has_ended = read_json(folder / "status.json").get("state", "running") != "running"
+    return has_ended and not any(
+        os.path.lexists(folder / name) for name in ("config.yaml", "state", "stats.csv")
+    )

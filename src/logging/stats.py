@@ -21,19 +21,18 @@ from src.metrics import OF_MACHINE
 from src.support import UserError, bad_value
 
 IF_KNOWN = "train/peak_share"
+TIMES = ("time", "data_time")
+THROUGHPUT = ("seen_examples", "examples_per_second", "peak_share", "learning_rate")
 
 
 class Stats:
-    """The rows so far."""
+    """The rows so far; a part of the training state."""
 
-    def __init__(self, splits: list[str], models: list[str], measures: Sequence[str]) -> None:
-        """splits: those that are evaluated; models: last, av, …; measures: loss, accuracy, …"""
-        of_training = [*measures, "time", "data_time", "seen_examples"]
-        of_training += ["examples_per_second", "peak_share", "learning_rate"]
-        self.columns = ["epoch", "step", "timestamp", *(f"train/{x}" for x in of_training)]
-        self.columns += [
-            f"{s}/{m}/{x}" for s in splits for m in models for x in [*measures, "time", "data_time"]
-        ]
+    def __init__(self, splits: list[str], models: list[str], metrics: Sequence[str]) -> None:
+        """splits: those that are evaluated; models: last, av, …; metrics: loss, accuracy, …"""
+        self.columns = ["epoch", "step", "timestamp"]
+        self.columns += [f"train/{x}" for x in (*metrics, *TIMES, *THROUGHPUT)]
+        self.columns += [f"{s}/{m}/{x}" for s in splits for m in models for x in (*metrics, *TIMES)]
         self.rows: list[dict[str, Any]] = []
 
     def add(self, epoch: int, step: int, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -43,8 +42,9 @@ class Stats:
         """
         row: dict[str, Any] = {"epoch": epoch, "step": step}
         row["timestamp"] = datetime.now(UTC).isoformat(timespec="seconds")
-        flat = {f"{group}/{x}": value for group, of in groups.items() for x, value in of.items()}
-        row |= {column: plain_number(value, column) for column, value in flat.items()}
+        for group, values in groups.items():
+            for name, value in values.items():
+                row[f"{group}/{name}"] = plain_number(value, f"{group}/{name}")
         self.rows.append(row)
         return row
 
@@ -56,9 +56,9 @@ class Stats:
 
     def frame(self) -> pd.DataFrame:
         """All rows, with the same columns in the same order however few were filled."""
-        is_known = any(IF_KNOWN in row for row in self.rows)  # in some attempt
-        columns = [c for c in self.columns if is_known or c != IF_KNOWN]
-        columns += dict.fromkeys(c for row in self.rows for c in row if c.startswith(OF_MACHINE))
+        seen = dict.fromkeys(column for row in self.rows for column in row)
+        columns = [c for c in self.columns if c in seen or c != IF_KNOWN]  # in some attempt
+        columns += [c for c in seen if c.startswith(OF_MACHINE)]
         return pd.DataFrame(self.rows, columns=columns)
 
 
@@ -88,8 +88,13 @@ def read_stats(folder: str | Path) -> pd.DataFrame:
     return stats
 
 
-def summary(stats: pd.DataFrame, folder: str | None) -> str:
-    """What a run reached, and where to look: a line each."""
+def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
+    """What a run reached, and where to look: a line each.
+
+    stats: None: those that the folder holds. Raises UserError where they are damaged.
+    """
+    if stats is None:
+        stats = read_stats(folder or "")
     last = stats.iloc[-1]
     lines = [f"{column:<20} {last[column]:.4f}" for column in _results(stats)]
     if folder:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from src.config import CommandLine, Config, given, make_config
-from src.logging import OtherRun, folder_for, is_finished, read_stats, summary
+from src.logging import OtherRun, choose_folder, is_finished, summarize_run
 from src.runtime.distributed import DistributedContext, detect_rank, ended, is_main_process
 from src.runtime.launch import launch_processes, num_processes
 from src.runtime.signals import StopRequested
@@ -35,7 +35,7 @@ def run_command_line(
         if is_finished(config):
             again = line.elsewhere(str(config.output_dir))
             note = f"this run is finished; to do it again: {again}\n"
-            stats = read_stats(str(config.output_dir))
+            stats = None
         elif number > 1:
             folder = [given("output_dir", config.output_dir)] if config.output_dir else []
             return launch_processes([program, line.config, *line.overrides, *folder], number)
@@ -44,7 +44,7 @@ def run_command_line(
                 print("output_dir is null: nothing of this run will be kept", flush=True)
             stats = run_experiment(config)
         if is_main_process():
-            print(note + summary(stats, config.output_dir))
+            print(note + summarize_run(config.output_dir, stats))
     except OtherRun as error:
         assert line
         elsewhere = line.elsewhere(str(config and config.output_dir))
@@ -68,7 +68,7 @@ def _with_folder(config: Config, name: str) -> Config:
     with DistributedContext(detect_rank(os.environ)) as distributed:
         chosen = None
         if distributed.is_main:
-            folder, is_resumed = folder_for(config, name)
+            folder, is_resumed = choose_folder(config, name)
             chosen = str(folder)
             words = f"the run in {folder} is resumed" if is_resumed else f"this run is in {folder}"
             print(f"output_dir is not given: {words}", flush=True)

@@ -46,15 +46,7 @@ from src.data import (
     shuffled_batches,
     training_batches,
 )
-from src.logging import (
-    Progress,
-    Stats,
-    check_same_data,
-    check_same_epochs,
-    continued,
-    log_setup,
-    open_folder,
-)
+from src.logging import RunFolder, Stats
 from src.metrics import metric_columns
 from src.models import model_preprocessing, output_dim, without_weights
 from src.optim import AveragedModel, describe_optimizer
@@ -102,8 +94,8 @@ class Session:
             self._distributed = stack.enter_context(DistributedContext(rank))
             is_main, rank_number = self._distributed.is_main, self._distributed.rank
             self._signals = stack.enter_context(Signals(self._distributed))
-            self._folder = stack.enter_context(open_folder(config, rank_number))
-            self._progress = stack.enter_context(Progress(rank_number))
+            self._folder = stack.enter_context(RunFolder(config, rank_number))
+            self._progress = self._folder.progress
 
             # The main process reads first, as it puts aside what is damaged. What is null in a
             # new run is drawn once, for all processes and for config.yaml.
@@ -113,10 +105,9 @@ class Session:
             self._saved = self._distributed.main_process_first(self._files.newest)
             entropy = self._distributed.broadcast_object(secrets.randbits(128))
             if self._saved:
-                self.config = continued(config, self._saved["config"])
+                self.config = self._folder.resume(self._saved["config"])
             else:
                 self.config = draw_missing(config, entropy)
-            self.is_resumed = bool(self._saved)
             self.device = self._distributed.device(pick_device(self.config.device))
             wanted = self.config.profile if is_main else None
             self._profiler = stack.enter_context(
@@ -156,7 +147,7 @@ class Session:
         config = self.config
         data = build_data(config, model_preprocessing(config))
         found = found_in(config, data)
-        check_same_data(config, found["data_n_examples"], is_continued=self.is_resumed)
+        self._folder.check_data(config, found["data_n_examples"])
         # What fits on the device may differ between processes: the main one decides.
         is_cached = is_to_hold(config.data_on_device, data.splits, self.device)
         is_cached = self._distributed.broadcast_object(is_cached)
@@ -281,7 +272,7 @@ class Session:
     def _resume(self, saved: Mapping[str, Any]) -> None:
         state = self._state
         state.load_state_dict(saved)  # type: ignore[arg-type]
-        check_same_epochs(self._schedule, self.num_steps, self._stats.rows)
+        self._folder.check_epochs(self._schedule.epoch_end, self.num_steps, self._stats.rows)
         if state.outcome == "finished" and state.step < self.num_steps:
             state.outcome = None  # train_length has grown
         logger.info("resumes after step {} of {}", state.step, self.num_steps)
@@ -293,9 +284,7 @@ class Session:
         samples = self._schedule.samples_after(state.step)
         progress.start(self.num_steps, step=state.step, samples=samples)
         self._folder.start(
-            self.requested,
             config,
-            is_continued=self.is_resumed,
             facts=lambda: state.facts() | progress.status(state.step),
             uses=self._parallel.uses(),
         )
@@ -306,7 +295,7 @@ class Session:
             self._parallel.describe(),
         )
         num_parameters = sum(p.numel() for p in self._model.parameters())
-        log_setup(config, num_parameters, self.device, chosen)
+        progress.log_setup(config, num_parameters, self.device, chosen)
         self._checkpoints = self._stack.enter_context(
             CheckpointManager(
                 self._files, state, self._distributed, minutes=config.checkpoint_minutes

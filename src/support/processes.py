@@ -1,5 +1,5 @@
-"""The processes of this machine: when one started, running several at once, and the memory and
-cores that this one may use.
+"""The processes of this machine: when one started, its job of Slurm, running several at once, and
+the memory and cores that this one may use.
 
 psutil knows neither cgroups, by which Slurm and containers limit a process, nor the exact moment
 at which a process started.
@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAUNCHER = "EXPERIMENT_LAUNCHER"  # environment: the number of the process that started this one
+
+
+def slurm_job() -> str | None:
+    """'123' or, for a task of an array, '123_4'; None outside Slurm."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def start_time(pid: object) -> str | None:

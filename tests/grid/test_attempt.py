@@ -218,8 +218,8 @@ def test_our_submit_scripts_outlive_a_signal_that_comes_before_python_does(world
 HOLD = """
 import sys, time
 from pathlib import Path
-from src.logging.lease import Claim
-Claim(Path(sys.argv[1])).take()
+from src.logging.lease import Lease
+Lease(Path(sys.argv[1])).take()
 print("taken", flush=True)
 time.sleep(60)
 """

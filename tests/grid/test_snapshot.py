@@ -15,7 +15,7 @@ from src.grid.snapshot import (
     frozen_copies,
     next_copy,
 )
-from src.logging.provenance import code_state, frozen_code
+from src.logging.provenance import CodeState
 from src.support.errors import UserError
 
 
@@ -92,16 +92,15 @@ def test_a_repository_within_is_copied_too(repository, tmp_path):
 
 def test_it_says_what_it_is_a_copy_of(repository, tmp_path):
     code = freeze(repository, tmp_path / "code")
-    facts, diff = frozen_code(code)
-    expected, expected_diff = code_state(repository)
-    assert expected["commit"]
-    assert expected["untracked_files"] == ["new.py"]
-    assert facts == {**expected, "copied_from": str(repository)}
-    assert diff == expected_diff
-    assert "+print(2)" in diff
-    hashes = json.loads((code / "frozen.json").read_text())["files"]
+    frozen, expected = CodeState.of_frozen_copy(code), CodeState.of_repository(repository)
+    assert expected.facts["commit"]
+    assert expected.facts["untracked_files"] == ["new.py"]
+    hashes = frozen.facts.pop("files")
+    assert frozen.facts == {**expected.facts, "copied_from": str(repository)}
+    assert frozen.diff == expected.diff
+    assert "+print(2)" in frozen.diff
     assert set(hashes) == {".gitignore", "link", "new.py", "run.sh", "src/a b.py", "train.py"}
-    assert frozen_code(repository) is None
+    assert CodeState.of_frozen_copy(repository) is None
 
 
 def test_changes_since_then_are_seen(repository, tmp_path):

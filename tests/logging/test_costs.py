@@ -12,15 +12,14 @@ import pytest
 import yaml
 
 from src.logging.costs import (
-    Account,
-    Attempt,
+    AttemptCost,
     Cost,
-    Meter,
+    CostMeter,
     ProcessorTime,
+    RunCost,
     Uses,
     allotted_cores,
     allotted_gpus,
-    read_account,
     seconds_since_start,
 )
 from src.support.processes import LAUNCHER
@@ -30,28 +29,28 @@ from train import run_experiment
 
 
 def test_what_came_after_the_last_saved_state_is_lost():
-    attempt = Attempt(Cost(100.0, 10.0), first_step=20, step=120)
-    assert attempt.lost(120) == Cost(0.0, 0.0)
-    assert attempt.lost(95) == Cost(25.0, 2.5)
-    assert attempt.lost(20) == attempt.lost(0) == attempt.cost
-    assert attempt.lost(500) == Cost()  # its last steps came after its last status
+    attempt = AttemptCost(Cost(100.0, 10.0), first_step=20, step=120)
+    assert attempt.wasted(120) == Cost(0.0, 0.0)
+    assert attempt.wasted(95) == Cost(25.0, 2.5)
+    assert attempt.wasted(20) == attempt.wasted(0) == attempt.cost
+    assert attempt.wasted(500) == Cost()  # its last steps came after its last status
 
 
 def test_an_attempt_without_a_step_is_lost_as_a_whole():
-    assert Attempt(Cost(7.0, 1.0), first_step=None).lost(0) == Cost(7.0, 1.0)
-    assert Attempt(Cost(7.0, 1.0), first_step=40, step=40).lost(40) == Cost(7.0, 1.0)
+    assert AttemptCost(Cost(7.0, 1.0), first_step=None).wasted(0) == Cost(7.0, 1.0)
+    assert AttemptCost(Cost(7.0, 1.0), first_step=40, step=40).wasted(40) == Cost(7.0, 1.0)
 
 
 def test_attempts_add_up():
-    first = Account(current=Attempt(Cost(10.0, 1.0), first_step=0, step=100))
+    first = RunCost(current=AttemptCost(Cost(10.0, 1.0), first_step=0, step=100))
     second = first.next_attempt()
     assert second.total == Cost(10.0, 1.0)
-    assert second.lost == Cost()  # nobody knows yet
-    died_early = Account(second.before, second.lost, second.waiting, Attempt(Cost(3.0, 0.5)))
+    assert second.wasted == Cost()  # nobody knows yet
+    died_early = RunCost(second.before, second.wasted, second.waiting, AttemptCost(Cost(3.0, 0.5)))
     third = died_early.next_attempt()
-    assert (third.total, third.lost) == (Cost(13.0, 1.5), Cost(3.0, 0.5))
-    third = third.starts(first_step=60)
-    assert (third.total, third.lost) == (Cost(13.0, 1.5), Cost(7.0, 0.9))
+    assert (third.total, third.wasted) == (Cost(13.0, 1.5), Cost(3.0, 0.5))
+    third = third.resumes(first_step=60)
+    assert (third.total, third.wasted) == (Cost(13.0, 1.5), Cost(7.0, 0.9))
     assert third.waiting is None
 
 
@@ -60,7 +59,7 @@ def test_attempts_add_up():
     [{}, {"cost": None}, {"cost": {}}, {"cost": {"before": 3}}, {"cost": {"before": {"x": 1}}}],
 )
 def test_a_status_without_costs_counts_nothing(status):
-    assert read_account(status) == Account()
+    assert RunCost.read(status) == RunCost()
 
 
 def test_a_status_is_read_as_it_was_written(monkeypatch):
@@ -68,12 +67,12 @@ def test_a_status_is_read_as_it_was_written(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", "4")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
-    meter = Meter({})
+    meter = CostMeter({})
     meter.start(30, Uses(num_gpus=1))
     status = json.loads(json.dumps(meter.status(step=50)))
-    account = read_account(status)
-    assert account.current == Attempt(Cost(240.0, 120.0), 30, 50)
-    assert Meter(status).account.waiting == account.current
+    account = RunCost.read(status)
+    assert account.current == AttemptCost(Cost(240.0, 120.0), 30, 50)
+    assert CostMeter(status).costs.waiting == account.current
 
 
 @pytest.mark.parametrize(
@@ -106,9 +105,9 @@ def test_processes_of_one_run_and_its_gpus_count(monkeypatch):
     monkeypatch.setattr("src.logging.costs.monotonic", iter([0.0, 10.0]).__next__)
     used = iter([1.0, 5.0]).__next__
     monkeypatch.setattr("src.logging.costs.ProcessorTime", lambda root: used)
-    meter = Meter({})
+    meter = CostMeter({})
     meter.start(0, Uses(num_gpus=3, num_processes=3))
-    assert read_account(meter.status(step=1)).total == Cost(12.0, 30.0)
+    assert RunCost.read(meter.status(step=1)).total == Cost(12.0, 30.0)
 
 
 def test_of_processes_that_one_has_started_all_count_as_they_are(monkeypatch):
@@ -118,10 +117,10 @@ def test_of_processes_that_one_has_started_all_count_as_they_are(monkeypatch):
     monkeypatch.setattr("src.logging.costs.monotonic", iter([50.0, 60.0]).__next__)
     monkeypatch.setattr("src.logging.costs.seconds_since_start", {os.getppid(): 20.0}.get)
     monkeypatch.setattr("src.logging.costs.ProcessorTime", lambda root: lambda: root)
-    meter = Meter({})
+    meter = CostMeter({})
     assert meter.start_up == 20.0
     meter.start(0, Uses(num_gpus=3, num_processes=3))
-    assert read_account(meter.status(step=1)).total == Cost(os.getppid(), 90.0)
+    assert RunCost.read(meter.status(step=1)).total == Cost(os.getppid(), 90.0)
 
 
 def test_the_whole_process_counts_from_its_first_instruction(digits, tmp_path):
@@ -135,7 +134,7 @@ def test_the_whole_process_counts_from_its_first_instruction(digits, tmp_path):
     assert process.returncode == 0
     used = usage.ru_utime + usage.ru_stime
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert 0.6 * used <= read_account(status).total.core_seconds <= used + 0.1
+    assert 0.6 * used <= RunCost.read(status).total.core_seconds <= used + 0.1
     assert 0.5 < status["seconds_to_start"] < seconds  # to import torch takes longer
 
 
@@ -143,7 +142,7 @@ def test_elsewhere_the_processor_time_counts(digits, tmp_path):
     before = sum(os.times()[:4])
     run_experiment(digits())
     used = sum(os.times()[:4]) - before
-    account = read_account(json.loads((tmp_path / "run" / "status.json").read_text()))
+    account = RunCost.read(json.loads((tmp_path / "run" / "status.json").read_text()))
     assert account.total.core_seconds == pytest.approx(used, abs=0.3)
     assert account.total.core_seconds > 0
     assert account.current.step == 30
@@ -155,8 +154,8 @@ def test_a_run_that_is_killed_and_goes_on_knows_what_it_lost(digits, tmp_path):
     cfg.write_text(yaml.safe_dump(vars(config)))
     status = Path(config.output_dir) / "status.json"
 
-    def account() -> Account:
-        return read_account(json.loads(status.read_text()))
+    def account() -> RunCost:
+        return RunCost.read(json.loads(status.read_text()))
 
     process = subprocess.Popen([sys.executable, "train.py", str(cfg)], cwd=ROOT)
     wait_until(lambda: status.exists() and account().current.step >= 100, process)
@@ -171,7 +170,7 @@ def test_a_run_that_is_killed_and_goes_on_knows_what_it_lost(digits, tmp_path):
     )
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 130
-    assert account().lost == account().before == killed
+    assert account().wasted == account().before == killed
     assert account().total.core_seconds > killed.core_seconds
 
 

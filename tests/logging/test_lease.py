@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from src.config.config import make_config
 from src.logging import lease as module
-from src.logging.lease import Claim, LostClaim, live_owner
+from src.logging.lease import Lease, LeaseLost, live_owner
 from src.logging.run_folder import RunFolder
 from src.runtime.checkpoint_files import CheckpointFiles
 from src.support.errors import UserError
@@ -25,9 +26,9 @@ ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from src.logging.lease import Claim
-claim = Claim(Path(sys.argv[1]))
-claim.take()
+from src.logging.lease import Lease
+lease = Lease(Path(sys.argv[1]))
+lease.take()
 print("taken", flush=True)
 time.sleep(10_000)
 """
@@ -36,8 +37,8 @@ time.sleep(10_000)
 @pytest.fixture
 def fast(monkeypatch):
     """Beats of 50 ms, claims that lapse after 500."""
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_BEATS", 0.05)
-    monkeypatch.setattr(module, "SECONDS_TO_LAPSE", 0.5)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(module, "LEASE_TIMEOUT", 0.5)
 
 
 def holder(folder: Path) -> subprocess.Popen:
@@ -51,7 +52,7 @@ def holder(folder: Path) -> subprocess.Popen:
 def put(folder: Path, beat: int = 0, **changes: object) -> None:
     """A claim of another machine."""
     identity = (
-        Claim(folder).identity
+        Lease(folder).identity
         | {"token": "theirs", "machine": "elsewhere", "host": "node7"}
         | changes
     )
@@ -61,7 +62,7 @@ def put(folder: Path, beat: int = 0, **changes: object) -> None:
 def test_a_live_process_is_respected_and_named(tmp_path):
     process = holder(tmp_path)
     with pytest.raises(UserError, match=f"another process runs in .* \\(process {process.pid} on"):
-        Claim(tmp_path).take()
+        Lease(tmp_path).take()
     process.kill()
     process.wait()
 
@@ -80,76 +81,76 @@ def test_the_claim_of_a_killed_process_lapses_at_once_here(tmp_path, monkeypatch
     process = holder(tmp_path)
     process.kill()  # and is a zombie, as nobody has asked how it ended
     wait_until(lambda: start_time(process.pid) is None)
-    monkeypatch.setattr(module, "SECONDS_TO_LAPSE", math.inf)  # nobody waits for beats
-    claim = Claim(tmp_path)
-    claim.take()
-    claim.release()
+    monkeypatch.setattr(module, "LEASE_TIMEOUT", math.inf)  # nobody waits for beats
+    lease = Lease(tmp_path)
+    lease.take()
+    lease.release()
     assert os.listdir(tmp_path) == []
     process.wait()
 
 
 def test_a_number_that_came_again_is_not_the_owner(tmp_path):
-    put(tmp_path, machine=Claim(tmp_path).identity["machine"], began="7")
-    Claim(tmp_path).take()
+    put(tmp_path, machine=Lease(tmp_path).identity["machine"], began="7")
+    Lease(tmp_path).take()
 
 
 @pytest.mark.usefixtures("fast")
 def test_elsewhere_a_claim_lapses_when_its_beats_have_stopped(tmp_path):
     put(tmp_path)
     started = time.monotonic()
-    claim = Claim(tmp_path)
-    claim.take()
+    lease = Lease(tmp_path)
+    lease.take()
     assert time.monotonic() - started >= 0.5
-    assert json.loads((tmp_path / "claim").read_text().splitlines()[1]) == claim.identity
-    claim.release()
+    assert json.loads((tmp_path / "claim").read_text().splitlines()[1]) == lease.identity
+    lease.release()
 
 
 @pytest.mark.usefixtures("fast")
 def test_elsewhere_a_claim_lives_while_it_beats(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SECONDS_TO_LAPSE", PATIENCE)  # a beat that is late is one
+    monkeypatch.setattr(module, "LEASE_TIMEOUT", PATIENCE)  # a beat that is late is one
     put(tmp_path)
     timer = threading.Timer(0.1, put, (tmp_path, 1))
     timer.start()
     with pytest.raises(UserError, match="on node7"):
-        Claim(tmp_path).take()
+        Lease(tmp_path).take()
     timer.join()
 
 
 @pytest.mark.usefixtures("fast")
 def test_a_broken_claim_lapses(tmp_path):
     (tmp_path / "claim").write_text("garbage")
-    Claim(tmp_path).take()
+    Lease(tmp_path).take()
 
 
 @pytest.mark.usefixtures("fast")
 def test_beats_show_to_others_and_stop_with_the_release(tmp_path):
-    claim = Claim(tmp_path)
-    claim.take()
+    lease = Lease(tmp_path)
+    lease.take()
     seen = set()
     wait_until(lambda: seen.add((tmp_path / "claim").read_text()[:20]) or len(seen) == 3)
-    claim.release()
+    lease.release()
     assert not (tmp_path / "claim").exists()
-    assert not claim.thread.is_alive()
+    assert not lease.thread.is_alive()
 
 
 @pytest.mark.usefixtures("fast")
 def test_an_owner_that_slept_notices_and_leaves_the_new_owner_alone(tmp_path):
-    claim = Claim(tmp_path)
-    claim.take()
-    claim.stopping.set()  # it sleeps: no beats
+    lease = Lease(tmp_path)
+    lease.take()
+    lease.stopping.set()  # it sleeps: no beats
     time.sleep(0.2)
     put(tmp_path, token="other")
-    with pytest.raises(LostClaim, match="taken over by a process on node7"):
-        claim.ensure()
-    assert not claim.holds()
-    claim.release()
+    with pytest.raises(LeaseLost, match="taken over by a process on node7"):
+        lease.ensure()
+    assert not lease.is_held()
+    lease.release()
     assert "other" in (tmp_path / "claim").read_text()
 
 
 def challenge(folder: Path, results, start) -> None:
     start.wait()
     try:
-        Claim(folder).take()
+        Lease(folder).take()
         results.put("taken")
         time.sleep(10_000)  # until the others have been refused
     except UserError:
@@ -161,7 +162,7 @@ def test_of_many_challengers_of_a_dead_owner_one_wins(tmp_path):
     for attempt in range(5):
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        put(folder, machine=Claim(folder).identity["machine"], began="7")
+        put(folder, machine=Lease(folder).identity["machine"], began="7")
         results, start = context.Queue(), context.Event()
         processes = [
             context.Process(target=challenge, args=(folder, results, start)) for _ in range(6)
@@ -184,10 +185,10 @@ def test_a_run_that_lost_its_folder_writes_nothing_more(tmp_path):
     def content() -> dict[str, str]:
         return {path.name: path.read_text() for path in tmp_path.iterdir()}
 
-    with pytest.raises(LostClaim), RunFolder(str(tmp_path)) as folder:  # noqa: PT012
+    with pytest.raises(LeaseLost), RunFolder(make_config({"output_dir": str(tmp_path)})) as folder:  # noqa: PT012
         folder.save_stats(pd.DataFrame({"epoch": [1]}))
         logger.info("ours")
-        folder.claim.stopping.set()
+        folder.lease.stopping.set()
         time.sleep(0.2)
         put(tmp_path, token="other")
         before = content()
@@ -200,7 +201,7 @@ def test_a_run_that_lost_its_folder_writes_nothing_more(tmp_path):
             lambda: CheckpointFiles(tmp_path / "state", folder.ensure_ours).save(1, {"step": 1}),
         ):
             folder.next_status = 0.0
-            with pytest.raises(LostClaim):
+            with pytest.raises(LeaseLost):
                 write()
         was_refused = True
         folder.save_stats(pd.DataFrame())
@@ -213,6 +214,6 @@ def test_a_stopped_process_still_owns_its_folder_here(tmp_path):
     process = holder(tmp_path)
     process.send_signal(signal.SIGSTOP)
     with pytest.raises(UserError, match="another process"):
-        Claim(tmp_path).take()
+        Lease(tmp_path).take()
     process.kill()
     process.wait()

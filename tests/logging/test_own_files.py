@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 
 from src.config.config import make_config
-from src.logging import own_files
-from src.logging.own_files import check_run_folder, is_run_folder
-from src.logging.run_folder import RunFolder
+from src.logging import run_folder as own_files
+from src.logging.run_folder import RunFolder, check_run_folder
+from src.logging.same_run import is_run_folder
 from src.support.errors import UserError
-
-ASKED = make_config({"seed_model": 1, "seed_training": 2})
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -29,8 +27,9 @@ def fill(folder: Path, *names: str) -> None:
 
 def begin(folder: Path) -> None:
     """A run that begins from scratch, up to its first step."""
-    with RunFolder(str(folder)) as run:
-        run.start(ASKED, ASKED, is_continued=False, facts=lambda: {"step": 0})
+    requested = make_config({"seed_model": 1, "seed_training": 2, "output_dir": str(folder)})
+    with RunFolder(requested) as run:
+        run.start(requested, facts=lambda: {"step": 0})
 
 
 FOREIGN = (

@@ -1,7 +1,7 @@
 import json
 
 from src.logging import provenance
-from src.logging.provenance import write_provenance
+from src.logging.provenance import CodeState, write_provenance
 
 
 def read(folder) -> dict:
@@ -12,8 +12,9 @@ def test_each_attempt_is_remembered_with_what_was_other_then(tmp_path, monkeypat
     assert write_provenance(tmp_path) == []
     first = read(tmp_path)
     assert first["earlier_attempts"] == []
-    monkeypatch.setattr(provenance, "code_state", lambda root: ({"commit": "abc"}, "a diff"))
-    monkeypatch.setattr(provenance, "frozen_code", lambda root: None)
+    code = CodeState({"commit": "abc"}, "a diff")
+    monkeypatch.setattr(CodeState, "of_repository", lambda root: code)
+    monkeypatch.setattr(CodeState, "of_frozen_copy", lambda root: None)
     monkeypatch.setattr(provenance, "_processor", lambda: "Other CPU")
     assert write_provenance(tmp_path) == [
         f"commit: was {first['commit']}, is abc",
@@ -27,9 +28,10 @@ def test_each_attempt_is_remembered_with_what_was_other_then(tmp_path, monkeypat
 
 
 def test_a_diff_stands_beside_it_only_where_the_code_was_edited(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "frozen_code", lambda root: None)
+    monkeypatch.setattr(CodeState, "of_frozen_copy", lambda root: None)
     for diff in ("- old\n+ new\n", ""):
-        monkeypatch.setattr(provenance, "code_state", lambda root, d=diff: ({"commit": "a"}, d))
+        code = CodeState({"commit": "a"}, diff)
+        monkeypatch.setattr(CodeState, "of_repository", lambda root, code=code: code)
         write_provenance(tmp_path)
         found = [path.read_text() for path in tmp_path.glob("uncommitted.diff")]
         assert found == ([diff] if diff else [])

@@ -4,19 +4,24 @@ import re
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from loguru import logger
 
 from src.config.config import load_config, make_config, save_config
-from src.logging import lease as claim
+from src.logging import lease
 from src.logging.run_folder import RunFolder
 from src.logging.same_run import is_finished
-from src.logging.stats import Stats, read_stats, summary
+from src.logging.stats import Stats, read_stats, summarize_run
 from src.support.errors import UserError
 from src.support.files import write_atomically
 from tests.waiting import PATIENCE
+
+
+def folder_at(path: Path, **keys: object) -> RunFolder:
+    return RunFolder(make_config({"output_dir": str(path), **keys}))
 
 
 def test_a_file_is_the_old_or_the_new_one(tmp_path):
@@ -39,7 +44,7 @@ def test_a_file_is_the_old_or_the_new_one(tmp_path):
     ],
 )
 def test_the_status_says_how_a_run_ended(tmp_path, error, state):
-    with pytest.raises(type(error)), RunFolder(str(tmp_path)):
+    with pytest.raises(type(error)), folder_at(tmp_path):
         raise error
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["state"] == state
@@ -52,14 +57,14 @@ def test_tracebacks_do_not_show_the_values_of_variables(tmp_path):
     def fail(password):
         return len(password) / 0
 
-    with pytest.raises(ZeroDivisionError), RunFolder(str(tmp_path)):
+    with pytest.raises(ZeroDivisionError), folder_at(tmp_path):
         fail("hunter" + "2")
     assert "hunter2" not in (tmp_path / "training.log").read_text()
 
 
 def test_the_log_is_continued_by_the_next_attempt(tmp_path):
     for number in (1, 2):
-        with RunFolder(str(tmp_path)):
+        with folder_at(tmp_path):
             logger.info("attempt {}", number)
     log = (tmp_path / "training.log").read_text()
     assert "attempt 1" in log
@@ -67,7 +72,7 @@ def test_the_log_is_continued_by_the_next_attempt(tmp_path):
 
 
 def test_status_is_written_at_once_and_then_every_few_seconds(tmp_path):
-    with RunFolder(str(tmp_path)) as folder:
+    with folder_at(tmp_path) as folder:
         first = json.loads((tmp_path / "status.json").read_text())
         assert first["state"] == "running"
         step = 0
@@ -83,13 +88,13 @@ def test_status_is_written_at_once_and_then_every_few_seconds(tmp_path):
 
 def test_a_run_is_not_done_before_its_stats_are_on_disk(tmp_path, small_files):
     frame = pd.DataFrame({"epoch": [1, 2]})
-    with pytest.raises(UserError, match="cannot write to"), RunFolder(str(tmp_path)) as folder:  # noqa: PT012
+    with pytest.raises(UserError, match="cannot write to"), folder_at(tmp_path) as folder:  # noqa: PT012
         small_files(5)
         folder.save_stats(frame)
         folder.finish("finished", "all done")
     small_files(None)
     assert not (tmp_path / "done").exists()
-    with RunFolder(str(tmp_path)) as folder:
+    with folder_at(tmp_path) as folder:
         small_files(5)
         folder.save_stats(frame)
         small_files(None)
@@ -126,18 +131,19 @@ def test_stats_keep_their_columns_however_few_are_filled(tmp_path):
     assert not [c for c in frame if "accuracy" in c]
     (tmp_path / "stats.csv").write_text(frame.to_csv())
     pd.testing.assert_frame_equal(read_stats(tmp_path), frame, check_dtype=False)
-    assert summary(frame, None).splitlines()[0].split() == ["train/loss", "0.2500"]
+    assert summarize_run(None, frame).splitlines()[0].split() == ["train/loss", "0.2500"]
 
 
 BAR = """
 import time
 from src.logging.console import Log, Progress
 Log(None, to_terminal=False)
-with Progress() as progress:
-    progress.start(20)
-    for step in range(1, 21):
-        time.sleep(0.02)
-        progress.line(step, 1, step * 10, {"loss": 0.5})
+progress = Progress()
+progress.start(20)
+for step in range(1, 21):
+    time.sleep(0.02)
+    progress.line(step, 1, step * 10, {"loss": 0.5})
+progress.close()
 """
 
 
@@ -158,7 +164,7 @@ def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else():
 
 def test_warnings_reach_the_terminal_and_other_lines_only_if_asked(tmp_path, capsys):
     for asked in (False, True):
-        with RunFolder(str(tmp_path), log_to_terminal=asked):
+        with folder_at(tmp_path, log_to_stdout=asked):
             logger.info("quiet")
             logger.warning("fetching")
         out, err = capsys.readouterr()
@@ -208,13 +214,13 @@ CASES = [
 def test_a_damaged_file_of_its_own_does_not_keep_a_run_from_beginning(
     tmp_path, monkeypatch, name, text
 ):
-    monkeypatch.setattr(claim, "SECONDS_TO_LAPSE", 0.1)
-    text = text.replace("MACHINE", claim.Claim(tmp_path).identity["machine"])
+    monkeypatch.setattr(lease, "LEASE_TIMEOUT", 0.1)
+    text = text.replace("MACHINE", lease.Lease(tmp_path).identity["machine"])
     (tmp_path / "status.json").write_text("{}")
     (tmp_path / name).write_bytes(text.encode(errors="surrogatepass"))
-    asked = make_config({})
-    with RunFolder(str(tmp_path)) as folder:
-        folder.start(asked, asked, is_continued=name != "spec.yaml", facts=dict)
-    assert load_config(tmp_path / "spec.yaml") == asked
+    with folder_at(tmp_path) as folder:
+        folder.is_resumed = name != "spec.yaml"
+        folder.start(folder.requested, facts=dict)
+    assert load_config(tmp_path / "spec.yaml") == folder.requested
     assert json.loads((tmp_path / "status.json").read_text())["attempt"] >= 1
     assert json.loads((tmp_path / "provenance.json").read_text())["packages"]

@@ -22,18 +22,17 @@ import yaml
 import report
 from src.config.config import make_config
 from src.logging.stats import read_stats
-from src.logging.trackers import processes as senders
-from src.logging.trackers.registry import TRACKERS, tracker_names
-from src.logging.trackers.sync import unsent
-from src.logging.trackers.tail import Told, forget_problem, read_told, write_told
-from src.logging.trackers.tracked import read_rows, read_tracked
+from src.logging.trackers import processes
+from src.logging.trackers.processes import forget_problem, unsent_runs
+from src.logging.trackers.services import SERVICES
+from src.logging.trackers.tracked import SyncState, TrackedRun, tracker_names
 from src.metrics import is_time
 from src.support.errors import UserError
 from tests.waiting import PATIENCE, wait_until
 from tests.whole_runs import ROOT, lasting
 from train import experiment_generator, run_experiment
 
-ALL = sorted(TRACKERS)
+ALL = sorted(SERVICES)
 KEY = "0123456789" * 4  # in the form of one of wandb's
 
 
@@ -48,7 +47,7 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     (tmp_path / "home").mkdir()
-    monkeypatch.setattr(senders, "SECONDS_TO_END", PATIENCE)
+    monkeypatch.setattr(processes, "SECONDS_TO_END", PATIENCE)
     monkeypatch.setenv("EXPERIMENT_TRACKER_NICENESS", "0")
 
 
@@ -153,9 +152,9 @@ READERS = {
 }
 
 
-def assert_told(folder: Path, names=ALL) -> None:
+def assert_logged(folder: Path, names=ALL) -> None:
     """Each tracker has each value of stats.csv, once, and no other."""
-    wanted = by_cell(read_rows(folder))
+    wanted = by_cell(TrackedRun.read(folder).rows())
     assert wanted
     for name in names:
         found = READERS[name](folder)
@@ -194,9 +193,9 @@ def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
     cfg.write_text(yaml.safe_dump(vars(config)))
     first = subprocess.Popen([sys.executable, "-c", STUCK, str(cfg)], cwd=ROOT)
     wait_until(
-        lambda: all(read_told(folder, name).last_step == 6 * 15 for name in ALL), process=first
+        lambda: all(SyncState.read(folder, name).last_step == 6 * 15 for name in ALL), process=first
     )
-    identity = read_tracked(folder).id
+    identity = TrackedRun.read(folder).id
     first.kill()
     assert first.wait() == -signal.SIGKILL
     run_experiment(config)
@@ -204,9 +203,9 @@ def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
     log = (folder / "training.log").read_text()
     step = int(re.search(r"resumes after step (\d+) of 180", log)[1])
     assert 0 < step < 6 * 15  # what was told is done again
-    assert read_tracked(folder).id == identity
-    assert_told(folder)
-    assert all(read_told(folder, name).is_complete for name in ALL)
+    assert TrackedRun.read(folder).id == identity
+    assert_logged(folder)
+    assert all(SyncState.read(folder, name).is_complete for name in ALL)
 
     # and what belongs to a run besides its curves
     commit = json.loads((folder / "provenance.json").read_text())["commit"]
@@ -245,20 +244,20 @@ def test_nothing_of_the_run_changes(digits, tmp_path):
     plain = run_experiment(digits(output_dir=str(tmp_path / "plain")))
     told = run_experiment(digits(output_dir=str(tmp_path / "told"), trackers=["tensorboard"]))
     assert lasting(told) == lasting(plain)
-    assert_told(tmp_path / "told", ["tensorboard"])
+    assert_logged(tmp_path / "told", ["tensorboard"])
     assert not (tmp_path / "plain" / "trackers").exists()
 
 
 def test_a_run_made_longer_is_told_as_one(digits, tmp_path):
     for length in (2, 4):
         run_experiment(digits(trackers=["wandb", "tensorboard"], train_length=length))
-    assert_told(tmp_path / "run", ["wandb", "tensorboard"])
+    assert_logged(tmp_path / "run", ["wandb", "tensorboard"])
 
 
 def test_a_diverged_run_is_told_too(digits, tmp_path):
     stats = run_experiment(digits(trackers=["tensorboard", "wandb"], base_lr=1e30))
     assert stats["test/last/loss"].isna().any()
-    assert_told(tmp_path / "run", ["tensorboard", "wandb"])
+    assert_logged(tmp_path / "run", ["tensorboard", "wandb"])
     assert "diverged" in str(tensorboard_events(tmp_path / "run")[-2:])
 
 
@@ -269,13 +268,13 @@ def test_a_batch_is_a_group_and_a_folder_is_a_run(tmp_path):
         (batch / name / "trackers").mkdir()
         (batch / name / "config.yaml").write_text("wandb_project_name: mine\n")
     (batch / "rows.jsonl").write_text("")
-    first, second = (read_tracked(batch / name) for name in ("000_a", "001_b"))
+    first, second = (TrackedRun.read(batch / name) for name in ("000_a", "001_b"))
     assert (first.group, first.name, first.project) == ("26-01-01-grid", "000_a", "mine")
     assert first.id != second.id
-    assert read_tracked(batch / "000_a").id == first.id
+    assert TrackedRun.read(batch / "000_a").id == first.id
     (tmp_path / "alone" / "trackers").mkdir(parents=True)
     (tmp_path / "alone" / "config.yaml").write_text("wandb_run_name: called\n")
-    alone = read_tracked(tmp_path / "alone")
+    alone = TrackedRun.read(tmp_path / "alone")
     assert (alone.group, alone.name, alone.project) == (None, "called", "experiments")
 
 
@@ -348,14 +347,14 @@ def test_a_server_that_fails_or_never_answers_holds_up_nobody(
     seconds, digits, tmp_path, failing_wandb, monkeypatch, log_lines
 ):
     asked = failing_wandb(seconds)
-    monkeypatch.setattr(senders, "SECONDS_TO_END", 2)
+    monkeypatch.setattr(processes, "SECONDS_TO_END", 2)
     plain = run_experiment(digits(output_dir=str(tmp_path / "plain")))
     epochs = experiment_generator(digits(output_dir=str(tmp_path / "told"), trackers=["wandb"]))
     next(epochs)
     wait_until(lambda: asked)  # the teller has begun, and hears nothing good
     *_, (told, _) = epochs
     assert lasting(told) == lasting(plain)
-    assert len([line for line in log_lines if line.startswith("wandb: not told of all")]) == 1
+    assert len([line for line in log_lines if line.startswith("wandb: upload incomplete")]) == 1
     assert processes_of(tmp_path / "told") == []
     wait_until(lambda: not services_of(tmp_path))
     written = "".join(f.read_text() for f in (tmp_path / "told").rglob("*.log"))
@@ -381,7 +380,7 @@ def test_a_teller_that_is_killed_does_not_end_the_run(digits, tmp_path, monkeypa
         started.append((command, process))
         return process
 
-    monkeypatch.setattr(senders.subprocess, "Popen", remember)
+    monkeypatch.setattr(processes.subprocess, "Popen", remember)
     run = experiment_generator(digits(trackers=["tensorboard"], train_length=3))
     lengths = []
     for stats, _ in run:
@@ -400,7 +399,7 @@ def test_a_teller_uses_next_to_nothing_while_there_is_nothing_to_tell(digits, tm
     run_experiment(digits(train_length=1))
     (folder / "stats.csv").unlink()
     (folder / "trackers").mkdir()
-    teller = senders.start_following(folder, "tensorboard", None)
+    teller = processes.start_tail(folder, "tensorboard")
     wait_until((folder / "trackers" / "tensorboard.json").exists)
     before = _processor_time(teller.pid)
     time.sleep(3)
@@ -422,26 +421,26 @@ def test_a_run_that_begins_anew_is_the_same_one_if_it_does_the_same(seed, is_sam
     keys |= {"seed_model": seed, "seed_training": seed, "trackers": ["tensorboard"]}
     config = make_config(keys | {"output_dir": str(tmp_path / "run")})
     run_experiment(config)
-    first = read_tracked(tmp_path / "run").id
+    first = TrackedRun.read(tmp_path / "run").id
     (tmp_path / "run" / "done").unlink()
     shutil.rmtree(tmp_path / "run" / "state")
     run_experiment(config)
-    assert (read_tracked(tmp_path / "run").id == first) is is_same
-    assert_told(tmp_path / "run", ["tensorboard"])
+    assert (TrackedRun.read(tmp_path / "run").id == first) is is_same
+    assert_logged(tmp_path / "run", ["tensorboard"])
 
 
 def test_what_an_earlier_attempt_said_is_not_said_of_the_next(tmp_path, log_lines):
     (tmp_path / "trackers").mkdir()
-    write_told(tmp_path, "wandb", Told(confirmed=5, problem="out of reach then"))
+    SyncState(confirmed=5, problem="out of reach then").write(tmp_path, "wandb")
     forget_problem(tmp_path, "wandb")
-    assert read_told(tmp_path, "wandb") == Told(confirmed=5)
+    assert SyncState.read(tmp_path, "wandb") == SyncState(confirmed=5)
     forget_problem(tmp_path, "comet")
     assert not (tmp_path / "trackers" / "comet.json").exists()
 
 
 def test_a_stop_waits_for_trackers_a_few_seconds_alone(digits, failing_wandb, monkeypatch):
     failing_wandb(1000)
-    monkeypatch.setattr(senders, "SECONDS_WHEN_STOPPED", 1)
+    monkeypatch.setattr(processes, "SECONDS_WHEN_STOPPED", 1)
     run = experiment_generator(digits(trackers=["wandb"]))
     next(run)
     run.close()  # returns while the server is still silent
@@ -489,4 +488,4 @@ def test_sync_says_what_could_not_be_sent(digits, tmp_path, failing_wandb, capsy
     assert printed.out == "0 of 1 sent\n"
     assert "wandb: " in printed.err
     assert read_wandb(tmp_path / "run") == kept
-    assert unsent([tmp_path / "run"]) == [(tmp_path / "run", "wandb")]
+    assert unsent_runs([tmp_path / "run"]) == [(tmp_path / "run", "wandb")]

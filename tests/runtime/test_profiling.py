@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from src.logging.lease import LostClaim
+from src.logging.lease import LeaseLost
 from src.metrics import is_time
 from src.runtime import evaluation, profiling, session
 from src.runtime.profiling import TRACE, Profiler, table
@@ -196,10 +196,10 @@ def test_a_profiler_that_fails_is_told_once_and_the_steps_go_on(tmp_path, log_li
 
 def test_a_lost_folder_gets_no_trace(digits, tmp_path, stop_in_step):
     def lose():
-        raise LostClaim("taken over")
+        raise LeaseLost("taken over")
 
     stop_in_step(8, lose)
-    with pytest.raises(LostClaim):
+    with pytest.raises(LeaseLost):
         run_experiment(digits(profile=20))
     assert not (tmp_path / "run" / TRACE).exists()
 

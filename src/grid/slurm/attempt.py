@@ -26,7 +26,7 @@ from src.config import read_yaml, read_yaml_file
 from src.grid.notify.notices import tell_of_failure, wait_until_sent
 from src.grid.slurm.requeue import is_time_limit, next_attempt
 from src.grid.slurm.restart_count import Tally, read_step, read_tally, write_tally
-from src.logging import live_owner, slurm_job
+from src.logging import live_owner
 from src.support import OneLineParser, UserError, processes
 
 STOPPED, NOT_CONTINUED = 75, 69  # EX_TEMPFAIL, EX_UNAVAILABLE
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     program, *start = SRUN if options.srun else [sys.executable]
     command = [*start, options.program, options.spec, *options.overrides]
-    job = slurm_job()
+    job = processes.slurm_job()
     if job is None:
         return exit_code(processes.run_programs(program, command, [os.environ])[0])
     folder, more = run_folder(options.spec, options.overrides)
@@ -104,9 +104,9 @@ def own_folder(spec: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
     """As train.py would choose it."""
     # Here, as rows of a batch do not need them.
     from src.config import given, load_config
-    from src.logging import folder_for
+    from src.logging import choose_folder
 
-    folder, _ = folder_for(load_config(spec, overrides), Path(spec).stem)
+    folder, _ = choose_folder(load_config(spec, overrides), Path(spec).stem)
     print(f"output_dir is not given: this run is in {folder}", flush=True)
     return folder, [given("output_dir", str(folder))]
 

@@ -31,7 +31,7 @@ from src.grid.slurm.commands import (
     state_and_reason,
 )
 from src.grid.slurm.restart_count import Tally, read_tally, write_tally
-from src.logging import slurm_job
+from src.support import processes
 
 T = TypeVar("T")
 PATIENCE = 600.0  # seconds; more than a job has left when it asks
@@ -40,7 +40,7 @@ SECONDS_BETWEEN_TRIES = 3.0
 
 def main(specs: Sequence[str]) -> int:
     """Once for all rows that wait for it; whoever did not ask is not continued."""
-    job = slurm_job()
+    job = processes.slurm_job()
     wanting = [spec for spec in specs if (t := read_tally(Path(spec).parent)) and _asks(t, job)]
     folders = [Path(spec).parent for spec in wanting]
     if job and wanting and (reason := next_attempt(job, wanting, folders)):

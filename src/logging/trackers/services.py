@@ -1,0 +1,308 @@
+"""The services that a run can be logged to, a class each. SERVICES lists them.
+
+Each library is imported when its service is built: nobody needs more than he uses. Online, the
+run is resumed where the service has it already. Offline, all rows are logged into a folder that
+the service's own command reads as well (`wandb sync`, `comet upload`).
+"""
+
+import json
+import netrc
+import os
+import sys
+import types
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from time import time
+from typing import Any, ClassVar
+from urllib.parse import urlparse
+
+from src.logging.trackers.tracked import TrackedRun
+from src.support import pick
+
+SECONDS_TO_START = 60.0  # of wandb
+SECONDS_TO_FLUSH = 60  # of Comet
+
+
+class Service:
+    """One run at one tracker. An error that it raises ends the logging, never the run."""
+
+    package: ClassVar[str]  # to install
+
+    def __init__(self, run: TrackedRun, archive: Path, *, is_online: bool) -> None:
+        """archive: the folder for what is kept offline, empty."""
+
+    @staticmethod
+    def has_credentials() -> bool:
+        """Whether it can be online."""
+        raise NotImplementedError
+
+    def last_step(self, confirmed: int) -> int:
+        """Up to which the service has this run's values already; -1: none. confirmed: that were
+        sent when flush() returned last, in this attempt or an earlier one."""
+        raise NotImplementedError
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """The values after so many optimizer steps; steps rise from call to call."""
+
+    def flush(self) -> None:
+        """Returns when what was logged is written or sent; here, it happens by itself."""
+
+    def end(self, outcome: str, reason: str, pictures: Mapping[str, Path]) -> None:
+        """The run, or this attempt at it, has ended. Returns when all has been written or sent."""
+
+
+class Wandb(Service):
+    """Weights & Biases. Its own process sends, and the server knows how far that came."""
+
+    package = "wandb"
+
+    def __init__(self, run: TrackedRun, archive: Path, *, is_online: bool) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            mode="online" if is_online else "offline",
+            id=run.id,
+            resume="allow",
+            project=run.project,
+            name=run.name,
+            group=run.group,
+            tags=list(run.tags),
+            config=run.config | {"commit": run.commit},
+            dir=archive,
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=SECONDS_TO_START,
+                # Of our process, which computes nothing; the run's own are columns system/…
+                x_disable_stats=True,
+                disable_git=True,
+                save_code=False,
+            ),
+        )
+
+    @staticmethod
+    def has_credentials() -> bool:
+        """A key in the environment, or where `wandb login` leaves it."""
+        if os.environ.get("WANDB_MODE", "online") != "online":
+            return False
+        if os.environ.get("WANDB_API_KEY"):
+            return True
+        host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+        with suppress(OSError, netrc.NetrcParseError):
+            return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        return False
+
+    def last_step(self, confirmed: int) -> int:
+        return self.run.starting_step - 1  # the server says from where it resumes
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step, commit=True)
+
+    def end(self, outcome: str, reason: str, pictures: Mapping[str, Path]) -> None:
+        import wandb
+
+        self.run.summary.update({"outcome": outcome, "reason": reason})
+        if pictures:  # beside the last row: another step would be another row
+            images = {name: wandb.Image(str(path)) for name, path in pictures.items()}
+            self.run.summary.update(images)
+        self.run.finish(exit_code=1 if outcome in ("failed", "running") else 0)
+
+
+class Comet(Service):
+    package = "comet_ml"
+    # What it would find out by itself is about our process, which computes nothing
+    QUIET: ClassVar[dict[str, Any]] = {
+        **dict.fromkeys(("log_code", "log_graph", "parse_args", "auto_output_logging"), False),
+        **dict.fromkeys(("auto_param_logging", "auto_metric_logging", "log_env_details"), False),
+        **dict.fromkeys(("log_git_metadata", "log_git_patch", "auto_log_co2"), False),
+        "display_summary_level": 0,
+    }
+
+    def __init__(self, run: TrackedRun, archive: Path, *, is_online: bool) -> None:
+        import comet_ml
+
+        self.is_online = is_online
+        kind: Any = comet_ml.Experiment
+        options: dict[str, Any] = {"project_name": run.project}
+        if not is_online:
+            kind = comet_ml.OfflineExperiment
+            options["offline_directory"] = str(archive)
+        elif comet_ml.API().get_experiment_by_key(run.id) is not None:
+            kind, options = comet_ml.ExistingExperiment, {}
+        self.experiment = kind(experiment_key=run.id, **options, **self.QUIET)
+        if is_online and not self.experiment.alive:
+            raise ConnectionError("Comet does not answer, or refuses the key")
+        self.experiment.set_name(run.name)
+        if run.tags:
+            self.experiment.add_tags(list(run.tags))
+        self.experiment.log_parameters(run.config)
+        self.experiment.log_others({"group": run.group, "commit": run.commit})
+
+    @staticmethod
+    def has_credentials() -> bool:
+        """A key in the environment, or in Comet's own file."""
+        import comet_ml
+
+        return bool(comet_ml.config.get_config("comet.api_key"))
+
+    def last_step(self, confirmed: int) -> int:
+        return confirmed
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        epoch = int(values["epoch"]) if "epoch" in values else None
+        self.experiment.log_metrics(dict(values), step=step, epoch=epoch)
+
+    def flush(self) -> None:
+        is_sent = self.experiment.flush(timeout=SECONDS_TO_FLUSH)
+        if self.is_online and not is_sent:
+            raise ConnectionError(f"Comet did not take all within {SECONDS_TO_FLUSH} s")
+
+    def end(self, outcome: str, reason: str, pictures: Mapping[str, Path]) -> None:
+        self.experiment.log_others({"outcome": outcome, "reason": reason})
+        for name, path in pictures.items():
+            self.experiment.log_image(str(path), name=name)
+        self.flush()
+        self.experiment.end()
+
+
+class TensorBoard(Service):
+    """Event files: `tensorboard --logdir results` shows those of all runs. Never online.
+
+    Not torch.utils.tensorboard.SummaryWriter, which does the same but imports torch: seconds and
+    hundreds of MB beside each run.
+    """
+
+    package = "tensorboard"
+
+    def __init__(self, run: TrackedRun, archive: Path, *, is_online: bool) -> None:
+        # Without it, TensorBoard would import TensorFlow where that is installed: seconds.
+        sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self.step, self.writer = 0, EventFileWriter(str(archive))
+        started = plugin_data_pb2.SessionStartInfo(group_name=run.id, start_time_secs=time())
+        for key, value in run.config.items():  # a protobuf takes numbers, texts, true and false
+            if isinstance(value, bool):
+                started.hparams[key].bool_value = value
+            elif isinstance(value, int | float):
+                started.hparams[key].number_value = value
+            else:
+                text = value if isinstance(value, str) else json.dumps(value)
+                started.hparams[key].string_value = text
+        self._add_session(metadata.SESSION_START_INFO_TAG, session_start_info=started)
+        facts = {"commit": run.commit, "name": run.name, "tags": list(run.tags), "id": run.id}
+        self._add_text("config", json.dumps(run.config | facts, indent=1, default=str))
+
+    @staticmethod
+    def has_credentials() -> bool:
+        return False
+
+    def last_step(self, confirmed: int) -> int:
+        return -1
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.step = step
+        self._add(*({"tag": name, "simple_value": value} for name, value in values.items()))
+
+    def flush(self) -> None:
+        self.writer.flush()
+
+    def end(self, outcome: str, reason: str, pictures: Mapping[str, Path]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+        self._add_text("outcome", f"{outcome}: {reason}")
+        for name, path in pictures.items():
+            image = Summary.Image(encoded_image_string=path.read_bytes())
+            self._add({"tag": name, "image": image})
+        is_well = outcome in ("finished", "early_stopped")
+        status = api_pb2.STATUS_SUCCESS if is_well else api_pb2.STATUS_FAILURE
+        ended = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time())
+        self._add_session(metadata.SESSION_END_INFO_TAG, session_end_info=ended)
+        self.writer.close()
+
+    def _add_session(self, tag: str, **info: Any) -> None:
+        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+        about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**info))
+        self._add({"tag": tag, "metadata": about, "tensor": metadata.NULL_TENSOR})
+
+    def _add_text(self, name: str, text: str) -> None:
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.plugins.text import metadata
+
+        tensor = TensorProto(dtype="DT_STRING", string_val=[f"```\n{text}\n```".encode()])
+        about = metadata.create_summary_metadata(display_name=name, description="")
+        self._add({"tag": name, "tensor": tensor, "metadata": about})
+
+    def _add(self, *values: dict[str, Any]) -> None:
+        """An event with these values, at the step of the last row."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(**value) for value in values])
+        self.writer.add_event(Event(wall_time=time(), step=self.step, summary=summary))
+
+
+class Trackio(Service):
+    """On this machine: `trackio show` draws what all runs have logged to its database, which lies
+    in TRACKIO_DIR, else in the cache of Hugging Face. It writes several times a second."""
+
+    package = "trackio"
+
+    def __init__(self, run: TrackedRun, archive: Path, *, is_online: bool) -> None:
+        import trackio
+        from trackio.sqlite_storage import SQLiteStorage
+
+        name = f"{run.name}-{run.id[:6]}"  # a folder of the same name may come again
+        self.run = trackio.init(
+            project=run.project,
+            name=name,
+            group=run.group,
+            config=run.config | {"commit": run.commit, "tags": list(run.tags)},
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+        last = SQLiteStorage.get_last_step(run.project, name)
+        self.known = self.step = -1 if last is None else last
+
+    @staticmethod
+    def has_credentials() -> bool:
+        return True
+
+    def last_step(self, confirmed: int) -> int:
+        return self.known
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+        self.step = step
+
+    def end(self, outcome: str, reason: str, pictures: Mapping[str, Path]) -> None:
+        import trackio
+
+        images = {name: trackio.Image(str(path)) for name, path in pictures.items()}
+        self.run.log({"outcome": outcome, "reason": reason, **images}, step=self.step)
+        self.run.finish()
+
+
+SERVICES: dict[str, type[Service]] = {
+    "comet": Comet,
+    "tensorboard": TensorBoard,
+    "trackio": Trackio,
+    "wandb": Wandb,
+}
+
+
+def load_service(name: str) -> type[Service]:
+    """Imports its library. Raises ImportError with what to install."""
+    service = pick(SERVICES, name, "trackers")
+    try:
+        import_module(service.package)
+    except ImportError as error:
+        raise ImportError(f"{error}; install it by: pip install {service.package}") from None
+    return service
