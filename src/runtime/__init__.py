@@ -11,6 +11,5 @@ if TYPE_CHECKING:
     from src.runtime.comparison import final_state, first_differences, names_of_parts
     from src.runtime.evaluation import Metrics
     from src.runtime.session import Session
-    from src.runtime.step_schedule import StepSchedule
 else:
     __getattr__ = lazy_names(__name__)
