@@ -138,7 +138,7 @@ def test_a_start_from_prepared_arrays_needs_no_library(tmp_path):
     seed_cache(tmp_path, "a1a", table(20, 123, fill=0.05), np.arange(20) % 2)
     prepare(tmp_path, "a1a")
     code = (
-        "import sys; from pathlib import Path; from src.data import libsvm\n"
+        "import sys; from pathlib import Path; from src.data.sources import libsvm\n"
         f"libsvm.load('a1a', {TRAIN!r}, data_dir=Path({str(tmp_path)!r}))\n"
         "print([m for m in ('libsvmdata', 'scipy', 'sklearn', 'timm') if m in sys.modules])"
     )
@@ -248,7 +248,7 @@ def test_a_server_that_falls_silent_is_given_up(tmp_path, site, monkeypatch):
 
 def start_load(tmp_path: Path, address: str) -> subprocess.Popen:
     code = (
-        "from pathlib import Path; from src.data import libsvm\n"
+        "from pathlib import Path; from src.data.sources import libsvm\n"
         f"data = libsvm.load('a1a', {TRAIN!r}, data_dir=Path({str(tmp_path)!r}),"
         f" mirror={address!r})\nprint(len(data.splits['train']))"
     )

@@ -265,7 +265,7 @@ for name in sys.argv[1:]:
 
 def test_a_tokenizer_needs_no_hub_where_it_is_a_folder(hub, tmp_path):
     sys.path.insert(0, str(Path(__file__).parent))
-    from test_texts import write_tokenizer
+    from test_text import write_tokenizer
 
     folder = write_tokenizer(tmp_path / "tokenizer")
     hub.shutdown()
