@@ -2,7 +2,7 @@
 
 cores               of which this run's processes kept so many busy
 memory_gb           of all its processes; pages that several share count in each
-memory_peak_gb      the most so far, also between two looks for this process itself
+memory_peak_gb      the most so far, also between two samples for this process itself
 memory_share        of the limit, of the machine or a cgroup, that is nearest: used by anyone
 disk_read_mb_s      and disk_write_mb_s: of this run's processes, past the system's cache
 network_in_mb_s     and network_out_mb_s: of the machine
@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from time import monotonic, thread_time
 from typing import Any
@@ -28,65 +29,65 @@ from loguru import logger
 from src.logging.costs import Uses
 from src.support import processes
 
-MOST_OF_A_CORE = 0.004  # that looking may take: where it takes long, it looks less often
+MAX_CORE_SHARE = 0.004  # that sampling may take: where it takes long, samples are fewer
 GB, MB = 1e9, 1e6
-STARVING, IDLE, NEAR = 0.3, 0.2, 0.9  # shares from which on a warning says so
-FEWEST_LOOKS = 3  # at a GPU, before it is called idle
+STARVING, IDLE, NEAR = 0.3, 0.2, 0.9  # shares from which on there is a warning
+MIN_SAMPLES = 3  # of a GPU, before it is called idle
 SECONDS_TO_END = 5.0
-Sample = dict[str, float]
+Sample = dict[str, float]  # name -> value, of one moment
 
 
 class MachineUse:
-    """Looks at intervals, in a thread; without a folder, or at an interval of 0, never."""
+    """Takes samples at intervals, in a thread; without a folder, or at an interval of 0, none."""
 
     def __init__(self) -> None:
         self.uses = Uses()
         self.thread: threading.Thread | None = None
-        self.reported: set[str] = set()
+        self.reported: set[str] = set()  # kinds of warnings that are in the log
         self.samples: list[Sample] = []  # since the last epoch
         self.lock = threading.Lock()
-        self.ended = threading.Event()
+        self.stopping = threading.Event()
 
     def start(
         self,
-        path: Path | None,
+        path: Path,
         interval: float,
         uses: Uses,
         *,
         num_workers: int = 0,
         may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        """path: system.csv, to which an attempt that goes on appends.
+        """path: system.csv, to which an attempt that resumes appends.
 
         interval: in seconds; 0: never. num_workers: that load data. may_write: asked before each
-        line; where it says no, nobody looks any more.
+        line; where it says no, sampling ends.
         """
-        if path is None or not interval:
+        if not interval:
             return
         self.uses, self.num_workers, self.may_write = uses, num_workers, may_write
         try:
-            look = Look(uses)
+            sampler = Sampler(uses)
         except Exception as error:  # a /proc that is hidden, an odd driver
             logger.warning("machine use is not recorded: {}", error)
             return
         self.file = SystemFile(path)
         self.thread = threading.Thread(
-            target=self._run, args=(look, interval), name="machine use", daemon=True
+            target=self._run, args=(sampler, interval), name="machine use", daemon=True
         )
         self.thread.start()
 
     def stop(self) -> None:
         if self.thread:
-            self.ended.set()
+            self.stopping.set()
             self.thread.join(SECONDS_TO_END)  # a driver may never answer
             self.thread = None
 
-    def _run(self, look: Callable[[], Sample], interval: float) -> None:
+    def _run(self, take_sample: Callable[[], Sample], interval: float) -> None:
         wait = interval
-        while not self.ended.wait(wait):
-            began = thread_time()
+        while not self.stopping.wait(wait):
+            start = thread_time()
             try:
-                sample = look()
+                sample = take_sample()
                 if not self.may_write():
                     return
                 self.file.write(sample)
@@ -95,12 +96,12 @@ class MachineUse:
                 return
             with self.lock:
                 self.samples.append(sample)
-            self._say(memory_warning(sample))  # at once: an epoch may be too long to wait for
-            wait = max(interval, (thread_time() - began) / MOST_OF_A_CORE)
+            self._warn(memory_warning(sample))  # at once: an epoch may be too long to wait for
+            wait = max(interval, (thread_time() - start) / MAX_CORE_SHARE)
 
     def of_epoch(self, train: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """{'system': {'cores_mean': …, 'cores_peak': …}} since the last call, for the stats;
-        {} where nobody has looked since. Says what is wrong with it.
+        {} where no sample was taken since. Warns of idle GPUs.
 
         train: time and data_time of the epoch's training, in seconds.
         """
@@ -108,19 +109,19 @@ class MachineUse:
             samples, self.samples = self.samples, []
         if not self.thread:
             return {}
-        for warning in gpu_warnings(samples, train, len(self.uses.gpus), self.num_workers):
-            self._say(warning)
-        return {"system": summary(samples)} if samples else {}
+        self._warn(gpu_warnings(samples, train, len(self.uses.gpus), self.num_workers))
+        return {"system": mean_and_peak(samples)} if samples else {}
 
-    def _say(self, warning: tuple[str, str] | None) -> None:
+    def _warn(self, warnings: Mapping[str, str]) -> None:
         """Each kind once."""
-        if warning and warning[0] not in self.reported:
-            self.reported.add(warning[0])
-            logger.warning(warning[1])
+        for kind, words in warnings.items():
+            if kind not in self.reported:
+                self.reported.add(kind)
+                logger.warning(words)
 
 
-def summary(samples: Sequence[Sample]) -> dict[str, float]:
-    """Mean and peak of each quantity; of a peak itself the last."""
+def mean_and_peak(samples: Sequence[Sample]) -> dict[str, float]:
+    """NAME_mean and NAME_peak of each quantity; of a peak itself the last."""
     found = {}
     for name in dict.fromkeys(name for sample in samples for name in sample):
         values = [sample[name] for sample in samples if name in sample]
@@ -132,47 +133,36 @@ def summary(samples: Sequence[Sample]) -> dict[str, float]:
     return found
 
 
-def memory_warning(sample: Sample) -> tuple[str, str] | None:
-    """(kind, what is wrong and which key to change)"""
+def memory_warning(sample: Sample) -> dict[str, str]:
+    """kind -> what is wrong and which key to change"""
     share = sample.get("memory_share", 0.0)
-    if share <= NEAR:
-        return None
     words = f"{share:.0%} of the memory limit is in use: lower num_workers or batch_size, or ask"
-    return "memory", f"{words} for more (--mem in the submit script)"
+    words += " for more (--mem in the submit script)"
+    return {"memory": words} if share > NEAR else {}
 
 
 def gpu_warnings(
     samples: Sequence[Sample], train: Mapping[str, float], num_gpus: int, num_workers: int
-) -> list[tuple[str, str]]:
-    """(kind, what is wrong and which key to change), of an epoch."""
-    found = []
+) -> dict[str, str]:
+    """kind -> what is wrong and which key to change, of an epoch."""
     waited = train["data_time"] / max(train["time"], 1e-9)
-    is_starving = num_gpus > 0 and bool(samples) and waited > STARVING
-    if is_starving:
-        found.append(
-            (
-                "starving",
-                f"the GPU waited for data for {waited:.0%} of the training time: raise num_workers "
-                f"({num_workers} now, on {processes.num_cores():g} cores), or set data_on_device: "
-                "auto",
-            )
-        )
+    if num_gpus and samples and waited > STARVING:  # then it is idle too, and this is why
+        words = f"the GPU waited for data for {waited:.0%} of the training time: raise num_workers "
+        words += f"({num_workers} now, on {processes.num_cores():g} cores), or set data_on_device: "
+        return {"starving": words + "auto"}
+    found = {}
     for number in range(num_gpus):
-        shares = [sample[f"gpu{number}_use"] for sample in samples if f"gpu{number}_use" in sample]
-        if len(shares) >= FEWEST_LOOKS and sum(shares) / len(shares) < IDLE and not is_starving:
-            found.append(
-                (
-                    f"idle {number}",
-                    f"GPU {number} of {num_gpus} was busy for {sum(shares) / len(shares):.0%}"
-                    " of the time: raise batch_size, try compile: reduce-overhead, or run several "
-                    "experiments on it (--pack)",
-                )
-            )
+        name = f"gpu{number}_use"
+        shares = [sample[name] for sample in samples if name in sample]
+        if len(shares) >= MIN_SAMPLES and (busy := sum(shares) / len(shares)) < IDLE:
+            words = f"GPU {number} of {num_gpus} was busy for {busy:.0%} of the time: raise "
+            words += "batch_size, try compile: reduce-overhead, or run several experiments on it "
+            found[f"idle {number}"] = words + "(--pack)"
     return found
 
 
 class SystemFile:
-    """system.csv: a line a look; what an attempt before this one has left stays."""
+    """system.csv: a line a sample; what an attempt before this one has left stays."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -194,22 +184,21 @@ class SystemFile:
         with suppress(OSError), open(self.path, newline="") as file:
             if next(csv.reader(file), None) == names:
                 return True
-            number = 1
-            while (earlier := self.path.with_name(f"system.{number}.csv")).exists():
-                number += 1
-            os.replace(self.path, earlier)
+            numbered = (self.path.with_name(f"system.{number}.csv") for number in count(1))
+            os.replace(self.path, next(path for path in numbered if not path.exists()))
         return False
 
 
-# ---- One look ----------------------------------------------------------------------------
+# ---- One sample --------------------------------------------------------------------------
 
 
-class Look:
+class Sampler:
     """Called again and again: what was used since the last call, or is now."""
 
     def __init__(self, uses: Uses) -> None:
         self.root = psutil.Process(uses.root)
-        self.gpus = _Gpus(uses.gpus)
+        self.gpus = _gpu_handles(uses.gpus)
+        # (number, start) of a process -> seconds of processor time, bytes read, bytes written
         self.known: dict[tuple[int, float], tuple[float, int, int]] = {}
         self.peak = 0.0
         self.network: tuple[int, int] | None = None
@@ -220,28 +209,30 @@ class Look:
         now = monotonic()
         seconds = max(now - self.moment, 1e-9)
         self.moment = now
-        processor, read, written, memory = self._of_processes()
-        self.peak = max(self.peak, memory, _peak_of_this_process())
-        sample = {
-            "cores": processor / seconds,
-            "memory_gb": memory / GB,
-            "memory_peak_gb": self.peak / GB,
-        }
+        (processor, read, written), memory = self._of_processes()
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in kB
+        own_peak = most if sys.platform == "darwin" else most * 1024
+        self.peak = max(self.peak, memory, own_peak)
+        sample = {"cores": processor / seconds}
+        sample |= {"memory_gb": memory / GB, "memory_peak_gb": self.peak / GB}
         if limits := processes.memories():
             sample["memory_share"] = max(limit.used_share for limit in limits)
         sample["disk_read_mb_s"] = read / seconds / MB
         sample["disk_write_mb_s"] = written / seconds / MB
-        if (network := _network()) is not None:
-            before = self.network or network
-            sample["network_in_mb_s"] = max(0, network[0] - before[0]) / seconds / MB
-            sample["network_out_mb_s"] = max(0, network[1] - before[1]) / seconds / MB
-            self.network = network
-        return sample | self.gpus()
+        with suppress(OSError, psutil.Error):
+            cards = psutil.net_io_counters(pernic=True).items()
+            outside = [card for name, card in cards if not name.startswith("lo")]
+            received, sent = sum(c.bytes_recv for c in outside), sum(c.bytes_sent for c in outside)
+            before = self.network or (received, sent)
+            sample["network_in_mb_s"] = max(0, received - before[0]) / seconds / MB
+            sample["network_out_mb_s"] = max(0, sent - before[1]) / seconds / MB
+            self.network = received, sent
+        return sample | _of_gpus(self.gpus)
 
-    def _of_processes(self) -> tuple[float, int, int, int]:
-        """(seconds of processor time, bytes read, bytes written: since the last look; bytes held).
+    def _of_processes(self) -> tuple[list[float], int]:
+        """[seconds of processor time, bytes read, bytes written] since the last call; bytes held.
 
-        A process that has begun and ended between two looks is missed.
+        A process that has started and ended between two calls is missed.
         """
         if not self.root.is_running():  # whoever started us was killed
             self.root = psutil.Process()
@@ -256,62 +247,44 @@ class Look:
                     read, written = counters.read_bytes, counters.write_bytes
                 who = process.pid, process.create_time()
                 now[who] = times.user + times.system, read, written
-        spent = [
-            sum(
-                max(0, values[i] - self.known.get(who, (0, 0, 0))[i]) for who, values in now.items()
-            )
-            for i in range(3)
-        ]
+        spent = [0.0, 0.0, 0.0]
+        for who, values in now.items():
+            before = self.known.get(who, (0.0, 0, 0))
+            for i in range(3):
+                spent[i] += max(0, values[i] - before[i])
         self.known = now
-        return spent[0], int(spent[1]), int(spent[2]), memory
+        return spent, memory
 
 
-def _peak_of_this_process() -> int:
-    """Bytes; Linux counts in kB."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+def _gpu_handles(identifiers: Sequence[str]) -> list[Any]:
+    """NVIDIA's, of GPUs by their identifiers; none where its library doesn't answer."""
+    if not identifiers:
+        return []
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByUUID(x) for x in identifiers]
+    except pynvml.NVMLError as error:
+        logger.info("the use of GPUs is not recorded: {}", error)
+        return []
 
 
-def _network() -> tuple[int, int] | None:
-    """Bytes received and sent, but for what the machine tells itself."""
-    with suppress(OSError, psutil.Error):
-        cards = psutil.net_io_counters(pernic=True)
-        own = [counters for name, counters in cards.items() if not name.startswith("lo")]
-        return sum(c.bytes_recv for c in own), sum(c.bytes_sent for c in own)
-    return None
+def _of_gpus(handles: Sequence[Any]) -> Sample:
+    """What a card or driver doesn't tell is left out."""
+    if not handles:
+        return {}
+    import pynvml as nv
 
-
-class _Gpus:
-    """NVIDIA's, by their identifiers; what a card or driver doesn't tell is left out."""
-
-    def __init__(self, identifiers: Sequence[str]) -> None:
-        self.handles: list[Any] = []
-        if not identifiers:
-            return
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-            self.handles = [pynvml.nvmlDeviceGetHandleByUUID(x) for x in identifiers]
-        except pynvml.NVMLError as error:
-            logger.info("the use of GPUs is not recorded: {}", error)
-
-    def __call__(self) -> Sample:
-        sample: Sample = {}
-        if not self.handles:
-            return sample
-        import pynvml
-
-        questions: dict[str, Callable[[Any], float]] = {
-            "use": lambda gpu: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
-            "memory_gb": lambda gpu: pynvml.nvmlDeviceGetMemoryInfo(gpu).used / GB,
-            "power_w": lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
-            "temperature_c": lambda gpu: pynvml.nvmlDeviceGetTemperature(
-                gpu, pynvml.NVML_TEMPERATURE_GPU
-            ),
-        }
-        for number, handle in enumerate(self.handles):
-            for name, question in questions.items():
-                with suppress(pynvml.NVMLError):  # such as the power of an old card
-                    sample[f"gpu{number}_{name}"] = float(question(handle))
-        return sample
+    questions: dict[str, Callable[[Any], float]] = {
+        "use": lambda gpu: nv.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
+        "memory_gb": lambda gpu: nv.nvmlDeviceGetMemoryInfo(gpu).used / GB,
+        "power_w": lambda gpu: nv.nvmlDeviceGetPowerUsage(gpu) / 1000,
+        "temperature_c": lambda gpu: nv.nvmlDeviceGetTemperature(gpu, nv.NVML_TEMPERATURE_GPU),
+    }
+    sample = {}
+    for number, handle in enumerate(handles):
+        for name, question in questions.items():
+            with suppress(nv.NVMLError):  # such as the power of an old card
+                sample[f"gpu{number}_{name}"] = float(question(handle))
+    return sample

@@ -1,4 +1,4 @@
-"""What attempts cost, and how much of it was in vain."""
+"""What attempts cost, and how much of it was wasted."""
 
 import json
 import os
@@ -23,12 +23,13 @@ from src.logging.costs import (
     seconds_since_start,
 )
 from src.support.processes import LAUNCHER
+from tests.several_processes import fork
 from tests.waiting import PATIENCE, wait_until
 from tests.whole_runs import ROOT
 from train import run_experiment
 
 
-def test_what_came_after_the_last_saved_state_is_lost():
+def test_what_came_after_the_last_saved_state_is_wasted():
     attempt = AttemptCost(Cost(100.0, 10.0), first_step=20, step=120)
     assert attempt.wasted(120) == Cost(0.0, 0.0)
     assert attempt.wasted(95) == Cost(25.0, 2.5)
@@ -36,7 +37,7 @@ def test_what_came_after_the_last_saved_state_is_lost():
     assert attempt.wasted(500) == Cost()  # its last steps came after its last status
 
 
-def test_an_attempt_without_a_step_is_lost_as_a_whole():
+def test_an_attempt_without_a_step_is_wasted_as_a_whole():
     assert AttemptCost(Cost(7.0, 1.0), first_step=None).wasted(0) == Cost(7.0, 1.0)
     assert AttemptCost(Cost(7.0, 1.0), first_step=40, step=40).wasted(40) == Cost(7.0, 1.0)
 
@@ -70,9 +71,9 @@ def test_a_status_is_read_as_it_was_written(monkeypatch):
     meter = CostMeter({})
     meter.start(30, Uses(num_gpus=1))
     status = json.loads(json.dumps(meter.status(step=50)))
-    account = RunCost.read(status)
-    assert account.current == AttemptCost(Cost(240.0, 120.0), 30, 50)
-    assert CostMeter(status).costs.waiting == account.current
+    costs = RunCost.read(status)
+    assert costs.current == AttemptCost(Cost(240.0, 120.0), 30, 50)
+    assert CostMeter(status).costs.waiting == costs.current
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_a_status_is_read_as_it_was_written(monkeypatch):
         ),
     ],
 )
-def test_what_slurm_has_allotted_counts_shared_by_the_rows_of_a_job(variables, cores, gpus):
+def test_what_slurm_has_allotted_counts_shared_by_the_runs_of_a_job(variables, cores, gpus):
     assert allotted_cores(variables) == cores
     assert allotted_gpus(variables) == gpus
 
@@ -142,36 +143,36 @@ def test_elsewhere_the_processor_time_counts(digits, tmp_path):
     before = sum(os.times()[:4])
     run_experiment(digits())
     used = sum(os.times()[:4]) - before
-    account = RunCost.read(json.loads((tmp_path / "run" / "status.json").read_text()))
-    assert account.total.core_seconds == pytest.approx(used, abs=0.3)
-    assert account.total.core_seconds > 0
-    assert account.current.step == 30
+    costs = RunCost.read(json.loads((tmp_path / "run" / "status.json").read_text()))
+    assert costs.total.core_seconds == pytest.approx(used, abs=0.3)
+    assert costs.total.core_seconds > 0
+    assert costs.current.step == 30
 
 
-def test_a_run_that_is_killed_and_goes_on_knows_what_it_lost(digits, tmp_path):
+def test_a_run_that_is_killed_and_resumes_knows_what_it_wasted(digits, tmp_path):
     config = digits(model="tiny/lenet", train_length=1, steps_per_epoch=4000, log_interval=1)
-    cfg = tmp_path / "cfg.yaml"
-    cfg.write_text(yaml.safe_dump(vars(config)))
     status = Path(config.output_dir) / "status.json"
 
-    def account() -> RunCost:
+    def costs() -> RunCost:
         return RunCost.read(json.loads(status.read_text()))
 
-    process = subprocess.Popen([sys.executable, "train.py", str(cfg)], cwd=ROOT)
-    wait_until(lambda: status.exists() and account().current.step >= 100, process)
-    process.kill()  # before any state was saved: all is lost
-    process.wait()
-    killed = account().total
+    process = fork.Process(target=run_experiment, args=(config,))
+    process.start()
+    wait_until(lambda: status.exists() and costs().current.step >= 100)
+    process.kill()  # before any state was saved: all is wasted
+    process.join()
+    killed = costs().total
     assert killed.core_seconds > 0
-    process = subprocess.Popen([sys.executable, "train.py", str(cfg)], cwd=ROOT)
+    process = fork.Process(target=run_experiment, args=(config,))
+    process.start()
     wait_until(
-        lambda: json.loads(status.read_text())["attempt"] == 2 and account().current.step >= 10,
-        process,
+        lambda: json.loads(status.read_text())["attempt"] == 2 and costs().current.step >= 10
     )
-    process.send_signal(signal.SIGINT)
-    assert process.wait(PATIENCE) == 130
-    assert account().wasted == account().before == killed
-    assert account().total.core_seconds > killed.core_seconds
+    os.kill(process.pid, signal.SIGINT)
+    process.join(PATIENCE)
+    assert process.exitcode == 1
+    assert costs().wasted == costs().before == killed
+    assert costs().total.core_seconds > killed.core_seconds
 
 
 BUSY = """

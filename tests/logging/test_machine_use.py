@@ -1,13 +1,11 @@
-"""What a run uses of the machine: looked at seldom, said right, and never in its way."""
+"""What a run uses of the machine: few samples, right numbers, and never in the way of the run."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import psutil
@@ -15,11 +13,10 @@ import pytest
 
 from src.logging import machine_use
 from src.logging.costs import Uses
-from src.logging.machine_use import Look, MachineUse, gpu_warnings, memory_warning, summary
+from src.logging.machine_use import MachineUse, Sampler, gpu_warnings, mean_and_peak, memory_warning
 from src.logging.stats import read_stats
 from tests.several_processes import together
-from tests.waiting import PATIENCE
-from train import run_experiment
+from train import experiment_generator, run_experiment
 
 TRAIN = {"time": 100.0, "data_time": 10.0}
 
@@ -30,27 +27,27 @@ def burn(seconds: float) -> None:
         pass
 
 
-def burn_and_wait(seconds: float, has_burnt: Any, may_end: Any) -> None:
-    burn(seconds)
-    has_burnt.set()
-    may_end.wait()
+BURN_AND_WAIT = """
+import sys, time
+while time.process_time() < 0.5: pass
+print("burnt", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_processor_time_of_this_process_and_its_children_counts_as_cores():
-    before, look, after = time.monotonic(), Look(Uses()), time.monotonic()
+    before, sampler, after = time.monotonic(), Sampler(Uses()), time.monotonic()
     spent = time.process_time()
-    others = multiprocessing.get_context("spawn")
-    has_burnt, may_end = others.Event(), others.Event()
-    child = others.Process(target=burn_and_wait, args=(0.5, has_burnt, may_end))
-    child.start()
+    command = [sys.executable, "-c", BURN_AND_WAIT]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    child = subprocess.Popen(command, **pipes, text=True)
     burn(0.3)
-    assert has_burnt.wait(PATIENCE)
+    assert child.stdout.readline() == "burnt\n"
     in_child, shortest = _processor_time(child.pid), time.monotonic() - after
-    sample = look()
+    sample = sampler()
     in_all, longest = time.process_time() - spent + in_child, time.monotonic() - before
     assert 0.8 * in_all / longest < sample["cores"] < 1.2 * in_all / shortest
-    may_end.set()
-    child.join()
+    child.communicate()
 
 
 def _processor_time(pid: int) -> float:
@@ -64,28 +61,30 @@ def test_memory_and_its_peak_are_those_of_the_run():
 
 
 def take_and_give_back() -> None:
-    look = Look(Uses())
-    before = look()["memory_gb"]
+    sampler = Sampler(Uses())
+    before = sampler()["memory_gb"]
     block = bytearray(300_000_000)
-    held = look()
+    held = sampler()
     assert held["memory_gb"] - before == pytest.approx(0.3, abs=0.05)
     del block
-    after = look()
+    after = sampler()
     assert after["memory_gb"] < held["memory_gb"] - 0.2
     assert after["memory_peak_gb"] >= held["memory_gb"]
     assert 0 < after["memory_share"] < 1
 
 
-def test_a_launcher_that_is_gone_leaves_this_process_to_look_at():
+def test_a_launcher_that_is_gone_leaves_the_samples_of_this_process():
     launcher = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    look = Look(Uses(root=launcher.pid))
+    sampler = Sampler(Uses(root=launcher.pid))
     launcher.communicate(b"\n")
-    assert look()["memory_gb"] == pytest.approx(psutil.Process().memory_info().rss / 1e9, rel=0.2)
+    assert sampler()["memory_gb"] == pytest.approx(
+        psutil.Process().memory_info().rss / 1e9, rel=0.2
+    )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts a run's own")
 def test_what_is_written_to_the_disk_counts(tmp_path):
-    began, look, looked = time.monotonic(), Look(Uses()), time.monotonic()
+    began, sampler, looked = time.monotonic(), Sampler(Uses()), time.monotonic()
     before = psutil.Process().io_counters().write_bytes
     with open(tmp_path / "file", "wb") as file:
         file.write(os.urandom(20_000_000))
@@ -93,12 +92,12 @@ def test_what_is_written_to_the_disk_counts(tmp_path):
         os.fsync(file.fileno())
     written = psutil.Process().io_counters().write_bytes - before
     shortest = time.monotonic() - looked
-    rate, longest = look()["disk_write_mb_s"], time.monotonic() - began
+    rate, longest = sampler()["disk_write_mb_s"], time.monotonic() - began
     assert 0.9 * written / 1e6 / longest <= rate <= 1.1 * written / 1e6 / shortest
     assert written >= 20_000_000 or written == 0  # where /tmp is in memory
 
 
-def test_only_a_small_share_of_a_core_is_taken_however_long_a_look_lasts(tmp_path, monkeypatch):
+def test_only_a_small_share_of_a_core_is_taken_however_long_a_sample_takes(tmp_path, monkeypatch):
     waits = []
 
     def wait(seconds):
@@ -106,7 +105,7 @@ def test_only_a_small_share_of_a_core_is_taken_however_long_a_look_lasts(tmp_pat
         return len(waits) > 3
 
     use = MachineUse()
-    monkeypatch.setattr(use.ended, "wait", wait)
+    monkeypatch.setattr(use.stopping, "wait", wait)
     use.file = machine_use.SystemFile(tmp_path / "system.csv")
     use.may_write = lambda: True
     use._run(lambda: burn_in_thread(0.05) or {"cores": 1.0}, interval=1.0)
@@ -123,7 +122,7 @@ def burn_in_thread(seconds: float) -> None:
 def test_an_epoch_has_mean_and_peak():
     samples = [{"cores": 1.0, "memory_gb": 2.0}, {"cores": 3.0}, {"cores": 2.0}]
     samples[0]["memory_peak_gb"], samples[2]["memory_peak_gb"] = 2.5, 3.5
-    assert summary(samples) == {
+    assert mean_and_peak(samples) == {
         "cores_mean": 2.0,
         "cores_peak": 3.0,
         "memory_gb_mean": 2.0,
@@ -140,18 +139,18 @@ def test_an_epoch_has_mean_and_peak():
     ],
 )
 def test_a_warning_names_the_key_to_change(samples, train, key):
-    ((_, words),) = gpu_warnings(samples, train, 1, 2)
+    (words,) = gpu_warnings(samples, train, 1, 2).values()
     assert key in words
 
 
-def test_memory_that_runs_short_is_told_at_once_and_once(tmp_path, monkeypatch, log_lines):
-    assert memory_warning({"memory_share": 0.9}) is None
-    assert memory_warning({}) is None
+def test_memory_that_runs_short_is_reported_at_once_and_once(tmp_path, monkeypatch, log_lines):
+    assert memory_warning({"memory_share": 0.9}) == {}
+    assert memory_warning({}) == {}
     use = MachineUse()
-    looks = iter([{"memory_share": 0.5}, {"memory_share": 0.93}, {"memory_share": 0.95}])
+    samples = iter([{"memory_share": 0.5}, {"memory_share": 0.93}, {"memory_share": 0.95}])
     use.file, use.may_write = machine_use.SystemFile(tmp_path / "system.csv"), lambda: True
-    monkeypatch.setattr(use.ended, "wait", lambda _: len(use.samples) == 3)
-    use._run(lambda: next(looks), interval=1.0)
+    monkeypatch.setattr(use.stopping, "wait", lambda _: len(use.samples) == 3)
+    use._run(lambda: next(samples), interval=1.0)
     (line,) = log_lines
     assert line.startswith("93% of the memory limit is in use: lower num_workers or batch_size")
 
@@ -160,21 +159,21 @@ def test_memory_that_runs_short_is_told_at_once_and_once(tmp_path, monkeypatch, 
     ("samples", "train", "num_gpus"),
     [
         ([{"gpu0_use": 0.5, "memory_share": 0.89}] * 3, {"time": 100.0, "data_time": 29.0}, 1),
-        ([{"gpu0_use": 0.1}] * 2, TRAIN, 1),  # too few looks
+        ([{"gpu0_use": 0.1}] * 2, TRAIN, 1),  # too few samples
         ([{"cores": 0.5}] * 3, {"time": 100.0, "data_time": 90.0}, 0),  # no GPU to starve
         ([], {"time": 0.0, "data_time": 0.0}, 1),
     ],
 )
 def test_all_is_well_without_a_warning(samples, train, num_gpus):
-    assert gpu_warnings(samples, train, num_gpus, 2) == []
+    assert gpu_warnings(samples, train, num_gpus, 2) == {}
 
 
 def test_a_gpu_that_waits_for_data_is_not_called_idle_too():
     found = gpu_warnings([{"gpu0_use": 0.1}] * 3, {"time": 100.0, "data_time": 80.0}, 1, 2)
-    assert [kind for kind, _ in found] == ["starving"]
+    assert list(found) == ["starving"]
 
 
-def test_each_gpu_is_looked_at_by_its_own_identifier(monkeypatch):
+def test_each_gpu_is_asked_by_its_own_identifier(monkeypatch):
     """Stands in for a driver: the answers of NVIDIA's library where there is a card."""
     import pynvml
 
@@ -192,7 +191,7 @@ def test_each_gpu_is_looked_at_by_its_own_identifier(monkeypatch):
         "nvmlDeviceGetTemperature": lambda h, _: 40 + h,
     }.items():
         monkeypatch.setattr(pynvml, name, answer)
-    sample = Look(Uses(gpus=("GPU-b", "GPU-a")))()
+    sample = Sampler(Uses(gpus=("GPU-b", "GPU-a")))()
     found = {name: value for name, value in sample.items() if name.startswith("gpu")}
     assert found == {
         "gpu0_use": 0.22,
@@ -205,7 +204,7 @@ def test_each_gpu_is_looked_at_by_its_own_identifier(monkeypatch):
 
 
 def test_without_nvidia_s_library_the_log_says_so_and_the_rest_is_recorded(log_lines):
-    sample = Look(Uses(gpus=("GPU-1",)))()
+    sample = Sampler(Uses(gpus=("GPU-1",)))()
     if any(name.startswith("gpu") for name in sample):
         pytest.skip("there is a GPU")
     assert "cores" in sample
@@ -216,10 +215,10 @@ def test_without_nvidia_s_library_the_log_says_so_and_the_rest_is_recorded(log_l
 
 
 def test_a_run_leaves_its_use_and_nothing_else_changes(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine_use, "MOST_OF_A_CORE", 1.0)  # else a short run is seen once
-    keys = {"train_length": 40, "batch_size": 10}
+    monkeypatch.setattr(machine_use, "MAX_CORE_SHARE", 1.0)  # else a short run has one sample
+    keys = {"train_length": 12, "batch_size": 10}
     plain = run_experiment(digits(output_dir=str(tmp_path / "plain"), system_interval=0, **keys))
-    used = run_experiment(digits(output_dir=str(tmp_path / "used"), system_interval=0.05, **keys))
+    used = run_experiment(digits(output_dir=str(tmp_path / "used"), system_interval=0.02, **keys))
     assert not (tmp_path / "plain" / "system.csv").exists()
     assert [c for c in plain if c.startswith("system/")] == []
     system = pd.read_csv(tmp_path / "used" / "system.csv")
@@ -236,7 +235,7 @@ def test_a_run_leaves_its_use_and_nothing_else_changes(digits, tmp_path, monkeyp
     assert peaks[0] == pytest.approx(peaks[1], rel=0.001) or len(system) > used["epoch"].max()
 
 
-def test_an_attempt_that_goes_on_appends_and_a_new_run_begins_anew(tmp_path):
+def test_an_attempt_that_resumes_appends_and_another_machine_starts_a_new_file(tmp_path):
     path = tmp_path / "system.csv"
     machine_use.SystemFile(path).write({"cores": 1.0, "memory_gb": 2.0})
     machine_use.SystemFile(path).write({"cores": 3.0, "memory_gb": 4.0})
@@ -246,7 +245,7 @@ def test_an_attempt_that_goes_on_appends_and_a_new_run_begins_anew(tmp_path):
     assert pd.read_csv(tmp_path / "system.1.csv")["cores"].tolist() == [1.0, 3.0]
 
 
-def test_a_new_run_in_the_folder_of_a_broken_one_has_its_own_looks_alone(digits, tmp_path):
+def test_a_new_run_in_the_folder_of_a_broken_one_has_its_own_samples_alone(digits, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "status.json").write_text("{}")  # it is the folder of a run
@@ -256,7 +255,7 @@ def test_a_new_run_in_the_folder_of_a_broken_one_has_its_own_looks_alone(digits,
     assert not list(folder.glob("system*.csv"))
 
 
-def test_a_full_disk_ends_the_looking_with_a_warning_and_not_the_run(tmp_path, log_lines):
+def test_a_full_disk_ends_the_sampling_with_a_warning_and_not_the_run(tmp_path, log_lines):
     use = MachineUse()
     use.start(tmp_path / "no folder" / "system.csv", 0.01, Uses())
     use.thread.join(10)
@@ -264,23 +263,12 @@ def test_a_full_disk_ends_the_looking_with_a_warning_and_not_the_run(tmp_path, l
     assert [line for line in log_lines if line.startswith("machine use is not recorded any more")]
 
 
-def test_the_thread_ends_with_the_run(tmp_path):
-    script = (
-        "import sys; from train import main; code = main(sys.argv[1:]);"
-        "import threading; print([t.name for t in threading.enumerate()]); sys.exit(code)"
-    )
-    cfg = "test_cfg_digits_linear.yaml"
-    options = ["train_length=1", f"output_dir={tmp_path / 'run'}", "system_interval=0.01"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, cfg, *options],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "system.csv").exists()
-    assert "MainThread" in done.stdout
-    assert "machine use" not in done.stdout
+def test_the_thread_ends_with_the_run(digits):
+    run = experiment_generator(digits(system_interval=0.01))
+    next(run)
+    assert "machine use" in [thread.name for thread in threading.enumerate()]
+    list(run)
+    assert "machine use" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_the_state_of_a_run_says_nothing_of_it_that_counts(digits, tmp_path):
@@ -291,7 +279,7 @@ def test_the_state_of_a_run_says_nothing_of_it_that_counts(digits, tmp_path):
     assert len(longer) == 4
 
 
-def test_a_process_that_is_hidden_from_us_is_told_and_the_run_goes_on(tmp_path, log_lines):
+def test_a_process_that_is_hidden_from_us_is_reported_and_the_run_goes_on(tmp_path, log_lines):
     use = MachineUse()
     use.start(tmp_path / "system.csv", 0.01, Uses(root=2**22 + 1))
     assert use.thread is None
