@@ -49,8 +49,6 @@ from src.logging.provenance import write_provenance
 from src.logging.same_run import (
     SIGNS,
     OtherRun,
-    check_same_data,
-    check_same_epochs,
     is_longer,
     is_run_folder,
     resumed_config,
@@ -236,14 +234,30 @@ class RunFolder:
         return resumed_config(self.requested, saved)
 
     def check_data(self, config: Config, num_examples: dict[str, int]) -> None:
-        """The data are those of the earlier attempts. num_examples: by split."""
-        check_same_data(config, num_examples, is_resumed=self.is_resumed)
+        """A config.yaml that runs again should meet the data that it met before; a state must.
+
+        num_examples: split -> number. Raises OtherRun.
+        """
+        if config.data_n_examples not in (None, num_examples):
+            words = f"data_n_examples: was {config.data_n_examples}, now {num_examples}"
+            if self.is_resumed:
+                words += "; a run cannot resume with other data; choose another folder"
+                raise OtherRun(words)
+            logger.warning(words)
 
     def check_epochs(
         self, epoch_end: Callable[[int], int], num_steps: int, rows: Sequence[Mapping]
     ) -> None:
-        """A longer run must resume at the end of an epoch (same_run.check_same_epochs)."""
-        check_same_epochs(epoch_end, num_steps, rows)
+        """A run that is made longer must have ended with a whole epoch. Raises OtherRun.
+
+        epoch_end: epoch -> the step after which it ends. rows: of the stats so far.
+        """
+        last = rows[-1] if rows else {"epoch": 0, "step": 0}
+        if last["step"] < num_steps and last["step"] != epoch_end(last["epoch"]):
+            raise OtherRun(
+                f"train_length: the run ended at step {last['step']}, in the middle of epoch "
+                f"{last['epoch']}, which a longer run would not have; choose another output_dir"
+            )
 
     def start(
         self, resolved: Config, *, facts: Callable[[], dict[str, Any]], uses: Uses = THIS_PROCESS

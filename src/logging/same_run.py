@@ -12,14 +12,12 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
-
-from loguru import logger
 
 from src.config import (
     INFERRED_KEYS,
@@ -94,33 +92,6 @@ def resumed_config(config: Config, saved: Mapping[str, Any]) -> Config:
         raise _other_run(config.output_dir, "an unfinished", differing)
     free = {key: getattr(config, key) for key in [*WITHOUT_EFFECT, "train_length"]}
     return replace(earlier[0], **free)
-
-
-def check_same_data(config: Config, found: dict[str, int], *, is_resumed: bool) -> None:
-    """A config.yaml that runs again should meet the data that it met before; a state must.
-
-    found: split -> number of examples. Raises OtherRun.
-    """
-    if config.data_n_examples not in (None, found):
-        words = f"data_n_examples: was {config.data_n_examples}, now {found}"
-        if is_resumed:
-            raise OtherRun(f"{words}; a run cannot resume with other data; choose another folder")
-        logger.warning(words)
-
-
-def check_same_epochs(
-    epoch_end: Callable[[int], int], num_steps: int, rows: Sequence[Mapping]
-) -> None:
-    """A run that is made longer must have ended with a whole epoch. Raises OtherRun.
-
-    epoch_end: epoch -> the step after which it ends. rows: of the stats so far.
-    """
-    last = rows[-1] if rows else {"epoch": 0, "step": 0}
-    if last["step"] < num_steps and last["step"] != epoch_end(last["epoch"]):
-        raise OtherRun(
-            f"train_length: the run ended at step {last['step']}, in the middle of epoch "
-            f"{last['epoch']}, which a longer run would not have; choose another output_dir"
-        )
 
 
 def differing_keys(config: Config, earlier: Sequence[Config]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from src.config.config import make_config
-from src.logging import run_folder as own_files
+from src.logging import run_folder
 from src.logging.run_folder import RunFolder, check_run_folder
 from src.logging.same_run import is_run_folder
 from src.support.errors import UserError
@@ -26,7 +26,7 @@ def fill(folder: Path, *names: str) -> None:
 
 
 def begin(folder: Path) -> None:
-    """A run that begins from scratch, up to its first step."""
+    """A run that starts from scratch, up to its first step."""
     requested = make_config({"seed_model": 1, "seed_training": 2, "output_dir": str(folder)})
     with RunFolder(requested) as run:
         run.start(requested, facts=lambda: {"step": 0})
@@ -68,7 +68,7 @@ OURS = (
 )
 
 
-def test_a_run_that_begins_anew_takes_its_own_files_away_and_no_others(tmp_path):
+def test_a_run_that_starts_from_scratch_takes_its_own_files_away_and_no_others(tmp_path):
     fill(tmp_path, *FOREIGN, *OURS, "status.json")
     (tmp_path / ".status.json.1").mkdir()
     begin(tmp_path)
@@ -77,6 +77,23 @@ def test_a_run_that_begins_anew_takes_its_own_files_away_and_no_others(tmp_path)
     assert not set(OURS) & left.keys()
     assert {"earlier-1/stats.csv", "earlier-1/checkpoints/epoch_0001.pt"} <= left.keys()
     assert (tmp_path / ".status.json.1").is_dir()
+
+
+@pytest.mark.parametrize(("seed", "is_same"), [(7, True), (None, False)])
+def test_to_trackers_a_run_that_starts_from_scratch_is_the_same_if_it_does_the_same(
+    tmp_path, seed, is_same
+):
+    """Killed before its first state was saved: drawn seeds would splice two curves."""
+    requested = make_config(
+        {"seed_model": seed, "seed_training": seed, "output_dir": str(tmp_path)}
+    )
+    for _ in range(2):
+        with RunFolder(requested) as run:
+            run.start(requested, facts=lambda: {"step": 0})
+            (tmp_path / "trackers").mkdir(exist_ok=True)
+        identities = [*tmp_path.glob("trackers/id")]
+        (tmp_path / "trackers" / "id").write_text("drawn once")
+    assert bool(identities) is is_same
 
 
 def test_folders_that_held_only_its_files_are_removed(tmp_path):
@@ -93,7 +110,7 @@ def test_what_a_link_leads_to_stays(tmp_path):
     assert set(content(tmp_path / "disk")) == {"mine.pt"}
 
 
-@pytest.mark.parametrize("name", [*own_files.FILES, *own_files.FOLDERS])
+@pytest.mark.parametrize("name", [*run_folder.FILES, *run_folder.FOLDERS])
 def test_a_folder_of_others_in_which_a_name_is_taken_is_refused(tmp_path, name):
     fill(tmp_path, "notes.txt")
     (tmp_path / name).mkdir()
@@ -109,7 +126,7 @@ def test_other_files_are_no_reason_to_refuse(tmp_path):
 
 
 @pytest.mark.parametrize("below", ["lenet", "26-11-28-grid/000_lenet"])
-@pytest.mark.parametrize("sign", own_files.SIGNS)
+@pytest.mark.parametrize("sign", run_folder.SIGNS)
 def test_a_folder_that_holds_runs_is_refused_as_one(tmp_path, below, sign):
     fill(tmp_path, f"results/{below}/{sign}", "results/notes/x/y")
     before = content(tmp_path)
@@ -119,7 +136,7 @@ def test_a_folder_that_holds_runs_is_refused_as_one(tmp_path, below, sign):
 
 
 def test_the_repository_is_no_run_folder(monkeypatch):
-    monkeypatch.chdir(own_files.ROOT)
+    monkeypatch.chdir(run_folder.ROOT)
     with pytest.raises(UserError, match=r"output_dir: \. is the repository.* output_dir=results/"):
         check_run_folder(Path("."))
 
@@ -129,9 +146,9 @@ def test_an_empty_output_dir_is_refused():
         make_config({"output_dir": ""})
 
 
-@pytest.mark.parametrize("name", own_files.FILES)
+@pytest.mark.parametrize("name", run_folder.FILES)
 def test_a_folder_where_a_file_should_be_is_refused(tmp_path, name):
-    fill(tmp_path, *(sign for sign in own_files.SIGNS if sign not in (name, "claim")))
+    fill(tmp_path, *(sign for sign in run_folder.SIGNS if sign not in (name, "claim")))
     (tmp_path / name).mkdir()
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(UserError, match=rf"^output_dir: \S*/{name} is no file[^\n]*$"):
@@ -139,14 +156,14 @@ def test_a_folder_where_a_file_should_be_is_refused(tmp_path, name):
     assert sorted(os.listdir(tmp_path)) == before
 
 
-@pytest.mark.parametrize("name", own_files.FOLDERS)
+@pytest.mark.parametrize("name", run_folder.FOLDERS)
 def test_a_file_where_a_folder_should_be_is_refused(tmp_path, name):
     fill(tmp_path, "spec.yaml", name)
     with pytest.raises(UserError, match=rf"^output_dir: \S*/{name} is no folder"):
         begin(tmp_path)
 
 
-def test_a_claim_that_is_a_link_to_nothing_is_refused(tmp_path):
+def test_a_lease_that_is_a_link_to_nothing_is_refused(tmp_path):
     fill(tmp_path, "status.json")
     (tmp_path / "claim").symlink_to("nowhere")
     with pytest.raises(UserError, match="claim is no file"):

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -17,10 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 import report
-from src.config.config import make_config
+from src.config.config import Config, make_config, save_config
 from src.logging.stats import read_stats
 from src.logging.trackers import processes
 from src.logging.trackers.processes import forget_problem, unsent_runs
@@ -28,6 +25,7 @@ from src.logging.trackers.services import SERVICES
 from src.logging.trackers.tracked import SyncState, TrackedRun, tracker_names
 from src.metrics import is_time
 from src.support.errors import UserError
+from tests.several_processes import fork
 from tests.waiting import PATIENCE, wait_until
 from tests.whole_runs import ROOT, lasting
 from train import experiment_generator, run_experiment
@@ -38,8 +36,8 @@ KEY = "0123456789" * 4  # in the form of one of wandb's
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch, tmp_path):
-    """No credentials of whoever runs the tests, a database of the test's own, and time: tellers
-    stand back where cores are busy, here less than elsewhere."""
+    """No credentials of whoever runs the tests, a database of the test's own, and time: tracker
+    processes stand back where cores are busy, here less than elsewhere."""
     for name in list(os.environ):
         if name.startswith(("WANDB_", "COMET_")):
             monkeypatch.delenv(name)
@@ -105,7 +103,7 @@ def comet_messages(folder: Path) -> list[dict]:
 
 def read_comet(folder: Path) -> dict:
     metrics = [m["payload"]["metric"] for m in comet_messages(folder) if m["type"] == "metric_msg"]
-    own = [m for m in metrics if m["metricName"] != "process duration"]  # Comet's, of the teller
+    own = [m for m in metrics if m["metricName"] != "process duration"]  # Comet's, of its process
     return by_cell((m["step"], {m["metricName"]: float(m["metricValue"])}) for m in own)
 
 
@@ -167,15 +165,12 @@ def assert_logged(folder: Path, names=ALL) -> None:
 
 # ---- The tests ---------------------------------------------------------------------------
 
-# Killed after six epochs, of which the state of the sixth is not saved yet.
-STUCK = """
-import sys, time
-from src.config.config import load_config
-from train import experiment_generator
-for stats, _ in experiment_generator(load_config(sys.argv[1], [])):
-    while len(stats) == 6:
-        time.sleep(1)
-"""
+
+def train_and_hang(config: Config) -> None:
+    """Until it is killed after six epochs, of which the state of the sixth is not saved yet."""
+    for stats, _ in experiment_generator(config):
+        while len(stats) == 6:
+            time.sleep(1)
 
 
 def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
@@ -189,20 +184,18 @@ def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
     keys |= {"model": "tiny/lenet", "train_length": 12}
     keys |= {"system_interval": 0}  # whether an epoch has those columns is the clock's
     config = digits(save_plot=True, **keys)
-    folder, cfg = Path(config.output_dir), tmp_path / "cfg.yaml"
-    cfg.write_text(yaml.safe_dump(vars(config)))
-    first = subprocess.Popen([sys.executable, "-c", STUCK, str(cfg)], cwd=ROOT)
-    wait_until(
-        lambda: all(SyncState.read(folder, name).last_step == 6 * 15 for name in ALL), process=first
-    )
+    folder = Path(config.output_dir)
+    first = fork.Process(target=train_and_hang, args=(config,))
+    first.start()
+    wait_until(lambda: all(SyncState.read(folder, name).last_step == 6 * 15 for name in ALL))
     identity = TrackedRun.read(folder).id
     first.kill()
-    assert first.wait() == -signal.SIGKILL
+    first.join()
     run_experiment(config)
     assert len(read_stats(str(folder))) == 12
     log = (folder / "training.log").read_text()
     step = int(re.search(r"resumes after step (\d+) of 180", log)[1])
-    assert 0 < step < 6 * 15  # what was told is done again
+    assert 0 < step < 6 * 15  # what was logged is done again
     assert TrackedRun.read(folder).id == identity
     assert_logged(folder)
     assert all(SyncState.read(folder, name).is_complete for name in ALL)
@@ -242,19 +235,19 @@ def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
 
 def test_nothing_of_the_run_changes(digits, tmp_path):
     plain = run_experiment(digits(output_dir=str(tmp_path / "plain")))
-    told = run_experiment(digits(output_dir=str(tmp_path / "told"), trackers=["tensorboard"]))
-    assert lasting(told) == lasting(plain)
-    assert_logged(tmp_path / "told", ["tensorboard"])
+    logged = run_experiment(digits(output_dir=str(tmp_path / "logged"), trackers=["tensorboard"]))
+    assert lasting(logged) == lasting(plain)
+    assert_logged(tmp_path / "logged", ["tensorboard"])
     assert not (tmp_path / "plain" / "trackers").exists()
 
 
-def test_a_run_made_longer_is_told_as_one(digits, tmp_path):
+def test_a_run_made_longer_is_logged_as_one(digits, tmp_path):
     for length in (2, 4):
-        run_experiment(digits(trackers=["wandb", "tensorboard"], train_length=length))
-    assert_logged(tmp_path / "run", ["wandb", "tensorboard"])
+        run_experiment(digits(trackers=["tensorboard"], train_length=length))
+    assert_logged(tmp_path / "run", ["tensorboard"])
 
 
-def test_a_diverged_run_is_told_too(digits, tmp_path):
+def test_a_diverged_run_is_logged_too(digits, tmp_path):
     stats = run_experiment(digits(trackers=["tensorboard", "wandb"], base_lr=1e30))
     assert stats["test/last/loss"].isna().any()
     assert_logged(tmp_path / "run", ["tensorboard", "wandb"])
@@ -333,7 +326,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def services_of(folder: Path) -> list[psutil.Process]:
-    """wandb's own service, of tellers whose home is in the folder."""
+    """wandb's own service, of tracker processes whose home is in the folder."""
     found = []
     for process in psutil.process_iter(["name"]):
         with suppress(psutil.Error):
@@ -349,19 +342,19 @@ def test_a_server_that_fails_or_never_answers_holds_up_nobody(
     asked = failing_wandb(seconds)
     monkeypatch.setattr(processes, "SECONDS_TO_END", 2)
     plain = run_experiment(digits(output_dir=str(tmp_path / "plain")))
-    epochs = experiment_generator(digits(output_dir=str(tmp_path / "told"), trackers=["wandb"]))
+    epochs = experiment_generator(digits(output_dir=str(tmp_path / "logged"), trackers=["wandb"]))
     next(epochs)
-    wait_until(lambda: asked)  # the teller has begun, and hears nothing good
-    *_, (told, _) = epochs
-    assert lasting(told) == lasting(plain)
+    wait_until(lambda: asked)  # the tracker process has begun, and hears nothing good
+    *_, (logged, _) = epochs
+    assert lasting(logged) == lasting(plain)
     assert len([line for line in log_lines if line.startswith("wandb: upload incomplete")]) == 1
-    assert processes_of(tmp_path / "told") == []
+    assert processes_of(tmp_path / "logged") == []
     wait_until(lambda: not services_of(tmp_path))
-    written = "".join(f.read_text() for f in (tmp_path / "told").rglob("*.log"))
+    written = "".join(f.read_text() for f in (tmp_path / "logged").rglob("*.log"))
     assert KEY not in written
 
 
-def test_a_library_that_is_missing_is_said_once(digits, tmp_path, monkeypatch, log_lines):
+def test_a_library_that_is_missing_is_reported_once(digits, tmp_path, monkeypatch, log_lines):
     broken = tmp_path / "packages" / "comet_ml"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError(\"No module named 'comet_ml'\")\n")
@@ -372,7 +365,9 @@ def test_a_library_that_is_missing_is_said_once(digits, tmp_path, monkeypatch, l
     assert "install it by: pip install comet_ml" in line
 
 
-def test_a_teller_that_is_killed_does_not_end_the_run(digits, tmp_path, monkeypatch, log_lines):
+def test_a_tracker_process_that_is_killed_does_not_end_the_run(
+    digits, tmp_path, monkeypatch, log_lines
+):
     started, popen = [], subprocess.Popen
 
     def remember(command, **options):
@@ -393,20 +388,19 @@ def test_a_teller_that_is_killed_does_not_end_the_run(digits, tmp_path, monkeypa
     assert len(lines) == 1
 
 
-def test_a_teller_uses_next_to_nothing_while_there_is_nothing_to_tell(digits, tmp_path):
+def test_a_tracker_process_uses_next_to_nothing_while_there_is_nothing_to_log(digits, tmp_path):
     """The first epoch may last for hours."""
     folder = tmp_path / "run"
-    run_experiment(digits(train_length=1))
-    (folder / "stats.csv").unlink()
-    (folder / "trackers").mkdir()
-    teller = processes.start_tail(folder, "tensorboard")
+    (folder / "trackers").mkdir(parents=True)
+    save_config(digits(), folder / "config.yaml")
+    process = processes.start_tail(folder, "tensorboard")
     wait_until((folder / "trackers" / "tensorboard.json").exists)
-    before = _processor_time(teller.pid)
-    time.sleep(3)
-    used = _processor_time(teller.pid) - before
-    teller.stdin.close()
-    assert teller.wait(PATIENCE) == 0
-    assert used < 0.5
+    before = _processor_time(process.pid)
+    time.sleep(1.5)
+    used = _processor_time(process.pid) - before
+    process.stdin.close()
+    assert process.wait(PATIENCE) == 0
+    assert used < 0.25
 
 
 def _processor_time(pid: int) -> float:
@@ -414,22 +408,7 @@ def _processor_time(pid: int) -> float:
     return times.user + times.system
 
 
-@pytest.mark.parametrize(("seed", "is_same"), [(7, True), (None, False)])
-def test_a_run_that_begins_anew_is_the_same_one_if_it_does_the_same(seed, is_same, tmp_path):
-    """Killed before its first state was saved: drawn seeds would splice two curves."""
-    keys = {"dataset": "sklearn/digits", "train_length": 2, "num_workers": 0, "save_plot": False}
-    keys |= {"seed_model": seed, "seed_training": seed, "trackers": ["tensorboard"]}
-    config = make_config(keys | {"output_dir": str(tmp_path / "run")})
-    run_experiment(config)
-    first = TrackedRun.read(tmp_path / "run").id
-    (tmp_path / "run" / "done").unlink()
-    shutil.rmtree(tmp_path / "run" / "state")
-    run_experiment(config)
-    assert (TrackedRun.read(tmp_path / "run").id == first) is is_same
-    assert_logged(tmp_path / "run", ["tensorboard"])
-
-
-def test_what_an_earlier_attempt_said_is_not_said_of_the_next(tmp_path, log_lines):
+def test_the_problem_of_an_earlier_attempt_is_not_reported_of_the_next(tmp_path, log_lines):
     (tmp_path / "trackers").mkdir()
     SyncState(confirmed=5, problem="out of reach then").write(tmp_path, "wandb")
     forget_problem(tmp_path, "wandb")
@@ -449,13 +428,22 @@ def test_a_stop_waits_for_trackers_a_few_seconds_alone(digits, failing_wandb, mo
 # ---- report.py sync ----------------------------------------------------------------------
 
 
+def ended_run(config: Config) -> None:
+    """What matters to `report.py sync` in the folder of a run that was offline."""
+    folder = Path(config.output_dir)
+    (folder / "trackers").mkdir(parents=True)
+    save_config(config, folder / "config.yaml")
+    for name in config.trackers:
+        SyncState(is_complete=True, last_step=30).write(folder, name)
+
+
 def test_sync_asks_for_credentials_and_knows_what_is_left_to_send(digits, tmp_path, capsys):
     assert report.main(["sync", str(tmp_path / "nowhere")]) == 2
     assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
-    run_experiment(digits(trackers=["tensorboard"], output_dir=str(tmp_path / "a")))
+    ended_run(digits(trackers=["tensorboard"], output_dir=str(tmp_path / "a")))
     assert report.main(["sync", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "nothing to send\n"
-    run_experiment(digits(trackers=["wandb"], output_dir=str(tmp_path / "b")))
+    ended_run(digits(trackers=["wandb"], output_dir=str(tmp_path / "b")))
     assert report.main(["sync", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     login = "call `wandb login` or set WANDB_API_KEY, and unset WANDB_MODE"
