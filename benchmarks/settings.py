@@ -179,8 +179,8 @@ def work_as(
     contestants: Mapping[str, Callable[[Work, Path], Segments]], words: Sequence[str]
 ) -> None:
     """The other end of a contestant, after --worker; with its fellows where there are several."""
+    from src.runtime.command_line import launch_processes
     from src.runtime.distributed import detect_rank, is_main_process
-    from src.runtime.launch import launch_processes
 
     work, name, folder = Work(**json.loads(words[0])), words[1], Path(words[2])
     if work.num_processes > 1 and detect_rank(os.environ) is None:

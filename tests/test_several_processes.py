@@ -20,8 +20,8 @@ from src.config.config import make_config, save_config
 from src.logging.stats import read_stats
 from src.metrics import is_time
 from src.runtime import session
+from src.runtime.certificate import first_differences
 from src.runtime.checkpoint_files import CheckpointFiles
-from src.runtime.comparison import first_differences
 from src.runtime.distributed import PeerFailed
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
@@ -396,7 +396,8 @@ def test_a_sharded_model_trains_as_a_whole_one_and_one_process_goes_on_with_it(
 STARTERS = {
     "launch": [
         "-c",
-        "import sys; from src.runtime.launch import launch; sys.exit(launch(sys.argv[1:], 2))",
+        "import sys; from src.runtime.command_line import launch_processes as launch;"
+        "sys.exit(launch(sys.argv[1:], 2))",
     ],
     "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"],
 }

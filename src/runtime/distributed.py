@@ -1,6 +1,6 @@
 """The processes that train one model together, and what they tell each other; or one alone.
 
-One process a GPU, or several on CPUs: started by train.py itself (src/runtime/launch.py), by
+One process a GPU, or several on CPUs: started by train.py itself (src/runtime/command_line.py), by
 torchrun or by srun. Process 0, the main one, owns the run folder. Each takes a share of every
 batch (src/data/order.py), and all have the same weights after every step.
 """

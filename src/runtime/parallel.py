@@ -3,7 +3,8 @@
 true: DistributedDataParallel (Li et al. 2020): each process has the whole model and a share of
 every batch; gradients are averaged while the backward pass goes on. fsdp: fully_shard of torch
 (FSDP2; Zhao et al. 2023): each has a slice of every weight, and fetches the rest layer by layer.
-dp: DataParallel, one process for all GPUs of a machine.
+dp: DataParallel, one process for all GPUs of a machine. Whatever the number of processes, states
+and checkpoints are those that one process would have.
 """
 
 import os
@@ -22,9 +23,8 @@ from torch.optim import Optimizer
 from src.data import Split
 from src.logging import Uses
 from src.runtime.distributed import DistributedContext
-from src.runtime.sharded import ShardedModel, ShardedOptimizer
 from src.runtime.throughput import Throughput, build_throughput
-from src.runtime.train_state import Stateful
+from src.runtime.train_state import Stateful, is_sharded
 from src.support import bad_value, random_state
 
 T = TypeVar("T")
@@ -199,3 +199,53 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
             [x for x in child if any(True for _ in x.parameters())] if is_list else _blocks(child)
         )
     return found
+
+
+# ---- Models in slices over processes (FSDP2) ---------------------------------------------
+
+
+def sharded_like(value: Any, slices: Any) -> Any:
+    """The slice of a whole tensor, cut as that one is; any other value as it is."""
+    if not (isinstance(slices, Tensor) and is_sharded(slices)):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    like: Any = slices
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+class ShardedModel:
+    """A sharded model as a part of the state: whole tensors go in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.model.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        own = self.model.state_dict()
+        self.model.load_state_dict({k: sharded_like(v, own.get(k)) for k, v in state_dict.items()})
+
+
+class ShardedOptimizer:
+    """Its optimizer, whose momenta are cut as the weights that they belong to."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {
+            number: {name: _cut(value, weights[number]) for name, value in of_one.items()}
+            for number, of_one in state_dict["state"].items()
+        }
+        self.optimizer.load_state_dict(state_dict | {"state": state})
+
+
+def _cut(value: Any, weight: torch.Tensor) -> Any:
+    is_alike = isinstance(value, Tensor) and value.shape == weight.shape
+    return sharded_like(value, weight) if is_alike else value

@@ -50,14 +50,12 @@ from src.logging import RunFolder, Stats
 from src.metrics import metric_columns
 from src.models import model_preprocessing, output_dim, without_weights
 from src.optim import AveragedModel, describe_optimizer
-from src.runtime.checkpoint_files import CheckpointFiles
+from src.runtime.checkpoint_files import CheckpointFiles, prune, save_weights
 from src.runtime.checkpoint_manager import CheckpointManager
-from src.runtime.device import pick_device
 from src.runtime.distributed import DistributedContext, detect_rank
 from src.runtime.evaluation import Evaluation, Metrics, recompute_batch_norms
-from src.runtime.model_files import prune, save_weights
 from src.runtime.parallel import Parallel
-from src.runtime.precision import Precision
+from src.runtime.precision import Precision, pick_device
 from src.runtime.profiling import build_profiler
 from src.runtime.signals import Signals
 from src.runtime.step_schedule import StepSchedule

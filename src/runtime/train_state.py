@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from loguru import logger
 
-from src.runtime.sharded import whole
 from src.support import UserError, random_state
 
 
@@ -147,6 +146,15 @@ class TrainState:
             )
 
 
+def full_tensor(value: torch.Tensor) -> torch.Tensor:
+    """The tensor that slices are of, put together by all processes; any other as it is."""
+    return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+
+
+def is_sharded(value: torch.Tensor) -> bool:
+    return hasattr(value, "full_tensor")  # a Dtorch.Tensor, whose module is slow to import
+
+
 def snapshot(value: Any, *, is_kept: bool = True) -> Any:
     """A copy on the CPU that training does not change any more.
 
@@ -154,7 +162,7 @@ def snapshot(value: Any, *, is_kept: bool = True) -> Any:
     write keep nothing.
     """
     if isinstance(value, torch.Tensor):
-        value = whole(value.detach())
+        value = full_tensor(value.detach())
         return value.to("cpu", copy=True) if is_kept else None
     if isinstance(value, dict):
         copied = copy.copy(value)  # with the notes on versions that torch's modules leave there

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from src.grid.slurm.restart_count import read_tally
-from src.runtime.comparison import first_differences
+from src.runtime.certificate import first_differences
 from tests.waiting import PATIENCE
 
 JOB = """\

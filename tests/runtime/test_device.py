@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 STEPS, PIECES, BYTES, PAGE = 20, 50, 400_000, 4096
 PROGRAM = f"""
 import resource, sys
-from src.runtime.device import disable_malloc_trim
+from src.runtime.precision import disable_malloc_trim
 
 def step():
     pieces = [b"x" * {BYTES} for _ in range({PIECES})]

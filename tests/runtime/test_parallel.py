@@ -10,7 +10,7 @@ from torch import nn
 from torch.profiler import profile
 
 from src.config.config import make_config
-from src.runtime import launch
+from src.runtime import command_line
 from src.runtime.distributed import DistributedContext, RankInfo, detect_rank
 from src.runtime.parallel import Parallel, _blocks
 from src.support.errors import UserError
@@ -119,13 +119,13 @@ def test_blocks_are_the_items_of_the_outermost_lists():
 def test_a_process_is_started_for_each_visible_gpu(keys, number, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     asked = {"multi_gpu": True, "device": None, "dataset": "timm/torch/cifar10"} | keys
-    assert launch.num_processes(**asked) == number
+    assert command_line.num_processes(**asked) == number
     monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun has started it
     if asked["multi_gpu"]:
-        assert launch.num_processes(**asked) == 1
+        assert command_line.num_processes(**asked) == 1
     else:
         with pytest.raises(UserError, match="expected true or fsdp, as 2 processes were started"):
-            launch.num_processes(**asked)
+            command_line.num_processes(**asked)
 
 
 @pytest.mark.parametrize(("kind", "size"), product((True, False, "dp", "fsdp"), (1, 2)))

@@ -16,8 +16,8 @@ from whole_runs import certificate
 from src.config.config import save_config
 from src.logging.stats import read_stats
 from src.runtime import precision as computing
+from src.runtime.certificate import first_differences
 from src.runtime.checkpoint_files import CheckpointFiles
-from src.runtime.comparison import first_differences
 from src.runtime.precision import Compiled, Precision
 from src.support.errors import UserError
 from tests.waiting import PATIENCE

@@ -16,14 +16,15 @@ from src.data.splits import ArraySplit, DatasetSplit, TextSplit
 from src.models.hf.networks import NextTokens
 from src.models.linear import Linear
 from src.models.tiny.lenet import LeNet
-from src.runtime.peaks import PEAKS, peak_flops
 from src.runtime.signals import StopRequested
 from src.runtime.step_schedule import StepSchedule
 from src.runtime.throughput import (
+    PEAKS,
     Throughput,
     batch_of_two,
     build_throughput,
     flops_per_example,
+    peak_flops,
 )
 from src.runtime.train_state import TrainState
 from train import run_experiment
