@@ -51,10 +51,10 @@ from src.analysis.plots.targets import first_reached
 from src.analysis.read import read_experiments
 from src.config.config import make_config
 from src.data.splits import NO_TOKEN
-from src.grid.ranking import Run, rank
 from src.losses import build_loss
 from src.optim.averaging import build_averaged_models
 from src.optim.schedules import build_schedule
+from src.ranking import Run, rank
 from src.runtime.evaluation import recompute_batch_norms
 from train import experiment_generator
 

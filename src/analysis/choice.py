@@ -19,8 +19,8 @@ from src.analysis.settings import (
     sort_key,
     varying,
 )
-from src.grid import Run, Standing, rank
 from src.metrics import LOSS_KEYS, OF_LOSS, metric_name
+from src.ranking import Run, Standing, rank
 from src.support import UserError, bad_value
 
 SPLITS = "data_splits_map: {train: 'train[:90%]', val: 'train[90%:]', test: test}"
@@ -47,7 +47,7 @@ def choose(
     per: keys; a choice for each combination of their values. when: as in numbers(); with 'best',
     `report` is read in the epoch that is best by `by`. num_seeds of num_expected seeds have a
     value, num_diverged diverged; std, low, high: of `report`, the standard deviation over the
-    seeds and the 95 % interval of the mean (Student's t). src/grid/ranking.py says which is best.
+    seeds and the 95 % interval of the mean (Student's t). src/ranking.py says which is best.
     """
     check_runs(df, "df")
     by, report = by or main_metrics(df)[0], report or main_metrics(df)[1]
@@ -83,7 +83,7 @@ def table(
     Columns: the keys (those that vary, where none are given); num_seeds, that have a value of
     the first metric, num_expected, that the setting with the most seeds has, and num_diverged;
     of each metric the mean over these seeds, 'metric std', 'metric low' and 'metric high' (the
-    95 % interval of the mean, Student's t). src/grid/ranking.py says which is best.
+    95 % interval of the mean, Student's t). src/ranking.py says which is best.
     """
     check_runs(df, "df")
     names = [metrics] if isinstance(metrics, str) else list(metrics or main_metrics(df))

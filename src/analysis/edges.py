@@ -26,8 +26,9 @@ from src.analysis.settings import (
     varying,
 )
 from src.config import INFERRED_KEYS, KEYS, is_expression, make_config, write_yaml
-from src.grid import SEEDS, WITHOUT_EFFECT, Run, rank, row_identity
+from src.grid import row_identity
 from src.keys import Bookkeeping
+from src.ranking import NON_SEMANTIC_KEYS, SEEDS, Run, rank
 from src.support import ROOT, UserError, bad_value
 
 LEAST = 3  # values with a result: of two, each is an end
@@ -81,7 +82,7 @@ def edges(df: pd.DataFrame, metric: str | None = None, *, when: str | float = "l
     """Where the best value of a key, by the mean over seeds, is the largest or smallest tried.
 
     metric: the first of main_metrics(df) where none is given. when: as in numbers(). Values are
-    compared as src/grid/ranking.py says: those that lack seeds come after those that do not. Runs
+    compared as src/ranking.py says: those that lack seeds come after those that do not. Runs
     that have not ended lack nothing yet, and only tell what is tried. No edges: ends that cannot
     move (a weight decay of 0), keys that move with another.
     """
@@ -258,7 +259,9 @@ def _runs_at(df: pd.DataFrame, edge: Edge) -> list[dict[str, Any]]:
             for asked in _asked(df, rows["position"].tolist()):
                 config = make_config(asked)
                 run = {key: getattr(config, key) for key in ASKED}
-                runs.setdefault(row_identity({k: run[k] for k in run.keys() - WITHOUT_EFFECT}), run)
+                runs.setdefault(
+                    row_identity({k: run[k] for k in run.keys() - NON_SEMANTIC_KEYS}), run
+                )
     return list(runs.values())
 
 

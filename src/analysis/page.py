@@ -23,8 +23,8 @@ from src.analysis.edges import edge_alarm
 from src.analysis.plots import against, heat_map, learning_curves, tradeoff
 from src.analysis.plots.seeds import numbers_of, settings_of
 from src.analysis.settings import is_null, is_number, sort_key, varying
-from src.grid import SEEDS
 from src.metrics import DIRECTIONS, metric_name
+from src.ranking import SEEDS
 from src.support import UserError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from src.analysis.choice import MOST_SHOWN, check_runs, not_done, values_of, war
 from src.analysis.curves import direction_of, main_metrics
 from src.analysis.intervals import mean_interval
 from src.analysis.settings import groups, label, shown, varying
-from src.grid import SEEDS
+from src.ranking import SEEDS
 from src.support import UserError
 
 WIDTH = 80  # of a terminal

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from src.config import INFERRED_KEYS, KEYS
-from src.grid import SEEDS, WITHOUT_EFFECT
+from src.ranking import NON_SEMANTIC_KEYS, SEEDS
 from src.support import bad_value, unknown_name
 
 FACTS = ("batch", "state", "outcome", "node", "seconds")  # that are no configuration
@@ -35,7 +35,7 @@ def differing(df: pd.DataFrame) -> list[str]:
 
     Of a big_df the keys that were read count, of other tables all columns but those of curves.
     """
-    out = {*SEEDS, *FACTS, *INFERRED_KEYS, *WITHOUT_EFFECT}
+    out = {*SEEDS, *FACTS, *INFERRED_KEYS, *NON_SEMANTIC_KEYS}
     # merge() forgets them, and a column that was measured is no setting
     known = KEYS if {"batch", "state"} <= set(df.columns) else df.columns
     keys = set(df.attrs.get("keys", known)) - out

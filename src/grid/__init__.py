@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from src.grid.notify.address import send
     from src.grid.notify.digest import body_of, picture_of, report_of, title_of
     from src.grid.progress import RESULTS, Best, Report, chosen_batches, cost_in_words, reports
-    from src.grid.ranking import SEEDS, WITHOUT_EFFECT, Run, Standing, rank
     from src.grid.status import STATES, RowStatus
     from src.grid.submit_grid import RETRYABLE, submit
 else:

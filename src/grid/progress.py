@@ -17,7 +17,6 @@ from src.grid.failures import MENDABLE, Group, group_rows, retry_command
 from src.grid.folders import Batch, Row, count_runs, open_batch, row_identity, same
 from src.grid.journal import Journal
 from src.grid.local import runner
-from src.grid.ranking import SEEDS, WITHOUT_EFFECT, Run, Standing, rank
 from src.grid.slurm.commands import NoSlurm, QueuedJob, queued_rows, read_queue
 from src.grid.status import RowStatus, read_journal, row_statuses
 from src.logging import Cost
@@ -29,6 +28,7 @@ from src.metrics import (
     metric_columns,
     metric_name,
 )
+from src.ranking import NON_SEMANTIC_KEYS, SEEDS, Run, Standing, rank
 from src.support import ROOT, UserError
 
 RESULTS = Path("results")
@@ -100,7 +100,7 @@ class Report:
     @property
     def keys(self) -> list[str]:
         """Those in which settings differ."""
-        return [k for k in self.batch.varying if k not in SEEDS and k not in WITHOUT_EFFECT]
+        return [k for k in self.batch.varying if k not in SEEDS and k not in NON_SEMANTIC_KEYS]
 
     @property
     def doubts(self) -> list[str]:
@@ -282,7 +282,7 @@ def columns_to_rank_by(metric: str | None, known: Sequence[str]) -> list[str]:
 def best_settings(
     statuses: Iterable[RowStatus], texts: Mapping[str, str], columns: Sequence[str]
 ) -> list[Best]:
-    """All settings in which a run has a value or diverged, as src/grid/ranking.py ranks them.
+    """All settings in which a run has a value or diverged, as src/ranking.py ranks them.
 
     texts: the rows' stats.csv. Of several columns a setting counts by its best one.
     """
@@ -305,7 +305,7 @@ def settings_of(rows: Iterable[Reached]) -> list[list[Reached]]:
     found: dict[Any, list[Reached]] = {}
     for row in rows:
         values = row.status.row.values
-        asked = {k: v for k, v in values.items() if k not in SEEDS and k not in WITHOUT_EFFECT}
+        asked = {k: v for k, v in values.items() if k not in SEEDS and k not in NON_SEMANTIC_KEYS}
         # a learning rate that each run draws by its seed is another one in each
         drawn = row.status.row.name if is_expression(values.get("base_lr")) else ""
         found.setdefault((row_identity(asked), drawn), []).append(row)

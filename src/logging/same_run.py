@@ -28,8 +28,8 @@ from src.config import (
     read_saved_config,
     save_config,
 )
-from src.grid import WITHOUT_EFFECT
 from src.logging.trackers.tracked import read_json
+from src.ranking import NON_SEMANTIC_KEYS
 from src.support import UserError
 
 # Schedules whose learning rate at a step does not depend on the length of the run
@@ -90,7 +90,7 @@ def resumed_config(config: Config, saved: Mapping[str, Any]) -> Config:
     differing = differing_keys(config, earlier)
     if differing and not _is_longer_than(config, earlier):
         raise _other_run(config.output_dir, "an unfinished", differing)
-    free = {key: getattr(config, key) for key in [*WITHOUT_EFFECT, "train_length"]}
+    free = {key: getattr(config, key) for key in [*NON_SEMANTIC_KEYS, "train_length"]}
     return replace(earlier[0], **free)
 
 
@@ -101,7 +101,7 @@ def differing_keys(config: Config, earlier: Sequence[Config]) -> list[str]:
 
 
 def _differs(key: str, config: Config, earlier: Config) -> bool:
-    if key in WITHOUT_EFFECT:
+    if key in NON_SEMANTIC_KEYS:
         return False
     value, before = getattr(config, key), getattr(earlier, key)
     if key == "max_allowed_loss":  # older copies have written the default where none was given

@@ -10,7 +10,7 @@ import pandas as pd
 from src.analysis.choice import diverged, values_of
 from src.analysis.curves import CurveArray, main_metrics, numbers
 from src.analysis.settings import groups, seeds_of, varying
-from src.grid import Run, Standing, rank
+from src.ranking import Run, Standing, rank
 from src.support import bad_value, unknown_name
 
 
@@ -66,7 +66,7 @@ class Numbers:
         return self.standing(setting).num_diverged > 0
 
     def rank(self, setting: Setting, sign: int) -> tuple[float, float]:
-        """Lower is better, as src/grid/ranking.py has it. Infinite: no seed has a value."""
+        """Lower is better, as src/ranking.py has it. Infinite: no seed has a value."""
         return self.standing(setting).order(sign)
 
 

@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from src.grid.ranking import Run, Standing, rank
+from src.ranking import Run, Standing, rank
 
 NOTHING = math.nan
 
