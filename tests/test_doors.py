@@ -18,7 +18,8 @@ CIRCLES = {
     *("src.config.expression_functions", "src.config.expressions"),
     *("src.grid.damage", "src.grid.failures", "src.grid.local", "src.grid.status"),
 }
-OUTSIDE_OF_DOORS = {ROOT / "src/submit/attempt.py"}  # a name that submit scripts call
+# names that submit scripts and scripts of batches call
+OUTSIDE_OF_DOORS = {ROOT / "src/submit/attempt.py", ROOT / "src/submit/continuation.py"}
 
 
 def imports_of(path: Path) -> list[ast.ImportFrom]:

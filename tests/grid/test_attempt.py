@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from src.grid.notify.notices import Notices
-from src.grid.slurm.batch_script import header
 from src.grid.slurm.commands import SEPARATOR, SUBMISSION
-from src.grid.slurm.restart_count import Tally, read_tally, write_tally
+from src.grid.slurm.requeue import RestartCount
+from src.grid.slurm.submission import header
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ sys.exit(75)
 
 
 @dataclass
-class DistributedContext:
+class FakeSlurm:
     """A program, a run folder, and commands that answer as Slurm would."""
 
     path: Path
@@ -112,8 +112,8 @@ class DistributedContext:
 
 
 @pytest.fixture
-def world(tmp_path) -> DistributedContext:
-    return DistributedContext(tmp_path)
+def slurm(tmp_path) -> FakeSlurm:
+    return FakeSlurm(tmp_path)
 
 
 # ---- The program and its signals ---------------------------------------------------------
@@ -130,31 +130,31 @@ def world(tmp_path) -> DistributedContext:
         ("import os; os.kill(os.getpid(), 10)", 138),
     ],
 )
-def test_the_programs_exit_code_is_ours(world, program, code, is_in_slurm):
+def test_the_programs_exit_code_is_ours(slurm, program, code, is_in_slurm):
     if is_in_slurm:
-        world.task()
-    process = world.start(program)
+        slurm.task()
+    process = slurm.start(program)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == code
-    assert world.asked == []
+    assert slurm.asked == []
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
-def test_outside_slurm_signals_pass_and_nothing_is_asked(world, name):
-    code, output, errors = world.stop(signal.Signals[name])
+def test_outside_slurm_signals_pass_and_nothing_is_asked(slurm, name):
+    code, output, errors = slurm.stop(signal.Signals[name])
     assert (code, output, errors) == (75, f"{name}\n", "")
-    assert not (world.bin / "asked").exists()
-    assert not (world.folder / "attempts.json").exists()
+    assert not (slurm.bin / "asked").exists()
+    assert not (slurm.folder / "attempts.json").exists()
 
 
-def test_two_signals_arrive_each_once(world):
-    _, output, _ = world.stop(signal.SIGUSR1, signal.SIGTERM)
+def test_two_signals_arrive_each_once(slurm):
+    _, output, _ = slurm.stop(signal.SIGUSR1, signal.SIGTERM)
     assert sorted(output.split()) == ["SIGTERM", "SIGUSR1"]
 
 
-def test_ctrl_c_on_a_terminal_arrives_once(world):
+def test_ctrl_c_on_a_terminal_arrives_once(slurm):
     """It goes to the whole process group."""
-    process = world.start(STOPS, process_group=0)
+    process = slurm.start(STOPS, process_group=0)
     assert process.stdout
     process.stdout.readline()
     process.send_signal(signal.SIGSTOP)  # so that what we pass on comes late
@@ -164,7 +164,7 @@ def test_ctrl_c_on_a_terminal_arrives_once(world):
     assert process.communicate(timeout=PATIENCE)[0] == "SIGINT\n"
 
 
-def test_the_program_meets_signals_as_from_a_fresh_shell(world):
+def test_the_program_meets_signals_as_from_a_fresh_shell(slurm):
     """The submit script ignores SIGUSR1 until we listen; here it ignores more."""
     program = """
 import signal
@@ -176,38 +176,38 @@ print({signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGC
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_IGN)
 
-    output, _ = world.start(program, preexec_fn=ignore).communicate(timeout=PATIENCE)
+    output, _ = slurm.start(program, preexec_fn=ignore).communicate(timeout=PATIENCE)
     assert output == f"[]\n{ {signal.SIG_DFL}!r}\n"
 
 
-def test_a_signal_before_the_program_listens_kills_it_and_is_one_to_go_on_after(world):
+def test_a_signal_before_the_program_listens_kills_it_and_is_one_to_go_on_after(slurm):
     def send_early() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    world.task()
-    process = world.start("import time; time.sleep(20)", preexec_fn=send_early)
+    slurm.task()
+    process = slurm.start("import time; time.sleep(20)", preexec_fn=send_early)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
-    assert world.asked == ["scontrol requeue 7_2"]
+    assert slurm.asked == ["scontrol requeue 7_2"]
 
 
-def test_a_spec_that_cannot_be_read_is_for_the_program_to_complain_of(world):
-    world.task()
-    (world.folder / "spec.yaml").write_text("a: b: c\n")
-    process = world.start("import sys; sys.exit('a mistake of mine')")
+def test_a_spec_that_cannot_be_read_is_for_the_program_to_complain_of(slurm):
+    slurm.task()
+    (slurm.folder / "spec.yaml").write_text("a: b: c\n")
+    process = slurm.start("import sys; sys.exit('a mistake of mine')")
     assert process.communicate(timeout=PATIENCE)[1] == "a mistake of mine\n"
     assert process.returncode == 1
 
 
 @pytest.mark.parametrize("script", ["submit_cpu.sh", "submit_2080.sh", "submit_3090plus.sh"])
-def test_our_submit_scripts_outlive_a_signal_that_comes_before_python_does(world, script):
-    python = world.bin / "python"
+def test_our_submit_scripts_outlive_a_signal_that_comes_before_python_does(slurm, script):
+    python = slurm.bin / "python"
     python.write_text(f'#!/bin/bash\nkill -USR1 $$\necho "$@"\nexec {sys.executable} -c ""\n')
     python.chmod(0o755)
     facts = {"EXPERIMENT_PYTHON": str(python), "SLURM_CPUS_PER_TASK": "1"}
     done = subprocess.run(
-        ["bash", ROOT / script, "a b"], env=world.env | facts, capture_output=True, text=True
+        ["bash", ROOT / script, "a b"], env=slurm.env | facts, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "-m src.submit.attempt train.py a b\n"
@@ -226,18 +226,18 @@ time.sleep(60)
 
 
 @pytest.fixture
-def other(world):
-    """A process that is at the same run: Slurm has lost its node, which goes on."""
-    command = [sys.executable, "-c", HOLD, world.folder]
+def other(slurm):
+    """A process that is at the same run: Slurm has lost its node, which runs on."""
+    command = [sys.executable, "-c", HOLD, slurm.folder]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "taken\n"
         yield process
         process.kill()
 
 
-def test_it_waits_for_a_process_that_is_still_at_the_run(world, other):
-    world.task()
-    process = world.start("print('started')")
+def test_it_waits_for_a_process_that_is_still_at_the_run(slurm, other):
+    slurm.task()
+    process = slurm.start("print('started')")
     assert process.stdout.readline().startswith(f"waits for process {other.pid} on ")
     other.kill()
     assert process.communicate(timeout=PATIENCE) == ("started\n", "")
@@ -248,27 +248,29 @@ def test_it_waits_for_a_process_that_is_still_at_the_run(world, other):
     ("number", "code", "asked"),
     [(signal.SIGUSR1, 75, ["scontrol requeue 7_2"]), (signal.SIGTERM, 143, [])],
 )
-def test_while_it_waits_a_signal_ends_it_as_a_run(world, other, number, code, asked):
-    world.task()
-    process = world.start("print('started')")
+def test_while_it_waits_a_signal_ends_it_as_a_run(slurm, other, number, code, asked):
+    slurm.task()
+    process = slurm.start("print('started')")
     assert process.stdout.readline().startswith("waits for ")
     process.send_signal(number)
     assert "started" not in process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == code
-    assert world.asked == asked
+    assert slurm.asked == asked
     assert other.poll() is None
 
 
 # ---- Another attempt ---------------------------------------------------------------------
 
 
-def test_near_the_time_limit_this_task_alone_is_requeued(world):
-    world.task()
-    code, output, errors = world.stop(signal.SIGUSR1)
+def test_near_the_time_limit_this_task_alone_is_requeued(slurm):
+    slurm.task()
+    code, output, errors = slurm.stop(signal.SIGUSR1)
     assert (code, errors) == (75, "")
     assert "stopped at step 5; Slurm was asked for another attempt" in output
-    assert world.asked == ["scontrol requeue 7_2"]
-    assert read_tally(world.folder) == Tally("7_2", 0, time_limits=1, step=5, is_asked=True)
+    assert slurm.asked == ["scontrol requeue 7_2"]
+    assert RestartCount.read(slurm.folder) == RestartCount(
+        "7_2", 0, time_limits=1, step=5, is_asked=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,54 +283,54 @@ def test_near_the_time_limit_this_task_alone_is_requeued(world):
         ("", "", False),
     ],
 )
-def test_after_sigterm_only_a_time_limit_is_followed_by_an_attempt(world, state, reason, is_asked):
-    world.task()
-    world.answer("squeue-j", f"{state}{SEPARATOR}{reason}" if state else "")
-    code, _, errors = world.stop(signal.SIGTERM)
+def test_after_sigterm_only_a_time_limit_is_followed_by_an_attempt(slurm, state, reason, is_asked):
+    slurm.task()
+    slurm.answer("squeue-j", f"{state}{SEPARATOR}{reason}" if state else "")
+    code, _, errors = slurm.stop(signal.SIGTERM)
     assert (code, errors) == (75, "")
-    assert world.asked == ["scontrol requeue 7_2"] * is_asked
+    assert slurm.asked == ["scontrol requeue 7_2"] * is_asked
 
 
-def test_a_job_that_is_cancelled_while_it_saves_does_not_come_back(world):
-    world.task()
-    world.answer("squeue-j", f"COMPLETING{SEPARATOR}None")
-    assert world.stop(signal.SIGUSR1)[0] == 75
-    assert world.asked == []
+def test_a_job_that_is_cancelled_while_it_saves_does_not_come_back(slurm):
+    slurm.task()
+    slurm.answer("squeue-j", f"COMPLETING{SEPARATOR}None")
+    assert slurm.stop(signal.SIGUSR1)[0] == 75
+    assert slurm.asked == []
 
 
 @pytest.mark.parametrize("command", ["squeue", "scontrol"])
-def test_a_silent_controller_is_asked_again(world, command):
-    world.task()
-    world.fail(command, SILENT)
-    assert world.stop(signal.SIGUSR1)[0] == 75
-    assert world.asked[-1] == "scontrol requeue 7_2"
+def test_a_silent_controller_is_asked_again(slurm, command):
+    slurm.task()
+    slurm.fail(command, SILENT)
+    assert slurm.stop(signal.SIGUSR1)[0] == 75
+    assert slurm.asked[-1] == "scontrol requeue 7_2"
 
 
-def test_a_refusal_is_shown(world):
-    world.task()
-    world.fail("scontrol", "Access/permission denied")
-    code, _, errors = world.stop(signal.SIGUSR1)
+def test_a_refusal_is_shown(slurm):
+    slurm.task()
+    slurm.fail("scontrol", "Access/permission denied")
+    code, _, errors = slurm.stop(signal.SIGUSR1)
     assert code == 69
     assert "not continued after a time limit: Slurm says 'Access/permission denied'" in errors
-    assert "-r goes on from step 5" in errors
+    assert "-r resumes at step 5" in errors
 
 
-def test_limits_and_lack_of_progress_end_it(world):
-    world.task(SLURM_RESTART_COUNT="1")
-    before = Tally("7_2", 0, time_limits=1, step=5, is_asked=True)
-    write_tally(world.folder, before)
-    code, _, errors = world.stop(signal.SIGUSR1, step=6, options=["--max-timeouts", "1"])
-    assert (code, world.asked) == (69, [])
+def test_limits_and_lack_of_progress_end_it(slurm):
+    slurm.task(SLURM_RESTART_COUNT="1")
+    before = RestartCount("7_2", 0, time_limits=1, step=5, is_asked=True)
+    before.write(slurm.folder)
+    code, _, errors = slurm.stop(signal.SIGUSR1, step=6, options=["--max-timeouts", "1"])
+    assert (code, slurm.asked) == (69, [])
     assert "2 time limits: raise --max-timeouts (1) in the submit script" in errors
-    write_tally(world.folder, before)
-    code, _, errors = world.stop(signal.SIGUSR1, step=5)
-    assert (code, world.asked) == (69, [])
+    before.write(slurm.folder)
+    code, _, errors = slurm.stop(signal.SIGUSR1, step=5)
+    assert (code, slurm.asked) == (69, [])
     assert "2 time limits without a step between: raise --time" in errors
-    write_tally(world.folder, before)
-    assert world.stop(signal.SIGUSR1, step=6)[0] == 75
+    before.write(slurm.folder)
+    assert slurm.stop(signal.SIGUSR1, step=6)[0] == 75
 
-    world.task(SLURM_RESTART_COUNT="9")
-    process = world.start("print('begun')", "--max-preemptions", "3")
+    slurm.task(SLURM_RESTART_COUNT="9")
+    process = slurm.start("print('begun')", "--max-preemptions", "3")
     output, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output) == (69, "")
     assert "restarts by Slurm: raise --max-preemptions (3) in the submit script" in errors
@@ -343,41 +345,41 @@ def test_limits_and_lack_of_progress_end_it(world):
         ("raise SystemExit(75)", [], False),
     ],
 )
-def test_a_row_that_fails_or_is_given_up_tells_of_it(world, program, options, is_told):
-    world.task(SLURM_RESTART_COUNT="9")
-    Notices(world.path).begin(["row"], num_rows=20)
-    world.start(program, *options).communicate(timeout=PATIENCE)
-    assert Notices(world.path).num_failed == is_told
+def test_a_row_that_fails_or_is_given_up_tells_of_it(slurm, program, options, is_told):
+    slurm.task(SLURM_RESTART_COUNT="9")
+    Notices(slurm.path).begin(["row"], num_rows=20)
+    slurm.start(program, *options).communicate(timeout=PATIENCE)
+    assert Notices(slurm.path).num_failed == is_told
 
 
-def test_counts_stand_where_the_run_writes(world):
-    world.task()
-    elsewhere = world.path / "elsewhere"
+def test_counts_stand_where_the_run_writes(slurm):
+    slurm.task()
+    elsewhere = slurm.path / "elsewhere"
     elsewhere.mkdir()
-    (world.folder / "spec.yaml").write_text(f"output_dir: {elsewhere}\n")
-    world.start("").communicate(timeout=PATIENCE)
-    assert read_tally(elsewhere) == Tally("7_2")
-    assert read_tally(world.folder) is None
+    (slurm.folder / "spec.yaml").write_text(f"output_dir: {elsewhere}\n")
+    slurm.start("").communicate(timeout=PATIENCE)
+    assert RestartCount.read(elsewhere) == RestartCount("7_2")
+    assert RestartCount.read(slurm.folder) is None
 
 
 @pytest.mark.parametrize("given", ["", "output_dir: null\n", "[1]", "output_dir=elsewhere"])
-def test_a_run_without_a_folder_gets_one_that_all_attempts_agree_on(world, given):
-    world.task()
-    (world.path / "train.py").write_text("import sys; print(sys.argv[2:])")
+def test_a_run_without_a_folder_gets_one_that_all_attempts_agree_on(slurm, given):
+    slurm.task()
+    (slurm.path / "train.py").write_text("import sys; print(sys.argv[2:])")
     is_override = "=" in given
-    (world.path / "cfg.yaml").write_text("seed_model: 1\n" + given * (not is_override))
-    (world.path / "elsewhere").mkdir()
+    (slurm.path / "cfg.yaml").write_text("seed_model: 1\n" + given * (not is_override))
+    (slurm.path / "elsewhere").mkdir()
     command = [sys.executable, "-m", "src.submit.attempt", "train.py", "cfg.yaml"]
-    env = world.env | {"PYTHONPATH": str(ROOT)}
+    env = slurm.env | {"PYTHONPATH": str(ROOT)}
     for _ in range(2):
         done = subprocess.run(
-            [*command, *[given] * is_override], cwd=world.path, env=env, capture_output=True
+            [*command, *[given] * is_override], cwd=slurm.path, env=env, capture_output=True
         )
         assert (done.returncode, done.stderr) == (0, b"")
         told = {"": ["output_dir=results/cfg"], "output_dir=elsewhere": [given]}.get(given, [])
         assert done.stdout.decode().splitlines()[-1] == str(told)
     counted = {"": "results/cfg", "output_dir=elsewhere": "elsewhere"}.get(given, ".")
-    assert read_tally(world.path / counted) == Tally("7_2")
+    assert RestartCount.read(slurm.path / counted) == RestartCount("7_2")
 
 
 # ---- Follow-ups --------------------------------------------------------------------------
@@ -387,53 +389,53 @@ def queue_line(job: str, command: str, state: str = "PENDING") -> str:
     return SEPARATOR.join((job, job, "N/A", state, "Dependency", "", "name", command)) + "\n"
 
 
-def test_where_requeueing_is_forbidden_the_same_is_submitted_again(world):
+def test_where_requeueing_is_forbidden_the_same_is_submitted_again(slurm):
     submission = {"script": "/a fork/submit.sh", "options": ["--time=9", "--hold"]}
-    world.task(**{SUBMISSION: json.dumps(submission), "SLURM_CPUS_PER_TASK": "3"})
-    world.fail("scontrol", FORBIDDEN)
-    world.answer("sbatch", "8\n")
-    assert world.stop(signal.SIGUSR1)[0] == 75
-    log, spec = world.folder / "job.log", world.folder / "spec.yaml"
-    assert world.asked[1:] == [
+    slurm.task(**{SUBMISSION: json.dumps(submission), "SLURM_CPUS_PER_TASK": "3"})
+    slurm.fail("scontrol", FORBIDDEN)
+    slurm.answer("sbatch", "8\n")
+    assert slurm.stop(signal.SIGUSR1)[0] == 75
+    log, spec = slurm.folder / "job.log", slurm.folder / "spec.yaml"
+    assert slurm.asked[1:] == [
         f"sbatch --parsable --job-name=row --chdir={ROOT} --output={log} --error={log} "
         f"--open-mode=append --dependency=afterany:7_2 --time=9 /a fork/submit.sh {spec}"
     ]
-    told = (world.bin / "sbatch.env").read_text()
+    told = (slurm.bin / "sbatch.env").read_text()
     assert "SLURM_" not in told
     assert SUBMISSION in told
-    assert read_tally(world.folder).follow_up == "8"
+    assert RestartCount.read(slurm.folder).follow_up == "8"
 
 
-def test_a_follow_up_whose_number_came_too_late_is_not_submitted_again(world):
-    world.task(**{SUBMISSION: json.dumps({"script": "/s.sh", "options": []})})
-    world.fail("scontrol", FORBIDDEN, FORBIDDEN)
-    world.fail("sbatch", "Batch job submission failed: Socket timed out on send/recv operation")
-    process = world.start(STOPS)
+def test_a_follow_up_whose_number_came_too_late_is_not_submitted_again(slurm):
+    slurm.task(**{SUBMISSION: json.dumps({"script": "/s.sh", "options": []})})
+    slurm.fail("scontrol", FORBIDDEN, FORBIDDEN)
+    slurm.fail("sbatch", "Batch job submission failed: Socket timed out on send/recv operation")
+    process = slurm.start(STOPS)
     assert process.stdout
     process.stdout.readline()
-    lines = queue_line("7_2", f"/s.sh {world.folder}/spec.yaml", "RUNNING")
-    lines += queue_line("6", f"/s.sh {world.folder}/spec.yaml", "COMPLETED")
-    world.answer("squeue", lines)
+    lines = queue_line("7_2", f"/s.sh {slurm.folder}/spec.yaml", "RUNNING")
+    lines += queue_line("6", f"/s.sh {slurm.folder}/spec.yaml", "COMPLETED")
+    slurm.answer("squeue", lines)
     process.send_signal(signal.SIGUSR1)
-    while not any(line.startswith("sbatch") for line in world.asked):
+    while not any(line.startswith("sbatch") for line in slurm.asked):
         assert process.poll() is None
-    world.answer("squeue", lines + queue_line("8", f"/s.sh {world.folder}/spec.yaml"))
+    slurm.answer("squeue", lines + queue_line("8", f"/s.sh {slurm.folder}/spec.yaml"))
     process.communicate(timeout=PATIENCE)
-    assert [line.split()[0] for line in world.asked] == ["scontrol", "sbatch", "scontrol"]
-    assert read_tally(world.folder).follow_up == "8"
+    assert [line.split()[0] for line in slurm.asked] == ["scontrol", "sbatch", "scontrol"]
+    assert RestartCount.read(slurm.folder).follow_up == "8"
 
 
-def test_the_script_of_a_job_submitted_by_hand_is_known_from_the_queue(world):
-    world.task()
-    world.env.pop(SUBMISSION, None)
-    world.fail("scontrol", FORBIDDEN)
-    world.answer("sbatch", "8\n")
-    world.answer("squeue", queue_line("7_2", f"/my dir/s.sh {world.folder}/spec.yaml", "RUNNING"))
-    assert world.stop(signal.SIGUSR1)[0] == 75
-    assert world.asked[-1].endswith(f"afterany:7_2 /my dir/s.sh {world.folder}/spec.yaml")
-    world.fail("scontrol", FORBIDDEN)
-    world.answer("squeue", queue_line("7_2", "/tmp/wrapped", "RUNNING"))
-    code, _, errors = world.stop(signal.SIGUSR1, step=9)
+def test_the_script_of_a_job_submitted_by_hand_is_known_from_the_queue(slurm):
+    slurm.task()
+    slurm.env.pop(SUBMISSION, None)
+    slurm.fail("scontrol", FORBIDDEN)
+    slurm.answer("sbatch", "8\n")
+    slurm.answer("squeue", queue_line("7_2", f"/my dir/s.sh {slurm.folder}/spec.yaml", "RUNNING"))
+    assert slurm.stop(signal.SIGUSR1)[0] == 75
+    assert slurm.asked[-1].endswith(f"afterany:7_2 /my dir/s.sh {slurm.folder}/spec.yaml")
+    slurm.fail("scontrol", FORBIDDEN)
+    slurm.answer("squeue", queue_line("7_2", "/tmp/wrapped", "RUNNING"))
+    code, _, errors = slurm.stop(signal.SIGUSR1, step=9)
     assert code == 69
     assert "which script to submit again is not known" in errors
 
@@ -441,37 +443,37 @@ def test_the_script_of_a_job_submitted_by_hand_is_known_from_the_queue(world):
 # ---- Rows that share a job ---------------------------------------------------------------
 
 
-def test_a_row_that_shares_its_job_leaves_asking_to_the_job(world):
-    world.task(EXPERIMENT_SHARES_JOB="1")
-    assert world.stop(signal.SIGUSR1)[0] == 75
-    assert world.asked == []
+def test_a_row_that_shares_its_job_leaves_asking_to_the_job(slurm):
+    slurm.task(EXPERIMENT_SHARES_JOB="1")
+    assert slurm.stop(signal.SIGUSR1)[0] == 75
+    assert slurm.asked == []
     # Others ended with 75 as well: another program, runs that asked in another job or not at all.
-    others = [world.path / name / "spec.yaml" for name in ("a", "b", "c")]
+    others = [slurm.path / name / "spec.yaml" for name in ("a", "b", "c")]
     for other in others:
         other.parent.mkdir()
-    write_tally(others[1].parent, Tally("6", is_asked=True))
-    write_tally(others[2].parent, Tally("7_2"))
-    command = [sys.executable, "-m", "src.grid.slurm.requeue"]
+    RestartCount("6", is_asked=True).write(others[1].parent)
+    RestartCount("7_2").write(others[2].parent)
+    command = [sys.executable, "-m", "src.submit.continuation"]
     for specs, asked in (
         (others, []),
-        ([*others, world.folder / "spec.yaml"], ["scontrol requeue 7_2"]),
+        ([*others, slurm.folder / "spec.yaml"], ["scontrol requeue 7_2"]),
     ):
-        assert subprocess.run([*command, *specs], cwd=ROOT, env=world.env).returncode == 0
-        assert world.asked == asked
+        assert subprocess.run([*command, *specs], cwd=ROOT, env=slurm.env).returncode == 0
+        assert slurm.asked == asked
 
 
-def test_rows_of_a_job_that_slurm_does_not_take_again_tell_of_it(world):
-    world.task()
-    rows = [world.folder, world.path / "other"]
+def test_rows_of_a_job_that_slurm_does_not_take_again_tell_of_it(slurm):
+    slurm.task()
+    rows = [slurm.folder, slurm.path / "other"]
     rows[1].mkdir()
     for row in rows:
-        write_tally(row, Tally("7_2", is_asked=True))
-    Notices(world.path).begin([row.name for row in rows], num_rows=20)
-    world.fail("scontrol", "Access/permission denied")
+        RestartCount("7_2", is_asked=True).write(row)
+    Notices(slurm.path).begin([row.name for row in rows], num_rows=20)
+    slurm.fail("scontrol", "Access/permission denied")
     specs = [row / "spec.yaml" for row in rows]
-    command = [sys.executable, "-m", "src.grid.slurm.requeue", *specs]
-    assert subprocess.run(command, cwd=ROOT, env=world.env).returncode == 1
-    assert Notices(world.path).num_failed == 2
+    command = [sys.executable, "-m", "src.submit.continuation", *specs]
+    assert subprocess.run(command, cwd=ROOT, env=slurm.env).returncode == 1
+    assert Notices(slurm.path).num_failed == 2
 
 
 # ---- Counting ----------------------------------------------------------------------------
@@ -480,32 +482,32 @@ def test_rows_of_a_job_that_slurm_does_not_take_again_tell_of_it(world):
 @pytest.mark.parametrize(
     ("before", "job", "restarts", "after"),
     [
-        (Tally("7"), "7", 0, Tally("7")),
+        (RestartCount("7"), "7", 0, RestartCount("7")),
         # asked for, by nobody, and both
-        (Tally("7", 1, 2, 3, 40, True), "7", 2, Tally("7", 2, 2, 3, 40)),
-        (Tally("7", 1, 2, 3, 40, False), "7", 3, Tally("7", 3, 2, 5, 40)),
-        (Tally("7", 1, 2, 3, 40, True), "7", 4, Tally("7", 4, 2, 5, 40)),
+        (RestartCount("7", 1, 2, 3, 40, True), "7", 2, RestartCount("7", 2, 2, 3, 40)),
+        (RestartCount("7", 1, 2, 3, 40, False), "7", 3, RestartCount("7", 3, 2, 5, 40)),
+        (RestartCount("7", 1, 2, 3, 40, True), "7", 4, RestartCount("7", 4, 2, 5, 40)),
         # a person asks again: a new job, or one whose number comes again
-        (Tally("7", 1, 2, 3, 40, True), "8", 0, Tally("8")),
-        (Tally("7", 1, 2, 3, 40, True), "8", 1, Tally("8", 1, 0, 1)),
-        (Tally("7", 1, 2, 3, 40, True), "7", 0, Tally("7")),
+        (RestartCount("7", 1, 2, 3, 40, True), "8", 0, RestartCount("8")),
+        (RestartCount("7", 1, 2, 3, 40, True), "8", 1, RestartCount("8", 1, 0, 1)),
+        (RestartCount("7", 1, 2, 3, 40, True), "7", 0, RestartCount("7")),
         # a follow-up
-        (Tally("7", 1, 2, 3, 40, True, "8"), "8", 0, Tally("8", 0, 2, 3, 40)),
-        (Tally("7", 1, 2, 3, 40, True, "8"), "8", 1, Tally("8", 1, 2, 4, 40)),
-        (Tally("7", 1, 2, 3, 40, True, "8"), "9", 0, Tally("9")),
+        (RestartCount("7", 1, 2, 3, 40, True, "8"), "8", 0, RestartCount("8", 0, 2, 3, 40)),
+        (RestartCount("7", 1, 2, 3, 40, True, "8"), "8", 1, RestartCount("8", 1, 2, 4, 40)),
+        (RestartCount("7", 1, 2, 3, 40, True, "8"), "9", 0, RestartCount("9")),
     ],
 )
 def test_what_an_attempt_counts_when_it_begins(before, job, restarts, after):
-    assert before.begin(job, restarts) == after
+    assert before.at_start(job, restarts) == after
 
 
 def test_torn_counts_are_none(tmp_path):
-    write_tally(tmp_path, Tally("7", 1, 2))
+    RestartCount("7", 1, 2).write(tmp_path)
     whole = (tmp_path / "attempts.json").read_text()
-    assert read_tally(tmp_path) == Tally("7", 1, 2)
+    assert RestartCount.read(tmp_path) == RestartCount("7", 1, 2)
     for text in ("", whole[:9], "[]", "null", '{"jobs": 1}', "{}"):
         (tmp_path / "attempts.json").write_text(text)
-        assert read_tally(tmp_path) is None
+        assert RestartCount.read(tmp_path) is None
 
 
 def test_it_starts_without_what_a_run_needs():

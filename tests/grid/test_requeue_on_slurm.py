@@ -1,4 +1,4 @@
-"""Runs that are stopped and go on, on a real Slurm cluster; a program of no time stands for
+"""Runs that are stopped and resumed, on a real Slurm cluster; a program of no time stands for
 train.py, which has tests of its own for what it saves."""
 
 import json
@@ -178,8 +178,8 @@ def test_what_slurm_restarts_counts_as_preempted_and_has_a_limit(rows):
     rows.cluster.wait()
     assert len(rows.begun(0)) == 2
     assert rows.begun(0)[1] > 0
-    tally = rows.read(0, "attempts.json")
-    assert (tally["preemptions"], tally["time_limits"]) == (2, 0)
+    counts = rows.read(0, "attempts.json")
+    assert (counts["preemptions"], counts["time_limits"]) == (2, 0)
     (found,) = rows.report()
     assert (found["state"], found["kind"]) == ("failed", "preempted")
     assert "2 restarts by Slurm: raise --max-preemptions (1)" in found["cause"]
@@ -196,7 +196,7 @@ def test_time_limits_have_a_limit_and_a_retry_starts_to_count_anew(rows):
     (found,) = rows.report()
     assert (found["state"], found["kind"]) == ("failed", "timeout")
     assert "2 time limits: raise --max-timeouts (1)" in found["cause"]
-    assert f"goes on from step {rows.read(0, 'status.json')['step']}" in found["cause"]
+    assert f"resumes at step {rows.read(0, 'status.json')['step']}" in found["cause"]
     again = ("-r", str(rows.repository.batch), "-y")
     assert "1 row: time limit" in rows.repository.submit(*again, "-d", env=rows.cluster.env)
     rows.repository.submit(*again, "-s", "submit_cpu.sh", env=rows.cluster.env)
@@ -280,7 +280,7 @@ def test_a_job_submitted_by_hand_goes_on(cluster, repository, option):
 
 
 def test_of_rows_that_share_a_job_none_ends_the_others(rows):
-    """One is done, one has failed; of the two that go on one takes long to save."""
+    """One is done, one has failed; of the two that resume one takes long to save."""
     files = ("0/finish=", "1/fail=", "2/slow_save=2")
     rows.submit(4, "--pack", "4", files=files)
     for row in (2, 3):
@@ -337,6 +337,6 @@ def test_a_preempted_row_goes_on_when_there_is_room_again(start_cluster, reposit
     rows.cluster.slurm("sbatch", "-o/dev/null", "-phigh", "-c2", "--wrap", "sleep 1")
     rows.await_steps(0, attempt=2)
     assert rows.begun(0)[1] > 0
-    tally = rows.read(0, "attempts.json")
-    assert (tally["time_limits"], tally["preemptions"]) == ((1, 0) if is_warned else (0, 1))
+    counts = rows.read(0, "attempts.json")
+    assert (counts["time_limits"], counts["preemptions"]) == ((1, 0) if is_warned else (0, 1))
     rows.finish()

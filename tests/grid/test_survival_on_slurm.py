@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src.grid.slurm.restart_count import read_tally
+from src.grid.slurm.requeue import RestartCount
 from src.runtime.certificate import first_differences
 from tests.waiting import PATIENCE
 
@@ -129,15 +129,15 @@ def test_all_rows_end_as_on_a_quiet_machine(start_cluster, repository):
     rows = repository.rows()
     undone = [row for row in rows if not (row / "done").exists()]
     assert not undone, [(row / "job.log").read_text()[-2000:] for row in undone]
-    tallies = {row: read_tally(row) for row in rows}
-    assert tallies[warned].time_limits >= 1
-    assert tallies[requeued].preemptions >= 1
-    assert tallies[lost].preemptions >= 1
+    counts = {row: RestartCount.read(row) for row in rows}
+    assert counts[warned].time_limits >= 1
+    assert counts[requeued].preemptions >= 1
+    assert counts[lost].preemptions >= 1
     # The run that Slurm began again met the one on the lost node, or what that had finished.
     met = re.findall("waits for process|this run is finished", (lost / "job.log").read_text())
     assert met
-    assert sum(tally.time_limits for tally in tallies.values()) >= 6
-    assert sum(tally.preemptions for tally in tallies.values()) >= 3
+    assert sum(count.time_limits for count in counts.values()) >= 6
+    assert sum(count.preemptions for count in counts.values()) >= 3
     attempts = [json.loads((row / "status.json").read_text())["attempt"] for row in rows]
     assert sum(attempts) >= 12 + 9
 

@@ -10,8 +10,8 @@ from loguru import logger
 from src.grid.journal import SubmitOptions
 from src.grid.notify.notices import Notices
 from src.grid.progress import Report
-from src.grid.slurm.batch_script import header
 from src.grid.slurm.commands import NoSlurm, ask, literal
+from src.grid.slurm.submission import header
 from src.support import ROOT
 
 MOST_JOBS = 50  # that one job waits for

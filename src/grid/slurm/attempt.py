@@ -3,16 +3,16 @@
     exec python -m src.submit.attempt [--srun] [--max-timeouts N] [--max-preemptions N] \
         train.py SPEC
 
-Starts train.py (--srun: once a task of the job, on all its nodes), passes signals on to it, and
-leaves with its exit code. Where it was stopped because the time limit is near, Slurm is asked
-for another attempt
-(src/grid/slurm/requeue.py): SIGUSR1 says so, by --signal=B:USR1@120, and SIGTERM where
-Slurm names the time limit as its reason. After any other SIGTERM Slurm has decided: it
-restarts a preempted job by itself, and a cancelled one must not come back.
+It starts train.py (--srun: once a task of the job, on all its nodes), passes signals on to it, and
+exits with its code. A run that stops because the time limit is near asks Slurm for another attempt
+(requeue.py): SIGUSR1 says that it is near, by --signal=B:USR1@120, and so does SIGTERM where Slurm
+names the time limit as its reason. After any other SIGTERM Slurm has decided: it restarts a
+preempted job by itself, and a cancelled one must not come back.
 
 Exit codes of our own: 75 stopped with a saved state; 69 no attempt follows, and why.
 """
 
+import json
 import os
 import signal
 import sys
@@ -24,15 +24,14 @@ from pathlib import Path
 
 from src.config import read_yaml, read_yaml_file
 from src.grid.notify.notices import tell_of_failure, wait_until_sent
-from src.grid.slurm.requeue import is_time_limit, next_attempt
-from src.grid.slurm.restart_count import Tally, read_step, read_tally, write_tally
+from src.grid.slurm.requeue import RestartCount, is_time_limit, request_attempt
 from src.logging import live_owner
 from src.support import OneLineParser, UserError, processes
 
 STOPPED, NOT_CONTINUED = 75, 69  # EX_TEMPFAIL, EX_UNAVAILABLE
 STOPPING = {signal.SIGUSR1, signal.SIGTERM}
 SECONDS_OF_GRACE = 600
-SECONDS_BETWEEN_LOOKS = 5  # at a folder in which somebody else runs
+SECONDS_BETWEEN_LOOKS = 5  # at a folder in which another process runs
 # The main process's exit code is the run's; if a process fails, the others do not wait for it.
 SRUN = ["srun", "--kill-on-bad-exit=1", sys.executable]
 
@@ -52,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_code(processes.run_programs(program, command, [os.environ])[0])
     folder, more = run_folder(options.spec, options.overrides)
     command += more
-    attempt = Attempt(job, folder, options)
-    if reason := attempt.begin():
+    attempt = SlurmAttempt(job, folder, options)
+    if reason := attempt.start():
         return attempt.give_up(reason)
     if number := attempt.wait_for_folder():
-        return attempt.end(-number, {number})  # another one is at the run
+        return attempt.end(-number, {number})  # another process runs it
     code, heard = processes.run_programs(program, command, [os.environ])
     if options.srun and stopped_by_signal(code) and not heard:
         heard = attempt.wait_for_slurm()
@@ -70,7 +69,7 @@ def command_line() -> OneLineParser:
     parser = OneLineParser(description="Run train.py in a job of Slurm, as often as it takes.")
     add = parser.add_argument
     add("--srun", action="store_true", help="a process a task: several GPUs, several nodes")
-    add("--max-timeouts", type=count, default=100, metavar="N", help="time limits to go on after")
+    add("--max-timeouts", type=count, default=100, metavar="N", help="time limits to resume after")
     add("--max-preemptions", type=count, default=1000, metavar="N", help="restarts by Slurm")
     add("program", help="train.py")
     add("spec", help="its YAML file")
@@ -85,8 +84,8 @@ def count(text: str) -> int:
 
 
 def run_folder(spec: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
-    """Where the run writes, and what train.py is told of it: a run that was given no folder gets
-    the same one in every attempt. What cannot be read is for train.py to complain of."""
+    """(the run's folder, the override that train.py needs): a run without output_dir gets the same
+    folder in every attempt. What cannot be read is left for train.py to complain of."""
     with suppress(UserError, OSError):
         values = read_yaml_file(Path(spec))
         values = values if isinstance(values, dict) else {"output_dir": None}
@@ -94,21 +93,16 @@ def run_folder(spec: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
         if changes:
             values["output_dir"] = read_yaml(changes[-1])
         if "output_dir" not in values:
-            return own_folder(spec, overrides)
-        if isinstance(folder := values["output_dir"], str):
-            return Path(os.path.expanduser(folder)), []
+            # Here, as runs of a batch do not need them.
+            from src.config import given, load_config
+            from src.logging import choose_folder
+
+            folder, _ = choose_folder(load_config(spec, overrides), Path(spec).stem)
+            print(f"output_dir is not given: this run is in {folder}", flush=True)
+            return folder, [given("output_dir", str(folder))]
+        if isinstance(values["output_dir"], str):
+            return Path(os.path.expanduser(values["output_dir"])), []
     return Path(spec).parent, []
-
-
-def own_folder(spec: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
-    """As train.py would choose it."""
-    # Here, as rows of a batch do not need them.
-    from src.config import given, load_config
-    from src.logging import choose_folder
-
-    folder, _ = choose_folder(load_config(spec, overrides), Path(spec).stem)
-    print(f"output_dir is not given: this run is in {folder}", flush=True)
-    return folder, [given("output_dir", str(folder))]
 
 
 def stopped_by_signal(code: int) -> bool:
@@ -121,41 +115,38 @@ def exit_code(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-# ---- What comes after it -----------------------------------------------------------------
-
-
-class Attempt:
-    """An attempt in a job of Slurm."""
+class SlurmAttempt:
+    """An attempt in a job of Slurm: what is printed and counted around train.py."""
 
     def __init__(self, job: str, folder: Path, options: Namespace) -> None:
         """job: '123_4'"""
         self.job, self.folder, self.options = job, folder, options
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        self.tally = (read_tally(folder) or Tally(job)).begin(job, restarts)
+        self.count = (RestartCount.read(folder) or RestartCount(job)).at_start(job, restarts)
 
-    def begin(self) -> str | None:
-        """Say so, and count what was before; why this attempt must not be, if so."""
-        if "SLURM_ARRAY_TASK_ID" not in os.environ:  # else the array's script has said it
+    def start(self) -> str | None:
+        """Print a first line, and count the restart; why this attempt must not be, if so."""
+        if "SLURM_ARRAY_TASK_ID" not in os.environ:  # else the array's script has printed it
             now = datetime.now(UTC).isoformat(timespec="seconds")
             node = os.environ.get("SLURMD_NODENAME", "")
             print(f"--- {now} job {self.job} on {node} ---", flush=True)
         with suppress(OSError):  # train.py will say what is wrong with the folder
-            write_tally(self.folder, self.tally)
-        number, most = self.tally.preemptions, self.options.max_preemptions
+            self.count.write(self.folder)
+        number, most = self.count.preemptions, self.options.max_preemptions
         if number <= most:
             return None
         return f"{number} restarts by Slurm: raise --max-preemptions ({most}) in the submit script"
 
     def wait_for_folder(self) -> int | None:
-        """While the run goes on elsewhere: a node that Slurm has lost may still be at it.
+        """Wait while another process runs in the folder: a node that Slurm has lost may still do.
 
         The signal that ended the waiting, if one did.
         """
-        said = None
+        printed = None
         while owner := live_owner(self.folder):
-            if owner != said:
-                print(f"waits for {owner}, where this run goes on", flush=True)
-                said = owner
+            if owner != printed:
+                print(f"waits for {owner}, which runs in this folder", flush=True)
+                printed = owner
             if heard := signal.sigtimedwait(processes.FORWARDED, SECONDS_BETWEEN_LOOKS):
                 return heard.si_signo
         return None
@@ -176,33 +167,38 @@ class Attempt:
         if reason := self._count_time_limit():
             return self.give_up(reason)
         if "EXPERIMENT_SHARES_JOB" in os.environ:
-            return STOPPED  # the job asks once, when all its rows have ended
-        if reason := next_attempt(self.job, [self.options.spec], [self.folder]):
+            return STOPPED  # the job asks once, when all its runs have ended
+        if reason := request_attempt(self.job, [self.options.spec], [self.folder]):
             return self.give_up(reason)
-        print(f"stopped at step {self.tally.step}; Slurm was asked for another attempt")
+        print(f"stopped at step {self.count.step}; Slurm was asked for another attempt")
         return STOPPED
 
     def _count_time_limit(self) -> str | None:
         """Before another attempt is asked for, as Slurm ends us then; why none may follow."""
-        before, step, most = self.tally.step, read_step(self.folder), self.options.max_timeouts
-        self.tally = self.tally.at_time_limit(step)
+        before, most = self.count.step, self.options.max_timeouts
+        self.count = self.count.at_time_limit(step := self._step())
         try:
-            write_tally(self.folder, self.tally)
+            self.count.write(self.folder)
         except OSError as error:
             return f"a time limit: {self.folder}: {error.strerror}"
         if before is not None and step <= before:
             return "2 time limits without a step between: raise --time, for start-up and a step"
-        if self.tally.time_limits > most:
-            number = self.tally.time_limits
+        if (number := self.count.time_limits) > most:
             return f"{number} time limits: raise --max-timeouts ({most}) in the submit script"
         return None
 
     def give_up(self, reason: str) -> int:
-        """Say why no attempt follows; report.py shows this line, and the owner is told."""
-        step = read_step(self.folder)
-        print(f"not continued after {reason}; -r goes on from step {step}", file=sys.stderr)
+        """Say why no attempt follows, in a line that report.py shows and in a message."""
+        print(f"not continued after {reason}; -r resumes at step {self._step()}", file=sys.stderr)
         wait_until_sent(tell_of_failure(self.folder, NOT_CONTINUED))
         return NOT_CONTINUED
+
+    def _step(self) -> int:
+        """The step that the run has reached, by its status.json; 0 where none is known."""
+        try:
+            return int(json.loads((self.folder / "status.json").read_text())["step"])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,15 @@
-"""Bring rows to Slurm: one array, or several where the cluster's limits ask for it."""
+"""Submit runs to Slurm: as one array, or as several where the cluster's limits ask for it.
+
+sbatch gets submissions/NNN.sh for an array, so that any submit script runs as a task. It starts
+with the #SBATCH lines of the submit script, then finds the run of its task and calls the script
+with the run's spec.yaml, as `sbatch SCRIPT FOLDER/spec.yaml` would.
+"""
 
 import os
+import re
+import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +17,6 @@ from loguru import logger
 
 from src.grid.folders import Batch, Row
 from src.grid.journal import ACCEPTED, Call, Journal, SubmitOptions
-from src.grid.slurm.batch_script import array_script
 from src.grid.slurm.commands import (
     ENDED,
     FULL,
@@ -40,7 +46,7 @@ class NotEnoughRoom(Exception):  # noqa: N818 - not always an error
 
 
 class Submission:
-    """Brings rows to Slurm, call by call, each written to the journal before and after."""
+    """Submits runs of a batch, call by call, each written to the journal before and after."""
 
     def __init__(
         self,
@@ -255,3 +261,95 @@ def _written_since(path: Path, moment: float) -> bool:
         return path.stat().st_mtime >= moment
     except OSError:
         return False
+
+
+# ---- The script of an array --------------------------------------------------------------
+
+# The tasks are ours to number; waiting for them would hold up the submission.
+OURS = re.compile(r"#SBATCH +(--array|-a|--wait\b|-W)")
+
+
+def header(script: str) -> tuple[str, list[str]]:
+    """(interpreter, #SBATCH lines): those before the first command, which are all that count."""
+    first, *lines = script.splitlines()
+    directives = []
+    for line in lines:
+        if line.startswith("#SBATCH"):
+            if not OURS.match(line):
+                directives.append(line)
+        elif line.strip() and not line.startswith("#"):
+            break
+    return first[2:].strip() or "/bin/bash", directives
+
+
+def array_script(script: Path, folder: Path, variables: Mapping[str, str], *, pack: int) -> str:
+    """The text of NNN.sh. folder: NNN/, in which K links to the run, or runs, of task K."""
+    interpreter, directives = header(script.read_text(errors="replace"))
+    body = _PACKED if pack > 1 else _SINGLE
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *directives,
+            "# Written by submit_multiple.py: what a task of the array does.",
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+            f"folder={shlex.quote(str(folder))}/$SLURM_ARRAY_TASK_ID",
+            f'submit_script() {{ exec {interpreter} {shlex.quote(str(script))} "$1/spec.yaml"; }}',
+            body.replace("PACK", str(pack)),
+        ]
+    )
+
+
+# squeue shows the run's name once it has started; nothing waits for that.
+_SINGLE = """\
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+run=$(readlink -f "$folder")
+echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
+scontrol update jobid="$job" name="${run##*/}" >/dev/null 2>&1 &
+submit_script "$run"
+"""
+_PACKED = """\
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
+threads=$((${SLURM_CPUS_ON_NODE:-1} / PACK))
+beside=("$folder"/*/)
+runs=() programs=() stopped=() failed=0 stop=
+# Signals reach this shell alone: pass them on.
+pass_on() { stop=$1; kill -s "$1" "${programs[@]}" 2>/dev/null; }
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+for run in "$folder"/*/; do
+    run=$(readlink -f "$run")
+    # What ended by itself is not run again where the job is started again for its neighbours.
+    if [ -n "$SLURM_RESTART_COUNT" ] && read -r code <"$folder/${run##*/}.ended"; then
+        ((code == 0)) || failed=1
+        continue
+    fi 2>/dev/null
+    (
+        echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
+        export EXPERIMENT_SHARES_JOB=${#beside[@]} OMP_NUM_THREADS=$((threads > 1 ? threads : 1))
+        submit_script "$run"
+    ) >>"$run/job.log" 2>&1 &
+    programs+=($!) runs+=("$run")
+done
+[ -z "$stop" ] || pass_on "$stop"  # it came before all were there
+while ((${#programs[@]})); do
+    sleep 1 &
+    wait $!  # which a signal interrupts
+    for i in "${!programs[@]}"; do
+        kill -0 "${programs[i]}" 2>/dev/null && continue
+        wait "${programs[i]}"; code=$?
+        echo "--- ended: exit code $code ---" >>"${runs[i]}/job.log"
+        echo "exit code $code: ${runs[i]##*/}"
+        ((code == 0)) || failed=1
+        ((code == 75)) && stopped+=("${runs[i]}/spec.yaml")
+        # 69: no attempt follows. Others may have been ended by the signal.
+        if [ -z "$stop" ] || ((code == 0 || code == 69)); then
+            echo $code >"$folder/${runs[i]##*/}.ended"
+        fi
+        unset "programs[i]"
+    done
+done
+# The job can be requeued only once, when nobody saves any more.
+((${#stopped[@]})) && "$EXPERIMENT_PYTHON" -m src.submit.continuation "${stopped[@]}"
+exit $failed
+"""
