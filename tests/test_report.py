@@ -98,10 +98,10 @@ def test_a_report_to_read(batch, capsys):
         "  best so far by test/last/accuracy (chosen and reported on the same split):",
         "    0.7  1 seed                   000  lr=0.1 bs=1",
         "    -    0 of 1 seed, 1 diverged  001  lr=0.2 bs=1",
-        "  2 rows: out of memory, all with bs=8, all on node n2",
+        "  2 runs: out of memory, all with bs=8, all on node n2",
         "    OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
         "    python submit_multiple.py -r results/26-11-22-x -s local --only oom",
-        "  1 row: never started, 004_26-11-22-x",
+        "  1 run: never started, 004_26-11-22-x",
         "    python submit_multiple.py -r results/26-11-22-x -s local --only unstarted",
         "",
     ]
@@ -156,7 +156,7 @@ def test_what_was_interrupted_has_not_failed(batch, capsys):
     words = " ".join(" ".join(lines[1:4]).split())
     assert "interrupted failed" in words
     assert "5 2 0 0 2 0 0 1" in words
-    assert "  1 row: interrupted, 002_26-11-22-x" in lines
+    assert "  1 run: interrupted, 002_26-11-22-x" in lines
     assert (
         lines.count(
             "    python submit_multiple.py -r results/26-11-22-x -s local --only interrupted"
@@ -421,7 +421,7 @@ def test_a_page_of_damaged_rows_names_them_and_shows_the_others(tmp_path, capsys
         assert page.count(f"Cannot be read: {row.name}: ") == 1, row.name
     assert f"Cannot be read: {open_batch(folder).rows[-1].name}" not in page
     assert report.main([str(folder)]) == 0
-    assert f"damaged: {len(DAMAGES) - 5} rows more" in capsys.readouterr().out
+    assert f"damaged: {len(DAMAGES) - 5} runs more" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_a_line_of_the_index_that_is_no_text_hides_no_other(batch, capsys, line)
         file.write(line + "\n")
     assert report.main([]) == 0
     output = capsys.readouterr()
-    assert "2 rows: out of memory" in output.out
+    assert "2 runs: out of memory" in output.out
     assert output.err.count("rows.jsonl: cannot be read") == 1
     assert report.main(["--json"]) == 0
     assert "rows.jsonl" in json.loads(capsys.readouterr().out)[0]["damage"]

@@ -269,12 +269,12 @@ def normalised(cause: str) -> str:
 
 
 def headline(group: Group) -> str:
-    """'17 rows: out of memory, all with batch_size=8192'; of a single row its name."""
+    """'17 runs: out of memory, all with batch_size=8192'; of a single row its name."""
     what = KINDS.get(group.only) or {"unstarted": "never started"}.get(group.only, group.only)
     if len(group.rows) == 1:
-        return f"1 row: {what}, {group.rows[0]}"
+        return f"1 run: {what}, {group.rows[0]}"
     shared = " ".join(f"{key}={shown(value)}" for key, value in group.shared.items())
-    parts = [f"{len(group.rows)} rows: {what}"]
+    parts = [f"{len(group.rows)} runs: {what}"]
     parts += [f"all with {shared}"] if shared else []
     parts += [f"all on node {group.node}"] if group.node else []
     return ", ".join(parts)

@@ -132,7 +132,7 @@ def test_every_run_is_in_the_table_with_its_state_and_numbers(half_done_page):
 
 
 def test_failures_say_why_and_how_to_go_on(half_done_page):
-    assert "2 rows: error" in half_done_page
+    assert "2 runs: error" in half_done_page
     assert half_done_page.count("<code>python submit_multiple.py -r ") == 3
     assert "--only error" in half_done_page
     assert "--only unstarted" in half_done_page

@@ -209,7 +209,7 @@ def test_rows_are_recognised_in_the_queue_and_slurms_last_words_are_theirs(clust
     cluster.wait()
     assert all("CANCELLED" in log for log in logs(repository))
     output = repository.submit("-r", str(repository.batch), "-d", env=cluster.env)
-    assert "3 rows: cancelled" in output
+    assert "3 runs: cancelled" in output
 
 
 @pytest.mark.parametrize("option", ["--no-array", "--pack=2", "--live"])
@@ -306,7 +306,7 @@ def test_only_what_failed_is_run_again(cluster, repository):
     cluster.slurm("scancel", job)
     cluster.wait()
     output = repository.submit(*again, env=cluster.env)
-    assert "2 rows: never started" in output
+    assert "2 runs: never started" in output
     cluster.wait()
     assert repository.count("ran") == [2, 2, 1, 1, 1, 1]
 

@@ -198,7 +198,7 @@ def test_time_limits_have_a_limit_and_a_retry_starts_to_count_anew(rows):
     assert "2 time limits: raise --max-timeouts (1)" in found["cause"]
     assert f"resumes at step {rows.read(0, 'status.json')['step']}" in found["cause"]
     again = ("-r", str(rows.repository.batch), "-y")
-    assert "1 row: time limit" in rows.repository.submit(*again, "-d", env=rows.cluster.env)
+    assert "1 run: time limit" in rows.repository.submit(*again, "-d", env=rows.cluster.env)
     rows.repository.submit(*again, "-s", "submit_cpu.sh", env=rows.cluster.env)
     rows.await_steps(0, attempt=3)
     rows.warn(f"{rows.job}_0")

@@ -431,16 +431,16 @@ def test_groups_say_what_their_rows_share():
     ]
     groups = group_rows(statuses, ["bs", "lr"])
     assert [headline(group) for group in groups] == [
-        "2 rows: error, all with lr=0.2, all on node c-005",
-        "1 row: error, 002",
-        "2 rows: out of memory, all with bs=8192",
+        "2 runs: error, all with lr=0.2, all on node c-005",
+        "1 run: error, 002",
+        "2 runs: out of memory, all with bs=8192",
     ]
 
 
 def test_one_node_says_nothing_where_there_is_only_one():
     statuses = [failed(i, {"x": i}, "KeyError: 'a'") for i in range(2)]
     (group,) = group_rows(statuses, ["x"])
-    assert headline(group) == "2 rows: error"
+    assert headline(group) == "2 runs: error"
 
 
 def test_the_command_that_submits_again(tmp_path, monkeypatch):

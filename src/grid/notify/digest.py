@@ -25,7 +25,7 @@ def report_of(batch: Path) -> Report:
 
 def title_of(report: Report) -> str:
     """'26-11-22-x: 22 done, 2 failed'"""
-    return f"{report.batch.path.name}: {count_states(report.statuses) or 'no rows'}"
+    return f"{report.batch.path.name}: {count_states(report.statuses) or 'no runs'}"
 
 
 def body_of(report: Report) -> str:

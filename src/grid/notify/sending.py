@@ -45,7 +45,7 @@ def tell_failure(batch: Path, row_name: str, *, is_many: bool) -> None:
     row = next(row for row in rows if row.name == row_name)
     (status,) = row_statuses(Batch(batch, [row]), None)
     number = max(1, notices.num_failed)
-    which = f"{number} of {len(rows)} rows have failed" if is_many else "a first row has failed"
+    which = f"{number} of {len(rows)} runs have failed" if is_many else "a first run has failed"
     log = row.folder / "job.log"
     body = f"{row_name}: {status.cause or 'see its log'}\n{log}\npython report.py {batch}"
     tell(notices, f"{batch.name}: {which}", body, is_bad=True)

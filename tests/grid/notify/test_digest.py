@@ -67,11 +67,11 @@ def test_a_batch_with_failures_tells_of_the_first_and_of_its_end(tmp_path):
     with mailbox() as box:
         batch = batch_of(tmp_path, blocks, box.address)
     first, digest = box.messages
-    assert first["title"] == f"{batch.name}: a first row has failed"
+    assert first["title"] == f"{batch.name}: a first run has failed"
     assert "model_weights" in first["message"]
     assert digest["title"] == f"{batch.name}: 8 done, 2 failed"
     words = digest["message"]
-    assert words.startswith("10 rows: 8 done, 2 failed\n- 2 rows: error")
+    assert words.startswith("10 runs: 8 done, 2 failed\n- 2 runs: error")
     assert "/nowhere/a.pt" in words
     assert "best by test/last/accuracy (chosen and reported on the same split):\n- 0.9" in words
     assert "cost: 0.0" in words
@@ -92,7 +92,7 @@ def test_a_dead_address_changes_nothing_and_shows_nowhere(tmp_path):
     assert SECRET.encode() not in everything_in(batch)
     report = report_of(batch)
     assert title_of(report) == f"{batch.name}: 1 done, 1 failed"
-    assert "1 row: error" in body_of(report)
+    assert "1 run: error" in body_of(report)
     with picture_of(report) as picture:
         assert picture.read_bytes().startswith(b"\x89PNG")
     assert not picture.exists()
@@ -121,8 +121,8 @@ def test_kinds_of_failure_have_one_command_for_all(tmp_path):
         if status:
             (row / "status.json").write_text(json.dumps(status))
     words = body_of(report_of(tmp_path))
-    assert "1 row: error" in words
-    assert "1 row: never started" in words
+    assert "1 run: error" in words
+    assert "1 run: never started" in words
     (command,) = [line for line in words.splitlines() if "submit_multiple.py -r" in line]
     assert "--only" not in command
 
@@ -133,7 +133,7 @@ def test_nothing_to_draw_is_no_picture(tmp_path):
     report = report_of(tmp_path)
     with picture_of(report) as picture:
         assert picture is None
-    assert body_of(report).startswith("1 row: 1 unstarted\n- 1 row: never started, 000_x\n")
+    assert body_of(report).startswith("1 run: 1 unstarted\n- 1 run: never started, 000_x\n")
 
 
 def test_the_digest_s_job_runs_where_the_rows_do():

@@ -46,12 +46,12 @@ def test_the_digest_arrives_after_a_batch_with_two_failures(cluster, repository)
         cluster.wait()
         messages = list(box.messages)
     assert [message["title"] for message in messages] == [
-        f"{name}: a first row has failed",
+        f"{name}: a first run has failed",
         f"{name}: 9 done, 2 failed",
     ], (repository.batch / "submissions/notices/log").read_text()
     assert "/nowhere/" in messages[0]["message"]
     words = messages[1]["message"]
-    assert "- 2 rows: error" in words
+    assert "- 2 runs: error" in words
     assert "best by test/last/accuracy (chosen and reported on the same split):" in words
     assert "core-hours; in vain" in words
     assert messages[1]["attachments"][0]["base64"].startswith("iVBOR")  # a PNG
@@ -73,8 +73,8 @@ def test_a_grid_whose_every_row_fails_tells_three_times(cluster, repository):
         titles = [message["title"] for message in box.messages]
     name = repository.batch.name
     assert len(titles) == 3
-    assert f"{name}: a first row has failed" in titles
-    assert len([title for title in titles if title.endswith("of 40 rows have failed")]) == 1
+    assert f"{name}: a first run has failed" in titles
+    assert len([title for title in titles if title.endswith("of 40 runs have failed")]) == 1
     assert titles[-1] == f"{name}: 40 failed"
 
 
