@@ -96,7 +96,7 @@ def test_twenty_kills_leave_no_trace(tmp_path, family):
     returncode, text = certificate(keys, tmp_path)
     assert returncode == 0, text
     assert text.startswith("20 kills (7 KILL, 7 TERM, 6 USR1; ")
-    parts = "weights, optimizer, sums, av, av2, " + ("best, " if family == "dense" else "")
+    parts = "weights, optimizer, av, av2, sums, " + ("best, " if family == "dense" else "")
     rows = f"{keys['train_length']} rows of stats"
     assert text.endswith(f": {parts}random generators and {rows} are equal, byte for byte\n")
     assert "in the writing of a state" in text
@@ -105,8 +105,8 @@ def test_twenty_kills_leave_no_trace(tmp_path, family):
 
 FAULTS = {
     "optimizer": (
-        'parts = parallel.states(model, learner.optimizer) | {"stats"',
-        'parts = {"model": model, "stats"',
+        "parts = stateful_fields(learner)",
+        'parts = {"model": learner.model}',
     ),
     "first_batch": ("first_step=state.step,", "first_step=0,"),
 }
@@ -115,7 +115,7 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_left_out_of_the_state_is_found(tmp_path, fault):
-    code = fork(tmp_path / "fork", ("train.py", *FAULTS[fault]))
+    code = fork(tmp_path / "fork", ("src/runtime/session.py", *FAULTS[fault]))
     keys = DENSE | {"model": "linear", "train_length": 40}
     returncode, text = certificate(keys, tmp_path, "--kills=3", "--seed=0", code=code)
     assert returncode == 1
