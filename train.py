@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from src.config import Config
-from src.data import has_several_labels, is_text_alone
 from src.losses import Loss, build_loss
 from src.models import build_model
 from src.optim import (
@@ -90,8 +89,8 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         loss = build_loss(
             config.loss,
             n_classes=data.n_classes and config.model_output_dim,
-            is_multilabel=has_several_labels(train_split),
-            is_text_alone=is_text_alone(train_split),
+            is_multilabel=train_split.is_multilabel,
+            is_text_alone=train_split.predicts_next_token,
             label_smoothing=config.label_smoothing,
             class_weights=config.loss_class_weights,
             device=run.device,

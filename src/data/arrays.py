@@ -6,9 +6,10 @@ change in place will do: a CSR matrix may fill most of the memory.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,10 +18,74 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.data.slices import Range, resolve_all
-from src.data.splits import ArraySplit, Data, Preprocessing
+from src.data.splits import Batch, Batches, Data, LoaderConfig, Preprocessing, Split, renumbered
 from src.support import UserError, bad_value
 
 ROWS_AT_A_TIME = 8192
+
+
+@dataclass(frozen=True)
+class ArraySplit(Split):
+    """Data that fit in memory.
+
+    inputs: float32, dense (n, *shape) or CSR (n, features).
+    targets: (n,) int64 class numbers 0…C-1, (n,) float32 for regression,
+    (n, C) float32 of zeros and ones where an example has several labels.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    is_fitted = False  # to_shape() resizes images and reshapes rows
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def is_multilabel(self) -> bool:
+        return self.targets.ndim == 2
+
+    def take(self, indices: Tensor) -> Batch:
+        """The examples with these indices, (n,) int64 on the split's device, in one gather."""
+        is_sparse = self.inputs.layout == torch.sparse_csr
+        inputs = _take_rows(self.inputs, indices) if is_sparse else self.inputs[indices]
+        return inputs, self.targets[indices]
+
+    def batches(self, order: Iterable[Tensor], loader: LoaderConfig) -> Batches:
+        # a blocking copy would wait for the step before
+        return (self.take(i.to(loader.device, non_blocking=True)) for i in order)
+
+    def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:
+        return ((row_range(self.inputs, i, j), self.targets[i:j]) for i, j in ranges)  # views
+
+    def to_device(self, device: torch.device) -> "ArraySplit":
+        return ArraySplit(self.inputs.to(device), self.targets.to(device))
+
+    def input_spec(
+        self, input_shape: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], torch.dtype] | None:
+        is_dense = self.inputs.layout == torch.strided
+        return (tuple(self.inputs.shape[1:]), self.inputs.dtype) if is_dense else None
+
+    def mixing_obstacle(self, key: str) -> str | None:
+        if self.inputs.layout != torch.strided:
+            return "sparse data cannot be mixed"
+        if key == "aug_cutmix" and self.inputs.ndim != 4:
+            shape = list(self.inputs.shape[1:])
+            return f"there is nothing to cut out of examples of shape {shape}"
+        return None
+
+    def with_classes(self, table: Sequence[int]) -> "ArraySplit":
+        targets, kept = renumbered(self.targets, table)
+        inputs = self.inputs if len(kept) == len(self) else self.take(kept)[0]
+        return ArraySplit(inputs, targets)
+
+
+def micro_batches(inputs: Tensor, targets: Tensor, size: int) -> list[Batch]:
+    """A batch cut into pieces of `size` examples, the last as short as it is."""
+    if len(targets) <= size:
+        return [(inputs, targets)]
+    starts = range(0, len(targets), size)
+    return [(row_range(inputs, i, i + size), targets[i : i + size]) for i in starts]
 
 
 def split_arrays(
@@ -80,6 +145,17 @@ def row_range(inputs: Tensor, start: int, stop: int) -> Tensor:
     low, high = int(rows[0]), int(rows[-1])
     columns, values = inputs.col_indices()[low:high], inputs.values()[low:high]
     return csr_tensor(rows - rows[0], columns, values, inputs.shape[1])
+
+
+def _take_rows(csr: Tensor, indices: Tensor) -> Tensor:
+    """csr[indices], which torch does not offer."""
+    starts = csr.crow_indices()[indices]
+    lengths = csr.crow_indices()[indices + 1] - starts
+    rows = lengths.new_zeros(len(lengths) + 1)
+    torch.cumsum(lengths, 0, dtype=rows.dtype, out=rows[1:])
+    shifts = torch.repeat_interleave(starts - rows[:-1], lengths)
+    positions = torch.arange(len(shifts), device=shifts.device, dtype=shifts.dtype) + shifts
+    return csr_tensor(rows, csr.col_indices()[positions], csr.values()[positions], csr.shape[1])
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:
@@ -147,18 +223,19 @@ def to_shape(data: Data, wanted: Preprocessing, dataset: str) -> Data:
             f"{list(data.input_shape)}, the shape of the examples of {dataset},"
             " or, for dense data, one with as many elements",
         )
-    splits = {}
+    splits: dict[str, Split] = {}
     for name, split in _arrays(data).items():
         if is_image:
             inputs = _fit_images(split.inputs, shape, wanted)
         else:
             inputs = split.inputs.reshape(len(split), *shape)
         splits[name] = replace(split, inputs=inputs)
-    return replace(data, splits=dict(splits), input_shape=shape)
+    return replace(data, splits=splits, input_shape=shape)
 
 
-def _arrays(data: Data) -> dict[str, ArraySplit]:
-    return {name: s for name, s in data.splits.items() if isinstance(s, ArraySplit)}
+def _arrays(data: Data) -> Mapping[str, ArraySplit]:
+    """Its splits, where they are not fitted yet: see Split.is_fitted."""
+    return cast(Mapping[str, ArraySplit], data.splits)
 
 
 def _fit_images(images: Tensor, shape: tuple[int, ...], wanted: Preprocessing) -> Tensor:
@@ -192,10 +269,10 @@ def with_classes(data: Data, asked: int | None, dataset: str) -> Data:
     if asked < data.n_classes:
         raise bad_value("data_n_classes", asked, f"at least the {data.n_classes} of {dataset}")
     splits = dict(data.splits)
-    for name, split in _arrays(data).items():
-        if split.targets.ndim == 2:  # several labels an example
-            more = F.pad(split.targets, (0, asked - data.n_classes))
-            splits[name] = replace(split, targets=more)
+    for name, split in splits.items():
+        if split.is_multilabel:
+            targets = F.pad(cast(ArraySplit, split).targets, (0, asked - data.n_classes))
+            splits[name] = replace(cast(ArraySplit, split), targets=targets)
     return replace(data, splits=splits, n_classes=asked)
 
 

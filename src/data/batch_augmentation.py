@@ -34,9 +34,11 @@ FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 FLOAT_BITS = 24  # as many as a float32 holds exactly
 
 
-def only_one_by_one(asked: Augmentation) -> list[str]:
-    """What of it can't be done in batches."""
-    return [name for name in switched_on(asked) if name not in IN_BATCHES]
+def not_in_batches(asked: Augmentation) -> str | None:
+    """What keeps it from being done in batches, if anything does."""
+    name = next((name for name in switched_on(asked) if name not in IN_BATCHES), None)
+    in_batches = ", ".join(f"aug_{other}" for other in IN_BATCHES)
+    return name and f"aug_{name} works one image at a time, unlike {in_batches}"
 
 
 def augmented(

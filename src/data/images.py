@@ -1,19 +1,210 @@
-"""From the parts of a data set of PIL images to its splits, for all families of images."""
+"""Splits of images: read one at a time by worker processes, or cached as bytes on the device."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
+from loguru import logger
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
+from tqdm import tqdm
 
+from src.data.batch_augmentation import augmented, not_in_batches
+from src.data.order import example_seeds
 from src.data.slices import Range
-from src.data.splits import Data, DatasetSplit, Preprocessing
-from src.data.transforms import IMAGENET, image_transforms
+from src.data.splits import (
+    Augmentation,
+    Batch,
+    Batches,
+    Data,
+    LoaderConfig,
+    Preprocessing,
+    Split,
+    in_bytes,
+    renumbered,
+)
+from src.data.transforms import IMAGENET, ImageTransform, image_transforms
+from src.data.workers import Examples, as_they_are, loaded
 from src.support import UserError, bad_value
 
 IMAGES_LOOKED_AT = 16
+READ_AT_ONCE = 256  # images, while they are cached
+SECONDS_BETWEEN_LINES = 60.0  # of the log
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, one number a channel
+
+
+@dataclass(frozen=True)
+class DatasetSplit(Split):
+    """Data read an example at a time: dataset[i] -> (PIL image, class number).
+
+    The transforms turn the image into a float32 tensor of the model's input
+    shape; `train_transform` may draw at random, from torch's, numpy's and
+    Python's global generators alone, which are seeded for each example.
+    """
+
+    dataset: Dataset
+    train_transform: Callable[[Any], Tensor]
+    transform: Callable[[Any], Tensor]
+    is_in_memory = False
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def batches(self, order: Iterable[Tensor], loader: LoaderConfig) -> Batches:
+        examples = Examples(self.dataset, self.transform)
+        requests = ((0, indices) for indices in order)
+        return loaded(examples, requests, loader.device, loader.num_workers)
+
+    def augmented_batches(
+        self, order: Iterable[tuple[int, Tensor]], loader: LoaderConfig, *, seed: int
+    ) -> Batches:
+        drawn_by = None if self.train_transform is self.transform else seed
+        examples = Examples(self.dataset, self.train_transform, drawn_by)
+        return loaded(examples, order, loader.device, loader.num_workers)
+
+    def cache_size(self) -> int:
+        return math.prod(self._cache_shape())
+
+    def _cache_shape(self) -> tuple[int, ...]:
+        """(n, channels, height, width)"""
+        assert isinstance(self.transform, ImageTransform)  # else there is a cache_obstacle
+        return len(self), *self.transform.shape
+
+    def cache_obstacle(self, name: str) -> str | None:
+        train = self.train_transform
+        if not isinstance(self.transform, ImageTransform) or self.transform.on_tensor:
+            return f"{name} has a transform of its own, whose pixels nobody knows"
+        if train is self.transform:
+            return None
+        if not isinstance(train, ImageTransform) or train.augmentation is None:
+            how = "which works one image at a time"
+            return f"{name} has a transform of its own for training, {how}"
+        return not_in_batches(train.augmentation)
+
+    def cached_on_device(
+        self, device: torch.device, *, num_workers: int = 0, name: str = "train"
+    ) -> "PixelSplit":
+        """Its images as evaluations see them, each read once, and how training changes them."""
+        shape, transform, train = self._cache_shape(), self.transform, self.train_transform
+        assert isinstance(transform, ImageTransform)
+        try:
+            pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+        except RuntimeError as error:  # torch's of a full GPU is one as well
+            size = in_bytes(math.prod(shape))
+            expected = f"auto or false, as {size} of images do not fit on {device}"
+            raise bad_value("data_on_device", True, expected) from error
+        targets = torch.empty(len(self), dtype=torch.int64)
+        logger.info("reading {:,} images of {} to cache them on {}", len(self), name, device)
+        examples = Examples(self.dataset, transform)
+        examples.normalize = as_they_are  # batches of bytes
+        order = ((0, indices) for indices in torch.arange(len(self)).split(READ_AT_ONCE))
+        batches = loaded(examples, order, torch.device("cpu"), num_workers)
+        for start, (images, numbers) in _with_progress(batches, len(self)):
+            there = slice(start, start + len(numbers))
+            pixels[there], targets[there] = images, numbers
+        augmentation = train.augmentation if isinstance(train, ImageTransform) else None
+        normalize = transform.to_tensor.normalize
+        return PixelSplit(pixels, targets.to(device), normalize, augmentation)
+
+    def with_classes(self, table: Sequence[int]) -> "DatasetSplit":
+        dataset = self.dataset
+        if -1 in table:
+            _, kept = renumbered(labels_of(dataset), table)
+            dataset = Subset(dataset, kept.tolist())
+        return replace(self, dataset=Renumbered(dataset, tuple(table)))
+
+
+def _with_progress(batches: Iterable[Batch], total: int) -> Iterator[tuple[int, Batch]]:
+    """Each batch and how many examples came before: a bar on a terminal, lines in the log."""
+    done, last_line = 0, perf_counter()
+    with tqdm(total=total, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for batch in batches:
+            yield done, batch
+            done += len(batch[1])
+            bar.update(len(batch[1]))
+            if perf_counter() - last_line > SECONDS_BETWEEN_LINES:
+                logger.info("{:,} of {:,} images read", done, total)
+                last_line = perf_counter()
+
+
+@dataclass(frozen=True)
+class PixelSplit(Split):
+    """Small images as bytes, where the model lives: what DatasetSplit.cached_on_device() gives.
+
+    pixels: (n, channels, height, width) uint8. targets: (n,) int64. normalize: of uint8 batches
+    makes float32 ones. augmentation: what is done to training images at random, in batches.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    normalize: Callable[[Tensor], Tensor]
+    augmentation: Augmentation | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batches(self, order: Iterable[Tensor], loader: LoaderConfig) -> Batches:
+        on_device = (i.to(self.pixels.device, non_blocking=True) for i in order)
+        return ((self.normalize(self.pixels[i]), self.targets[i]) for i in on_device)
+
+    def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:
+        return ((self.normalize(self.pixels[i:j]), self.targets[i:j]) for i, j in ranges)
+
+    def augmented_batches(
+        self, order: Iterable[tuple[int, Tensor]], loader: LoaderConfig, *, seed: int
+    ) -> Batches:
+        if self.augmentation is None:
+            return self.batches((indices % len(self) for _, indices in order), loader)
+        return (self._augmented(indices, seed, number) for number, indices in order)
+
+    def _augmented(self, indices: Tensor, seed: int, pass_number: int) -> Batch:
+        assert self.augmentation is not None
+        wanted = (indices % len(self)).to(self.pixels.device, non_blocking=True)  # of copies
+        seeds = torch.from_numpy(example_seeds(seed, pass_number, indices.numpy()).astype(np.int64))
+        inputs = augmented(
+            self.pixels[wanted], self.augmentation, seeds=seeds, normalize=self.normalize
+        )
+        return inputs, self.targets[wanted]
+
+    def with_classes(self, table: Sequence[int]) -> "PixelSplit":
+        targets, kept = renumbered(self.targets, table)
+        return replace(self, pixels=self.pixels[kept], targets=targets)
+
+
+@dataclass(frozen=True)
+class Renumbered(Dataset):
+    """A dataset of (image, class) with other numbers for the classes."""
+
+    dataset: Any
+    table: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.dataset[index]
+        return image, self.table[int(label)]
+
+
+def labels_of(dataset: Any) -> Tensor:
+    """(n,) int64 class numbers, without reading the images where the dataset lists them."""
+    if isinstance(dataset, Subset):
+        return labels_of(dataset.dataset)[torch.as_tensor(list(dataset.indices))]
+    if isinstance(dataset, ConcatDataset):
+        return torch.cat([labels_of(part) for part in dataset.datasets])
+    listed = getattr(dataset, "targets", None)
+    if listed is not None and np.shape(listed) == (len(dataset),):
+        return torch.as_tensor(listed)
+    logger.info("reading {:,} examples for their classes", len(dataset))
+    return torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
+
+
+# ---- From the parts of a data set of PIL images to its splits ----------------------------
 
 
 def image_data(

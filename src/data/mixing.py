@@ -4,11 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.data.splits import ArraySplit, Split, TextSplit
-from src.support import bad_value, random_state
+from src.support import random_state
 
 MIXABLE_LOSSES = ("log", "xentropy")  # cross-entropy, which takes shares of classes
-Batch = tuple[Tensor, Tensor]
 
 
 class Mixing:
@@ -42,7 +40,7 @@ class Mixing:
             num_classes=num_classes,
         )
 
-    def __call__(self, inputs: Tensor, targets: Tensor, *, seed: int) -> Batch:
+    def __call__(self, inputs: Tensor, targets: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         even = len(targets) - len(targets) % 2
         with random_state.isolate_rng():
             random_state.seed_everything(seed, cpu_only=True)
@@ -51,21 +49,3 @@ class Mixing:
             return mixed, shares
         last = F.one_hot(targets[even:], self.num_classes).to(shares.dtype)
         return torch.cat([mixed, inputs[even:]]), torch.cat([shares, last])
-
-
-def check_mixable(split: Split, *, mixup: float, cutmix: float) -> None:
-    """UserError for data of which no two examples can be mixed.
-
-    Those of several labels or real targets are refused with their losses.
-    """
-    key, value = ("aug_mixup", mixup) if mixup else ("aug_cutmix", cutmix)
-    if isinstance(split, TextSplit):
-        raise bad_value(key, value, "0, as texts cannot be mixed")
-    if not isinstance(split, ArraySplit):
-        return
-    if split.inputs.layout != torch.strided:
-        raise bad_value(key, value, "0, as sparse data cannot be mixed")
-    if cutmix and split.inputs.ndim != 4:
-        shape = list(split.inputs.shape[1:])
-        expected = f"0, as there is nothing to cut out of examples of shape {shape}"
-        raise bad_value("aug_cutmix", cutmix, expected)

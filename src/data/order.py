@@ -78,23 +78,23 @@ def repeated(order: Tensor, repeats: int) -> Tensor:
     return (examples[:, None] + copies).flatten()[:num_examples]
 
 
-def share(num_examples: int, rank: int, num_processes: int) -> tuple[int, int]:
-    """Which of so many examples are a process's: from, and up to but not. Those that are left
-    over go one each to the first processes."""
+def shard(num_examples: int, rank: int, num_processes: int) -> tuple[int, int]:
+    """Which of so many examples are a process's: (start, stop). Those that are left over go one
+    each to the first processes."""
     each, left = divmod(num_examples, num_processes)
     start = rank * each + min(rank, left)
     return start, start + each + (rank < left)
 
 
-def share_of_batch(indices: Tensor, rank: int, num_processes: int, micro_batch_size: int) -> Tensor:
-    """A process's share of each micro-batch: what one process would do at once is done at once."""
+def shard_of_batch(indices: Tensor, rank: int, num_processes: int, micro_batch_size: int) -> Tensor:
+    """A process's shard of each micro-batch: what one process would do at once is done at once."""
     if num_processes == 1:
         return indices
     pieces = indices.split(micro_batch_size)
-    return torch.cat([p[slice(*share(len(p), rank, num_processes))] for p in pieces])
+    return torch.cat([p[slice(*shard(len(p), rank, num_processes))] for p in pieces])
 
 
-def check_shares(
+def check_shards(
     num_examples: int, batch_size: int, micro_batch_size: int, num_processes: int, drop_last: bool
 ) -> None:
     """UserError where a process would get nothing of a micro-batch."""

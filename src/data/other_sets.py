@@ -2,18 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
-import torch
-from loguru import logger
-from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset
-
-from src.data.batches import take
 from src.data.slices import check_brackets
-from src.data.splits import ArraySplit, Data, DatasetSplit, PixelSplit, Split, TextSplit
+from src.data.splits import Data
 from src.support import UserError, bad_value, closest
 
 MOST_SHOWN = 8
@@ -61,7 +53,7 @@ def joined(
             )
         for name, split in other.splits.items():
             table = _table(data, other, class_maps.get(name, {}), f"{name} ({dataset})")
-            splits[name] = split if table is None else _renumbered(split, table)
+            splits[name] = split if table is None else split.with_classes(table)
             if not len(splits[name]):
                 raise bad_value("data_class_map", name, "a split of which some class is left")
     return replace(data, splits={split: splits[split] for split in order})
@@ -140,53 +132,3 @@ def _unmapped(lost: Sequence[str], ours: Data, where: str) -> UserError:
         + ", …"
         * (len(names) > MOST_SHOWN)
     )
-
-
-def _renumbered(split: Split, table: Sequence[int]) -> Split:
-    """The split with our class numbers, without the examples that are left out."""
-    numbers = torch.tensor(table)
-    if isinstance(split, DatasetSplit):
-        dataset: Dataset = split.dataset
-        if LEFT_OUT in table:
-            kept = torch.nonzero(numbers[_labels(dataset)] != LEFT_OUT)[:, 0]
-            dataset = Subset(dataset, kept.tolist())
-        return replace(split, dataset=_Renumbered(dataset, tuple(table)))
-    assert not isinstance(split, PixelSplit)  # images are held later
-    if split.targets is None or split.targets.ndim != 1:
-        raise UserError("data_class_map: only where an example has one class")
-    targets = numbers[split.targets]
-    kept = torch.nonzero(targets != LEFT_OUT)[:, 0]
-    if isinstance(split, TextSplit):
-        return replace(
-            split, starts=split.starts[kept], ends=split.ends[kept], targets=targets[kept]
-        )
-    inputs = take(split, kept)[0] if len(kept) < len(targets) else split.inputs
-    return ArraySplit(inputs, targets[kept])
-
-
-@dataclass(frozen=True)
-class _Renumbered(Dataset):
-    """A dataset of (image, class) with other numbers for the classes."""
-
-    dataset: Any
-    table: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, label = self.dataset[index]
-        return image, self.table[int(label)]
-
-
-def _labels(dataset: Any) -> Tensor:
-    """(n,) int64 class numbers, without reading the images where the dataset lists them."""
-    if isinstance(dataset, Subset):
-        return _labels(dataset.dataset)[torch.as_tensor(list(dataset.indices))]
-    if isinstance(dataset, ConcatDataset):
-        return torch.cat([_labels(part) for part in dataset.datasets])
-    listed = getattr(dataset, "targets", None)
-    if listed is not None and np.shape(listed) == (len(dataset),):
-        return torch.as_tensor(listed)
-    logger.info("reading {:,} examples for their classes", len(dataset))
-    return torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])

@@ -11,17 +11,16 @@ from loguru import logger
 from src.config import is_import_path
 from src.data.arrays import to_shape, warn_of_absent_classes, with_classes
 from src.data.augmentation import check_augmentation, switched_on
-from src.data.batches import Loading
+from src.data.batch_augmentation import not_in_batches
 from src.data.class_names import imagenet_names, named_classes
-from src.data.mixing import MIXABLE_LOSSES, Mixing, check_mixable
-from src.data.order import check_shares
+from src.data.mixing import MIXABLE_LOSSES, Mixing
+from src.data.order import check_shards
 from src.data.other_sets import by_dataset, joined
-from src.data.placement import refuse_to_hold
 from src.data.sources import libsvm, own, sklearn, timm
 from src.data.sources.hf import files as hf_files
 from src.data.sources.hf import source as hf
 from src.data.sources.tfds import source as tfds
-from src.data.splits import ArraySplit, Augmentation, Data, DatasetSplit, Preprocessing
+from src.data.splits import Augmentation, Data, LoaderConfig, Preprocessing
 from src.support import UserError, bad_value, pick
 
 if TYPE_CHECKING:
@@ -47,12 +46,12 @@ def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
     check_dataset(config)
     own, *others = _sources(config)
     data = _load(config, own, _looks(config, preprocessing or Preprocessing()))
-    if not isinstance(data.splits["train"], DatasetSplit):
+    if data.splits["train"].is_in_memory:
         _refuse_augmentation(config, config.dataset)
     data = with_classes(data, config.data_n_classes, config.dataset)
     data = named_classes(data, _class_names(config))
     # other data are looked at as ours are
-    looks = replace(data.looks, input_shape=data.input_shape)  # type: ignore[arg-type]
+    looks = replace(data.preprocessing, input_shape=data.input_shape)  # type: ignore[arg-type]
     loaded = {other.dataset: _load(config, other, looks) for other in others}
     return joined(data, loaded, config.data_class_map or {}, config.data_splits_map)
 
@@ -68,26 +67,29 @@ def found_in(config: "Config", data: Data) -> dict[str, Any]:
     }
 
 
-def build_loading(
+def build_loader_config(
     config: "Config", data: Data, device: torch.device, rank: int = 0, num_processes: int = 1
-) -> Loading:
+) -> LoaderConfig:
     """How training batches are made; the found keys of config are filled in.
 
     rank, num_processes: which process this is, of how many that share each batch.
     """
     sizes = config.batch_size, config.batch_size_accum or config.batch_size
-    check_shares(len(data.splits["train"]), *sizes, num_processes, config.drop_last)
+    check_shards(len(data.splits["train"]), *sizes, num_processes, config.drop_last)
     mixing = None
     if config.aug_mixup or config.aug_cutmix:
-        shares = {"mixup": config.aug_mixup, "cutmix": config.aug_cutmix}
-        check_mixable(data.splits["train"], **shares)
+        for key in ("aug_mixup", "aug_cutmix"):
+            obstacle = data.splits["train"].mixing_obstacle(key)
+            if (value := getattr(config, key)) and obstacle:
+                raise bad_value(key, value, f"0, as {obstacle}")
         mixing = Mixing(
             config.model_output_dim,  # type: ignore[arg-type]
-            **shares,
+            mixup=config.aug_mixup,
+            cutmix=config.aug_cutmix,
             prob=config.aug_mix_prob,
             switch_prob=config.aug_mix_switch_prob,
         )
-    return Loading(
+    return LoaderConfig(
         config.batch_size,
         device,
         config.num_workers,
@@ -118,8 +120,8 @@ def check_keys_of_augmentation(config: "Config") -> None:
     """UserError for values that mean nothing, and for contradictions between the keys."""
     asked = _augmentation(config)
     check_augmentation(asked)
-    if config.data_on_device is True:
-        refuse_to_hold(asked)
+    if config.data_on_device is True and (obstacle := not_in_batches(asked)):
+        raise bad_value("data_on_device", True, f"auto or false, as {obstacle}")
     if config.aug_repeats > 1 and not switched_on(asked):
         expected = "1, as copies of an example would be the same: no aug_… of single images is on"
         raise bad_value("aug_repeats", config.aug_repeats, expected)
@@ -280,9 +282,9 @@ def build_hf(config: "Config", source: Source, looks: Preprocessing) -> Data:
     seen = _pixels(config, looks)
     data = hf.load(source.name, source.splits_map, place, looks=seen, wanted=wanted)
     split = next(iter(data.splits.values()))
-    if isinstance(split, ArraySplit):
+    if not split.is_fitted:
         return _shaped(config, source, data, looks)
-    if isinstance(split, DatasetSplit):
+    if not split.is_in_memory:
         _check_pixels(config)
     else:
         _refuse_pixel_statistics(config, source)
@@ -301,7 +303,7 @@ def build_own(config: "Config", source: Source, looks: Preprocessing) -> Data:
         normalize=config.data_normalize,
         looks=looks,
     )
-    if any(isinstance(split, DatasetSplit) for split in data.splits.values()):
+    if any(split.is_fitted for split in data.splits.values()):
         return data  # its transforms do the rest
     return _shaped(config, source, data, looks)
 
@@ -325,7 +327,7 @@ def _shaped(config: "Config", source: Source, data: Data, looks: Preprocessing) 
     data = to_shape(data, looks, source.dataset)
     # pixels that no mean was taken from; for splits of other data sets, which should look alike
     mean, std = looks.mean or (0.0,), looks.std or (1.0,)
-    return replace(data, looks=replace(looks, mean=mean, std=std))
+    return replace(data, preprocessing=replace(looks, mean=mean, std=std))
 
 
 def _check_pixels(config: "Config") -> None:

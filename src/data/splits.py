@@ -1,102 +1,220 @@
-"""What a data family hands over: one object a split, whatever the data are."""
+"""What a data family hands over: Data, with one Split a split, which makes its own batches.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+A batch is made of (1) the order of the examples, a function of the seed and the step (order.py),
+(2) this process's shard of it and (3) the examples themselves, for which each kind of split has
+its way: ArraySplit (arrays.py), TextSplit (text.py), DatasetSplit and PixelSplit (images.py).
+"""
 
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
+
+import torch
+from loguru import logger
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from src.data.mixing import Mixing
+from src.data.order import batches_from, permutation, shard, shard_of_batch, step_seed
+from src.support import UserError, bad_value, processes
 
 NO_TOKEN = -1  # in a batch of texts, where a text has ended
 SECOND = -2  # token t of the second text of a pair is SECOND - t, where the tokenizer tells them
+MEMORY_FRACTION = 4  # of the free memory that cached images may take: one part of so many
+
+Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
+Batches = Generator[Batch, None, None]  # closing it ends the worker processes, if it has any
 
 
 @dataclass(frozen=True)
-class ArraySplit:
-    """Data that fit in memory.
+class LoaderConfig:
+    """How batches are made; num_workers counts for data that do not fit in memory."""
 
-    inputs: float32, dense (n, *shape) or CSR (n, features).
-    targets: (n,) int64 class numbers 0…C-1, (n,) float32 for regression,
-    (n, C) float32 of zeros and ones where an example has several labels.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-
-@dataclass(frozen=True)
-class DatasetSplit:
-    """Data read an example at a time: dataset[i] -> (PIL image, class number).
-
-    The transforms turn the image into a float32 tensor of the model's input
-    shape; `train_transform` may draw at random, from torch's, numpy's and
-    Python's global generators alone, which the loader seeds for each example.
-    """
-
-    dataset: Dataset
-    train_transform: Callable[[Any], Tensor]
-    transform: Callable[[Any], Tensor]
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class TextSplit:
-    """Texts as tokens, in memory: text i is tokens[starts[i]:ends[i]]; texts may overlap.
-
-    tokens: (all,) int32, see SECOND. starts, ends: (n,) int64, on the CPU. targets: (n,) int64
-    class numbers or float32 for regression; None where each text's own next tokens are predicted.
-    """
-
-    tokens: Tensor
-    starts: Tensor
-    ends: Tensor
-    targets: Tensor | None = None
-    is_grouped: bool = False  # whether training batches are of texts of about the same length
-
-    def __len__(self) -> int:
-        return len(self.starts)
+    batch_size: int
+    device: torch.device
+    num_workers: int = 0
+    # of training batches: how examples are mixed, and how many copies of each are in a batch
+    mixing: Mixing | None = None
+    repeats: int = 1
+    # which process this is, of how many that share each micro-batch
+    rank: int = 0
+    num_processes: int = 1
+    micro_batch_size: int | None = None  # None: the batch
 
     @property
-    def lengths(self) -> Tensor:
-        """(n,) int64 tokens, on the CPU."""
-        return self.ends - self.starts
+    def local_batch_size(self) -> int:
+        """How many examples of a full micro-batch are this process's."""
+        size = self.micro_batch_size or self.batch_size
+        start, stop = shard(size, self.rank, self.num_processes)
+        return stop - start
+
+    def for_evaluation(self, batch_size: int | None) -> "LoaderConfig":
+        """None: batches as large as those of training; they are not cut into micro-batches."""
+        return replace(self, batch_size=batch_size or self.batch_size, micro_batch_size=None)
 
 
-@dataclass(frozen=True)
-class PixelSplit:
-    """Small images as bytes, where the model lives.
+class Split(ABC):
+    """One split of a data set: it knows how its batches are made and where it may be cached.
 
-    pixels: (n, channels, height, width) uint8. targets: (n,) int64. normalize: of uint8 batches
-    makes float32 ones. augmentation: what is done to training images at random, in batches.
+    To add a kind of split, subclass this: `__len__` and `batches` are all it must have. The rest
+    says how training changes the examples, and what the kind has that others have not.
     """
 
-    pixels: Tensor
-    targets: Tensor
-    normalize: Callable[[Tensor], Tensor]
-    augmentation: "Augmentation | None" = None
+    is_fitted: ClassVar[bool] = True  # its examples are as the model wants them once it is built
+    is_in_memory: ClassVar[bool] = True  # False: read one at a time, changed by the keys aug_…
+    has_fixed_shape: ClassVar[bool] = True  # all batches have inputs of the same shape
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an example may have several classes."""
+        return False
+
+    @property
+    def predicts_next_token(self) -> bool:
+        """Whether the targets are each text's own next tokens."""
+        return False
+
+    @property
+    def grouping_lengths(self) -> Tensor | None:
+        """(n,) int64 where training batches are of examples of about the same length."""
+        return None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    # ---- What a kind of split decides ----------------------------------------------------
+
+    @abstractmethod
+    def batches(self, order: Iterable[Tensor], loader: LoaderConfig) -> Batches:
+        """A batch for each (n,) int64 of indices on the CPU, as evaluations see the examples."""
+
+    def augmented_batches(
+        self, order: Iterable[tuple[int, Tensor]], loader: LoaderConfig, *, seed: int
+    ) -> Batches:
+        """The same as training sees them. order: (pass, indices); an index counts on for copies
+        of an example, see order.repeated()."""
+        return self.batches((indices for _, indices in order), loader)
+
+    def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:
+        """A batch for each (start, stop) of the order in which the split is evaluated."""
+        return self.batches((torch.arange(start, stop) for start, stop in ranges), loader)
+
+    def to_device(self, device: torch.device) -> "Split":
+        """The split with its arrays where the model lives; other data stay where they are."""
+        return self
+
+    def cache_size(self) -> int:
+        """Bytes that caching it on the device takes, where to_device() leaves it elsewhere."""
+        return 0
+
+    def cache_obstacle(self, name: str) -> str | None:
+        """Why it can't be cached on the device, if it can't. name: of the split."""
+        return None
+
+    def cached_on_device(self, device: torch.device, *, num_workers: int, name: str) -> "Split":
+        """The split with all its examples on the device. num_workers: that read them."""
+        return self.to_device(device)
+
+    def input_spec(
+        self, input_shape: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], torch.dtype] | None:
+        """Shape and type of a training example; None where they have no shape in common.
+
+        input_shape: of an example as Data has it.
+        """
+        return input_shape, torch.float32
+
+    def mixing_obstacle(self, key: str) -> str | None:
+        """Why `key`, aug_mixup or aug_cutmix, can't mix two of its examples, if it can't."""
+        return None
+
+    @abstractmethod
+    def with_classes(self, table: Sequence[int]) -> Self:
+        """The split with the number table[c] for class c, without examples where that is -1."""
+
+    # ---- What all have in common ---------------------------------------------------------
+
+    def training_batches(
+        self, loader: LoaderConfig, *, seed: int, steps_per_pass: int, first_step: int = 0
+    ) -> Batches:
+        """The batches of step first_step, first_step + 1, …, without an end."""
+        whole_batches = batches_from(
+            first_step,
+            seed=seed,
+            num_examples=len(self),
+            batch_size=loader.batch_size,
+            steps_per_pass=steps_per_pass,
+            lengths=self.grouping_lengths,
+            repeats=loader.repeats,
+        )
+        size = loader.micro_batch_size or loader.batch_size
+        order = (
+            (number, shard_of_batch(indices, loader.rank, loader.num_processes, size))
+            for number, indices in whole_batches
+        )
+        batches = self.augmented_batches(order, loader, seed=seed)
+        return _mixed(batches, loader.mixing, seed, first_step) if loader.mixing else batches
+
+    def evaluation_batches(self, loader: LoaderConfig) -> Batches:
+        """Every example once, the last batch as short as it is.
+
+        Where several processes share batches, all have as many; an empty shard is one example's
+        inputs and no targets, as networks want something.
+        """
+        starts = range(0, len(self), loader.batch_size)
+        sizes = [min(loader.batch_size, len(self) - start) for start in starts]
+        shards = [shard(size, loader.rank, loader.num_processes) for size in sizes]
+        own = [(start + i, start + j) for start, (i, j) in zip(starts, shards, strict=True)]
+        batches = self.range_batches([(min(i, j - 1), j) for i, j in own], loader)
+        if loader.num_processes == 1:
+            return batches
+        return _without_fillers(batches, iter([j - i for i, j in own]))
+
+    def shuffled_batches(self, loader: LoaderConfig, *, seed: int) -> Batches:
+        """Every example once and not augmented, in an order that the seed alone decides.
+
+        Batches have the size that a process trains on or a little more: none is left with a
+        single example, of which a batch norm cannot take statistics. Several processes take turns
+        with the batches. All get equally many: an empty shard, as in evaluations, stands for one
+        that is missing.
+        """
+        size = -(-(loader.micro_batch_size or loader.batch_size) // loader.num_processes)
+        order = permutation(seed, 0, len(self))  # classes may stand one after the other in a split
+        batches_of_all = order.tensor_split(max(1, len(self) // size))
+        own = batches_of_all[loader.rank :: loader.num_processes]
+        num_turns = -(-len(batches_of_all) // loader.num_processes)
+        batches = self.batches([*own, order[:1]][:num_turns], loader)
+        return _without_fillers(batches, iter([*map(len, own), 0][:num_turns]))
 
 
-Split = ArraySplit | DatasetSplit | PixelSplit | TextSplit
+def renumbered(targets: Tensor | None, table: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(the number table[c] for each target c that is kept, the indices of those examples)
+
+    targets: (n,) int64. Examples of classes whose number is -1 are left out.
+    """
+    if targets is None or targets.ndim != 1:
+        raise UserError("data_class_map: only where an example has one class")
+    numbers = torch.tensor(table)[targets]
+    kept = torch.nonzero(numbers != -1)[:, 0]
+    return numbers[kept], kept
 
 
-def has_several_labels(split: Split) -> bool:
-    return isinstance(split, ArraySplit) and split.targets.ndim == 2
+def _mixed(batches: Batches, mixing: Mixing, seed: int, first_step: int) -> Batches:
+    """The batches of first_step and all that follow, mixed."""
+    with closing(batches):
+        for step, (inputs, targets) in enumerate(batches, first_step):
+            yield mixing(inputs, targets, seed=step_seed(seed, step))
 
 
-def is_text(split: Split) -> bool:
-    return isinstance(split, TextSplit)
+def _without_fillers(batches: Batches, sizes: Iterator[int]) -> Batches:
+    """Of empty shards the target of the example that fills them is taken away."""
+    with closing(batches):
+        for (inputs, targets), size in zip(batches, sizes, strict=True):
+            yield inputs, targets[:size]
 
 
-def is_text_alone(split: Split) -> bool:
-    return isinstance(split, TextSplit) and split.targets is None
+# ---- A data set --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -144,12 +262,69 @@ class Data:
     input_shape: of one example as the model gets it; (features,), (channels, height, width) or,
     of texts, (most tokens,). n_classes: None for regression; the number of tokens where the next
     one is predicted. class_names: in the order of the class numbers, None where nobody knows.
-    looks: how its images were preprocessed. version: of the data set, where it has several.
+    preprocessing: how its examples were preprocessed. version: of the data set, where it has
+    several.
     """
 
-    splits: dict[str, Split]
+    splits: Mapping[str, Split]
     input_shape: tuple[int, ...]
     n_classes: int | None
     class_names: tuple[str, ...] | None = None
-    looks: Preprocessing = field(default_factory=Preprocessing)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     version: str | None = None
+
+    def should_cache_on_device(
+        self, requested: Literal["auto"] | bool, device: torch.device
+    ) -> bool:
+        """Whether images that are read one at a time are cached on the device.
+
+        requested: data_on_device. Its `auto` depends on the free memory: a run that resumes is to
+        keep the answer. UserError where it is true and they can't be cached.
+        """
+        images = {name: split for name, split in self.splits.items() if not split.is_in_memory}
+        if not images or not requested:
+            return bool(requested)
+        found = (split.cache_obstacle(name) for name, split in images.items())
+        obstacle = next((reason for reason in found if reason), None)
+        if requested != "auto":
+            if obstacle:
+                raise bad_value("data_on_device", requested, f"auto or false, as {obstacle}")
+            return True
+        obstacle = obstacle or _lack_of_memory(images.values(), device)
+        if obstacle:
+            words = "images are read one at a time, not cached on {}: {}"
+            logger.info(words, device, obstacle)
+        return not obstacle
+
+    def to_device(
+        self, device: torch.device, *, is_cached: bool, num_workers: int
+    ) -> dict[str, Split]:
+        """The splits, each where it lives. num_workers: that read the images to cache."""
+        if not is_cached:
+            return {name: split.to_device(device) for name, split in self.splits.items()}
+        return {
+            name: split.cached_on_device(device, num_workers=num_workers, name=name)
+            for name, split in self.splits.items()
+        }
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes; None where nobody knows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min((memory.free for memory in processes.memories()), default=None)
+
+
+def _lack_of_memory(images: Iterable[Split], device: torch.device) -> str | None:
+    needed, free = sum(split.cache_size() for split in images), free_memory(device)
+    if free is not None and needed * MEMORY_FRACTION <= free:
+        return None
+    known = "unknown" if free is None else in_bytes(free)
+    return (
+        f"they take {in_bytes(needed)}, more than 1/{MEMORY_FRACTION} of the free memory, {known}"
+    )
+
+
+def in_bytes(number: int) -> str:
+    """'1.2 GB' or '3.4 MB'."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,89 @@ from torch import Tensor
 from src.data.slices import Range
 from src.data.sources.fetch import alone
 from src.data.sources.hf.hub import why_out_of_reach
-from src.data.splits import SECOND, TextSplit
+from src.data.splits import NO_TOKEN, SECOND, Batch, Batches, LoaderConfig, Split, renumbered
 from src.support import UserError, bad_value, one_line
 
 KEY = "data_tokenizer"
 Ids = list[list[int]]
+
+
+@dataclass(frozen=True)
+class TextSplit(Split):
+    """Texts as tokens, in memory: text i is tokens[starts[i]:ends[i]]; texts may overlap.
+
+    tokens: (all,) int32, see SECOND. starts, ends: (n,) int64, on the CPU. targets: (n,) int64
+    class numbers or float32 for regression; None where each text's own next tokens are predicted.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+    ends: Tensor
+    targets: Tensor | None = None
+    is_grouped: bool = False  # whether training batches are of texts of about the same length
+    has_fixed_shape = False
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(n,) int64 tokens, on the CPU."""
+        return self.ends - self.starts
+
+    @property
+    def predicts_next_token(self) -> bool:
+        return self.targets is None
+
+    @property
+    def grouping_lengths(self) -> Tensor | None:
+        return self.lengths if self.is_grouped else None
+
+    def take(self, indices: Tensor) -> Batch:
+        """The texts with these indices, (n,) on the CPU, padded to the longest with NO_TOKEN.
+
+        inputs: (n, length) int64. targets: (n,), or the next tokens (n, length) where the split
+        has none of its own; then inputs are without the last token.
+        """
+        device = self.tokens.device
+        starts, lengths = self.starts[indices], self.lengths[indices]
+        positions = torch.arange(int(lengths.max()))
+        wanted = (starts[:, None] + positions).clamp_(max=len(self.tokens) - 1)
+        is_there = (positions < lengths[:, None]).to(device, non_blocking=True)
+        tokens = self.tokens[wanted.to(device, non_blocking=True)].long()
+        tokens = torch.where(is_there, tokens, NO_TOKEN)
+        if self.targets is not None:
+            return tokens, self.targets[indices.to(device, non_blocking=True)]
+        inputs = torch.where(is_there[:, 1:], tokens[:, :-1], NO_TOKEN)
+        return inputs, tokens[:, 1:]
+
+    def batches(self, order: Iterable[Tensor], loader: LoaderConfig) -> Batches:
+        return (self.take(indices) for indices in order)
+
+    def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:
+        """By their lengths, the longest first: what doesn't fit into memory shows at once."""
+        by_length = self.lengths.argsort(descending=True, stable=True)
+        return self.batches((by_length[i:j] for i, j in ranges), loader)
+
+    def to_device(self, device: torch.device) -> "TextSplit":
+        targets = None if self.targets is None else self.targets.to(device)
+        return replace(self, tokens=self.tokens.to(device), targets=targets)
+
+    def input_spec(
+        self, input_shape: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], torch.dtype] | None:
+        longest = int(self.lengths.max())
+        if (self.lengths < longest).sum() > 1:  # of packed texts the last is shorter
+            return None
+        # where the next token is predicted, the last one is no input
+        return (longest - self.predicts_next_token,), torch.int64
+
+    def mixing_obstacle(self, key: str) -> str | None:
+        return "texts cannot be mixed"
+
+    def with_classes(self, table: Sequence[int]) -> "TextSplit":
+        targets, kept = renumbered(self.targets, table)
+        return replace(self, starts=self.starts[kept], ends=self.ends[kept], targets=targets)
 
 
 @dataclass(frozen=True)

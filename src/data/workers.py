@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.order import example_seeds
-from src.data.splits import DatasetSplit
+from src.data.splits import Batch, Batches
 from src.data.transforms import ImageTransform
 from src.support import bad_value, random_state
 
@@ -26,17 +26,19 @@ SOCKET = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # of multiprocessing, below the tem
 LONGEST_SOCKET = 107 if sys.platform.startswith("linux") else 103  # bytes of a path
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 Request = tuple[int, np.ndarray]  # the number of a pass, and which examples
-Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
 
 
 class Examples(Dataset):
     """Batches of (pass, indices) in the form that a DataLoader asks for them.
 
-    `normalize` makes of their inputs what the model wants, on its device.
+    `normalize` makes of their inputs what the model wants, on its device. seed: of the
+    augmentation, each example's own; None where nothing is drawn.
     """
 
-    def __init__(self, split: DatasetSplit, transform: Callable[[Any], Tensor]) -> None:
-        self.split = split
+    def __init__(
+        self, dataset: Any, transform: Callable[[Any], Tensor], seed: int | None = None
+    ) -> None:
+        self.dataset, self.seed = dataset, seed
         self.read: Callable[[Any], Any] = transform
         self.batch_of: Callable[[Any], Tensor] = torch.stack
         self.normalize: Callable[[Tensor], Tensor] = as_they_are
@@ -45,40 +47,27 @@ class Examples(Dataset):
             self.normalize = transform.to_tensor.normalize
 
     def __getitems__(self, request: Request) -> Batch:
-        _, indices = request
-        inputs, targets = zip(*map(self._example, indices.tolist()), strict=True)
-        return self.batch_of(inputs), torch.tensor(targets)
-
-    def _example(self, index: int) -> tuple[Any, Any]:
-        """What goes into a batch; an error says of which example it is."""
-        try:
-            image, target = self.split.dataset[index]
-            return self.read(image), target
-        except Exception as error:
-            error.add_note(f"example {index} of {len(self.split):,}")
-            raise
-
-
-class TrainingExamples(Examples):
-    """The same with augmentation, each example's randomness its own."""
-
-    def __init__(self, split: DatasetSplit, seed: int) -> None:
-        super().__init__(split, split.train_transform)
-        self.seed = seed
-
-    def __getitems__(self, request: Request) -> Batch:
-        if self.split.train_transform is self.split.transform:  # nothing is drawn
-            return super().__getitems__(request)
         pass_number, indices = request
-        seeds = example_seeds(self.seed, pass_number, indices).tolist()
-        indices = indices % len(self.split)  # of copies
-        examples = []
-        with random_state.isolate_rng():  # without workers this is the training process
-            for index, seed in zip(indices.tolist(), seeds, strict=True):
-                random_state.seed_everything(seed, cpu_only=True)
-                examples.append(self._example(index))
+        if self.seed is None:
+            examples = [self._example(index) for index in indices.tolist()]
+        else:
+            seeds = example_seeds(self.seed, pass_number, indices).tolist()
+            own = (indices % len(self.dataset)).tolist()  # of copies
+            with random_state.isolate_rng():  # without workers this is the training process
+                examples = [self._example(*both) for both in zip(own, seeds, strict=True)]
         inputs, targets = zip(*examples, strict=True)
         return self.batch_of(inputs), torch.tensor(targets)
+
+    def _example(self, index: int, seed: int | None = None) -> tuple[Any, Any]:
+        """What goes into a batch; an error says of which example it is."""
+        if seed is not None:
+            random_state.seed_everything(seed, cpu_only=True)
+        try:
+            image, target = self.dataset[index]
+            return self.read(image), target
+        except Exception as error:
+            error.add_note(f"example {index} of {len(self.dataset):,}")
+            raise
 
 
 def loaded(
@@ -86,7 +75,7 @@ def loaded(
     order: Iterable[tuple[int, Tensor]],
     device: torch.device,
     num_workers: int,
-) -> Generator[Batch, None, None]:
+) -> Batches:
     """Batches in this order of (pass, indices), on the device; without workers read right here."""
     if num_workers:
         check_temporary_folder()

@@ -11,7 +11,7 @@ from loguru import logger
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number of dimensions
 
-from src.data import Batch, Loading, Split, evaluation_batches, is_text
+from src.data import Batch, LoaderConfig, Split
 from src.losses import Loss
 from src.models import keeps_statistics
 from src.runtime.distributed import SINGLE_PROCESS, DistributedContext
@@ -115,18 +115,18 @@ class Evaluation:
         self,
         splits: Mapping[str, Split],
         models: Mapping[str, nn.Module],
-        loading: Loading,
+        loader: LoaderConfig,
         computing: Precision,
         *,
         log_interval: int | None,
     ) -> None:
         """loading: how batches are made, of an evaluation's size."""
-        self.splits, self.models, self.loading = splits, models, loading
+        self.splits, self.models, self.loader = splits, models, loader
         self.log_interval = log_interval
-        fixed_shape = not any(is_text(split) for split in splits.values())
+        fixed_shape = all(split.has_fixed_shape for split in splits.values())
         self.forwards = {
             name: computing.forward(
-                computing.compiled(model, loading.own_size, fixed_shape=fixed_shape)
+                computing.compiled(model, loader.local_batch_size, fixed_shape=fixed_shape)
             )
             for name, model in models.items()
         }
@@ -138,7 +138,7 @@ class Evaluation:
         return {
             f"{split_name}/{name}": evaluate(
                 model,
-                watched(evaluation_batches(split, self.loading)),
+                watched(split.evaluation_batches(self.loader)),
                 new_metrics(),
                 forward=self.forwards[name],
                 name=f"{split_name}/{name}",

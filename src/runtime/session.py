@@ -37,14 +37,9 @@ from src.data import (
     Batch,
     Data,
     build_data,
-    build_loading,
+    build_loader_config,
     found_in,
-    is_text,
-    is_to_hold,
     micro_batches,
-    placed,
-    shuffled_batches,
-    training_batches,
 )
 from src.logging import RunFolder, Stats
 from src.metrics import metric_columns
@@ -147,12 +142,12 @@ class Session:
         found = found_in(config, data)
         self._folder.check_data(config, found["data_n_examples"])
         # What fits on the device may differ between processes: the main one decides.
-        is_cached = is_to_hold(config.data_on_device, data.splits, self.device)
+        is_cached = data.should_cache_on_device(config.data_on_device, self.device)
         is_cached = self._distributed.broadcast_object(is_cached)
         found |= {"data_on_device": is_cached}
         found |= {"model_output_dim": output_dim(config, data.n_classes)}
         self.config = config = replace(config, host_name=platform.node(), **found)
-        splits = placed(data.splits, self.device, is_held=is_cached, num_workers=config.num_workers)
+        splits = data.to_device(self.device, is_cached=is_cached, num_workers=config.num_workers)
         self.data = replace(data, splits=splits)
         self._schedule = StepSchedule(
             len(splits["train"]),
@@ -190,10 +185,10 @@ class Session:
         )
         model = self._parallel.prepare(self.precision.placed(model), sync_bn=config.sync_bn)
         rank, size = self._distributed.rank, self._distributed.size
-        self._loading = build_loading(config, self.data, self.device, rank, size)
-        self._local_batch_size = self._loading.own_size
+        self._loader = build_loader_config(config, self.data, self.device, rank, size)
+        self._local_batch_size = self._loader.local_batch_size
         network = self.precision.compiled(
-            model, self._local_batch_size, fixed_shape=not is_text(train_split)
+            model, self._local_batch_size, fixed_shape=train_split.has_fixed_shape
         )
         self.forward = self.precision.forward(self._parallel.wrap(network))
         self._model = model
@@ -211,7 +206,7 @@ class Session:
         self._evaluation = Evaluation(
             splits,
             evaluated,
-            self._loading.for_evaluation(config.eval_batch_size),
+            self._loader.for_evaluation(config.eval_batch_size),
             self.precision,
             log_interval=config.log_interval_eval,
         )
@@ -301,9 +296,8 @@ class Session:
         )
         self._batches = self._stack.enter_context(  # closing it ends worker processes
             closing(
-                training_batches(
-                    self.data.splits["train"],
-                    self._loading,
+                self.data.splits["train"].training_batches(
+                    self._loader,
                     seed=config.seed_training,
                     steps_per_pass=self._schedule.steps_per_pass,
                     first_step=state.step,
@@ -395,9 +389,8 @@ class Session:
 
     def recompute_batch_norms(self, model: nn.Module) -> None:
         """Set the statistics of the model's batch norms by one pass over the training examples."""
-        batches = shuffled_batches(
-            self.data.splits["train"], self._loading, seed=self.config.seed_training
-        )
+        train_split, seed = self.data.splits["train"], self.config.seed_training
+        batches = train_split.shuffled_batches(self._loader, seed=seed)
         recompute_batch_norms(
             model,
             self._signals.watched(batches),

@@ -11,7 +11,7 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
-from src.data import ArraySplit, Split, TextSplit
+from src.data import Split
 from src.runtime.step_schedule import StepSchedule
 from src.runtime.train_state import TrainState
 from src.support import random_state
@@ -76,10 +76,10 @@ def flops_per_example(model: nn.Module, split: Split, input_shape: tuple[int, ..
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    found = batch_of_two(split, input_shape)
-    if found is None:
+    spec = split.input_spec(input_shape)
+    if spec is None:
         return None
-    shape, dtype = found
+    shape, dtype = (2, *spec[0]), spec[1]
     counter = FlopCounterMode(display=False)
     try:
         with random_state.isolate_rng(), FakeTensorMode(allow_non_fake_inputs=True), counter:
@@ -91,22 +91,6 @@ def flops_per_example(model: nn.Module, split: Split, input_shape: tuple[int, ..
         logger.info("no train/peak_share, as the model can't be counted: {}", reason)
         return None
     return counter.get_total_flops() / shape[0]
-
-
-def batch_of_two(
-    split: Split, input_shape: tuple[int, ...]
-) -> tuple[tuple[int, ...], torch.dtype] | None:
-    """Shape and type of two inputs of training; None for sparse rows and texts of all lengths."""
-    if isinstance(split, ArraySplit):
-        is_dense = split.inputs.layout == torch.strided
-        return ((2, *split.inputs.shape[1:]), split.inputs.dtype) if is_dense else None
-    if isinstance(split, TextSplit):
-        longest = int(split.lengths.max())
-        if (split.lengths < longest).sum() > 1:  # of packed texts the last is shorter
-            return None
-        # where the next token is predicted, the last one is no input
-        return (2, longest - (split.targets is None)), torch.int64
-    return (2, *input_shape), torch.float32
 
 
 def copy_without_content(model: nn.Module) -> nn.Module:

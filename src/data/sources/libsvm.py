@@ -12,11 +12,11 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from src.data.arrays import csr_tensor, split_arrays
+from src.data.arrays import ArraySplit, csr_tensor, split_arrays
 from src.data.slices import bases_used, check_bases
 from src.data.sources import libsvm_files
 from src.data.sources.fetch import alone, missing
-from src.data.splits import ArraySplit, Data
+from src.data.splits import Data
 from src.support import ROOT, unknown_name
 
 

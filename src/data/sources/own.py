@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.config import import_function
-from src.data.arrays import split_arrays
+from src.data.arrays import ArraySplit, split_arrays
 from src.data.images import classes_of, cut, image_data
 from src.data.slices import check_bases, resolve_all
-from src.data.splits import ArraySplit, Data, Preprocessing
+from src.data.splits import Data, Preprocessing
 from src.support import bad_value
 
 KEY = "dataset"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src.data.arrays import split_arrays
+from src.data.arrays import ArraySplit, split_arrays
 from src.data.slices import check_bases
-from src.data.splits import ArraySplit, Data
+from src.data.splits import Data
 from src.support import UserError, pick
 
 # name -> how it is normalised unless data_normalize says otherwise

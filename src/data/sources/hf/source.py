@@ -22,13 +22,13 @@ from loguru import logger
 from torch.utils.data import Dataset
 
 from src.data import text as texts
-from src.data.arrays import split_arrays
+from src.data.arrays import ArraySplit, split_arrays
 from src.data.images import cut, image_data
 from src.data.slices import Range, resolve_all
 from src.data.sources.hf import columns
 from src.data.sources.hf.columns import Kinds, Parts, Targets
 from src.data.sources.hf.files import Place, open_parts
-from src.data.splits import ArraySplit, Data, Preprocessing, Split
+from src.data.splits import Data, Preprocessing, Split
 from src.support import UserError, bad_value
 
 TEXT_LENGTH = 512
@@ -193,7 +193,7 @@ def _texts(
             raise UserError(f"data_splits_map: {split}: no text has a token to predict")
     looks = replace(looks, text_length=length)
     if table.targets is None:
-        return Data(splits, (length,), len(tokenizer), looks=looks)
+        return Data(splits, (length,), len(tokenizer), preprocessing=looks)
     return Data(splits, (length,), table.targets.n_classes, table.targets.names, looks)
 
 
