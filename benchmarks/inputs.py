@@ -124,17 +124,17 @@ def our_images(dataset: str, folder: Path, shape: list[int]) -> Batches:
     import torch
 
     from src.config.config import make_config
-    from src.data.batches import Loading, training_batches
     from src.data.registry import build_data
+    from src.data.splits import LoaderConfig
 
     keys = {"dataset": dataset, "data_dir": str(folder), "data_splits_map": {"train": "train"}}
     keys |= {"aug_crop_scale": [0.08, 1.0], "aug_hflip": 0.5, "model_input_shape": shape}
     split = build_data(make_config(keys), None).splits["train"]
 
     def batches(workers: int) -> Iterator[int]:
-        loading = Loading(BATCH, torch.device("cpu"), workers)
+        loading = LoaderConfig(BATCH, torch.device("cpu"), workers)
         steps = len(split) // BATCH
-        with closing(training_batches(split, loading, seed=0, steps_per_pass=steps)) as passing:
+        with closing(split.training_batches(loading, seed=0, steps_per_pass=steps)) as passing:
             yield from (len(targets) for _, targets in passing)
 
     return batches
@@ -193,21 +193,20 @@ def held_table(folder: Path) -> None:
     import torch
 
     from src.config.config import make_config
-    from src.data.batches import Loading, training_batches
-    from src.data.placement import placed
     from src.data.registry import build_data
-    from src.data.splits import Split
+    from src.data.splits import LoaderConfig, Split
 
     cpu = torch.device("cpu")
     make_small_images(folder / "small" / "train", 5000)
     keys = {"dataset": "timm/folder/small", "data_dir": str(folder), "aug_hflip": 0.5}
     keys |= {"data_splits_map": {"train": "train"}, "aug_pad_crop": 4}
-    split = build_data(make_config(keys), None).splits["train"]
-    held = placed({"train": split}, cpu, is_held=True, num_workers=0)["train"]
+    data = build_data(make_config(keys), None)
+    split = data.splits["train"]
+    held = data.to_device(cpu, is_cached=True, num_workers=0)["train"]
 
     def batches(source: Split, workers: int) -> Iterator[int]:
-        loading = Loading(BATCH, cpu, workers)
-        with closing(training_batches(source, loading, seed=0, steps_per_pass=50)) as passing:
+        loading = LoaderConfig(BATCH, cpu, workers)
+        with closing(source.training_batches(loading, seed=0, steps_per_pass=50)) as passing:
             yield from (len(targets) for _, targets in passing)
 
     title = "data_on_device, 32 pixels, images per second (theirs: ours, read one at a time)"
@@ -293,8 +292,8 @@ def texts_table(folder: Path) -> None:
     from torch.nn.utils.rnn import pad_sequence
     from torch.utils.data import DataLoader
 
-    from src.data.batches import Loading, training_batches
-    from src.data.splits import TextSplit
+    from src.data.splits import LoaderConfig
+    from src.data.text import TextSplit
 
     lengths = torch.randint(5, 129, (20_000,), generator=torch.Generator().manual_seed(0))
     ends = lengths.cumsum(0)
@@ -303,8 +302,8 @@ def texts_table(folder: Path) -> None:
     steps = len(split) // BATCH
 
     def ours(workers: int) -> Iterator[int]:
-        loading = Loading(BATCH, torch.device("cpu"), workers)
-        for inputs, _ in training_batches(split, loading, seed=0, steps_per_pass=steps):
+        loading = LoaderConfig(BATCH, torch.device("cpu"), workers)
+        for inputs, _ in split.training_batches(loading, seed=0, steps_per_pass=steps):
             yield int((inputs >= 0).sum())
 
     texts = [(text.long(), 0) for text in tokens.split(lengths.tolist())]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from src.data.batches import Loading, evaluation_batches
 from src.data.order import permutation
 from src.data.registry import build_data
+from src.data.splits import LoaderConfig
 from src.losses import build_loss
 from src.models.registry import build_model
 from src.runtime.evaluation import Metrics, evaluate
@@ -78,7 +78,7 @@ def test_an_evaluation_uses_the_model_as_it_is_used_and_leaves_it_in_training(di
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(0.5), nn.Linear(64, 10))
     model.train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    batches = evaluation_batches(data, Loading(100, CPU))
+    batches = data.evaluation_batches(LoaderConfig(100, CPU))
     loss = build_loss("log", n_classes=10)
     result = evaluate(model, batches, Metrics(loss, CPU), name="test", log_interval=None)
     assert model.training

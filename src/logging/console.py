@@ -125,7 +125,7 @@ class Progress:
     ) -> None:
         """The first lines: what was inferred and chosen. chosen: how it computes, in words."""
         examples = ", ".join(f"{name} {n:,}" for name, n in (config.data_n_examples or {}).items())
-        where = ", held on the device" if config.data_on_device else ""
+        where = ", cached on the device" if config.data_on_device else ""
         logger.info("data {}: {} examples{}", config.dataset, examples, where)
         model = "model {}: {:,} parameters, {} -> {}, on {}"
         shapes = config.model_input_shape, config.model_output_dim

@@ -13,9 +13,9 @@ from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizon
 
 from src.config.config import make_config
 from src.data.augmentation import check_policy, policy
-from src.data.batches import Loading, training_batches
+from src.data.images import DatasetSplit
 from src.data.registry import build_data, check_dataset
-from src.data.splits import Augmentation, DatasetSplit, Preprocessing
+from src.data.splits import Augmentation, LoaderConfig, Preprocessing
 from src.data.transforms import image_transforms
 from src.support import random_state
 from src.support.errors import UserError
@@ -277,8 +277,8 @@ LOADED = {kind: CROP | ours for kind, (ours, _) in KINDS.items()} | {
 
 def batches(transform, num_workers, *, first_step=0, repeats=1):
     split = DatasetSplit(Pictures(), transform, str)
-    loading = Loading(5, CPU, num_workers, repeats=repeats)
-    made = training_batches(split, loading, seed=3, steps_per_pass=3, first_step=first_step)
+    loading = LoaderConfig(5, CPU, num_workers, repeats=repeats)
+    made = split.training_batches(loading, seed=3, steps_per_pass=3, first_step=first_step)
     taken = [(x.numpy().tobytes(), y.tolist()) for x, y in islice(made, 6 - first_step)]
     made.close()
     return taken

@@ -13,25 +13,11 @@ import scipy.sparse
 import torch
 from torch.utils.data import Dataset
 
-from src.data.batches import (
-    Loading,
-    evaluation_batches,
-    micro_batches,
-    shuffled_batches,
-    take,
-    take_range,
-    take_texts,
-    training_batches,
-)
+from src.data.arrays import ArraySplit, micro_batches
+from src.data.images import DatasetSplit, PixelSplit
 from src.data.mixing import Mixing
-from src.data.splits import (
-    NO_TOKEN,
-    ArraySplit,
-    Augmentation,
-    DatasetSplit,
-    PixelSplit,
-    TextSplit,
-)
+from src.data.splits import NO_TOKEN, Augmentation, LoaderConfig
+from src.data.text import TextSplit
 from src.data.workers import LONGEST_SOCKET, SOCKET, check_temporary_folder
 from src.losses import NextToken
 from src.support.errors import UserError
@@ -55,12 +41,12 @@ def sparse_split(index_dtype=torch.int32):
 def test_rows_of_a_sparse_split_are_those_of_the_dense_one(index_dtype):
     split, dense = sparse_split(index_dtype)
     for indices in (torch.tensor([0]), torch.tensor([22, 3, 3, 0, 7]), torch.randperm(23)):
-        inputs, targets = take(split, indices)
+        inputs, targets = split.take(indices)
         assert torch.equal(inputs.to_dense(), dense[indices])
         assert torch.equal(targets, indices)
         assert inputs.col_indices().dtype == inputs.crow_indices().dtype == index_dtype
     for start, stop in ((0, 1), (0, 23), (4, 9), (20, 30)):
-        inputs, targets = take_range(split, start, stop)
+        inputs, targets = next(split.range_batches([(start, stop)], LoaderConfig(9, CPU)))
         assert torch.equal(inputs.to_dense(), dense[start:stop])
         assert torch.equal(targets, torch.arange(start, min(stop, 23)))
 
@@ -79,7 +65,7 @@ def test_micro_batches_put_together_are_the_batch(make):
 
 def test_an_evaluation_sees_every_example_once_in_order():
     split = ArraySplit(torch.rand(23, 7), torch.arange(23))
-    batches = list(evaluation_batches(split, Loading(10, CPU)))
+    batches = list(split.evaluation_batches(LoaderConfig(10, CPU)))
     assert [len(t) for _, t in batches] == [10, 10, 3]
     assert torch.equal(torch.cat([x for x, _ in batches]), split.inputs)
     assert batches[0][0].data_ptr() == split.inputs.data_ptr()  # a view, not a copy
@@ -97,7 +83,7 @@ class Numbers(Dataset):
 
 def shuffled(split, loading, seed=3) -> list:
     """(inputs, targets) of a pass, dense."""
-    batches = shuffled_batches(split, loading, seed=seed)
+    batches = split.shuffled_batches(loading, seed=seed)
     return [(x.to_dense() if x.layout == torch.sparse_csr else x, y) for x, y in batches]
 
 
@@ -113,7 +99,7 @@ def test_a_shuffled_pass_sees_every_example_once_and_as_it_is(kind):
         "texts": TextSplit(torch.arange(23).int() + 7, numbers, numbers + 1, numbers),
     }[kind]
     before = torch.get_rng_state()
-    loading = Loading(8, CPU, repeats=2, micro_batch_size=4)
+    loading = LoaderConfig(8, CPU, repeats=2, micro_batch_size=4)
     batches = shuffled(split, loading)
     assert torch.equal(torch.get_rng_state(), before)
     assert {len(targets) for _, targets in batches} == {4, 5}  # none of a single example
@@ -139,7 +125,9 @@ def test_a_shuffled_pass_sees_every_example_once_and_as_it_is(kind):
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_processes_take_turns_with_whole_batches(number):
     split = ArraySplit(torch.rand(23, 7), torch.arange(23))
-    turns = [shuffled(split, Loading(8, CPU, rank=r, num_processes=number)) for r in range(number)]
+    turns = [
+        shuffled(split, LoaderConfig(8, CPU, rank=r, num_processes=number)) for r in range(number)
+    ]
     assert len({len(batches) for batches in turns}) == 1
     assert all(len(inputs) for batches in turns for inputs, _ in batches)
     order = torch.cat([targets for batches in turns for _, targets in batches])
@@ -158,8 +146,8 @@ def plain(number):
 
 def noisy_batches(num_workers, first_step=0, seed=5, count=6, repeats=1):
     split = DatasetSplit(Numbers(), train_transform=noisy, transform=plain)
-    loading = Loading(10, CPU, num_workers, repeats=repeats)
-    batches = training_batches(split, loading, seed=seed, steps_per_pass=3, first_step=first_step)
+    loading = LoaderConfig(10, CPU, num_workers, repeats=repeats)
+    batches = split.training_batches(loading, seed=seed, steps_per_pass=3, first_step=first_step)
     return [torch.cat([x, t[:, None]], 1) for x, t in islice(batches, count)]
 
 
@@ -178,8 +166,8 @@ class Broken(Numbers):
 def test_an_example_that_cannot_be_read_is_named(transform):
     split = DatasetSplit(Broken(), train_transform=transform, transform=plain)
     for batches in (
-        training_batches(split, Loading(23, CPU), seed=0, steps_per_pass=1),
-        evaluation_batches(split, Loading(23, CPU)),
+        split.training_batches(LoaderConfig(23, CPU), seed=0, steps_per_pass=1),
+        split.evaluation_batches(LoaderConfig(23, CPU)),
     ):
         with pytest.raises(OSError, match="truncated") as raised:
             next(batches)
@@ -224,15 +212,15 @@ def test_loading_leaves_the_generators_of_the_training_process_alone(num_workers
     before = states()
     noisy_batches(num_workers)
     split = DatasetSplit(Numbers(), train_transform=noisy, transform=plain)
-    seen = torch.cat([t for _, t in evaluation_batches(split, Loading(10, CPU, num_workers))])
+    seen = torch.cat([t for _, t in split.evaluation_batches(LoaderConfig(10, CPU, num_workers))])
     assert seen.tolist() == list(range(23))
     assert states() == before
 
 
 def test_closing_ends_the_workers_of_mixed_batches():
     split = DatasetSplit(Numbers(), lambda _: torch.rand(1, 4, 4), str)
-    loading = Loading(10, CPU, 2, mixing=Mixing(23, mixup=1.0))
-    batches = training_batches(split, loading, seed=5, steps_per_pass=3)
+    loading = LoaderConfig(10, CPU, 2, mixing=Mixing(23, mixup=1.0))
+    batches = split.training_batches(loading, seed=5, steps_per_pass=3)
     inputs, shares = next(batches)
     assert (inputs.shape, shares.shape) == ((10, 1, 4, 4), (10, 23))
     assert len(multiprocessing.active_children()) == 2
@@ -258,7 +246,7 @@ def padded_by_hand(chosen: list[list[int]]) -> list[list[int]]:
 
 def test_texts_are_padded_to_the_longest_of_their_batch():
     for indices in ([0, 1, 2], [6], [3, 1], [1, 1]):
-        inputs, targets = take_texts(texts(True), torch.tensor(indices))
+        inputs, targets = texts(True).take(torch.tensor(indices))
         assert inputs.tolist() == padded_by_hand([TEXTS[i] for i in indices])
         assert targets.tolist() == indices
         assert (inputs.dtype, targets.dtype) == (torch.int64, torch.int64)
@@ -266,7 +254,7 @@ def test_texts_are_padded_to_the_longest_of_their_batch():
 
 def test_the_targets_of_texts_alone_are_their_next_tokens():
     for indices in ([0, 2, 3], [6], [3, 4]):
-        inputs, targets = take_texts(texts(False), torch.tensor(indices))
+        inputs, targets = texts(False).take(torch.tensor(indices))
         assert inputs.tolist() == padded_by_hand([TEXTS[i][:-1] for i in indices])
         assert targets.tolist() == padded_by_hand([TEXTS[i][1:] for i in indices])
 
@@ -274,9 +262,9 @@ def test_the_targets_of_texts_alone_are_their_next_tokens():
 @pytest.mark.parametrize("is_grouped", [False, True])
 def test_batches_of_texts_hold_each_once_a_pass_and_continue_anywhere(is_grouped):
     def batches(first_step: int, count: int) -> list:
-        loading = Loading(3, CPU)
+        loading = LoaderConfig(3, CPU)
         split = texts(True, is_grouped)
-        made = training_batches(split, loading, seed=1, steps_per_pass=3, first_step=first_step)
+        made = split.training_batches(loading, seed=1, steps_per_pass=3, first_step=first_step)
         return list(islice(made, count))
 
     whole = batches(0, 6)
@@ -291,14 +279,14 @@ def test_batches_of_texts_hold_each_once_a_pass_and_continue_anywhere(is_grouped
 
 
 def test_an_evaluation_of_texts_begins_with_the_longest():
-    batches = list(evaluation_batches(texts(True), Loading(3, CPU)))
+    batches = list(texts(True).evaluation_batches(LoaderConfig(3, CPU)))
     assert [targets.tolist() for _, targets in batches] == [[3, 5, 0], [6, 2, 4], [1]]
 
 
 def test_micro_batches_of_texts_add_up_to_their_loss():
     split, model = texts(False), torch.nn.Embedding(21, 21)
     indices = torch.tensor([0, 2, 3, 4, 5, 6])
-    inputs, targets = take_texts(split, indices)
+    inputs, targets = split.take(indices)
     pieces = micro_batches(inputs, targets, 4)
     assert [len(y) for _, y in pieces] == [4, 2]
     loss = NextToken()
@@ -316,8 +304,8 @@ def test_micro_batches_of_texts_add_up_to_their_loss():
 
 SIGNALLED_WORKERS = """
 import os, signal, torch
-from src.data.batches import Loading, training_batches
-from src.data.splits import DatasetSplit
+from src.data.splits import LoaderConfig
+from src.data.images import DatasetSplit
 
 class Numbers:
     def __len__(self): return 40
@@ -327,8 +315,8 @@ def same(x): return x
 
 os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
 split = DatasetSplit(Numbers(), same, same)
-loading = Loading(4, torch.device("cpu"), num_workers=2)
-batches = training_batches(split, loading, seed=0, steps_per_pass=10)
+loading = LoaderConfig(4, torch.device("cpu"), num_workers=2)
+batches = split.training_batches(loading, seed=0, steps_per_pass=10)
 print(sum(len(next(batches)[1]) for _ in range(10)))
 batches.close()
 """

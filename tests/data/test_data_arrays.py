@@ -7,6 +7,7 @@ from scipy import sparse
 from sklearn.preprocessing import normalize
 
 from src.data.arrays import (
+    ArraySplit,
     csr_tensor,
     split_arrays,
     take,
@@ -15,7 +16,7 @@ from src.data.arrays import (
     with_classes,
 )
 from src.data.slices import Range
-from src.data.splits import ArraySplit, Data, Preprocessing
+from src.data.splits import Data, Preprocessing
 from src.support.errors import UserError
 
 

@@ -16,10 +16,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
 from src.config.config import make_config
-from src.data.batches import Loading, training_batches
+from src.data.arrays import ArraySplit
+from src.data.images import DatasetSplit
 from src.data.registry import build_data, check_dataset
 from src.data.sources.hf.files import Place, open_parts
-from src.data.splits import ArraySplit, DatasetSplit, Preprocessing
+from src.data.splits import LoaderConfig, Preprocessing
 from src.support.errors import UserError
 
 datasets.disable_progress_bars()
@@ -384,8 +385,8 @@ def test_workers_read_the_same_images(tmp_path):
     split = pickle.loads(pickle.dumps(split))  # noqa: S301 - as workers get it
 
     def batches(num_workers: int) -> list:
-        loading = Loading(4, torch.device("cpu"), num_workers)
-        made = training_batches(split, loading, seed=0, steps_per_pass=4)
+        loading = LoaderConfig(4, torch.device("cpu"), num_workers)
+        made = split.training_batches(loading, seed=0, steps_per_pass=4)
         found = list(islice(made, 6))
         made.close()
         return found

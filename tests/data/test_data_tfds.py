@@ -167,9 +167,9 @@ def test_configurations(folders):
 def test_a_real_name_is_read_from_its_folder(folders, form):
     data = load("cifar10", folders[form])
     assert (data.version, data.n_classes, data.input_shape) == ("3.0.2", 10, (3, 32, 32))
-    assert (data.looks.mean, data.looks.std) == STATISTICS["cifar10"]
+    assert (data.preprocessing.mean, data.preprocessing.std) == STATISTICS["cifar10"]
     own = load("cifar10", folders[form], looks=Preprocessing(mean=(0.5,), std=(0.5,)))
-    assert own.looks.mean == (0.5,)
+    assert own.preprocessing.mean == (0.5,)
 
 
 # ---- What there is not -------------------------------------------------------------------

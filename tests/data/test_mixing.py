@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from timm.data import Mixup
 
 from src.config.config import make_config
-from src.data.batches import Loading, training_batches
-from src.data.mixing import Mixing, check_mixable
+from src.data.arrays import ArraySplit
+from src.data.mixing import Mixing
 from src.data.order import step_seed
-from src.data.registry import build_data, build_loading
-from src.data.splits import ArraySplit, TextSplit
+from src.data.registry import build_data, build_loader_config
+from src.data.splits import LoaderConfig
+from src.data.text import TextSplit
 from src.support import random_state
 from src.support.errors import UserError
 
@@ -96,8 +97,8 @@ def test_what_was_drawn_before_has_no_say_and_nothing_is_drawn_from_it():
 
 
 def mixed_batches(split, first_step=0, seed=4, count=7):
-    loading = Loading(8, CPU, mixing=Mixing(CLASSES, **WAYS["both"]))
-    made = training_batches(split, loading, seed=seed, steps_per_pass=3, first_step=first_step)
+    loading = LoaderConfig(8, CPU, mixing=Mixing(CLASSES, **WAYS["both"]))
+    made = split.training_batches(loading, seed=seed, steps_per_pass=3, first_step=first_step)
     return [torch.cat([x.flatten(1), y], 1) for x, y in islice(made, count)]
 
 
@@ -119,9 +120,9 @@ def test_seeds_of_steps_differ():
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-def loading_of(**keys) -> Loading:
+def loading_of(**keys) -> LoaderConfig:
     config = make_config({"dataset": "sklearn/digits", "model_output_dim": 12} | keys)
-    return build_loading(config, build_data(config, None), CPU)
+    return build_loader_config(config, build_data(config, None), CPU)
 
 
 def test_the_keys_say_how_batches_are_mixed():
@@ -153,9 +154,8 @@ def test_what_has_no_shares_of_classes_is_not_mixed(keys, words):
 
 def test_sparse_data_and_texts_are_not_mixed():
     rows = torch.eye(4).to_sparse_csr()
-    with pytest.raises(UserError, match=r"aug_mixup: got 0\.2, expected 0, as sparse data"):
-        check_mixable(ArraySplit(rows, torch.arange(4)), mixup=0.2, cutmix=0.0)
+    sparse = ArraySplit(rows, torch.arange(4))
+    assert sparse.mixing_obstacle("aug_mixup") == "sparse data cannot be mixed"
     ends = torch.tensor([2, 4])
     texts = TextSplit(torch.arange(4, dtype=torch.int32), ends - 2, ends, torch.tensor([0, 1]))
-    with pytest.raises(UserError, match=r"aug_cutmix: got 0\.2, expected 0, as texts"):
-        check_mixable(texts, mixup=0.0, cutmix=0.2)
+    assert texts.mixing_obstacle("aug_cutmix") == "texts cannot be mixed"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.order import batches_from, example_seeds, permutation, share, share_of_batch
+from src.data.order import batches_from, example_seeds, permutation, shard, shard_of_batch
 
 
 def flat(step, count, **keys):
@@ -130,7 +130,7 @@ def test_more_copies_than_examples_are_of_one():
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("num_examples", [0, 1, 5, 7, 12, 100])
 def test_shares_are_all_of_it_and_differ_by_one(num_examples, num_processes):
-    shares = [share(num_examples, rank, num_processes) for rank in range(num_processes)]
+    shares = [shard(num_examples, rank, num_processes) for rank in range(num_processes)]
     assert [i for first, last in shares for i in range(first, last)] == [*range(num_examples)]
     sizes = [last - first for first, last in shares]
     assert max(sizes) - min(sizes) <= 1
@@ -141,8 +141,8 @@ def test_shares_are_all_of_it_and_differ_by_one(num_examples, num_processes):
 def test_what_the_processes_do_at_once_is_a_micro_batch(num_examples):
     """Cut as the loop cuts it, by the size of a full share."""
     indices, size, number = torch.randperm(num_examples), 8, 3
-    own = [share_of_batch(indices, rank, number, size) for rank in range(number)]
-    sizes = [last - first for first, last in (share(size, r, number) for r in range(number))]
+    own = [shard_of_batch(indices, rank, number, size) for rank in range(number)]
+    sizes = [last - first for first, last in (shard(size, r, number) for r in range(number))]
     pieces = [part.split(cut) for part, cut in zip(own, sizes, strict=True)]
     for position, micro_batch in enumerate(indices.split(size)):
         together = torch.cat([of_one[position] for of_one in pieces if position < len(of_one)])

@@ -7,9 +7,12 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
 
 from src.config.config import Config, make_config
+from src.data.arrays import ArraySplit
+from src.data.images import DatasetSplit
 from src.data.other_sets import by_dataset, joined
 from src.data.registry import build_data, check_dataset
-from src.data.splits import ArraySplit, Data, DatasetSplit, Preprocessing, TextSplit
+from src.data.splits import Data, Preprocessing
+from src.data.text import TextSplit
 from src.support.errors import UserError
 
 OURS = ("cat", "dog", "Tiger_Cat")

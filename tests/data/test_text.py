@@ -16,9 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from src.config.config import make_config
-from src.data.batches import Loading, evaluation_batches
 from src.data.registry import build_data
-from src.data.splits import SECOND
+from src.data.splits import SECOND, LoaderConfig
 from src.losses import NextToken
 from src.runtime.evaluation import Metrics, evaluate
 from src.support.errors import UserError
@@ -247,7 +246,7 @@ def test_packed_texts_have_each_token_but_the_first_as_a_target_once(load, kind,
     assert len(found[-1]) > 1
     assert found[0][:1] + [token for example in found for token in example[1:]] == tokens
     assert all(a[-1] == b[0] for a, b in pairwise(found))
-    batches = evaluation_batches(split, Loading(3, torch.device("cpu")))
+    batches = split.evaluation_batches(LoaderConfig(3, torch.device("cpu")))
     assert sum(int(NextToken().normalizer(targets)) for _, targets in batches) == len(tokens) - 1
     assert (data.input_shape, split.targets) == ((length,), None)
     assert data.n_classes == len(WORDS) + {BERT: 4, GPT: 2}[kind]
@@ -307,7 +306,7 @@ def test_perplexity_is_that_of_all_tokens_however_they_are_batched(load, is_pack
     losses = [-rows[a, b].item() for text in texts for a, b in pairwise(text)]
     best = [rows[a].argmax().item() == b for text in texts for a, b in pairwise(text)]
     device = torch.device("cpu")
-    batches = evaluation_batches(data.splits["train"], Loading(batch_size, device))
+    batches = data.splits["train"].evaluation_batches(LoaderConfig(batch_size, device))
     found = evaluate(model, batches, Metrics(NextToken(), device), name="all", log_interval=None)
     mean = sum(losses) / len(losses)
     assert found["loss"] == pytest.approx(mean, rel=1e-6)

@@ -22,8 +22,8 @@ from tiny_networks import (
 )
 from torch import nn
 
-from src.data.batches import Loading, evaluation_batches
-from src.data.splits import NO_TOKEN, SECOND, TextSplit
+from src.data.splits import NO_TOKEN, SECOND, LoaderConfig
+from src.data.text import TextSplit
 from src.losses import build_loss
 from src.models.hf.networks import layer_numbers
 from src.models.registry import build_model
@@ -140,7 +140,7 @@ def test_perplexity_is_that_of_transformers_own_loss_on_each_text_alone(
     split = TextSplit(torch.cat(texts).int(), starts, ends)
     found = evaluate(
         model,
-        evaluation_batches(split, Loading(batch_size, CPU)),
+        split.evaluation_batches(LoaderConfig(batch_size, CPU)),
         Metrics(build_loss("next_token", n_classes=VOCABULARY, is_text_alone=True), CPU),
         name="test",
         log_interval=None,

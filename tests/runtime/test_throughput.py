@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import train
-from src.data.splits import ArraySplit, DatasetSplit, TextSplit
+from src.data.arrays import ArraySplit
+from src.data.images import DatasetSplit
+from src.data.text import TextSplit
 from src.models.hf.networks import NextTokens
 from src.models.linear import Linear
 from src.models.tiny.lenet import LeNet
@@ -21,7 +23,6 @@ from src.runtime.step_schedule import StepSchedule
 from src.runtime.throughput import (
     PEAKS,
     Throughput,
-    batch_of_two,
     build_throughput,
     flops_per_example,
     peak_flops,
@@ -119,14 +120,14 @@ def test_what_cannot_run_without_content_is_not_counted(log_lines):
 
 
 def test_inputs_have_the_shapes_of_training():
-    assert batch_of_two(images(), (3, 9, 8)) == ((2, 3, 9, 8), torch.float32)
-    assert batch_of_two(rows(3, 4), (99,)) == ((2, 3, 4), torch.float32)
+    assert images().input_spec((3, 9, 8)) == ((3, 9, 8), torch.float32)
+    assert rows(3, 4).input_spec((99,)) == ((3, 4), torch.float32)
     sparse = torch.eye(5).to_sparse_csr()
-    assert batch_of_two(ArraySplit(sparse, torch.zeros(5)), (5,)) is None
+    assert ArraySplit(sparse, torch.zeros(5)).input_spec((5,)) is None
     packed = texts(9, 9, 9, 4)  # the last of packed ones is short
-    assert batch_of_two(packed, (8,)) == ((2, 8), torch.int64)
-    assert batch_of_two(texts(9, 9, targets=torch.zeros(2)), (9,)) == ((2, 9), torch.int64)
-    assert batch_of_two(texts(9, 8, 7), (8,)) is None
+    assert packed.input_spec((8,)) == ((8,), torch.int64)
+    assert texts(9, 9, targets=torch.zeros(2)).input_spec((9,)) == ((9,), torch.int64)
+    assert texts(9, 8, 7).input_spec((8,)) is None
 
 
 def test_a_language_model_by_hand():

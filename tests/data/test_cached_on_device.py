@@ -1,4 +1,4 @@
-"""Images that are held give the batches that a loader would, and say so where they cannot be."""
+"""Images that are cached on the device give the batches of a loader, or say why they cannot be."""
 
 from dataclasses import replace
 from itertools import islice
@@ -10,13 +10,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from src.config.config import make_config
-from src.data import placement
-from src.data.batches import Loading, evaluation_batches, training_batches
-from src.data.images import image_data
+from src.data import splits as data_splits
+from src.data.arrays import ArraySplit
+from src.data.images import DatasetSplit, PixelSplit, image_data
 from src.data.mixing import Mixing
-from src.data.placement import held, is_to_hold, placed
 from src.data.registry import check_dataset
-from src.data.splits import ArraySplit, Augmentation, DatasetSplit, PixelSplit, Preprocessing
+from src.data.splits import Augmentation, Data, LoaderConfig, Preprocessing
 from src.support.errors import UserError
 
 CPU = torch.device("cpu")
@@ -45,10 +44,22 @@ def split_of(dataset: Dataset, shape=None, **asked) -> DatasetSplit:
     return image_data({"train": dataset}, looks, name="pictures", class_names=names).splits["train"]
 
 
+def cached(split: DatasetSplit, device: torch.device, **keys) -> PixelSplit:
+    return split.cached_on_device(device, **{"num_workers": 0, "name": "train"} | keys)
+
+
+def should_cache(requested, splits: dict, device: torch.device) -> bool:
+    return Data(splits, (1,), None).should_cache_on_device(requested, device)
+
+
+def to_device(splits: dict, device: torch.device, **keys) -> dict:
+    return Data(splits, (1,), None).to_device(device, **keys)
+
+
 def passes(split, *, first_step=0, batch_size=5, seed=3, **loading):
     steps = -(-23 // batch_size)
-    loading = Loading(batch_size, CPU, **loading)
-    made = training_batches(split, loading, seed=seed, steps_per_pass=steps, first_step=first_step)
+    loading = LoaderConfig(batch_size, CPU, **loading)
+    made = split.training_batches(loading, seed=seed, steps_per_pass=steps, first_step=first_step)
     taken = list(islice(made, 2 * steps - first_step))
     made.close()
     return taken
@@ -74,30 +85,30 @@ def test_without_augmentation_batches_are_those_of_the_loader_bit_for_bit(kind):
     dataset, shape = DATASETS[kind]
     split = split_of(dataset, shape)
     for num_workers in (0, 2):
-        pixels = held(split, CPU, num_workers=num_workers)
+        pixels = cached(split, CPU, num_workers=num_workers)
         assert pixels.pixels.dtype == torch.uint8
         assert same(passes(pixels), passes(split))
-        evaluated = [list(evaluation_batches(s, Loading(10, CPU))) for s in (pixels, split)]
+        evaluated = [list(s.evaluation_batches(LoaderConfig(10, CPU))) for s in (pixels, split)]
         assert [len(targets) for _, targets in evaluated[0]] == [10, 10, 3]
         assert same(*evaluated)
 
 
 def test_an_evaluation_does_not_see_the_augmentation():
     split = split_of(Pictures(), **EVERYTHING)
-    pixels = held(split, CPU)
-    evaluated = [list(evaluation_batches(s, Loading(10, CPU))) for s in (pixels, split)]
+    pixels = cached(split, CPU)
+    evaluated = [list(s.evaluation_batches(LoaderConfig(10, CPU))) for s in (pixels, split)]
     assert same(*evaluated)
-    assert not same(passes(pixels), passes(held(split_of(Pictures()), CPU)))
+    assert not same(passes(pixels), passes(cached(split_of(Pictures()), CPU)))
 
 
 def test_certain_changes_are_those_of_the_loader():
     """Flips that always come leave nothing to chance but rounding."""
     split = split_of(Pictures(), hflip=1.0, vflip=1.0)
-    assert same(passes(held(split, CPU)), passes(split))
+    assert same(passes(cached(split, CPU)), passes(split))
 
 
 def test_batches_repeat_and_continue_anywhere_and_differ_by_pass_and_seed():
-    pixels = held(split_of(Pictures(), **EVERYTHING), CPU)
+    pixels = cached(split_of(Pictures(), **EVERYTHING), CPU)
     whole = passes(pixels)
     assert same(passes(pixels), whole)
     assert same(passes(pixels, first_step=7), whole[7:])
@@ -111,14 +122,14 @@ def test_batches_repeat_and_continue_anywhere_and_differ_by_pass_and_seed():
 
 
 def test_an_image_is_changed_alike_in_large_batches_and_in_small_ones():
-    pixels = held(split_of(Pictures(), **EVERYTHING), CPU)
+    pixels = cached(split_of(Pictures(), **EVERYTHING), CPU)
     large, small = passes(pixels, batch_size=23)[0], passes(pixels, batch_size=1)[:23]
     assert torch.equal(torch.cat([inputs for inputs, _ in small]), large[0])
 
 
 def test_copies_of_an_image_differ_and_the_first_is_as_without_copies():
     split = split_of(Pictures(), **EVERYTHING)
-    pixels = held(split, CPU)
+    pixels = cached(split, CPU)
     copied = passes(pixels, batch_size=6, repeats=3)
     assert [y.tolist() for _, y in copied] == [
         y.tolist() for _, y in passes(split, batch_size=6, repeats=3)
@@ -133,8 +144,8 @@ def test_copies_of_an_image_differ_and_the_first_is_as_without_copies():
 def test_images_are_mixed_as_those_of_the_loader():
     split = split_of(Pictures())
     both = Mixing(23, mixup=0.3, cutmix=1.0)
-    assert same(passes(held(split, CPU), mixing=both), passes(split, mixing=both))
-    pixels = held(split, CPU)
+    assert same(passes(cached(split, CPU), mixing=both), passes(split, mixing=both))
+    pixels = cached(split, CPU)
     before = pixels.pixels.clone()
     passes(pixels, mixing=both)
     assert torch.equal(pixels.pixels, before)  # mixing changes its inputs in place
@@ -148,7 +159,7 @@ def test_an_image_that_cannot_be_read_is_named():
             return super().__getitem__(index)
 
     with pytest.raises(OSError, match="truncated") as raised:
-        held(replace(split_of(Pictures()), dataset=Broken()), CPU)
+        cached(replace(split_of(Pictures()), dataset=Broken()), CPU)
     assert raised.value.__notes__ == ["example 17 of 23"]
 
 
@@ -157,23 +168,23 @@ def test_an_image_that_cannot_be_read_is_named():
 ARRAYS = {"train": ArraySplit(torch.rand(4, 2), torch.arange(4))}
 
 
-def test_all_splits_of_images_are_held_where_that_is_asked_for():
+def test_all_splits_of_images_are_cached_where_that_is_asked_for():
     split = split_of(Pictures(), **EVERYTHING)
     splits = {"train": split, "test": split_of(Pictures())}
     for asked in (True, "auto"):
-        assert is_to_hold(asked, splits, CPU) is True
-    made = placed(splits, CPU, is_held=True, num_workers=0)
+        assert should_cache(asked, splits, CPU) is True
+    made = to_device(splits, CPU, is_cached=True, num_workers=0)
     assert list(made) == ["train", "test"]
     assert all(isinstance(one, PixelSplit) for one in made.values())
     assert made["train"].augmentation == Augmentation(**EVERYTHING)
-    assert is_to_hold(False, splits, CPU) is False
-    assert placed(splits, CPU, is_held=False, num_workers=0) == splits
+    assert should_cache(False, splits, CPU) is False
+    assert to_device(splits, CPU, is_cached=False, num_workers=0) == splits
 
 
 @pytest.mark.parametrize("asked", [True, "auto", False])
 def test_arrays_live_there_already_and_nothing_is_said(asked, log_lines):
-    assert is_to_hold(asked, ARRAYS, CPU) is bool(asked)
-    made = placed(ARRAYS, CPU, is_held=bool(asked), num_workers=0)
+    assert should_cache(asked, ARRAYS, CPU) is bool(asked)
+    made = to_device(ARRAYS, CPU, is_cached=bool(asked), num_workers=0)
     assert torch.equal(made["train"].inputs, ARRAYS["train"].inputs)
     assert log_lines == []
 
@@ -186,10 +197,10 @@ def test_what_is_done_one_image_at_a_time_keeps_them_from_it(name, value, log_li
     splits = {"train": split_of(Pictures(), **{name: value})}
     words = f"aug_{name} works one image at a time"
     with pytest.raises(UserError, match=f"^data_on_device: got True, expected auto .*{words}"):
-        is_to_hold(True, splits, CPU)
-    assert is_to_hold("auto", splits, CPU) is False
+        should_cache(True, splits, CPU)
+    assert should_cache("auto", splits, CPU) is False
     (line,) = log_lines
-    assert line.startswith(f"images are read one at a time, not held on cpu: {words}")
+    assert line.startswith(f"images are read one at a time, not cached on cpu: {words}")
 
 
 @pytest.mark.parametrize(("name", "value"), ONE_BY_ONE)
@@ -210,8 +221,8 @@ def test_transforms_of_one_s_own_keep_them_from_it(log_lines):
         replace(usual, train_transform=replace(usual.train_transform, augmentation=None)),
     ):
         with pytest.raises(UserError, match=r"^data_on_device: .* test has a transform of its own"):
-            is_to_hold(True, {"train": usual, "test": split}, CPU)
-        assert is_to_hold("auto", {"train": usual, "test": split}, CPU) is False
+            should_cache(True, {"train": usual, "test": split}, CPU)
+        assert should_cache("auto", {"train": usual, "test": split}, CPU) is False
     assert len(log_lines) == 3
 
 
@@ -219,9 +230,9 @@ def test_auto_asks_for_four_times_their_memory_and_true_for_none(monkeypatch, lo
     splits = {"train": split_of(Pictures()), "test": split_of(Pictures())}
     needed = 2 * 23 * 3 * 9 * 12
     for free, is_enough in ((4 * needed, True), (4 * needed - 1, False), (None, False)):
-        monkeypatch.setattr(placement, "free_memory", lambda _, free=free: free)
-        assert is_to_hold("auto", splits, CPU) is is_enough
-        assert is_to_hold(True, splits, CPU) is True
+        monkeypatch.setattr(data_splits, "free_memory", lambda _, free=free: free)
+        assert should_cache("auto", splits, CPU) is is_enough
+        assert should_cache(True, splits, CPU) is True
     assert [line.rpartition(": ")[2] for line in log_lines] == [
         "they take 0.0 MB, more than 1/4 of the free memory, 0.1 MB",
         "they take 0.0 MB, more than 1/4 of the free memory, unknown",
@@ -234,4 +245,4 @@ def test_images_that_do_not_fit_are_told_in_one_line():
             return 2**46
 
     with pytest.raises(UserError, match=r"^data_on_device: got True, .* GB of images do not fit"):
-        held(replace(split_of(Pictures()), dataset=Endless()), CPU)
+        cached(replace(split_of(Pictures()), dataset=Endless()), CPU)
