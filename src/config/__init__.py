@@ -1,4 +1,13 @@
-"""The configuration of a run: keys from YAML and the command line, checked, filled in, saved."""
+"""The configuration of a run: keys from YAML and the command line, checked, filled in, saved.
+
+config.py              Config, all keys of src/keys.py in one frozen dataclass: load, check, save
+command_line.py        key=value for train.py, and commands that would work instead
+yaml_files.py          YAML as people mean it: 1e-3 is a number; bounded in size and depth
+expressions.py         the evaluator of strings in YAML such as "2.0 ** np.arange(3)"
+expression_functions.py    what those strings may call
+import_path.py         module.path:function in YAML
+defaults.yaml          the defaults history: each key with its default and since which version
+"""
 
 from typing import TYPE_CHECKING
 

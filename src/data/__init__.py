@@ -1,4 +1,24 @@
-"""Data sets: splits of a family by name, their batches, augmentation, texts, where they live."""
+"""Data sets: from `dataset: family/name` to splits that make their own batches.
+
+registry.py            the table of families; builds Data, and the LoaderConfig of a run
+sources/               a file or a folder a family: sklearn, libsvm, timm, tfds, hf, custom ones
+splits.py              Split, what every kind of split can do, and Data, all about a data set
+arrays.py              ArraySplit: dense or sparse rows in memory; normalisation
+images.py              DatasetSplit: read one at a time; PixelSplit: cached on the device
+text.py                TextSplit: tokens, tokenised once
+order.py               which example comes when, and which process takes it: a function of the seed
+workers.py             worker processes that read what does not fit in memory
+transforms.py          from one image to a tensor
+augmentation.py        what is done at random to single images
+batch_augmentation.py  the same for whole batches on the device
+mixing.py              mixup and CutMix
+slices.py              train[:90%] and the like
+other_sets.py          splits of other data sets, their classes in our numbers
+class_names.py         what classes are called
+
+A family reads its files and hands over Data. The Session moves its splits to the device and asks
+each for its batches: split.training_batches(), evaluation_batches(), shuffled_batches().
+"""
 
 from typing import TYPE_CHECKING
 

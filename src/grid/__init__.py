@@ -1,4 +1,19 @@
-"""Grids of runs: job files, batch folders, Slurm and this machine, progress, messages."""
+"""Grids of runs: from a job file to runs on Slurm or on this machine, and what became of them.
+
+submit_grid.py         what submit_multiple.py does: a job file, or -r and a batch
+job_file.py            jobs/x.yaml -> name, place, parameters
+expand.py              parameters -> rows, a configuration each
+check.py               all that is wrong with the rows, at once; name_lookup.py asks the run's code
+folders.py             the batch folder: names, index, spec.yaml
+snapshot.py            the frozen code
+journal.py             what was requested of Slurm, written before and after
+repair.py damage.py    a batch that was moved, copied or damaged
+local.py               rows -> worker processes here
+slurm/                 submission, commands; attempt.py: what a submit script ends in; requeue.py
+status.py failures.py  what became of each row, and why it failed
+progress.py            how far, how long still, the best settings
+notify/                messages about batches
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,21 @@
-"""How a run runs: processes, devices, precision, checkpoints, signals, evaluation, profiling."""
+"""How a run runs: everything around training that no idea changes, behind one Session.
+
+session.py             the order of set-up, the loop's epochs and batches, what happens after a step
+command_line.py        of train.py: one process, or one a GPU that it starts and watches
+distributed.py         the processes of a run and what they say to each other
+parallel.py            one model over them: DDP, FSDP2, DataParallel
+precision.py           the device, floats, memory format, torch.compile
+train_state.py         all that survives a kill; which fields of a Learner are state
+checkpoint_files.py    its files, checked before they are believed; files of weights
+checkpoint_manager.py  when it is saved: by the clock, at ends of epochs, on a signal, at the end
+signals.py             Slurm's signals and Ctrl-C, acted upon between two steps
+evaluation.py          Metrics that stay on the device; one pass over a split
+step_schedule.py       epochs and samples, turned into optimizer steps
+stopping.py            best so far, early stopping, divergence
+profiling.py           where the time of a few steps goes
+throughput.py          examples a second, and the share of what the device could do
+certificate.py         runs that verify_resume.py kills, and where their folders differ
+"""
 
 from typing import TYPE_CHECKING
 
