@@ -36,9 +36,9 @@ class Learner:
 
     model: nn.Module
     loss: Loss
+    averages: dict[str, AveragedModel]  # averaged models, by the names they are evaluated under
     optimizer: Optimizer
     scaler: torch.amp.GradScaler  # of the loss in fp16; in other precisions it does nothing
-    averages: dict[str, AveragedModel]  # averaged models, by the names they are evaluated under
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -100,9 +100,9 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         learner = Learner(
             model=model,
             loss=loss,
+            averages=build_averaged_models(config.averaging, model),
             optimizer=build_optimizer(config, model),
             scaler=run.precision.scaler(),
-            averages=build_averaged_models(config.averaging, model),
         )
         schedule = build_schedule(
             config.lr_schedule, num_steps=run.num_steps, warmup_steps=config.warmup_steps

@@ -317,7 +317,7 @@ JOBS: list[tuple[str, str, str]] = [  # name, text, words
     ("a zero in a path", 'job_details: {output_dir: "\\0"}\n' + ONE_KEY, "output"),
     ("a path without end", f"job_details: {{output_dir: {LONG}}}\n" + ONE_KEY, ""),
     ("a file as output_dir", "job_details: {output_dir: j.yaml}\n" + ONE_KEY, ""),
-    ("an empty list", "parameters: {seed_model: []}", "of an empty list there makes no runs"),
+    ("an empty list", "parameters: {seed_model: []}", "an empty list makes no runs"),
     ("a key that is a number", "parameters: {1: [1]}", "parameters.1"),
     ("a key that is null", "parameters: {null: [1]}", "parameters"),
     ("a key without end", f"parameters: {{? {LONG} : [1]}}", "there is no such key"),

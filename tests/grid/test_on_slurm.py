@@ -133,9 +133,9 @@ def test_packed_rows_share_cores_and_hear_of_the_end(cluster, repository):
     (repository.rows()[1] / "quick").touch()
     job = journal(repository).calls[1].job
     cluster.slurm("scontrol", "release", job)
-    wait_until(lambda: (repository.rows()[1] / "job.log").exists())
+    wait_until(lambda: all((row / "job.log").exists() for row in repository.rows()))
     wait_until(lambda: "ended: exit code 3" in logs(repository)[1])
-    assert all("threads 1" in log for log in logs(repository))
+    wait_until(lambda: all("threads 1" in log for log in logs(repository)))
     cluster.slurm("scancel", "--signal=TERM", "--batch", job)
     cluster.wait()
     assert "told\n--- ended: exit code 4 ---" in logs(repository)[0]

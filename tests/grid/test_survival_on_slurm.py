@@ -32,7 +32,7 @@ parameters:
     - {optim_alg: sgd, base_lr: 0.05}
     - {optim_alg: adam, base_lr: [0.001, 0.003, 0.01]}
 """
-STEP = "    learner.scaler.step(learner.optimizer)\n"
+STEP = "    scaler.step(optimizer)\n"
 YOUNG = 50  # steps of 120: with as many before it, a row outlives what happens to it
 PAUSE = 'os.environ.get("PAUSE", 0)'  # seconds, so that few cores are enough for four nodes
 

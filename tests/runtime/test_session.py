@@ -31,7 +31,7 @@ def test_an_epoch_that_is_not_finished_is_told(digits):
         loss = train.build_loss("log", n_classes=10)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         scaler = run.precision.scaler()
-        run.restore(train.Learner(model, loss, optimizer, scaler, {}), {"last": model})
+        run.restore(train.Learner(model, loss, {}, optimizer, scaler), {"last": model})
         epochs = run.epochs()
         next(epochs)
         with pytest.raises(RuntimeError, match=r"^epoch.finish\(results\) comes at the end"):
