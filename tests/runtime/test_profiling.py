@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import train
+from src.data.splits import Split
 from src.logging.lease import LeaseLost
 from src.metrics import is_time
 from src.runtime import evaluation, profiling, session
@@ -93,20 +94,20 @@ def test_slow_data_are_seen(digits, monkeypatch, log_lines, waiting, computing):
 
     def slow(*arguments, **keys):
         nonlocal now
-        for batch in whole(*arguments, **keys):
+        for batch in training_batches(*arguments, **keys):
             now += waiting
             yield batch
 
     def update(*arguments):
         nonlocal now
         now += computing
-        return whole_update(*arguments)
+        return train_step(*arguments)
 
     for module in (session, profiling):
         monkeypatch.setattr(module, "perf_counter", lambda: now)
 
-    whole, whole_update = session.training_batches, train.train_step
-    monkeypatch.setattr(session, "training_batches", slow)
+    training_batches, train_step = Split.training_batches, train.train_step
+    monkeypatch.setattr(Split, "training_batches", slow)
     monkeypatch.setattr(train, "train_step", update)
     run_experiment(digits(profile=6, train_length=12, train_length_unit="step"))
     assert share_of(log_lines) == pytest.approx(waiting / (waiting + computing), abs=1e-3)
