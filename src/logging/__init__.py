@@ -37,6 +37,6 @@ if TYPE_CHECKING:
         Stats,  # the rows of stats.csv, a part of the training state
         summarize_run,  # what a run has reached, in a few lines
     )
-    from src.logging.trackers.processes import sync_runs  # send what was kept offline
+    from src.logging.tracker_processes import sync_runs  # send what was kept offline
 else:
     __getattr__ = lazy_names(__name__)

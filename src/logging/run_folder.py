@@ -54,9 +54,8 @@ from src.logging.same_run import (
     resumed_config,
     write_errors,
 )
-from src.logging.trackers.processes import TrackerProcesses
-from src.logging.trackers.services import SERVICES
-from src.logging.trackers.tracked import tracker_names
+from src.logging.tracker_processes import TrackerProcesses, tracker_names
+from src.logging.trackers import SERVICES
 from src.support import ROOT, UserError, processes, write_atomically
 
 if TYPE_CHECKING:

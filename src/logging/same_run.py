@@ -8,6 +8,7 @@ and the resolved one (config.yaml), in which what was null is drawn or inferred.
 """
 
 import errno
+import json
 import os
 import re
 import secrets
@@ -28,7 +29,6 @@ from src.config import (
     read_saved_config,
     save_config,
 )
-from src.logging.trackers.tracked import read_json
 from src.ranking import NON_SEMANTIC_KEYS
 from src.support import UserError
 
@@ -55,6 +55,15 @@ def write_errors(folder: Path | None) -> Iterator[None]:
         if folder is None:
             raise
         raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """{} where there is no such file, or a damaged one."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 # ---- Is it the same run? -----------------------------------------------------------------

@@ -18,11 +18,10 @@ import pytest
 
 import report
 from src.config.config import Config, make_config, save_config
+from src.logging import tracker_processes
 from src.logging.stats import read_stats
-from src.logging.trackers import processes
-from src.logging.trackers.processes import forget_problem, unsent_runs
-from src.logging.trackers.services import SERVICES
-from src.logging.trackers.tracked import SyncState, TrackedRun, tracker_names
+from src.logging.tracker_processes import SyncState, TrackerProcesses, tracker_names, unsent_runs
+from src.logging.trackers import SERVICES, TrackedRun
 from src.metrics import is_time
 from src.support.errors import UserError
 from tests.several_processes import fork
@@ -45,7 +44,7 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     (tmp_path / "home").mkdir()
-    monkeypatch.setattr(processes, "SECONDS_TO_END", PATIENCE)
+    monkeypatch.setattr(tracker_processes, "SECONDS_TO_END", PATIENCE)
     monkeypatch.setenv("EXPERIMENT_TRACKER_NICENESS", "0")
 
 
@@ -340,7 +339,7 @@ def test_a_server_that_fails_or_never_answers_holds_up_nobody(
     seconds, digits, tmp_path, failing_wandb, monkeypatch, log_lines
 ):
     asked = failing_wandb(seconds)
-    monkeypatch.setattr(processes, "SECONDS_TO_END", 2)
+    monkeypatch.setattr(tracker_processes, "SECONDS_TO_END", 2)
     plain = run_experiment(digits(output_dir=str(tmp_path / "plain")))
     epochs = experiment_generator(digits(output_dir=str(tmp_path / "logged"), trackers=["wandb"]))
     next(epochs)
@@ -375,12 +374,12 @@ def test_a_tracker_process_that_is_killed_does_not_end_the_run(
         started.append((command, process))
         return process
 
-    monkeypatch.setattr(processes.subprocess, "Popen", remember)
+    monkeypatch.setattr(tracker_processes.subprocess, "Popen", remember)
     run = experiment_generator(digits(trackers=["tensorboard"], train_length=3))
     lengths = []
     for stats, _ in run:
         lengths.append(len(stats))
-        ((_, process),) = [x for x in started if "src.logging.trackers.tail" in x[0]]
+        ((_, process),) = [x for x in started if "src.logging.tracker_processes" in x[0]]
         process.kill()
         process.wait()
     assert lengths == [1, 2, 3]
@@ -393,7 +392,7 @@ def test_a_tracker_process_uses_next_to_nothing_while_there_is_nothing_to_log(di
     folder = tmp_path / "run"
     (folder / "trackers").mkdir(parents=True)
     save_config(digits(), folder / "config.yaml")
-    process = processes.start_tail(folder, "tensorboard")
+    process = tracker_processes.start_process(folder, "tensorboard")
     wait_until((folder / "trackers" / "tensorboard.json").exists)
     before = _processor_time(process.pid)
     time.sleep(1.5)
@@ -408,18 +407,29 @@ def _processor_time(pid: int) -> float:
     return times.user + times.system
 
 
-def test_the_problem_of_an_earlier_attempt_is_not_reported_of_the_next(tmp_path, log_lines):
+def test_the_problem_of_an_earlier_attempt_is_not_reported_of_the_next(
+    tmp_path, monkeypatch, log_lines
+):
     (tmp_path / "trackers").mkdir()
-    SyncState(confirmed=5, problem="out of reach then").write(tmp_path, "wandb")
-    forget_problem(tmp_path, "wandb")
+    SyncState(confirmed=5, is_complete=True, problem="unreachable then").write(tmp_path, "wandb")
+    idle = [sys.executable, "-c", "input()"]
+    monkeypatch.setattr(
+        tracker_processes,
+        "start_process",
+        lambda folder, name: subprocess.Popen(idle, stdin=subprocess.PIPE),
+    )
+    trackers = TrackerProcesses()
+    trackers.start(tmp_path, ["wandb", "comet"])
+    trackers.check()
+    assert log_lines == []
     assert SyncState.read(tmp_path, "wandb") == SyncState(confirmed=5)
-    forget_problem(tmp_path, "comet")
     assert not (tmp_path / "trackers" / "comet.json").exists()
+    trackers.close()
 
 
 def test_a_stop_waits_for_trackers_a_few_seconds_alone(digits, failing_wandb, monkeypatch):
     failing_wandb(1000)
-    monkeypatch.setattr(processes, "SECONDS_WHEN_STOPPED", 1)
+    monkeypatch.setattr(tracker_processes, "SECONDS_WHEN_STOPPED", 1)
     run = experiment_generator(digits(trackers=["wandb"]))
     next(run)
     run.close()  # returns while the server is still silent

@@ -1,28 +1,78 @@
-"""The services that a run can be logged to, a class each. SERVICES lists them.
+"""The services that a run can be logged to, a class each, and what they show of a run.
 
-Each library is imported when its service is built: nobody needs more than he uses. Online, the
-run is resumed where the service has it already. Offline, all rows are logged into a folder that
-the service's own command reads as well (`wandb sync`, `comet upload`).
+SERVICES lists them. To add one: a class here, its line in SERVICES, its name in src/keys.py. Each
+library is imported when its service is built: nobody needs more than he uses. Online, the run is
+resumed where the service has it already. Offline, all rows are logged into a folder that the
+service's own command reads as well (`wandb sync`, `comet upload`).
 """
 
+import csv
 import json
 import netrc
 import os
+import secrets
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
 from urllib.parse import urlparse
 
-from src.logging.trackers.tracked import TrackedRun
-from src.support import pick
+from src.config import read_yaml_file
+from src.logging.same_run import read_json
+from src.support import pick, write_atomically
 
 SECONDS_TO_START = 60.0  # of wandb
 SECONDS_TO_FLUSH = 60  # of Comet
+PROJECT = "experiments"  # where wandb_project_name is null
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as trackers see it: who it is, and its configuration, read from its folder."""
+
+    folder: Path
+    id: str  # 32 hexadecimal digits
+    name: str
+    group: str | None  # its batch
+    project: str
+    tags: tuple[str, ...]
+    config: dict[str, Any]  # all keys, resolved
+    commit: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "TrackedRun":
+        """Of a run folder that has its config.yaml and the folder trackers."""
+        folder = folder.resolve()
+        config = read_yaml_file(folder / "config.yaml")
+        is_of_batch = any((folder.parent / name).exists() for name in ("rows.jsonl", "job.yaml"))
+        commit = read_json(folder / "provenance.json").get("commit")
+        identity = folder / "trackers" / "id"
+        if not identity.exists():
+            write_atomically(identity, secrets.token_hex(16) + "\n")
+        return cls(
+            folder=folder,
+            id=identity.read_text().strip(),
+            name=config.get("wandb_run_name") or folder.name,
+            group=folder.parent.name if is_of_batch else None,
+            project=config.get("wandb_project_name") or PROJECT,
+            tags=tuple(config.get("wandb_tags") or ()),
+            config=config,
+            commit=commit if isinstance(commit, str) else None,
+        )
+
+    def rows(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """(step, values) of each epoch in stats.csv, without its time of day and empty cells."""
+        with suppress(FileNotFoundError), open(self.folder / "stats.csv", newline="") as file:
+            for cells in list(csv.DictReader(file)):
+                known = {name: text for name, text in cells.items() if name and text}
+                known.pop("timestamp", None)
+                values = {name: float(text) for name, text in known.items()}
+                yield int(values.pop("step")), values
 
 
 class Service:
@@ -36,21 +86,25 @@ class Service:
     @staticmethod
     def has_credentials() -> bool:
         """Whether it can be online."""
-        raise NotImplementedError
+        return False
 
     def last_step(self, confirmed: int) -> int:
-        """Up to which the service has this run's values already; -1: none. confirmed: that were
-        sent when flush() returned last, in this attempt or an earlier one."""
-        raise NotImplementedError
+        """Up to which the service has this run's values already, online; -1: none.
+
+        confirmed: that were sent when flush() returned last, in this attempt or an earlier one.
+        """
+        return confirmed
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """The values after so many optimizer steps; steps rise from call to call."""
+        raise NotImplementedError
 
     def flush(self) -> None:
         """Returns when what was logged is written or sent; here, it happens by itself."""
 
     def end(self, outcome: str, reason: str, pictures: Mapping[str, Path]) -> None:
         """The run, or this attempt at it, has ended. Returns when all has been written or sent."""
+        raise NotImplementedError
 
 
 class Wandb(Service):
@@ -147,9 +201,6 @@ class Comet(Service):
 
         return bool(comet_ml.config.get_config("comet.api_key"))
 
-    def last_step(self, confirmed: int) -> int:
-        return confirmed
-
     def log(self, step: int, values: Mapping[str, float]) -> None:
         epoch = int(values["epoch"]) if "epoch" in values else None
         self.experiment.log_metrics(dict(values), step=step, epoch=epoch)
@@ -179,33 +230,24 @@ class TensorBoard(Service):
     def __init__(self, run: TrackedRun, archive: Path, *, is_online: bool) -> None:
         # Without it, TensorBoard would import TensorFlow where that is installed: seconds.
         sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
-        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+        from tensorboard.plugins.text.summary_v2 import text_pb
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self.step, self.writer = 0, EventFileWriter(str(archive))
-        started = plugin_data_pb2.SessionStartInfo(group_name=run.id, start_time_secs=time())
-        for key, value in run.config.items():  # a protobuf takes numbers, texts, true and false
-            if isinstance(value, bool):
-                started.hparams[key].bool_value = value
-            elif isinstance(value, int | float):
-                started.hparams[key].number_value = value
-            else:
-                text = value if isinstance(value, str) else json.dumps(value)
-                started.hparams[key].string_value = text
-        self._add_session(metadata.SESSION_START_INFO_TAG, session_start_info=started)
+        plain = bool | int | float | str
+        hparams = {k: v if isinstance(v, plain) else json.dumps(v) for k, v in run.config.items()}
+        self._add(hparams_pb(hparams, trial_id=run.id))
         facts = {"commit": run.commit, "name": run.name, "tags": list(run.tags), "id": run.id}
-        self._add_text("config", json.dumps(run.config | facts, indent=1, default=str))
-
-    @staticmethod
-    def has_credentials() -> bool:
-        return False
-
-    def last_step(self, confirmed: int) -> int:
-        return -1
+        text = json.dumps(run.config | facts, indent=1, default=str)
+        self._add(text_pb("config", f"```\n{text}\n```"))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         self.step = step
-        self._add(*({"tag": name, "simple_value": value} for name, value in values.items()))
+        numbers = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+        self._add(Summary(value=numbers))
 
     def flush(self) -> None:
         self.writer.flush()
@@ -213,37 +255,28 @@ class TensorBoard(Service):
     def end(self, outcome: str, reason: str, pictures: Mapping[str, Path]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+        from tensorboard.plugins.text.summary_v2 import text_pb
 
-        self._add_text("outcome", f"{outcome}: {reason}")
+        self._add(text_pb("outcome", f"```\n{outcome}: {reason}\n```"))
         for name, path in pictures.items():
             image = Summary.Image(encoded_image_string=path.read_bytes())
-            self._add({"tag": name, "image": image})
+            self._add(Summary(value=[Summary.Value(tag=name, image=image)]))
         is_well = outcome in ("finished", "early_stopped")
         status = api_pb2.STATUS_SUCCESS if is_well else api_pb2.STATUS_FAILURE
-        ended = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time())
-        self._add_session(metadata.SESSION_END_INFO_TAG, session_end_info=ended)
+        end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time())
+        about = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+        ended = Summary.Value(
+            tag=metadata.SESSION_END_INFO_TAG,
+            metadata=metadata.create_summary_metadata(about),
+            tensor=metadata.NULL_TENSOR,
+        )
+        self._add(Summary(value=[ended]))
         self.writer.close()
 
-    def _add_session(self, tag: str, **info: Any) -> None:
-        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
-
-        about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**info))
-        self._add({"tag": tag, "metadata": about, "tensor": metadata.NULL_TENSOR})
-
-    def _add_text(self, name: str, text: str) -> None:
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto
-        from tensorboard.plugins.text import metadata
-
-        tensor = TensorProto(dtype="DT_STRING", string_val=[f"```\n{text}\n```".encode()])
-        about = metadata.create_summary_metadata(display_name=name, description="")
-        self._add({"tag": name, "tensor": tensor, "metadata": about})
-
-    def _add(self, *values: dict[str, Any]) -> None:
-        """An event with these values, at the step of the last row."""
+    def _add(self, summary: Any) -> None:
+        """An event, at the step of the last row."""
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        summary = Summary(value=[Summary.Value(**value) for value in values])
         self.writer.add_event(Event(wall_time=time(), step=self.step, summary=summary))
 
 
@@ -269,14 +302,14 @@ class Trackio(Service):
             auto_log_cpu=False,
         )
         last = SQLiteStorage.get_last_step(run.project, name)
-        self.known = self.step = -1 if last is None else last
+        self.step = -1 if last is None else last
 
     @staticmethod
     def has_credentials() -> bool:
         return True
 
     def last_step(self, confirmed: int) -> int:
-        return self.known
+        return self.step
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)
