@@ -43,12 +43,11 @@ from benchmarks.references import (
     squared_error,
     t_interval,
 )
-from src.analysis.choice import choose, table
+from src.analysis.choice import choose, paired, table
 from src.analysis.curves import at, at_best, best, last
-from src.analysis.intervals import mean_interval
-from src.analysis.pairs import paired
 from src.analysis.plots.targets import first_reached
 from src.analysis.read import read_experiments
+from src.analysis.scores import mean_interval
 from src.config.config import make_config
 from src.data.splits import NO_TOKEN
 from src.losses import build_loss

@@ -1,4 +1,4 @@
-"""The best setting of a grid, chosen by validation, and a table of all of them."""
+"""The best setting of a grid, chosen by validation; a table of all settings; paired comparisons."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.analysis.curves import at_best, direction_of, main_metrics, numbers
-from src.analysis.intervals import mean_interval
+from src.analysis.curves import at_best, direction_of, main_metrics
+from src.analysis.scores import diverged, mean_interval, scores_of
 from src.analysis.settings import (
+    format_setting,
+    format_some,
+    format_value,
     groups,
-    label,
-    seed_warnings,
     seeds_of,
-    shown,
     sort_key,
     varying,
 )
 from src.metrics import LOSS_KEYS, OF_LOSS, metric_name
-from src.ranking import Run, Standing, rank
+from src.ranking import SEEDS, Run, Standing, rank
 from src.support import UserError, bad_value
 
 SPLITS = "data_splits_map: {train: 'train[:90%]', val: 'train[90%:]', test: test}"
-MOST_SHOWN = 3  # settings, or values of a key, in a text
+TERMINAL = 80  # characters of a line
 
 
 class ChoiceWarning(UserWarning):
@@ -44,26 +44,27 @@ def choose(
 ) -> pd.DataFrame:
     """The setting that is best by its mean of `by` over seeds, and its mean of `report`.
 
-    per: keys; a choice for each combination of their values. when: as in numbers(); with 'best',
-    `report` is read in the epoch that is best by `by`. num_seeds of num_expected seeds have a
-    value, num_diverged diverged; std, low, high: of `report`, the standard deviation over the
-    seeds and the 95 % interval of the mean (Student's t). src/ranking.py says which is best.
+    per: keys; there is a choice for each combination of their values. when: as in numbers(); with
+    'best', `report` is read in the epoch that is best by `by`. Of num_expected seeds num_seeds
+    have a value and num_diverged diverged. std, low and high are those of `report`: the standard
+    deviation over seeds and the 95 % interval of the mean (Student's t).
     """
-    check_runs(df, "df")
+    _check_not_empty(df, "df")
     by, report = by or main_metrics(df)[0], report or main_metrics(df)[1]
-    values = np.stack([values_of(df, by, when), _reported(df, by, report, when)], axis=1)
+    values = np.stack([scores_of(df, by, when), _reported(df, by, report, when)], axis=1)
     sign = direction_of(by)
     first = [per] if isinstance(per, str) else list(dict.fromkeys(per))
     keys = first + [key for key in varying(df) if key not in first]
-    rivals: dict[tuple, list[_Setting]] = {}  # of each combination, the best one first
-    for one in _settings(df, keys, values, sign):
-        rivals.setdefault(tuple(sort_key(one.keys[key]) for key in first), []).append(one)
+    rivals: dict[tuple, list[_Ranked]] = {}  # of each combination, the best setting first
+    for setting in _ranked_settings(df, keys, values, sign):
+        combination = tuple(sort_key(setting.keys[key]) for key in first)
+        rivals.setdefault(combination, []).append(setting)
     ordered = [rivals[combination] for combination in sorted(rivals)]
-    is_choice = _is_best(when) or any(len(settings) > 1 for settings in ordered)
+    is_choice = _is_best_epoch(when) or any(len(settings) > 1 for settings in ordered)
     texts = _same_split(by, report) if is_choice else []
     texts += [f"{text}: not comparable" for text in unlike_losses(df, [by], first)]
     texts += _ties(ordered, sign)
-    warn(texts + _weak_means(df, keys, by, values[:, 0]))
+    _warn(texts + _weak_means(df, keys, by, values[:, 0]))
     chosen = [settings[0] for settings in ordered]
     mean, std, low, high = _over_seeds(chosen)
     columns = {by: mean[:, 0], report: mean[:, 1]}
@@ -78,21 +79,21 @@ def table(
     keys: str | Sequence[str] | None = None,
     when: str | float = "last",
 ) -> pd.DataFrame:
-    """A row a setting, the best by the first metric on top, those that lack seeds at the bottom.
+    """One row a setting, the best by the first metric on top, those that lack seeds at the bottom.
 
     Columns: the keys (those that vary, where none are given); num_seeds, that have a value of
     the first metric, num_expected, that the setting with the most seeds has, and num_diverged;
     of each metric the mean over these seeds, 'metric std', 'metric low' and 'metric high' (the
-    95 % interval of the mean, Student's t). src/ranking.py says which is best.
+    95 % interval of the mean, Student's t).
     """
-    check_runs(df, "df")
+    _check_not_empty(df, "df")
     names = [metrics] if isinstance(metrics, str) else list(metrics or main_metrics(df))
     names = list(dict.fromkeys(names))
-    values = np.stack([values_of(df, name, when) for name in names], axis=1)
+    values = np.stack([scores_of(df, name, when) for name in names], axis=1)
     keys = [keys] if isinstance(keys, str) else varying(df) if keys is None else list(keys)
-    settings = _settings(df, keys, values, direction_of(names[0]))
+    settings = _ranked_settings(df, keys, values, direction_of(names[0]))
     texts = [f"{text}: not comparable" for text in unlike_losses(df, names)]
-    warn(texts + _weak_means(df, keys, names[0], values[:, 0]))
+    _warn(texts + _weak_means(df, keys, names[0], values[:, 0]))
     mean, std, low, high = _over_seeds(settings)
     columns: dict[str, np.ndarray] = {}
     for i, name in enumerate(names):
@@ -102,105 +103,221 @@ def table(
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """What the runs of one setting have in common, and what they reached."""
+class _Ranked:
+    """A setting, and what its runs reached."""
 
     keys: dict[str, Any]
-    values: np.ndarray  # (seeds that have a first metric, metrics)
+    values: np.ndarray  # (seeds that have a value of the first metric, metrics)
     standing: Standing  # by the first metric
 
 
-def _settings(
+def _ranked_settings(
     df: pd.DataFrame, keys: Sequence[str], values: np.ndarray, sign: int
-) -> list[_Setting]:
-    """The best by the first metric first. values: (runs, metrics)."""
+) -> list[_Ranked]:
+    """The best setting by the first metric comes first. values: (runs, metrics)."""
     runs = df.reset_index(drop=True)  # two batches may have runs of the same name
     seeds, is_diverged = seeds_of(runs), diverged(runs).tolist()
-    of_settings = groups(runs, keys)
+    settings = groups(runs, keys)
     ranked = rank(
         [
             [Run(seeds[i], float(values[i, 0]), is_diverged[i]) for i in rows.index]
-            for _, rows in of_settings
+            for _, rows in settings
         ],
         sign,
     )
     found = []
     for standing in ranked:
-        of_setting, rows = of_settings[standing.index]
-        means = [values[rows.index[list(came)]].mean(axis=0) for came in standing.runs]
-        table = np.array(means).reshape(len(means), values.shape[1])
-        found.append(_Setting(of_setting, table, standing))
+        of_keys, rows = settings[standing.index]
+        means = [values[rows.index[list(of_seed)]].mean(axis=0) for of_seed in standing.runs]
+        of_seeds = np.array(means).reshape(len(means), values.shape[1])
+        found.append(_Ranked(of_keys, of_seeds, standing))
     return found
 
 
-def _over_seeds(settings: Sequence[_Setting]) -> np.ndarray:
-    """(4, settings, metrics): means, standard deviations, lower and upper ends."""
+def _over_seeds(settings: Sequence[_Ranked]) -> np.ndarray:
+    """(4, settings, metrics): means, standard deviations, lower and upper ends of intervals."""
     found = np.full((4, len(settings), settings[0].values.shape[1]), np.nan)
-    nums = np.array([len(one.values) for one in settings])
-    for num in np.unique(nums[nums > 0]):
-        same = np.flatnonzero(nums == num)
+    counts = np.array([len(setting.values) for setting in settings])
+    for count in np.unique(counts[counts > 0]):  # many settings at once
+        same = np.flatnonzero(counts == count)
         values = np.stack([settings[i].values for i in same.tolist()], axis=1)
         found[[[0], [2], [3]], same] = mean_interval(values)
-        found[1, same] = values.std(axis=0, ddof=1) if num > 1 else np.nan
+        found[1, same] = values.std(axis=0, ddof=1) if count > 1 else np.nan
     return found
 
 
 def _frame(
-    settings: Sequence[_Setting], keys: Sequence[str], columns: Mapping[str, np.ndarray]
+    settings: Sequence[_Ranked], keys: Sequence[str], columns: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
-    found: dict[str, Any] = {key: [one.keys[key] for one in settings] for key in keys}
+    found: dict[str, Any] = {key: [setting.keys[key] for setting in settings] for key in keys}
     for count in ("num_seeds", "num_expected", "num_diverged"):
-        found[count] = [getattr(one.standing, count) for one in settings]
+        found[count] = [getattr(setting.standing, count) for setting in settings]
     return pd.DataFrame(found | dict(columns))
 
 
-# ---- The numbers of runs -----------------------------------------------------------------
+def _reported(df: pd.DataFrame, by: str, report: str, when: str | float) -> np.ndarray:
+    """With 'best' in the epoch that `by` chooses: the best one of `report` is chosen on test."""
+    if not _is_best_epoch(when):
+        return scores_of(df, report, when)
+    if df[by].dtype != "curve":
+        raise bad_value("when", when, f"'last': {by} is no curve that has a best epoch")
+    if report not in df or df[report].dtype != "curve":
+        return scores_of(df, report, when)
+    values = at_best(df[report], df[by]).to_numpy()
+    return np.where(np.isfinite(values), values, np.nan)
 
 
-def check_runs(df: pd.DataFrame, name: str) -> None:
-    if not len(df):
-        raise UserError(f"{name}: there are no runs in it")
-
-
-def _is_best(when: str | float) -> bool:
+def _is_best_epoch(when: str | float) -> bool:
     return str(when).strip() == "best"
 
 
-def values_of(df: pd.DataFrame, column: str, when: str | float) -> np.ndarray:
-    """(runs,) NaN where a run has no finite value, diverged or failed: it may have been good."""
-    found = numbers(df, column, when).to_numpy()
-    has_failed = df["state"].eq("failed").to_numpy() if "state" in df else np.zeros(len(df))
-    is_out = diverged(df) | np.asarray(has_failed, dtype=bool)
-    return np.where(np.isfinite(found) & ~is_out, found, np.nan)
+# ---- Two kinds of runs, seed by seed -----------------------------------------------------
 
 
-def diverged(df: pd.DataFrame) -> np.ndarray:
-    """(runs,) Whether they ended so."""
-    if "outcome" not in df:
-        return np.zeros(len(df), dtype=bool)
-    return df["outcome"].eq("diverged").to_numpy(dtype=bool, na_value=False)
+@dataclass(frozen=True)
+class Paired:
+    """By how much runs of a are better than runs of b that share seeds and setting."""
+
+    metric: str
+    num_pairs: int
+    mean_a: float
+    mean_b: float
+    difference: float  # mean of a - b
+    low: float  # 95 % interval of that mean, Student's t; NaN of one pair and of equal ones
+    high: float
+    num_better: int  # pairs in which a is the better one
+    num_equal: int
+    differing: dict[str, tuple[Any, Any]]  # key -> (its value in a, in b)
+
+    def __str__(self) -> str:
+        """Two lines; of the keys as many as the second takes, names before numbers."""
+        largest = np.nanmax(np.abs([self.difference, self.low, self.high]))
+        places = 4 if largest == 0 else int(np.clip(2 - np.floor(np.log10(largest)), 0, 8))
+        first = f"{self.metric}: {self.mean_a:.{places}f} against {self.mean_b:.{places}f}, "
+        first += f"{self.difference:+.{places}f}"
+        if np.isfinite(self.low):
+            first += f" [{self.low:+.{places}f}, {self.high:+.{places}f}] (95 %)"
+        counts = f"{self.num_pairs} pair{'s' * (self.num_pairs > 1)} of the same seeds: "
+        counts += f"{self.num_better} better, {self.num_equal} equal; "
+        items = sorted(self.differing.items(), key=lambda item: not isinstance(item[1][0], str))
+        keys = [f"{key}={format_value(a)} against {format_value(b)}" for key, (a, b) in items]
+        shown = len(keys)
+        while shown > 1 and len(counts + format_some(keys, shown, ", ")) > TERMINAL:
+            shown -= 1
+        return f"{first}\n{counts}{format_some(keys, shown, ', ') or 'no key differs'}"
+
+    __repr__ = __str__  # what a notebook shows
 
 
-def _reported(df: pd.DataFrame, by: str, report: str, when: str | float) -> np.ndarray:
-    """(runs,) With 'best' that of the epoch chosen: its own best one would be chosen on test."""
-    if _is_best(when) and df[by].dtype != "curve":
-        raise bad_value("when", when, f"'last': {by} is no curve that has a best epoch")
-    if not _is_best(when) or report not in df or df[report].dtype != "curve":
-        return values_of(df, report, when)
-    found = at_best(df[report], df[by]).to_numpy()
-    return np.where(np.isfinite(found), found, np.nan)
+def paired(
+    a: pd.DataFrame, b: pd.DataFrame, metric: str | None = None, *, when: str | float = "last"
+) -> Paired:
+    """Compare runs of a with those of b that have the same seeds and values of all varying keys.
+
+    Keys that vary neither in a nor in b but between them are what is compared. Raises UserError
+    where there are no pairs, and where a run has several partners.
+    """
+    _check_not_empty(a, "a")
+    _check_not_empty(b, "b")
+    metric = metric or main_metrics(a)[1]
+    pairs = _pairs(a, b)
+    sides = a.iloc[pairs[:, 0]], b.iloc[pairs[:, 1]]
+    values = np.stack([scores_of(side, metric, when) for side in sides], axis=1)
+    there = np.isfinite(values).all(axis=1)
+    if not there.any():
+        raise UserError(f"{metric}: in none of {len(there)} pairs do both runs have a value")
+    texts = []
+    if len(there) < max(len(a), len(b)):
+        without = [f"{num - len(there)} of the {num} runs of" for num in (len(a), len(b))]
+        texts.append(f"{without[0]} a and {without[1]} b have no partner")
+    if not there.all():
+        texts.append(f"{(~there).sum()} of {len(there)} pairs lack a value")
+    states = pd.concat([side[there].filter(items=["state"]) for side in sides])
+    _warn([f"left out: {', '.join(texts)}"] * bool(texts) + _not_done(states))
+    difference = values[there, 0] - values[there, 1]
+    mean, low, high = map(float, mean_interval(difference))
+    return Paired(
+        metric=metric,
+        num_pairs=len(difference),
+        mean_a=float(values[there, 0].mean()),
+        mean_b=float(values[there, 1].mean()),
+        difference=mean,
+        low=low,
+        high=high,
+        num_better=int((direction_of(metric) * difference > 0).sum()),
+        num_equal=int((difference == 0).sum()),
+        differing=_differing(sides[0][there], sides[1][there]),
+    )
+
+
+def _pairs(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
+    """(pairs, 2) Positions in a and in b."""
+    seeds = [key for key in SEEDS if key in a or key in b]
+    keys = list(dict.fromkeys([*varying(a), *varying(b), *seeds]))
+    runs, pairs = _stacked(a, b, keys), []
+    for values, rows in groups(runs, keys):
+        in_a, in_b = rows.index[rows.index < len(a)], rows.index[rows.index >= len(a)]
+        if not len(in_a) or not len(in_b):
+            continue
+        for name, partners in (("a", in_a), ("b", in_b)):
+            if len(partners) > 1:
+                has = f"{len(partners)} runs with {format_setting(values) or 'the same keys'}"
+                raise UserError(f"{name}: {has}; select one of them")
+        pairs.append((in_a[0], in_b[0] - len(a)))
+    if not pairs:
+        raise UserError(f"no run of a has a partner in b: {_disagreement(runs, len(a), keys)}")
+    return np.array(pairs)
+
+
+def _stacked(a: pd.DataFrame, b: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The runs of a, then those of b, numbered; a key that one of them does not have is null."""
+    both = [df.reindex(columns=list(keys)).astype(object) for df in (a, b)]
+    return pd.concat(both, ignore_index=True)
+
+
+def _disagreement(runs: pd.DataFrame, num_a: int, keys: Sequence[str]) -> str:
+    """The keys of which a and b share no value; all keys, where each has some in common."""
+    apart, all_keys = [], []
+    for key in keys:
+        of_a, of_b = (
+            [format_value(values[key]) for values, _ in groups(side, [key])]
+            for side in (runs[:num_a], runs[num_a:])
+        )
+        text = f"{key} is {format_some(of_a, 3, ', ')} in a, {format_some(of_b, 3, ', ')} in b"
+        all_keys.append(text)
+        if len(groups(runs, [key])) == len(of_a) + len(of_b):
+            apart.append(text)
+    return "; ".join(apart or all_keys)
+
+
+def _differing(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
+    """The keys with one value in a and another one in b."""
+    curves = {key for df in (a, b) for key in df.columns if df[key].dtype == "curve"}
+    keys = [key for key in dict.fromkeys([*a.columns, *b.columns]) if key not in curves]
+    runs, ends = _stacked(a, b, keys), [0, len(a)]
+    found = {}
+    for key in keys:
+        parts = [runs.iloc[ends][[key]], runs.iloc[: len(a)][[key]], runs.iloc[len(a) :][[key]]]
+        if [bool(varying(part)) for part in parts] == [True, False, False]:
+            found[key] = (runs[key].iloc[0], runs[key].iloc[len(a)])
+    return found
 
 
 # ---- Warnings ----------------------------------------------------------------------------
 
 
-def warn(texts: Iterable[str]) -> None:
+def _check_not_empty(df: pd.DataFrame, name: str) -> None:
+    if not len(df):
+        raise UserError(f"{name}: there are no runs in it")
+
+
+def _warn(texts: Iterable[str]) -> None:
     for text in texts:
         warnings.warn(text, ChoiceWarning, stacklevel=3)  # the line that calls choose, say
 
 
 def _same_split(by: str, report: str) -> list[str]:
-    """Whoever reports what was fitted to the training data claims nothing about other data."""
+    """Choosing on the split that is reported is fitting to it: the figure claims too much."""
     split = report.partition("/")[0]
     if "/" not in report or split == "train" or by.partition("/")[0] != split:
         return []
@@ -212,7 +329,7 @@ def _same_split(by: str, report: str) -> list[str]:
 def unlike_losses(
     df: pd.DataFrame, metrics: Iterable[str], apart: Iterable[str | None] = ()
 ) -> list[str]:
-    """'test/last/loss: runs differ in label_smoothing (0, 0.1)' of losses that mean other things.
+    """'test/last/loss: runs differ in label_smoothing (0, 0.1)', of losses on different scales.
 
     apart: keys; only runs that agree in them are compared.
     """
@@ -221,30 +338,23 @@ def unlike_losses(
     if not keys:
         return []
     within = groups(df, [key for key in apart if key])
-    differing = [key for key in keys if any(len(groups(rows, [key])) > 1 for _, rows in within)]
-    if not differing:
-        return []
-    some = [f"{key} ({_some(df, key)})" for key in differing]
-    return [f"{', '.join(losses)}: runs differ in {', '.join(some)}"]
+    texts = []
+    for key in keys:
+        if any(len(groups(rows, [key])) > 1 for _, rows in within):
+            values = [format_value(setting[key]) for setting, _ in groups(df, [key])]
+            texts.append(f"{key} ({format_some(values, 3, ', ')})")
+    return [f"{', '.join(losses)}: runs differ in {', '.join(texts)}"] if texts else []
 
 
-def _some(df: pd.DataFrame, key: str) -> str:
-    values = [shown(setting[key]) for setting, _ in groups(df, [key])]
-    return ", ".join(values[:MOST_SHOWN]) + ", …" * (len(values) > MOST_SHOWN)
-
-
-def _ties(rivals: Sequence[Sequence[_Setting]], sign: int) -> list[str]:
-    """Where nothing speaks for the one that is chosen, the first of them."""
+def _ties(rivals: Sequence[Sequence[_Ranked]], sign: int) -> list[str]:
+    """Where several settings are equally good, the first of them is chosen for no reason."""
     found = []
     for settings in rivals:
         best = settings[0].standing
-        equal = [one for one in settings if one.standing.order(sign) == best.order(sign)]
+        equal = [s for s in settings if s.standing.order(sign) == best.order(sign)]
         if len(equal) > 1 and best.num_seeds:
-            some = "; ".join(label(one.keys) for one in equal[:MOST_SHOWN])
-            more = "; …" * (len(equal) > MOST_SHOWN)
-            found.append(
-                f"{len(equal)} settings are equally good, the first is shown: {some}{more}"
-            )
+            some = format_some([format_setting(setting.keys) for setting in equal])
+            found.append(f"{len(equal)} settings are equally good, the first is shown: {some}")
     return found
 
 
@@ -253,15 +363,14 @@ def _weak_means(df: pd.DataFrame, keys: Sequence[str], by: str, values: np.ndarr
     there = np.isfinite(values)
     found = []
     if not there.all():
-        which = [label(setting) for setting, _ in groups(df[~there], keys)]
-        some = "; ".join(which[:MOST_SHOWN]) + "; …" * (len(which) > MOST_SHOWN)
         text = f"{_count(~there, 'has', 'have')} no finite {by}, diverged or failed"
-        found.append(f"{text}; such settings come last: {some}" if keys else text)
-    return found + not_done(df[there]) + seed_warnings(df[there], keys)
+        settings = [format_setting(setting) for setting, _ in groups(df[~there], keys)]
+        found.append(f"{text}; such settings come last: {format_some(settings)}" if keys else text)
+    return found + _not_done(df[there]) + seed_warnings(df[there], keys)
 
 
-def not_done(df: pd.DataFrame) -> list[str]:
-    """Runs that are on their way, or died on it, are compared with those that arrived."""
+def _not_done(df: pd.DataFrame) -> list[str]:
+    """Runs that have not ended, or were interrupted, are compared with those that are done."""
     going = (df["state"] != "done").to_numpy() if "state" in df else np.zeros(len(df), dtype=bool)
     text = f"{_count(going, 'is', 'are')} not done: what was reached so far counts"
     return [text] if going.any() else []
@@ -270,3 +379,23 @@ def not_done(df: pd.DataFrame) -> list[str]:
 def _count(is_one: np.ndarray, verb: str, verbs: str) -> str:
     """'1 of 24 runs is'"""
     return f"{is_one.sum()} of {len(is_one)} runs {verb if is_one.sum() == 1 else verbs}"
+
+
+def seed_warnings(df: pd.DataFrame, keys: Iterable[str] | None = None) -> list[str]:
+    """What is wrong with averages over the seeds of these runs; a line each.
+
+    keys: those that make a setting, `varying` where none are given.
+    """
+    settings = groups(df, list(varying(df) if keys is None else keys))
+    counts = [len(set(seeds_of(rows))) for _, rows in settings]
+    most = max(counts, default=0)
+    pairs = zip(settings, counts, strict=True)
+    fewer = [f"{format_setting(values)} ({n})" for (values, _), n in pairs if n < most]
+    found = []
+    if fewer:
+        which = f"{len(fewer)} of {len(settings)} settings {'has' if len(fewer) == 1 else 'have'}"
+        found.append(f"seeds are missing: {which} fewer than {most}: {format_some(fewer)}")
+    if twice := len(df) - sum(counts):
+        have = "run has" if twice == 1 else "runs have"
+        found.append(f"{twice} {have} the setting and the seeds of another one")
+    return found

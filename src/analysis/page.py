@@ -21,7 +21,7 @@ from src.analysis.choice import ChoiceWarning, choose
 from src.analysis.curves import direction_of, main_metrics, numbers
 from src.analysis.edges import edge_alarm
 from src.analysis.plots import against, heat_map, learning_curves, tradeoff
-from src.analysis.plots.seeds import numbers_of, settings_of
+from src.analysis.scores import scores_by, settings_of
 from src.analysis.settings import is_null, is_number, sort_key, varying
 from src.metrics import DIRECTIONS, metric_name
 from src.ranking import SEEDS
@@ -304,7 +304,7 @@ def _wanted_pictures(
 
 def best_settings(df: pd.DataFrame, by: str) -> pd.DataFrame:
     """The runs of those few settings that choose() ranks first: no eye tells more curves apart."""
-    sign, judged, settings = direction_of(by), numbers_of(df, by, "last"), settings_of(df, [])
+    sign, judged, settings = direction_of(by), scores_by(df, by), settings_of(df, [])
     if len(settings) <= MOST_CURVES or np.isnan(judged.values).all():
         return df
     settings.sort(key=lambda setting: judged.rank(setting, sign))

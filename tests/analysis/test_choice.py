@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.analysis.choice import ChoiceWarning, choose, table
+from src.analysis.choice import ChoiceWarning, choose, paired, table
 from src.analysis.curves import CurveArray
-from src.analysis.pairs import paired
 from src.analysis.read import read_experiments
 from src.support.errors import UserError
 from train import run_experiment

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.results import finish
-from src.analysis.beyond import beyond
 from src.analysis.curves import CurveArray
-from src.analysis.edges import edge_alarm, edges, extension
+from src.analysis.edges import edge_alarm, edges, extension, extrapolate
 from src.analysis.read import read_experiments
 from src.config.config import make_config
 from src.grid.check import check_rows
@@ -247,7 +246,7 @@ def test_what_the_configuration_refuses_is_not_proposed():
     ],
 )
 def test_new_values_continue_the_row(row, expected):
-    found = beyond("base_lr", row)
+    found = extrapolate("base_lr", row)
     assert found == expected
     assert list(map(type, found)) == list(map(type, expected))
 
@@ -264,7 +263,7 @@ def test_new_values_continue_the_row(row, expected):
     ],
 )
 def test_momentum_goes_on_in_its_distance_from_one(row, expected):
-    assert beyond("momentum", row) == expected
+    assert extrapolate("momentum", row) == expected
 
 
 positive = st.floats(1e-6, 1e6).map(lambda x: float(f"{x:.4g}"))
@@ -273,7 +272,7 @@ positive = st.floats(1e-6, 1e6).map(lambda x: float(f"{x:.4g}"))
 @given(st.lists(positive, min_size=3, max_size=12, unique=True), st.booleans())
 def test_new_values_are_two_positive_ones_that_lie_beyond_all(values, rises):
     row = sorted(values, reverse=not rises)
-    found = beyond("base_lr", row)
+    found = extrapolate("base_lr", row)
     assert len(set(found)) == 2
     assert [*row, *found] == sorted([*row, *found], reverse=not rises)
     assert min(found) > 0

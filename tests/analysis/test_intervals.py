@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.analysis.intervals import mean_interval
+from src.analysis.scores import mean_interval
 
 
 @pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])

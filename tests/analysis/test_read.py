@@ -22,8 +22,7 @@ from src.analysis.edges import edges, extension
 from src.analysis.plots import against, learning_curves
 from src.analysis.read import OlderCopyWarning, read_experiments
 from src.analysis.run_files import Unreadable, read_flat_yaml
-from src.analysis.select import select
-from src.analysis.settings import differing, groups, varying
+from src.analysis.settings import differing, groups, select, varying
 from src.config.yaml_files import read_yaml, write_yaml
 from src.support.errors import UserError
 from train import run_experiment

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src.analysis.choice import seed_warnings
 from src.analysis.curves import CurveArray
-from src.analysis.settings import groups, label, seed_warnings, shown, varying
+from src.analysis.settings import format_setting, format_value, groups, varying
 from src.support.errors import UserError
 
 
@@ -82,10 +83,11 @@ def test_missing_and_doubled_seeds_are_said(frame):
 
 
 def test_labels_are_short():
-    assert label({"base_lr": 0.1 + 0.2, "averaging": None}) == "base_lr=0.3 averaging=null"
-    assert [shown(12345), shown(12345.6), shown(np.int64(7))] == ["12345", "1.235e+04", "7"]
-    assert shown(True) == "true"
-    assert len(shown("x" * 99)) == 30
+    assert format_setting({"base_lr": 0.1 + 0.2, "averaging": None}) == "base_lr=0.3 averaging=null"
+    shown = [format_value(value) for value in (12345, 12345.6, np.int64(7))]
+    assert shown == ["12345", "1.235e+04", "7"]
+    assert format_value(True) == "true"
+    assert len(format_value("x" * 99)) == 30
 
 
 def test_what_was_measured_is_no_setting_even_after_a_merge(frame):
@@ -101,7 +103,7 @@ def test_types_of_pandas_own_have_nulls_too(frame):
     converted = frame.convert_dtypes()
     assert varying(converted) == ["model", "base_lr", "eval_batch_size"]
     found = groups(converted, ["eval_batch_size", "model"])
-    assert [label(values) for values, _ in found][:2] == [
+    assert [format_setting(values) for values, _ in found][:2] == [
         "eval_batch_size=null model=linear",
         "eval_batch_size=null model=tiny/lenet",
     ]

@@ -23,7 +23,7 @@ from src.analysis.plots.panels import (
     seeds_note,
     unended_note,
 )
-from src.analysis.plots.seeds import Numbers, Setting, best_of, metrics_of, numbers_of
+from src.analysis.scores import Scores, Setting, metrics_of, scores_by
 from src.support import bad_value
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def heat_map(
         raise bad_value("y", y, "another key than that of x")
     keys = levels(df, x, "x"), levels(df, y, "y")
     judge, metric = metrics_of(df, metric)
-    shown, judged = numbers_of(df, metric, when), numbers_of(df, judge, when)
+    shown, judged = scores_by(df, metric, when), scores_by(df, judge, when)
     grid = grid_of(df, Wish(row, col, ax=ax), used=[x, y])
     by = judged, direction_of(judge)
     tables = [_table(panel.settings, keys, shown, by) for panel in grid.panels]
@@ -98,8 +98,8 @@ class Table:
 def _table(
     settings: Sequence[Setting],
     keys: tuple[Levels, Levels],
-    shown: Numbers,
-    judge: tuple[Numbers, int],
+    shown: Scores,
+    judge: tuple[Scores, int],
 ) -> Table:
     cells: dict[tuple[int, int], list[Setting]] = {}
     for setting in settings:
@@ -107,10 +107,10 @@ def _table(
         cells.setdefault((up, across), []).append(setting)
     values = np.full((len(keys[1].values), len(keys[0].values)), np.nan)
     is_broken = np.zeros(values.shape, dtype=bool)
-    best = {at: best_of(inside, *judge) for at, inside in cells.items()}
+    best = {at: judge[0].best(inside, judge[1]) for at, inside in cells.items()}
     for at, setting in best.items():
         values[at] = shown.mean(setting)
-        is_broken[at] = shown.has_broken(setting)
+        is_broken[at] = shown.has_diverged(setting)
     judged, sign = judge
     ranks = {at: judged.rank(setting, sign) for at, setting in best.items()}
     has_value = {at: rank for at, rank in ranks.items() if np.isfinite(rank[1])}
@@ -243,7 +243,7 @@ def _ink(image: Any, value: float) -> str:
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
 
 
-def _notes(grid: Grid, tables: Sequence[Table], judge: str, shown: Numbers) -> list[str]:
+def _notes(grid: Grid, tables: Sequence[Table], judge: str, shown: Scores) -> list[str]:
     rest = ", ".join(grid.unsaid())
     notes = [
         f"best of {rest} by {judge}" if rest else "",

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.curves import direction_of
-from src.analysis.intervals import mean_interval
 from src.analysis.plots.axes import fit_y, is_log_loss, key_axis, label_of, log_y
 from src.analysis.plots.marks import LINES, POINTS, Levels, levels
 from src.analysis.plots.panels import (
@@ -23,8 +22,8 @@ from src.analysis.plots.panels import (
     seeds_note,
     unended_note,
 )
-from src.analysis.plots.seeds import Numbers, Setting, best_of, metrics_of, numbers_of
 from src.analysis.run_plot import COLOURS
+from src.analysis.scores import Scores, Setting, mean_interval, metrics_of, scores_by
 from src.support import bad_value
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def against(
         raise bad_value("which", which, "'best' or 'every'")
     found = levels(df, key)
     judge, metric = metrics_of(df, metric)
-    shown, judged = numbers_of(df, metric, when), numbers_of(df, judge, when)
+    shown, judged = scores_by(df, metric, when), scores_by(df, judge, when)
     sign = direction_of(judge) if which == "best" else 1
     wish = Wish(row, col, colour, style, ax)
     grid = grid_of(df, wish, used=[key], styles=LINES if found.is_numeric else POINTS)
@@ -71,7 +70,7 @@ def against(
             if which == "every":
                 drawn += _draw_every(panel, settings, shown, (found, places), grid)
                 continue
-            best = [best_of(group, judged, sign) for group in _by_level(settings, found)]
+            best = [judged.best(group, sign) for group in _by_level(settings, found)]
             beside = 0 if found.is_numeric else DODGE * (number - (len(series) - 1) / 2)
             drawn += _draw_best(panel, best, shown, (found, places + beside), grid)
             seeds += [value for setting in best for value in shown.of(setting).tolist()]
@@ -95,7 +94,7 @@ Axis = tuple[Levels, np.ndarray]  # a key, and the place of each of its values
 
 
 def _draw_best(
-    panel: Panel, settings: Sequence[Setting], shown: Numbers, axis: Axis, grid: Grid
+    panel: Panel, settings: Sequence[Setting], shown: Scores, axis: Axis, grid: Grid
 ) -> list[float]:
     """With intervals; the means."""
     found, places = axis
@@ -106,7 +105,7 @@ def _draw_best(
     bars = np.nan_to_num(np.stack([means - low, high - means])).clip(0)
     look = {"color": colour, "markersize": _size(4.5, found), "linewidth": 1.5, "elinewidth": 1}
     panel.axis.errorbar(x, means, bars, **line_look(found, style), **look)
-    is_broken = [shown.has_broken(setting) for setting in settings]
+    is_broken = [shown.has_diverged(setting) for setting in settings]
     _mark_broken(panel, x[is_broken], colour, grid.colours.code(settings[0].row))
     return means.tolist()
 
@@ -124,7 +123,7 @@ def _size(usual: float, found: Levels) -> float:
 
 
 def _draw_every(
-    panel: Panel, settings: Sequence[Setting], shown: Numbers, axis: Axis, grid: Grid
+    panel: Panel, settings: Sequence[Setting], shown: Scores, axis: Axis, grid: Grid
 ) -> list[float]:
     """Settings that differ in nothing else are joined."""
     found, places = axis
@@ -136,7 +135,7 @@ def _draw_every(
         x = np.array([places[found.codes[setting.row]] for setting in joined])
         means = [shown.mean(setting) for setting in joined]
         panel.axis.plot(x, means, **line_look(found, style), **look)
-        is_broken = [shown.has_broken(setting) for setting in joined]
+        is_broken = [shown.has_diverged(setting) for setting in joined]
         _mark_broken(panel, x[is_broken], colour, grid.colours.code(settings[0].row))
         drawn += means
     return drawn
@@ -175,7 +174,7 @@ def _handle(found: Levels) -> Any:
     return draw
 
 
-def _notes(grid: Grid, which: str, judge: str, shown: Numbers) -> list[str]:
+def _notes(grid: Grid, which: str, judge: str, shown: Scores) -> list[str]:
     rest, counts = ", ".join(grid.unsaid()), shown.counts(grid.settings)
     notes = []
     if which == "best":
@@ -184,6 +183,6 @@ def _notes(grid: Grid, which: str, judge: str, shown: Numbers) -> list[str]:
     else:
         notes.append(f"points differ in {rest} as well" if rest else "")
         notes.append(seeds_note(counts, ""))
-    if any(shown.has_broken(setting) for setting in grid.settings):
+    if any(shown.has_diverged(setting) for setting in grid.settings):
         notes.append("x: diverged")
     return notes

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.curves import aligned
-from src.analysis.intervals import mean_interval
 from src.analysis.plots.axes import fit_y, is_log_loss, label_of, log_y, number_axis
 from src.analysis.plots.marks import LINES
 from src.analysis.plots.panels import (
@@ -21,7 +20,7 @@ from src.analysis.plots.panels import (
     name_axes,
     seeds_note,
 )
-from src.analysis.plots.seeds import Setting, curves_of, metrics_of, numbers_of
+from src.analysis.scores import Setting, curves_of, mean_interval, metrics_of, scores_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +45,7 @@ def learning_curves(
     metric = metrics_of(df, metric)[1]
     curves = curves_of(df, metric)
     grid = grid_of(df, Wish(row, col, colour, style, ax), fine=True, styles=LINES)
-    is_broken = numbers_of(df, metric, "last").is_broken
+    is_broken = scores_by(df, metric).is_diverged
     drawn = {s.row: _average(curves.iloc[s.rows], is_broken[s.rows]) for s in grid.settings}
     is_ours = not any(grid.each(lambda axis: axis.has_data()))
     for panel in grid.panels:

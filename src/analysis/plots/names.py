@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from src.analysis.settings import LONGEST, is_number, shown
+from src.analysis.settings import LONGEST, format_value, is_number
 
 
 def literal(text: str) -> str:
@@ -39,7 +39,7 @@ def _text(value: Any, *, is_mixed: bool) -> str:
     """The whole of it."""
     if isinstance(value, str):
         return f"'{value}'" if not value or (is_mixed and _is_like_another(value)) else value
-    return json.dumps(value, default=str) if isinstance(value, list | dict) else shown(value)
+    return json.dumps(value, default=str) if isinstance(value, list | dict) else format_value(value)
 
 
 def _is_like_another(text: str) -> bool:

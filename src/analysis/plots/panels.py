@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.choice import ChoiceWarning, unlike_losses
-from src.analysis.intervals import INTERVAL
 from src.analysis.plots.marks import (
     LINES,
     MOST_STYLES,
@@ -29,7 +28,7 @@ from src.analysis.plots.marks import (
     styles_of,
 )
 from src.analysis.plots.names import cut, literal, width_of
-from src.analysis.plots.seeds import Setting, settings_of
+from src.analysis.scores import INTERVAL, Setting, settings_of
 from src.analysis.settings import LONGEST
 from src.support import UserError, bad_value
 

@@ -9,16 +9,23 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.curves import direction_of
-from src.analysis.intervals import INTERVAL, mean_interval
 from src.analysis.plots.cells import heat_map
 from src.analysis.plots.keys import against
 from src.analysis.plots.learning import learning_curves
 from src.analysis.plots.marks import Levels, levels
 from src.analysis.plots.names import literal
 from src.analysis.plots.panels import GREY
-from src.analysis.plots.seeds import Numbers, Setting, best_of, metrics_of, numbers_of, settings_of
 from src.analysis.plots.tradeoffs import tradeoff
-from src.analysis.settings import shown, varying
+from src.analysis.scores import (
+    INTERVAL,
+    Scores,
+    Setting,
+    mean_interval,
+    metrics_of,
+    scores_by,
+    settings_of,
+)
+from src.analysis.settings import format_some, format_value, varying
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,13 +68,13 @@ class Batch:
     judge: str  # the column to choose by
     metric: str  # the one that is shown
     settings: list[Setting]  # as choose() ranks them; without those that have no number
-    shown: Numbers
+    shown: Scores
     keys: list[Levels]  # that vary, the most telling first
 
     @classmethod
     def of(cls, df: pd.DataFrame, asked: str | None) -> "Batch":
         judge, metric = metrics_of(df, asked)
-        shown_numbers, judged = numbers_of(df, metric, "last"), numbers_of(df, judge, "last")
+        shown_numbers, judged = scores_by(df, metric), scores_by(df, judge)
         sign = direction_of(judge)
         settings = settings_of(df, [])
         ranks = {setting.row: judged.rank(setting, sign) for setting in settings}
@@ -82,10 +89,10 @@ class Batch:
         return [key.key for key in self.keys if key.is_numeric]
 
 
-def _telling(key: Levels, settings: Sequence[Setting], judged: Numbers, sign: int) -> float:
+def _telling(key: Levels, settings: Sequence[Setting], judged: Scores, sign: int) -> float:
     """How far apart the best settings of its values are."""
     best = [
-        judged.mean(best_of(inside, judged, sign))
+        judged.mean(judged.best(inside, sign))
         for code in range(len(key.values))
         if (inside := [s for s in settings if key.codes[s.row] == code])
     ]
@@ -95,7 +102,7 @@ def _telling(key: Levels, settings: Sequence[Setting], judged: Numbers, sign: in
 
 def _title(figure: Any, df: pd.DataFrame, metric: str) -> None:
     batches = list(dict.fromkeys(df["batch"])) if "batch" in df else []
-    names = ", ".join(shown(batch) for batch in batches[:3]) + (", …" if len(batches) > 3 else "")
+    names = format_some(list(map(format_value, batches)), separator=", ")
     counts = df["state"].value_counts() if "state" in df else {}
     states = ", ".join(f"{num} {state}" for state, num in counts.items())
     runs = f"{len(df)} run{'s' * (len(df) != 1)}" + (f": {states}" if states else "")

@@ -30,8 +30,8 @@ from src.analysis.plots.panels import (
     losses_note,
     name_axes,
 )
-from src.analysis.plots.seeds import Setting, curves_of, metrics_of
-from src.analysis.settings import label, shown
+from src.analysis.scores import Setting, curves_of, metrics_of
+from src.analysis.settings import format_setting, format_value
 from src.support import bad_value
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def to_target(
         grid.styles = grid.styles if style else styles_of(None, POINTS)
     scale = Scale.of(times, "y" if found else "x")
     index_name = cast(CurveArray, curves.array).names[1]
-    reached = f"{label_of(index_name)}\nto {metric} {shown(target)}"
+    reached = f"{label_of(index_name)}\nto {metric} {format_value(target)}"
     if found:
         _draw_along(grid, times, found, scale)
         name_axes(grid, found.key, reached)
@@ -231,7 +231,7 @@ def _shared(grid: Grid, order: Sequence[Sequence[Setting]]) -> str:
     """'optim_alg=sgd': what no row needs to say of itself."""
     telling = _telling(grid, order)
     keys = [key for key in _keys_of_rows(grid) if key not in telling] if order else []
-    return label({key: order[0][0].values[key] for key in keys})
+    return format_setting({key: order[0][0].values[key] for key in keys})
 
 
 def _grow(grid: Grid, names: Sequence[str]) -> None:

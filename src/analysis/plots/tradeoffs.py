@@ -21,7 +21,7 @@ from src.analysis.plots.panels import (
     seeds_note,
     unended_note,
 )
-from src.analysis.plots.seeds import Numbers, numbers_of
+from src.analysis.scores import Scores, scores_by
 from src.metrics import metric_name
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def tradeoff(
     The line is the Pareto front of each panel: than its points, none is better in both. Raises
     UserError for names that do not exist, and for metrics of which nobody knows what is better.
     """
-    first, second = _of_both(numbers_of(df, x, when), numbers_of(df, y, when))
+    first, second = _of_both(scores_by(df, x, when), scores_by(df, y, when))
     signs = direction_of(x), direction_of(y)
     wish = Wish(row, col, colour, style, ax)
     grid = grid_of(df, wish, fine=True, styles=POINTS)
@@ -65,12 +65,12 @@ def tradeoff(
     return grid.figure
 
 
-def _of_both(a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
+def _of_both(a: Scores, b: Scores) -> tuple[Scores, Scores]:
     """Of the runs that have both: means of other runs would not belong together."""
     is_there = np.isfinite(a.values) & np.isfinite(b.values)
-    is_broken = a.is_broken | b.is_broken
+    is_diverged = a.is_diverged | b.is_diverged
     first, second = (
-        replace(one, values=np.where(is_there, one.values, np.nan), is_broken=is_broken)
+        replace(one, values=np.where(is_there, one.values, np.nan), is_diverged=is_diverged)
         for one in (a, b)
     )
     return first, second
@@ -131,9 +131,9 @@ def _handle(colour: Any, style: Any) -> Any:
     return Line2D([], [], color=colour, linestyle="none", marker=style, markersize=6)
 
 
-def _notes(grid: Grid, numbers: Numbers) -> list[str]:
+def _notes(grid: Grid, numbers: Scores) -> list[str]:
     notes = [f"points differ in {', '.join(keys)} as well" if (keys := grid.unsaid()) else ""]
     notes += [seeds_note(numbers.counts(grid.settings), ""), "line: Pareto front"]
-    if num := sum(numbers.has_broken(setting) for setting in grid.settings):
+    if num := sum(numbers.has_diverged(setting) for setting in grid.settings):
         notes.append(f"left out: {num} that diverged")
     return notes

@@ -12,7 +12,7 @@ from src.analysis.choice import choose, table
 from src.analysis.curves import CurveArray, direction_of, last
 from src.analysis.page import MOST_CURVES, best_settings
 from src.analysis.plots import against, heat_map, learning_curves, summary, tradeoff
-from src.analysis.plots.seeds import best_of, numbers_of, settings_of
+from src.analysis.scores import scores_by, settings_of
 from src.grid.folders import Row
 from src.grid.progress import best_settings as best_rows_of
 from src.grid.status import RowStatus
@@ -65,8 +65,8 @@ def test_there_is_one_ranking(seed, metric):
     frame = anything(seed).rename(columns={METRIC: metric})
     keys = ["base_lr", "momentum"]
     expected = chosen(frame, metric, keys)
-    settings, judged = settings_of(frame, []), numbers_of(frame, metric, "last")
-    best = best_of(settings, judged, direction_of(metric))
+    settings, judged = settings_of(frame, []), scores_by(frame, metric)
+    best = judged.best(settings, direction_of(metric))
     assert tuple(best.values[key] for key in keys) == expected
     first = best_settings(frame, metric).iloc[0]
     assert tuple(first[keys]) == expected
@@ -156,7 +156,7 @@ def test_what_diverged_is_broken_whatever_it_reached_before():
     assert cross.get_xdata().tolist() == [0.1]
     assert "x: diverged" in texts(figure)
     np.testing.assert_equal(bars(figure)[0][1], [np.nan, 0.5])
-    assert numbers_of(frame, "seconds", "last").is_broken.tolist() == [True, False]
+    assert scores_by(frame, "seconds").is_diverged.tolist() == [True, False]
     curves = drawn(learning_curves(frame))
     (cross,) = lines(curves, label="_diverged")
     assert cross.get_ydata().tolist() == [0.9]
