@@ -14,11 +14,11 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from src.logging.same_run import read_json
 from src.support import ROOT, processes, write_atomically
 
 DIFF = "uncommitted.diff"
 FROZEN = "frozen.json"
-KINDS = {"packages": dict, "machine": dict, "earlier_attempts": list}  # in provenance.json
 LONGEST_DIFF = 5_000_000  # bytes; a larger one holds data, not code
 COMPUTING_PACKAGES = ("torch", "torchvision", "timm", "numpy")  # whose version may change a number
 
@@ -100,35 +100,28 @@ def write_provenance(folder: Path) -> list[str]:
         "packages": dict(sorted((d.name, d.version) for d in distributions() if d.name)),
         "earlier_attempts": [],
     }
-    if before := _earlier(folder):
-        packages = before.get("packages", {}).items() - facts["packages"].items()
-        attempt = {k: v for k, v in before.items() if k not in ("packages", "earlier_attempts")}
-        attempt |= {"other_packages": dict(sorted(packages))}
-        facts["earlier_attempts"] = [*before.get("earlier_attempts", []), attempt]
+    differences: list[str] = []
+    before = read_json(folder / "provenance.json")
+    try:
+        if before:
+            packages = before["packages"].items() - facts["packages"].items()
+            attempt = {k: v for k, v in before.items() if k not in ("packages", "earlier_attempts")}
+            attempt |= {"other_packages": dict(sorted(packages))}
+            earlier, now = _what_computes(before), _what_computes(facts)
+            differences = [
+                f"{k}: was {earlier[k]}, is {now[k]}" for k in now if earlier[k] != now[k]
+            ]
+            facts["earlier_attempts"] = [*before["earlier_attempts"], attempt]
+    except (LookupError, AttributeError, TypeError):
+        differences = []  # the file is damaged
     write_atomically(folder / "provenance.json", json.dumps(facts, indent=1))
-    if not before:
-        return []
-    earlier, now = _what_computes(before), _what_computes(facts)
-    return [f"{k}: was {earlier[k]}, is {now[k]}" for k in now if earlier[k] != now[k]]
+    return differences
 
 
 def _what_computes(facts: dict[str, Any]) -> dict[str, Any]:
     """What may change a number: the code, the processor, the packages that compute."""
-    packages = facts.get("packages", {})
-    found = {"commit": facts.get("commit"), "processor": facts.get("machine", {}).get("processor")}
-    return found | {name: packages.get(name) for name in COMPUTING_PACKAGES}
-
-
-def _earlier(folder: Path) -> dict[str, Any] | None:
-    """None where there is none, or a damaged one."""
-    try:
-        facts = json.loads((folder / "provenance.json").read_text())
-        values = [(facts.get(key, kind()), kind) for key, kind in KINDS.items()]
-        names = facts.get("packages", {}).values()
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
-    is_whole = all(isinstance(value, kind) for value, kind in values)
-    return facts if is_whole and all(isinstance(name, str) for name in names) else None
+    found = {"commit": facts.get("commit"), "processor": facts["machine"].get("processor")}
+    return found | {name: facts["packages"].get(name) for name in COMPUTING_PACKAGES}
 
 
 def _processor() -> str:

@@ -31,8 +31,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import count, islice
-from math import isfinite
+from itertools import chain, count, islice
+from math import inf
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -51,6 +51,7 @@ from src.logging.same_run import (
     OtherRun,
     is_longer,
     is_run_folder,
+    read_json,
     resumed_config,
     write_errors,
 )
@@ -78,7 +79,7 @@ TRACKER_FOLDER = re.compile(rf"({'|'.join(SERVICES)})(-online)?")
 _ATOMIC = "|".join(map(re.escape, (*FILES, "attempts.json", "trace.json")))
 TORN = re.compile(rf"\.({_ATOMIC})\.\d+")
 TORN_CHECKPOINT = re.compile(rf"\.({CHECKPOINT.pattern})\.\d+")
-MOST_LOOKED_AT = 1000  # folders in a folder, which may hold millions
+MOST_LOOKED_AT = 10_000  # folders in a folder, which may hold millions
 
 
 class RunFolder:
@@ -96,6 +97,8 @@ class RunFolder:
         folder = None if config.output_dir is None else Path(config.output_dir)
         self.path = None if rank else folder
         self.log_path = folder and folder / (f"training.rank{rank}.log" if rank else "training.log")
+        self.lease = Lease(self.path or Path())  # never taken where nothing is written
+        self.ensure_ours = self.lease.ensure  # raises LeaseLost
         self.state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "error": None}
         self.facts: Callable[[], dict[str, Any]] = dict
         self.is_resumed = False
@@ -103,34 +106,24 @@ class RunFolder:
         self.configs: dict[str, Any] = {}  # requested and resolved, as plain values
         self.stats_text: str | None = None  # that could not be written yet
         self.earlier_status = ""  # status.json as the attempt before has left it
-        self.lease: Lease | None = None
         self.machine_use = MachineUse()
         self.trackers = TrackerProcesses()
 
     # ---- Opening and closing -------------------------------------------------------------
 
     def __enter__(self) -> "RunFolder":
-        self.meter = CostMeter({})
         try:
             with write_errors(self.path):
                 if self.path:
                     self._take(self.path)
-                self.state |= {
-                    "host": platform.node(),
-                    "job": processes.slurm_job(),
-                    "started": _now(),
-                }
-                if self.path:
-                    self._start_attempt(self.path)
                 self.log = Log(
                     self.log_path,
                     to_terminal=self.requested.log_to_stdout,
-                    may_write=self._may_write,
+                    may_write=self.lease.is_held,
                     rank=self.rank,
                 )
         except BaseException:
-            if self.lease:
-                self.lease.release()
+            self.lease.release()
             raise
         self.progress = Progress(self.rank)
         if self.path:
@@ -140,29 +133,28 @@ class RunFolder:
 
     def _take(self, path: Path) -> None:
         """Make the folder ours, or refuse."""
-        may_continue = is_longer(self.requested)
         check_run_folder(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except ValueError as error:  # a zero byte in it
             raise UserError(f"output_dir: cannot write to {str(path)!r}: {error}") from None
-        if not os.access(path, os.W_OK):
-            raise UserError(f"output_dir: cannot write to {path}: permission denied")
-        self.lease = Lease(path)
         self.lease.take()
-        if (path / "done").exists() and not may_continue:
+        if (path / "done").exists() and not is_longer(self.requested):
             raise UserError(f"output_dir: {path} holds a finished run; choose another or delete it")
         _remove_files(path, TORN)
         _remove_files(path / "checkpoints", TORN_CHECKPOINT)
 
-    def _start_attempt(self, path: Path) -> None:
-        """The status comes before other files: it is what shows that they are ours."""
-        self.earlier_status, earlier = _read_status(path)
+        earlier = read_json(path / "status.json")
+        numbers = [earlier.get(key, 0) for key in ("attempt", *CARRIED)]
+        if not all(isinstance(x, int | float) and abs(x) < inf for x in numbers):
+            earlier = {}  # damaged
+        self.earlier_status = (path / "status.json").read_text() if earlier else ""
+        self.meter = CostMeter(earlier)
+        self.state |= {"host": platform.node(), "job": processes.slurm_job(), "started": _now()}
         self.state |= {key: earlier[key] for key in CARRIED if key in earlier}
         self.state["attempt"] = earlier.get("attempt", 0) + 1
-        self.meter = CostMeter(earlier)
         self.state["seconds_to_start"] = round(self.meter.start_up, 2)
-        self._write_status()
+        self._write_status()  # before other files: it is what shows that they are ours
 
     def __exit__(
         self,
@@ -180,12 +172,10 @@ class RunFolder:
                 write_atomically(self.path / "status.json", self.earlier_status, durable=False)
             else:
                 self.update_status(is_urgent=True)
-            is_urgent = isinstance(error, KeyboardInterrupt | GeneratorExit)
-            self.trackers.close(is_stopped=is_urgent)
+            self.trackers.close(is_stopped=isinstance(error, KeyboardInterrupt | GeneratorExit))
         finally:
             self.log.close()
-            if self.lease:
-                self.lease.release()
+            self.lease.release()
 
     def _note_end(self, error: BaseException) -> None:
         if isinstance(error, GeneratorExit):
@@ -210,19 +200,6 @@ class RunFolder:
             yield
         finally:
             self.log.is_paused = False
-
-    def ensure_ours(self) -> None:
-        """Raises LeaseLost where the folder is no longer ours."""
-        if self.lease:
-            self.lease.ensure()
-
-    def _may_write(self) -> bool:
-        return self.lease is None or self.lease.is_held()
-
-    def _ours(self) -> Path | None:
-        """The folder to write to. Raises LeaseLost where it is no longer ours."""
-        self.ensure_ours()
-        return self.path
 
     # ---- What is decided while the run is set up -----------------------------------------
 
@@ -264,28 +241,28 @@ class RunFolder:
         """Everything is set up: our configuration, and the end of what an attempt left that this
         one does not resume. spec.yaml stays as a submission has written it.
 
-        facts: what status.json says of the progress, asked whenever it is written.
+        facts: what status.json says of the progress, read whenever it is written.
         """
-        requested = self.requested
+        requested, path = self.requested, self.path
         self.facts = facts
         self.configs = {"asked": asdict(requested), "in_force": asdict(resolved)}
-        self.meter.start(self._step(), uses)
-        path = self.path
         if not path:
             return
+        self.meter.start(self._step(), uses)
         if (path / "done").exists() and not self.is_resumed:
             raise OtherRun(
                 f"output_dir: {path} holds a finished run and no state/ of it; choose another"
             )
         (path / "done").unlink(missing_ok=True)
         with write_errors(path):
+            spec, is_same_spec = path / "spec.yaml", False
+            with suppress(UserError):  # a damaged one is replaced
+                is_same_spec = spec.exists() and read_saved_config(spec) == requested
             if not self.is_resumed:
                 _put_earlier_run_aside(path)
-            spec = path / "spec.yaml"
-            is_same_spec = _holds(spec, requested)
-            has_seeds = None not in (requested.seed_model, requested.seed_training)
-            if not self.is_resumed and not (is_same_spec and has_seeds):
-                _remove_tracked(path)  # from scratch with other draws: to trackers another run
+                # From scratch with other draws it is another run, to trackers as well.
+                if not is_same_spec or None in (requested.seed_model, requested.seed_training):
+                    _remove_tracked(path)
             if not is_same_spec:
                 save_config(requested, spec)
             save_config(resolved, path / "config.yaml")
@@ -297,11 +274,16 @@ class RunFolder:
             resolved.system_interval,
             uses,
             num_workers=resolved.num_workers,
-            may_write=self._may_write,
+            may_write=self.lease.is_held,
         )
         self.trackers.start(path, tracker_names(resolved))
 
     # ---- Writing -------------------------------------------------------------------------
+
+    def _ours(self) -> Path | None:
+        """The folder to write to. Raises LeaseLost where another process has taken it."""
+        self.lease.ensure()
+        return self.path
 
     def change_config(self, resolved: Config) -> None:
         """The resolved configuration has changed since start(): something was inferred in
@@ -314,14 +296,13 @@ class RunFolder:
     def save_stats(self, frame: "pd.DataFrame") -> None:
         """A disk that is full is reported; the file of before stays, and the run goes on."""
         if path := self._ours():
-            is_first = self.stats_text is None
-            self.stats_text = frame.to_csv()
+            is_first, self.stats_text = self.stats_text is None, frame.to_csv()
             try:
-                with write_errors(path / "stats.csv"):
-                    self._write_stats(path)
-            except UserError as error:
+                self._write_stats(path)
+            except OSError as error:
                 if is_first:
-                    logger.warning("{}; trying again every epoch", error)
+                    words = "cannot write to {}/stats.csv: {}; trying again every epoch"
+                    logger.warning(words, path, error.strerror)
             self.trackers.check()
 
     def _write_stats(self, path: Path) -> None:
@@ -340,7 +321,6 @@ class RunFolder:
             try:
                 self._write_status()
             except OSError as error:
-                self.next_status = monotonic() + SECONDS_BETWEEN_STATUS
                 logger.debug("status.json: {}", error.strerror)
 
     def _write_status(self) -> None:
@@ -370,29 +350,6 @@ class RunFolder:
         self.state |= {"state": "done", "outcome": outcome, "reason": reason}
 
 
-def _holds(spec: Path, requested: Config) -> bool:
-    """Whether spec.yaml requests the same; a damaged one does not."""
-    with suppress(UserError):
-        return spec.exists() and read_saved_config(spec) == requested
-    return False
-
-
-def _read_status(folder: Path) -> tuple[str, dict[str, Any]]:
-    """(text, content) of an earlier attempt's; ('', {}) where there is none, or a damaged one."""
-
-    def is_number(value: object) -> bool:
-        return isinstance(value, int) or (isinstance(value, float) and isfinite(value))
-
-    try:
-        text = (folder / "status.json").read_text()
-        status = json.loads(text)
-        numbers = [status.get(key, 0) for key in ("attempt", *CARRIED)]
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return "", {}
-    is_whole = isinstance(numbers[0], int) and all(map(is_number, numbers))
-    return (text, status) if is_whole else ("", {})
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -406,38 +363,28 @@ def check_run_folder(folder: Path) -> None:
         return
     if os.path.samefile(folder, ROOT):
         raise UserError(f"output_dir: {folder} is the repository; write output_dir=results/NAME")
-    if not is_run_folder(folder):
-        if run := _run_below(folder):
+    is_ours = is_run_folder(folder)
+    if not is_ours:
+        below = islice(chain(folder.glob("*/"), folder.glob("*/*/")), MOST_LOOKED_AT)
+        if run := next(filter(is_run_folder, below), None):
             raise UserError(
                 f"output_dir: {folder} holds folders of runs (such as {run.relative_to(folder)}); "
                 f"write output_dir={folder / 'NAME'}"
             )
-        for name in (*FILES, *FOLDERS):
-            if os.path.lexists(folder / name):
-                raise UserError(
-                    f"output_dir: {folder} is not the folder of a run, and its {name} is in the "
-                    "way; choose another output_dir"
-                )
     for name in (*FILES, *FOLDERS):
         kind, is_right = ("file", os.path.isfile) if name in FILES else ("folder", os.path.isdir)
-        if os.path.lexists(folder / name) and not is_right(folder / name):
+        if not os.path.lexists(folder / name):
+            continue
+        if not is_ours:
+            raise UserError(
+                f"output_dir: {folder} is not the folder of a run, and its {name} is in the "
+                "way; choose another output_dir"
+            )
+        if not is_right(folder / name):
             raise UserError(
                 f"output_dir: {folder / name} is no {kind}, and a run has a {kind} there; "
                 "move it away, or choose another output_dir"
             )
-
-
-def _run_below(folder: Path) -> Path | None:
-    """A run folder in this one, or in a batch in this one."""
-
-    def folders_in(parent: Path) -> Iterator[Path]:
-        with suppress(OSError), os.scandir(parent) as entries:
-            for entry in islice(entries, MOST_LOOKED_AT):
-                if entry.is_dir():
-                    yield Path(entry.path)
-
-    paths = (path for child in folders_in(folder) for path in (child, *folders_in(child)))
-    return next(filter(is_run_folder, paths), None)
 
 
 def _put_earlier_run_aside(folder: Path) -> None:

@@ -74,8 +74,8 @@ def is_finished(config: Config) -> bool:
 
     Not where it asks for a longer one. Raises UserError where it holds another run.
     """
-    folder = _finished_folder(config)
-    if folder is None:
+    folder = Path(config.output_dir or "")
+    if not config.output_dir or not is_run_folder(folder) or not _has_ended(folder):
         return False
     earlier = _configs_of(folder)
     differing = differing_keys(config, earlier)
@@ -85,17 +85,16 @@ def is_finished(config: Config) -> bool:
 
 
 def is_longer(config: Config) -> bool:
-    """Whether the config asks for more steps of a finished run."""
-    folder = _finished_folder(config)
-    if folder is None or not _reached_its_length(folder):
-        return False
-    return _is_longer_than(config, _configs_of(folder))
+    """Whether the config asks for more steps of the run that has ended in its run folder."""
+    folder = Path(config.output_dir or "")
+    is_to_extend = _has_ended(folder) and _reached_its_length(folder)
+    return is_to_extend and _is_longer_than(config, _configs_of(folder))
 
 
 def resumed_config(config: Config, saved: Mapping[str, Any]) -> Config:
     """The resolved configuration of a run that resumes, with what earlier attempts have drawn
     and inferred. saved: the two configurations in its state. Raises OtherRun."""
-    earlier = _configs_of_state(saved)
+    earlier = _saved_configs(saved)
     differing = differing_keys(config, earlier)
     if differing and not _is_longer_than(config, earlier):
         raise _other_run(config.output_dir, "an unfinished", differing)
@@ -105,19 +104,18 @@ def resumed_config(config: Config, saved: Mapping[str, Any]) -> Config:
 
 def differing_keys(config: Config, earlier: Sequence[Config]) -> list[str]:
     """The keys in which config differs from the nearest of those: resolved or requested."""
-    differing = [[key for key in KEYS if _differs(key, config, one)] for one in earlier]
+
+    def differs(key: str, one: Config) -> bool:
+        value, before = getattr(config, key), getattr(one, key)
+        if key in NON_SEMANTIC_KEYS or value == before:
+            return False
+        if key == "max_allowed_loss":  # older copies have written the default where none was given
+            return (value, before) != (None, MAX_ALLOWED_LOSS)
+        # one may be requested and null, the other resolved
+        return key not in INFERRED_KEYS or None not in (value, before)
+
+    differing = [[key for key in KEYS if differs(key, one)] for one in earlier]
     return min(differing, key=len, default=[])
-
-
-def _differs(key: str, config: Config, earlier: Config) -> bool:
-    if key in NON_SEMANTIC_KEYS:
-        return False
-    value, before = getattr(config, key), getattr(earlier, key)
-    if key == "max_allowed_loss":  # older copies have written the default where none was given
-        return value != before and (value, before) != (None, MAX_ALLOWED_LOSS)
-    if key in INFERRED_KEYS and None in (value, before):  # one is requested, one resolved
-        return False
-    return value != before
 
 
 def _is_longer_than(config: Config, earlier: Sequence[Config]) -> bool:
@@ -136,12 +134,8 @@ def _other_run(folder: str | Path | None, kind: str, differing: Sequence[str]) -
     )
 
 
-def _finished_folder(config: Config) -> Path | None:
-    if not config.output_dir:
-        return None
-    folder = Path(config.output_dir)
-    is_ended = all(os.path.isfile(folder / name) for name in ("done", "stats.csv"))
-    return folder if is_ended and is_run_folder(folder) else None
+def _has_ended(folder: Path) -> bool:
+    return all(os.path.isfile(folder / name) for name in ("done", "stats.csv"))
 
 
 def _reached_its_length(folder: Path) -> bool:
@@ -153,13 +147,13 @@ def _configs_of(folder: Path) -> list[Config]:
     """As `done` holds them: people edit the files beside it, which older runs have alone."""
     done = read_json(folder / "done")
     if {"asked", "in_force"} <= done.keys():
-        return _configs_of_state(done)
+        return _saved_configs(done)
     paths = [folder / name for name in ("spec.yaml", "config.yaml")]
     return [read_saved_config(path) for path in paths if path.exists()]
 
 
-def _configs_of_state(saved: Mapping[str, Any]) -> list[Config]:
-    """[resolved, requested] of a saved run."""
+def _saved_configs(saved: Mapping[str, Any]) -> list[Config]:
+    """[resolved, requested]"""
     try:
         return [make_config(saved["in_force"]), make_config(saved["asked"])]
     except (TypeError, LookupError, AttributeError):
@@ -178,12 +172,14 @@ def choose_folder(config: Config, name: str) -> tuple[Path, bool]:
     ours. It exists then, with its spec.yaml, so that no other run takes it. Raises UserError.
     """
     for folder in _numbered(Path("results", name.strip(".") or "run")):
-        while not os.path.lexists(folder) or _is_empty(folder):
-            if _make_with_spec(folder, config):
-                return folder, False
+        if not is_run_folder(folder) and _make_with_spec(folder, config):
+            return folder, False
         if not is_run_folder(folder) or os.path.lexists(folder / "done"):
             continue
-        if _never_started(folder):
+        # A wrong name, say, may have ended the only attempt before there was anything of a run.
+        has_ended = read_json(folder / "status.json").get("state", "running") != "running"
+        made = (folder / file for file in ("config.yaml", "state", "stats.csv"))
+        if has_ended and not any(map(os.path.lexists, made)):
             save_config(replace(config, output_dir=str(folder)), folder / "spec.yaml")
             return folder, False
         with suppress(UserError):
@@ -205,20 +201,13 @@ def _numbered(folder: Path) -> Iterator[Path]:
     yield from (folder.with_name(f"{folder.name}-{number}") for number in count(2))
 
 
-def _is_empty(folder: Path) -> bool:
-    try:
-        return not os.listdir(folder)
-    except OSError:  # a file, or not ours to read
-        return False
-
-
 def _make_with_spec(folder: Path, config: Config) -> bool:
-    """Make a folder with its spec.yaml, in one step; False where another process was faster."""
+    """Make a folder with its spec.yaml, in one step; False where there is something already."""
     new = folder.with_name(f".new.{secrets.token_hex(8)}")
     with write_errors(folder):
         new.mkdir(parents=True)
-        save_config(replace(config, output_dir=str(folder)), new / "spec.yaml")
         try:
+            save_config(replace(config, output_dir=str(folder)), new / "spec.yaml")
             os.rename(new, folder)  # onto an empty folder as well
         except OSError as error:
             shutil.rmtree(new, ignore_errors=True)
@@ -226,11 +215,3 @@ def _make_with_spec(folder: Path, config: Config) -> bool:
                 raise
             return False
     return True
-
-
-def _never_started(folder: Path) -> bool:
-    """A wrong name, say, has ended the only attempt before there was anything of a run."""
-    has_ended = read_json(folder / "status.json").get("state", "running") != "running"
-    return has_ended and not any(
-        os.path.lexists(folder / name) for name in ("config.yaml", "state", "stats.csv")
-    )
