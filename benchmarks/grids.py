@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.grid.check import check_rows  # noqa: E402
-from src.grid.expand import expand_grid  # noqa: E402
 from src.grid.folders import Plan, open_batch, plan_batch, write_batch  # noqa: E402
+from src.grid.job_file import expand_grid  # noqa: E402
 from src.grid.journal import SubmitOptions  # noqa: E402
 from src.grid.progress import reports  # noqa: E402
 from src.grid.slurm.commands import ask  # noqa: E402

@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 from src.config.config import make_config  # noqa: E402
 from src.config.yaml_files import write_yaml  # noqa: E402
-from src.grid.expand import expand_grid  # noqa: E402
 from src.grid.folders import plan_batch, write_batch  # noqa: E402
+from src.grid.job_file import expand_grid  # noqa: E402
 
 EPOCHS = 20
 NAME = "26-11-23-generated"

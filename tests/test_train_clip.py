@@ -17,8 +17,7 @@ import prepare
 import train
 from src.config.config import load_config, make_config
 from src.grid.check import check_rows
-from src.grid.expand import expand_grid
-from src.grid.job_file import read_job
+from src.grid.job_file import expand_grid, read_job
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
 from train import experiment_generator, run_experiment

@@ -20,8 +20,7 @@ from examples import docstrings
 from src.config.config import load_config, make_config
 from src.data.registry import build_data
 from src.grid.check import check_rows
-from src.grid.expand import expand_grid
-from src.grid.job_file import read_job
+from src.grid.job_file import expand_grid, read_job
 from src.metrics import is_time
 from src.models.registry import model_preprocessing
 from src.runtime.signals import StopRequested

@@ -20,7 +20,6 @@ from loguru import logger
 from tqdm import tqdm
 
 from src.grid.check import MOST_LINES, check_rows, check_slurm, errors_of
-from src.grid.expand import read_grid
 from src.grid.failures import KINDS, group_rows, headline, short_path
 from src.grid.folders import (
     Batch,
@@ -37,7 +36,7 @@ from src.grid.folders import (
     row_identity,
     write_batch,
 )
-from src.grid.job_file import try_job
+from src.grid.job_file import read_grid, try_job
 from src.grid.journal import Journal, SubmitOptions
 from src.grid.local import ENDS, Machine, default_jobs, run_rows
 from src.grid.notify.address import has_address, unreadable

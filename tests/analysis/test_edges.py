@@ -16,9 +16,8 @@ from src.analysis.edges import edge_alarm, edges, extension, extrapolate
 from src.analysis.read import read_experiments
 from src.config.config import make_config
 from src.grid.check import check_rows
-from src.grid.expand import expand_grid
 from src.grid.folders import plan_batch, write_batch
-from src.grid.job_file import Job, read_job
+from src.grid.job_file import Job, expand_grid, read_job
 from src.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""expand: which rows a job file has, in which order, and what it refuses."""
+"""The parameters of a job file: which rows they expand to, in which order, and what is refused."""
 
 import math
 import time
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.grid.expand import expand_grid, places_of, read_grid
+from src.grid.job_file import expand_grid, places_of, read_grid
 from src.support.errors import UserError
 
 
@@ -121,7 +121,7 @@ def size(block: dict) -> int:
 @given(blocks("abcd"))
 def test_rows_are_products_of_sums(parameters):
     grid = expand_grid(parameters)
-    assert len(grid.rows) == size(parameters) == math.prod(f.count for f in grid.factors)
+    assert len(grid.rows) == size(parameters) == math.prod(len(f.options) for f in grid.factors)
     assert len({tuple(sorted(row.items())) for row in grid.rows}) == len(grid.rows)
 
 
@@ -349,7 +349,7 @@ def test_a_null_sets_as_much_as_no_key():
 def test_equal_rows_of_one_list_are_merged_and_it_is_said(parameters, expected, notes):
     grid = expand_grid(parameters)
     assert (grid.rows, grid.notes) == (expected, notes)
-    assert len(grid.rows) == math.prod(factor.count for factor in grid.factors)
+    assert len(grid.rows) == math.prod(len(factor.options) for factor in grid.factors)
     with pytest.raises(UserError, match="are equal"):
         expand_grid({**parameters, "c": [0, 0]})
 
