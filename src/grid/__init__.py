@@ -1,9 +1,8 @@
 """Grids of runs: from a job file to runs on Slurm or on this machine, and what became of them.
 
 submit_grid.py         what submit_multiple.py does: a job file, or -r and a batch
-job_file.py            jobs/x.yaml -> name, place, parameters
-expand.py              parameters -> rows, a configuration each
-check.py               all that is wrong with the rows, at once; name_lookup.py asks the run's code
+job_file.py            jobs/x.yaml -> name, place, and the rows of the grid, a configuration each
+check.py               all that is wrong with the rows, at once
 folders.py             the batch folder: names, index, spec.yaml
 snapshot.py            the frozen code
 journal.py             what was requested of Slurm, written before and after

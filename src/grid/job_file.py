@@ -350,7 +350,8 @@ def _read_zip(where: str, value: object, mistakes: Mistakes) -> Factor:
         raise UserError(f"{where}: expected lists of one length, got {lengths}")
     columns = (factor.given for factor in factors.values())
     together = [dict(chain(*map(dict.items, options))) for options in zip(*columns, strict=True)]
-    return Factor(_places(factors.values()), together or [{}])
+    no_key: list[Settings] = [{}]
+    return Factor(_places(factors.values()), together or no_key)
 
 
 # ---- The values of a key -----------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 from loguru import logger
 from tqdm import tqdm
 
-from src.grid.check import MOST_LINES, check_rows, check_slurm, errors_of
+from src.grid.check import MOST_LINES, check_rows, errors_of
 from src.grid.failures import KINDS, group_rows, headline, short_path
 from src.grid.folders import (
     Batch,
@@ -43,6 +43,7 @@ from src.grid.notify.address import has_address, unreadable
 from src.grid.notify.digest_job import submit_digest
 from src.grid.notify.notices import Notices, start_sending, wait_until_sent
 from src.grid.repair import repair_batch
+from src.grid.slurm.commands import check_options
 from src.grid.slurm.submission import Submission
 from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
 from src.grid.status import RowStatus, ask_queue, count_states, read_journal, row_statuses
@@ -72,7 +73,7 @@ def submit_job_file(options: SubmitOptions) -> int:
     if not errors:
         print("\n".join([f"{options.job_file}: {grid.description()}", *grid.notes]))
     output_dir = Path(os.path.abspath(job.output_dir))
-    mistakes = check_slurm(options) + errors_of(check_writable, output_dir) + errors[:MOST_LINES]
+    mistakes = check_options(options) + errors_of(check_writable, output_dir) + errors[:MOST_LINES]
     mistakes += [f"… and {len(errors) - MOST_LINES:,} more"] * (len(errors) > MOST_LINES)
     mistakes += check_rows([{**job.common, **row} for row in grid.rows], unread=unread)
     if mistakes:
@@ -174,7 +175,7 @@ def retry(folder: str, options: SubmitOptions) -> int:
             pack=max(options.pack, last.pack),
             extra=options.extra or last.extra,
         )
-    if errors := check_slurm(options):
+    if errors := check_options(options):
         raise UserError("\n".join(errors))
     with nullcontext() if options.dry_run else only_here(batch.path):
         broken = _repair(batch, options)

@@ -1,4 +1,4 @@
-"""check_rows: what is told about rows that can't run; src.grid.name_lookup: which names exist."""
+"""check_rows: what is reported of rows that can't run, and which names exist."""
 
 import io
 import re
@@ -12,7 +12,6 @@ from loguru import logger
 
 from src.config.config import KEYS, make_config
 from src.grid import check
-from src.grid import name_lookup as lookup
 from src.grid.check import QUESTIONS, check_rows, distinct_questions
 
 ROOT = Path(__file__).parents[2]
@@ -29,11 +28,11 @@ def warnings():
 
 @pytest.fixture
 def other_lookup(tmp_path, monkeypatch):
-    """Puts this program in the place of src.grid.name_lookup."""
+    """Puts this program in the place of the process that looks names up."""
 
     def replace(program: str) -> None:
         (tmp_path / "src" / "grid").mkdir(parents=True)
-        (tmp_path / "src" / "grid" / "name_lookup.py").write_text(program)
+        (tmp_path / "src" / "grid" / "check.py").write_text(program)
         monkeypatch.setattr(check, "ROOT", tmp_path)
 
     return replace
@@ -233,7 +232,7 @@ def test_the_lookup_sees_no_gpu_and_fetches_nothing(other_lookup):
 )
 def test_what_a_run_would_refuse_is_refused(settings, error):
     kinds = [kind for kind, keys in QUESTIONS.items() if set(settings) <= set(keys)]
-    (line,) = (e for kind in kinds for e in lookup.answer(kind, settings).get("errors", []))
+    (line,) = (e for kind in kinds for e in check.answer(kind, settings).get("errors", []))
     assert line.startswith(error)
 
 
@@ -248,7 +247,7 @@ def test_what_a_run_would_refuse_is_refused(settings, error):
     ],
 )
 def test_what_may_run_is_not_refused(kind, settings):
-    assert lookup.answer(kind, settings) == {}
+    assert check.answer(kind, settings) == {}
 
 
 @pytest.mark.parametrize("error", [ImportError("no apex"), AssertionError("CUDA required")])
@@ -259,20 +258,20 @@ def test_what_this_machine_lacks_is_no_error(monkeypatch, error):
         raise error
 
     monkeypatch.setattr("timm.optim.get_optimizer_class", missing)
-    answer = lookup.answer("optim_alg", {"optim_alg": "timm/lamb"})
+    answer = check.answer("optim_alg", {"optim_alg": "timm/lamb"})
     assert list(answer) == ["unknown"]
     assert str(error) in answer["unknown"]
 
 
 def test_what_fails_in_another_way_is_no_error(monkeypatch):
-    monkeypatch.setitem(lookup.CHECKS, "loss", lambda config: 1 / 0)
-    assert lookup.answer("loss", {}) == {"unknown": "loss: ZeroDivisionError: division by zero"}
+    monkeypatch.setitem(check.name_checks(), "loss", lambda config: 1 / 0)
+    assert check.answer("loss", {}) == {"unknown": "loss: ZeroDivisionError: division by zero"}
 
 
 def test_what_a_library_prints_is_no_answer(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO('[["loss", {}]]'))
-    monkeypatch.setitem(lookup.CHECKS, "loss", lambda config: print("welcome"))
-    lookup.main()
+    monkeypatch.setitem(check.name_checks(), "loss", lambda config: print("welcome"))
+    check.main()
     assert capsys.readouterr().out == "[{}]\n"
 
 
@@ -297,7 +296,7 @@ def test_a_question_holds_all_that_its_check_reads(settings):
     config = make_config(settings)
     for kind, keys in QUESTIONS.items():
         read: set[str] = set()
-        lookup.CHECKS[kind](Recorder())
+        check.name_checks()[kind](Recorder())
         assert kind in read <= set(keys) | TYPES_SUFFICE
         assert set(keys) <= KEYS.keys()
-    assert QUESTIONS.keys() == lookup.CHECKS.keys()
+    assert QUESTIONS.keys() == check.name_checks().keys()

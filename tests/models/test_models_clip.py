@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from src.data.transforms import image_transforms
-from src.grid.name_lookup import answer
+from src.grid.check import answer
 from src.models.clip import towers as clip
 from src.models.registry import build_model, check_model, model_preprocessing
 from src.optim.param_groups import layer_scales

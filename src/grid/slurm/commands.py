@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.grid.folders import Batch
-from src.grid.journal import Call, Journal
+from src.grid.journal import Call, Journal, SubmitOptions
 from src.support import UserError
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"}
@@ -163,46 +163,46 @@ def plain_message(text: str) -> str:
 # ---- What Slurm is asked -----------------------------------------------------------------
 
 
-def check_script(name: str, is_array: bool) -> None:
-    """What Slurm would refuse, said before anything is written. Raises UserError."""
-    try:
-        start = Path(name).read_bytes()
-    except OSError as error:
-        raise UserError(f"-s {name}: {error.strerror}") from None
-    if not start.startswith(b"#!"):
-        raise UserError(f"-s {name}: no script; its first line must be like #!/bin/bash")
-    if b"\r\n" in start:
-        raise UserError(f"-s {name}: has DOS line breaks, which Slurm refuses (try dos2unix)")
-    if not is_array and (line := re.search(rb"^#SBATCH +(--array|-a).*", start, re.MULTILINE)):
-        words = line[0].decode(errors="replace")
-        raise UserError(f"-s {name}: with --no-array, {words!r} would start each run again")
-
-
-def check_installed() -> None:
-    """Raises UserError where there is no Slurm to submit to."""
-    if shutil.which("sbatch") is None:
-        raise UserError("-s: there is no sbatch on this machine; -s local runs them here")
-
-
-def check_job(job: str) -> None:
-    """A dependency on a job that Slurm does not know counts as fulfilled: UserError."""
-    try:
-        ask(["squeue", "-h", "-j", job])
-    except NoSlurm as error:
-        if "Invalid job id" in str(error):
-            raise UserError(f"--after: Slurm knows no job {job}") from None
-
-
-def check_extra(extra: Sequence[str]) -> None:
-    """Options after `--` that contradict what we set ourselves raise UserError."""
-    for option in extra:
+def check_options(options: SubmitOptions) -> list[str]:
+    """What Slurm would refuse of the submit script and the options of sbatch, a line each."""
+    if options.is_local:
+        return []
+    errors = [*_script_errors(options)]
+    for option in options.extra:
         name = option.partition("=")[0]
         if name.startswith("--"):
             is_ours = len(name) > 3 and any(ours.startswith(name[2:]) for ours in SET_BY_US)
         else:
             is_ours = name.startswith("-") and name[1:2] in SET_BY_US_SHORT
         if is_ours:
-            raise UserError(f"-- {option}: submit_multiple.py sets this one itself")
+            errors.append(f"-- {option}: submit_multiple.py sets this one itself")
+            break
+    if options.after:  # a dependency on a job that Slurm does not know counts as fulfilled
+        try:
+            ask(["squeue", "-h", "-j", options.after])
+        except NoSlurm as error:
+            if "Invalid job id" in str(error):
+                errors.append(f"--after: Slurm knows no job {options.after}")
+    # What sbatch would be called with can be shown where there is no Slurm.
+    if not options.dry_run and shutil.which("sbatch") is None:
+        errors.append("-s: there is no sbatch on this machine; -s local runs them here")
+    return errors
+
+
+def _script_errors(options: SubmitOptions) -> list[str]:
+    try:
+        text = Path(options.script or "").read_bytes()
+    except OSError as error:
+        return [f"-s {options.script}: {error.strerror}"]
+    if not text.startswith(b"#!"):
+        return [f"-s {options.script}: no script; its first line must be like #!/bin/bash"]
+    if b"\r\n" in text:
+        return [f"-s {options.script}: has DOS line breaks, which Slurm refuses (try dos2unix)"]
+    array = re.search(rb"^#SBATCH +(--array|-a).*", text, re.MULTILINE)
+    if array and options.no_array:
+        words = array[0].decode(errors="replace")
+        return [f"-s {options.script}: with --no-array, {words!r} would start each run again"]
+    return []
 
 
 def script_of(call: Call, journal: Journal) -> Path:
