@@ -91,7 +91,7 @@ def cost_of_a_save(folder: Path, keys: dict[str, Any], num_steps: int) -> tuple[
     """(MB of the file, seconds that an epoch with a save takes longer)."""
     import torch
 
-    from src.runtime import checkpoint_manager as module
+    from src.runtime import checkpoints as module
     from train import experiment_generator
 
     torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def restart(folder: Path) -> None:
 def prepared(folder: Path, keys: dict[str, Any], num_steps: int, stop: int) -> Path:
     """A configuration, and where stop > 0 the state that a run of it has after `stop` steps."""
     from src.config.config import save_config
-    from src.runtime.checkpoint_files import CheckpointFiles
+    from src.runtime.checkpoints import CheckpointFiles
     from train import experiment_generator
 
     out = folder / f"run-{stop}"

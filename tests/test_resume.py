@@ -22,9 +22,9 @@ from src import analysis
 from src.config.config import make_config, save_config
 from src.logging import lease
 from src.metrics import is_time
-from src.runtime import checkpoint_manager as saving
+from src.runtime import checkpoints as saving
 from src.runtime import evaluation, session
-from src.runtime.checkpoint_files import CheckpointFiles
+from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
 from train import experiment_generator, main, run_experiment
@@ -555,7 +555,7 @@ def test_a_disk_that_fills_up_is_reported_and_costs_nothing(
     digits, tmp_path, small_files, monkeypatch
 ):
     monkeypatch.setattr(saving, "SECONDS_TO_RETRY", 0.0)
-    monkeypatch.setattr(saving, "SHARE", 1e9)
+    monkeypatch.setattr(saving, "MAX_COST", 1e9)
     config = digits(output_dir=str(tmp_path / "straight"), train_length=6)
     run_experiment(config)
 

@@ -21,7 +21,7 @@ from src.logging.stats import read_stats
 from src.metrics import is_time
 from src.runtime import session
 from src.runtime.certificate import first_differences
-from src.runtime.checkpoint_files import CheckpointFiles
+from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.distributed import PeerFailed
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError

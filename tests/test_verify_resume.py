@@ -225,7 +225,7 @@ def test_a_wrong_exit_code_after_a_signal(killed):
 def test_a_run_that_ignores_its_signal(killed, monkeypatch):
     monkeypatch.setattr(kills, "SECONDS_TO_END", 0.2)
     ignored = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
-    with pytest.raises(Failed, match="SIGTERM: it goes on after 0 s"):
+    with pytest.raises(Failed, match="SIGTERM: still running after 0 s"):
         killed(STATE + ignored + SAVES, signal.SIGTERM)
 
 

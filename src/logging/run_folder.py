@@ -11,7 +11,7 @@ provenance.json  commit, packages, command, machine; uncommitted.diff beside it
 curves.png       the learning curves
 trace.json.gz    where the time goes in a few steps, where that was requested
 trackers/        what was logged to trackers, and what is kept offline for them
-state/           what the run resumes from (src/runtime/checkpoint_files.py)
+state/           what the run resumes from (src/runtime/checkpoints.py)
 checkpoints/     weights, where they were requested
 earlier-N/       stats and weights of a run that was here before, and was not resumed
 claim            the lease: who runs here now (src/logging/lease.py)

@@ -2,18 +2,17 @@
 
 session.py             the order of set-up, the loop's epochs and batches, what happens after a step
 command_line.py        of train.py: one process, or one a GPU that it starts and watches
-distributed.py         the processes of a run and what they say to each other
+distributed.py         the processes of a run and the messages between them
 parallel.py            one model over them: DDP, FSDP2, DataParallel
 precision.py           the device, floats, memory format, torch.compile
-train_state.py         all that survives a kill; which fields of a Learner are state
-checkpoint_files.py    its files, checked before they are believed; files of weights
-checkpoint_manager.py  when it is saved: by the clock, at ends of epochs, on a signal, at the end
+train_state.py         everything that is saved; which fields of a Learner are state
+checkpoints.py         its files, verified when they are read; when it is saved; weights
 signals.py             Slurm's signals and Ctrl-C, acted upon between two steps
 evaluation.py          Metrics that stay on the device; one pass over a split
 step_schedule.py       epochs and samples, turned into optimizer steps
 stopping.py            best so far, early stopping, divergence
 profiling.py           where the time of a few steps goes
-throughput.py          examples a second, and the share of what the device could do
+throughput.py          examples a second, and the fraction of the peak FLOP/s
 certificate.py         runs that verify_resume.py kills, and where their folders differ
 """
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
         plan,
         run_straight,
     )
-    from src.runtime.checkpoint_files import CorruptCheckpoint
+    from src.runtime.checkpoints import CorruptCheckpoint
     from src.runtime.command_line import run_command_line
     from src.runtime.evaluation import Metrics
     from src.runtime.session import Session

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from src.metrics import is_time, metric_name
-from src.runtime.checkpoint_files import CheckpointFiles, CorruptCheckpoint, read_state
+from src.runtime.checkpoints import CheckpointFiles, CorruptCheckpoint, read_state
 from src.support import ROOT, UserError
 
 TRAIN = ROOT.resolve() / "train.py"
@@ -38,18 +38,18 @@ STARTUP, TRAINING, EVALUATION, WRITING = MOMENTS
 STEPS_PER_KILL = 6  # every attempt takes some: until its first state is saved, and to stop
 RESERVE = 0.2  # of the run, so that the last kills do not miss it
 SECONDS_TO_END = 600.0  # from a signal to the end of the step and of the saving
-SECONDS_BETWEEN_LOOKS = 0.001
+POLL_INTERVAL = 0.001
 LINES_SHOWN = 20  # of the output of a run that failed
 
 Child = subprocess.Popen[bytes]
 
 
 class Failed(Exception):  # noqa: N818 - the run has, not this program
-    """The certificate cannot be given, and why; both runs are kept for somebody to look at."""
+    """The reason why there is no certificate; the folders of both runs are kept."""
 
 
 class TooShort(Exception):  # noqa: N818
-    """The run is over before all kills."""
+    """The run ends before all kills."""
 
     def __init__(self, what: str, num_kills: int) -> None:
         remedy = "take a longer train_length, or fewer --kills"
@@ -58,7 +58,7 @@ class TooShort(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Kill:
-    """step: it comes after that one, unless its moment is the start-up."""
+    """A signal after a step, or in the start-up."""
 
     signal: signal.Signals
     moment: str
@@ -67,7 +67,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Pace:
-    """What the straight run took, to choose moments by: seconds, and steps."""
+    """The times and epochs of the straight run, by which moments are chosen; in seconds."""
 
     startup: float  # until its first step
     evaluation: float  # an epoch
@@ -91,8 +91,8 @@ def plan(num_kills: int, epoch_ends: Sequence[int], draw: random.Random) -> list
     draw.shuffle(moments)
     pairs = list(zip(signals, writing + moments, strict=True))
     draw.shuffle(pairs)
-    share = (1 - RESERVE) * num_steps / num_kills
-    return [Kill(*pair, draw.uniform(i, i + 1) * share) for i, pair in enumerate(pairs)]
+    interval = (1 - RESERVE) * num_steps / num_kills
+    return [Kill(*pair, draw.uniform(i, i + 1) * interval) for i, pair in enumerate(pairs)]
 
 
 # ---- Processes ---------------------------------------------------------------------------
@@ -118,17 +118,17 @@ def running(config: str | Path, overrides: Sequence[str], folder: Path) -> Itera
 
 
 def send(child: Child, number: signal.Signals) -> None:
-    """To its worker processes as well, as Slurm does."""
+    """Signal the child and its worker processes, as Slurm does."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, number)
 
 
 def wait(child: Child, until: Callable[[], bool] = lambda: False) -> bool:
-    """Until that is true; False where the child ended before."""
+    """Wait until that is true; False where the child ended before."""
     while child.poll() is None:
         if until():
             return True
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_INTERVAL)
     return False
 
 
@@ -182,7 +182,7 @@ class KilledRun:
             has_died = child.poll() is not None
             send(child, kill.signal)
             if wait(child, after(SECONDS_TO_END)):
-                raise Failed(f"{kill.signal.name}: it goes on after {SECONDS_TO_END:.0f} s")
+                raise Failed(f"{kill.signal.name}: still running after {SECONDS_TO_END:.0f} s")
         if child.returncode == 0 or (self.folder / "done").exists():
             raise TooShort(f"the run ended after {number} kills", len(self.kills))
         # where the handlers do not stand yet, the signal itself ends it
@@ -237,7 +237,7 @@ class KilledRun:
         return TRAINING
 
     def _seconds_to_next_state(self, child: Child) -> float:
-        """Measured by waiting for it: what the straight run took says little on a busy machine."""
+        """Measured by waiting for it, as the machine may be busier than in the straight run."""
         began, last = time.monotonic(), self.saved_step()
         wait(child, lambda: self.saved_step() != last)
         return time.monotonic() - began
@@ -251,7 +251,7 @@ class KilledRun:
 
 # ---- Where two run folders first differ --------------------------------------------------
 
-# What a state holds besides results: what was asked for, and seconds
+# What a state holds besides results: the requested config, and seconds
 NOT_RESULTS = {"config", "data_time", "training_seconds", "run_seconds", "num_processes"}
 NAMES = {"model": "weights", "generators": "random generators"}
 

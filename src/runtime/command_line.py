@@ -21,7 +21,7 @@ import torch
 
 from src.config import CommandLine, Config, given, make_config
 from src.logging import OtherRun, choose_folder, is_finished, summarize_run
-from src.runtime.distributed import DistributedContext, detect_rank, ended, is_main_process
+from src.runtime.distributed import DistributedContext, detect_rank, is_main_process, report_exit
 from src.runtime.signals import StopRequested
 from src.support import UserError, bad_value, processes
 
@@ -57,30 +57,32 @@ def run_command_line(
     except OtherRun as error:
         assert line
         elsewhere = line.elsewhere(str(config and config.output_dir))
-        return ended(_mistakes(line.values) or f"{error}; for example: {elsewhere}", 2)
+        return report_exit(_mistakes(line.values) or f"{error}; for example: {elsewhere}", 2)
     except UserError as error:
-        return ended((line and _mistakes(line.values, error if config else None)) or error, 2)
+        return report_exit((line and _mistakes(line.values, error if config else None)) or error, 2)
     except OSError as error:
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             raise
-        return ended(UserError.from_os(error), 2)  # what no name can be
+        return report_exit(UserError.from_os(error), 2)  # no file can have that name
     except StopRequested as stop:
-        words = stop.words + "; the same command resumes it" * bool(config and config.output_dir)
-        return ended(words, stop.exit_code)
+        message = stop.message + "; the same command resumes it" * bool(
+            config and config.output_dir
+        )
+        return report_exit(message, stop.exit_code)
     except KeyboardInterrupt:
-        return ended("interrupted", 130)
+        return report_exit("interrupted", 130)
     return 0
 
 
 def _with_folder(config: Config, name: str) -> Config:
-    """The config with a folder of its own, the same one for all processes of the run."""
+    """The config with an output_dir, the same one for all processes of the run."""
     with DistributedContext(detect_rank(os.environ)) as distributed:
         chosen = None
         if distributed.is_main:
             folder, is_resumed = choose_folder(config, name)
             chosen = str(folder)
-            words = f"the run in {folder} is resumed" if is_resumed else f"this run is in {folder}"
-            print(f"output_dir is not given: {words}", flush=True)
+            what = f"the run in {folder} is resumed" if is_resumed else f"this run is in {folder}"
+            print(f"output_dir is not given: {what}", flush=True)
         return replace(config, output_dir=distributed.broadcast_object(chosen))
 
 
@@ -96,16 +98,17 @@ def _mistakes(values: Mapping[str, Any], error: UserError | None = None) -> str:
 
 # ---- A process a GPU ---------------------------------------------------------------------
 
-ONE_IS_ENOUGH = ("libsvm", "sklearn")  # rows in memory: gradients would travel longer than wait
+ONE_IS_ENOUGH = ("libsvm", "sklearn")  # small: exchanging gradients costs more than computing them
 
 
 def num_processes(multi_gpu: str | bool, device: str | None, dataset: str) -> int:
     """How many to start: 1 where the run stays in this one. UserError where it would be alone,
     and others were started."""
-    place = detect_rank(os.environ)
-    if place and multi_gpu is False:
-        raise bad_value("multi_gpu", False, f"true or fsdp, as {place.size} processes were started")
-    if multi_gpu not in (True, "fsdp") or device not in (None, "cuda") or place:
+    started = detect_rank(os.environ)
+    if started and multi_gpu is False:
+        expected = f"true or fsdp, as {started.size} processes were started"
+        raise bad_value("multi_gpu", False, expected)
+    if multi_gpu not in (True, "fsdp") or device not in (None, "cuda") or started:
         return 1
     if multi_gpu is True and dataset.partition("/")[0] in ONE_IS_ENOUGH:
         return 1

@@ -1,7 +1,7 @@
-"""The processes that train one model together, and what they tell each other; or one alone.
+"""The processes that train one model together and the messages between them; or one alone.
 
 One process a GPU, or several on CPUs: started by train.py itself (src/runtime/command_line.py), by
-torchrun or by srun. Process 0, the main one, owns the run folder. Each takes a share of every
+torchrun or by srun. Process 0, the main one, owns the run folder. Each takes its shard of every
 batch (src/data/order.py), and all have the same weights after every step.
 """
 
@@ -28,15 +28,13 @@ from src.support import UserError, bad_value, random_state
 
 T = TypeVar("T")
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # for all to be there
-COLLECTIVE_TIMEOUT = timedelta(
-    hours=2
-)  # of those that wait: the main process may prepare data for all
-SECONDS_BETWEEN_LOOKS = 0.05
-SECONDS_TO_HEAR = 10.0
-SECONDS_BETWEEN_AGREEMENTS = 0.5
-MOST_CALLS_BETWEEN = 50
-# One that ends with unread words of ours on their way to it resets the connection.
-ENDED_IN_GLOO_S_WORDS = r"gloo/.*(closed by peer|reset by peer|Broken pipe)"
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the main process may prepare data while others wait
+POLL_INTERVAL = 0.05  # seconds, as all below
+ACKNOWLEDGE_TIMEOUT = 10.0
+SYNC_INTERVAL = 0.5
+MAX_CALLS_BETWEEN_SYNCS = 50
+# A peer that ends with unread data on their way to it resets the connection.
+GLOO_DISCONNECT = r"gloo/.*(closed by peer|reset by peer|Broken pipe)"
 PORTS = range(20_000, 32_768)  # below those that Linux gives out by itself
 
 
@@ -56,7 +54,7 @@ class RankInfo:
 
 
 def detect_rank(environment: Mapping[str, str]) -> RankInfo | None:
-    """What torchrun or srun say, and our own launcher, who speaks as torchrun; None: alone."""
+    """The rank that torchrun, srun or our own launcher (as torchrun) has set; None: one process."""
     given = environment.get
     if int(given("WORLD_SIZE", 1)) > 1:
         rank, size, local_rank = (given(k, "0") for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -73,91 +71,89 @@ def detect_rank(environment: Mapping[str, str]) -> RankInfo | None:
 
 
 def is_main_process() -> bool:
-    """Whether this one speaks for all."""
-    place = detect_rank(os.environ)
-    return place is None or place.rank == 0
+    """Whether this process prints and writes for all."""
+    rank_info = detect_rank(os.environ)
+    return rank_info is None or rank_info.rank == 0
 
 
-def ended(words: object, exit_code: int) -> int:
-    """Say how it ended, and give the code back. Others than the main process are silent and give
-    0, as starters take the first code that is not for that of all."""
+def report_exit(message: object, exit_code: int) -> int:
+    """Print how the run ended, and return the code. Other processes than the main one are silent
+    and return 0, as launchers take the first code that is not 0 for that of all."""
     if not is_main_process():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun's, as the main one ended: would count
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it when the main one has ended
         return 0
-    print(words, file=sys.stderr)
+    print(message, file=sys.stderr)
     return exit_code
 
 
 class DistributedContext:
     """All processes of the run, as seen by one of them; alone, each method is next to nothing.
 
-    A context: an error on the way to the first step is told to the others, who end as well; what
-    a later one was is there for those whom it keeps waiting (reraise_peer_error).
+    A context: an error before the first step is sent to the others, who end as well; a later one
+    is left in the store for those who lose the connection by it (peer_error).
     """
 
-    def __init__(self, place: RankInfo | None) -> None:
-        self.place = place
-        self.rank, self.size = (place.rank, place.size) if place else (0, 1)
+    def __init__(self, rank_info: RankInfo | None) -> None:
+        self.rank_info = rank_info
+        self.rank, self.size = (rank_info.rank, rank_info.size) if rank_info else (0, 1)
         self.is_main = self.rank == 0
         self.round = 0  # of exchanges
         self.is_starting = self.is_in_step = False
-        self.calls = self.next_agreement = 0
-        self.agreed_at, self.agreed_calls = perf_counter(), 0
+        self.calls = self.next_sync = 0
+        self.synced_at, self.synced_calls = perf_counter(), 0
 
     def __enter__(self) -> "DistributedContext":
-        if self.place:
+        if self.rank_info:
             runs = f"run {next(_NUMBERS)}"  # a program may do several, in the same order in all
-            self.store = dist.PrefixStore(runs, _store(self.place))
+            self.store = dist.PrefixStore(runs, _store(self.rank_info))
             self.is_starting = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, _: Any) -> None:
+        is_news = isinstance(error, Exception) and not isinstance(error, PeerFailed)
         if self.is_starting and isinstance(error, Exception):
-            self._tell_failure(error)
+            self._announce_failure(error if is_news else None)
         elif self.is_in_step and (error is None or getattr(error, "is_agreed", False)):
             dist.barrier()  # who ends first may be taken for one that has failed
             _leave_at_exit()
-        elif self.is_in_step and _is_own(error):
+        elif self.is_in_step and is_news:
             with suppress(RuntimeError):  # the store is gone, and the main process with it
                 self.store.set(f"failed/{self.rank}", _describe_error(error))
 
     def peer_error(self, error: BaseException | None) -> "PeerFailed | None":
-        """What another process said that has ended first, where the error is torch's about the
+        """The error of another process that has ended first, where this error is torch's about the
         lost connection; None for any other error."""
         is_error = self.is_in_step and isinstance(error, Exception)
-        if is_error and re.search(ENDED_IN_GLOO_S_WORDS, str(error)):
-            return PeerFailed(self._last_words())
+        if is_error and re.search(GLOO_DISCONNECT, str(error)):
+            return PeerFailed(self._peer_message())
         return None
 
-    def _last_words(self) -> str:
-        """Of a process that has ended; the main one's may be gone with it."""
+    def _peer_message(self) -> str:
+        """Why another process has ended; the store may be gone with the main one."""
         with suppress(RuntimeError):
             for rank in range(self.size):
                 if self.store.check([f"failed/{rank}"]):
-                    words = self.store.get(f"failed/{rank}").decode()
-                    return f"process {rank} has failed: {words}"
+                    message = self.store.get(f"failed/{rank}").decode()
+                    return f"process {rank} has failed: {message}"
         logs = "training.log" if self.rank else "training.rank*.log"
         return f"another process of this run has ended first: killed, or {logs} says why"
 
-    def _tell_failure(self, error: Exception) -> None:
-        if _is_own(error):
+    def _announce_failure(self, error: Exception | None) -> None:
+        if error:
             self._put({"failed": _describe_error(error)})
-        self._wait_until_heard()
-
-    def _wait_until_heard(self) -> None:
-        """The main process does, as the words may be gone with it."""
         with suppress(RuntimeError):
             self.store.set(f"heard/{self.rank}", "")
-            until = monotonic() + SECONDS_TO_HEAR * self.is_main
+            # The main process waits for all, as its store goes with it.
+            until = monotonic() + ACKNOWLEDGE_TIMEOUT * self.is_main
             heard = [f"heard/{rank}" for rank in range(self.size)]
             while monotonic() < until and not self.store.check(heard):
-                sleep(SECONDS_BETWEEN_LOOKS)
+                sleep(POLL_INTERVAL)
 
     def device(self, device: torch.device) -> torch.device:
         """The device for this process: of several GPUs, its own. UserError where it has none."""
-        if self.size == 1 or device.type != "cuda" or not self.place:
+        if self.size == 1 or device.type != "cuda" or not self.rank_info:
             return device
-        visible, number = torch.cuda.device_count(), self.place.local_rank
+        visible, number = torch.cuda.device_count(), self.rank_info.local_rank
         if device.index is not None or number >= visible > 1:
             there_are = f"{self.size} processes, and {visible} GPUs are visible to this one"
             raise bad_value("device", str(device), f"null, cuda or cpu, as there are {there_are}")
@@ -165,67 +161,68 @@ class DistributedContext:
         torch.cuda.set_device(own)
         return own
 
-    # ---- Before the first step: words, by way of a store ---------------------------------
+    # ---- Before the first step: messages by way of a store -------------------------------
 
     def broadcast_object(self, value: Any) -> Any:
-        """What the main process has here: numbers, texts, lists and dicts."""
+        """The main process's value, in all: numbers, texts, lists and dicts."""
         return self._exchange({"value": value if self.is_main else None})[0]["value"]
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """What each process has here, in the order of their ranks."""
-        return [said["value"] for said in self._exchange({"value": value})]
+        """The values of all processes, by rank."""
+        return [message["value"] for message in self._exchange({"value": value})]
 
     def main_process_first(self, make: Callable[[], T]) -> T:
-        """What make() gives: in the main process first, as it may write what the others read."""
+        """make(): in the main process first, as it may write what the others read."""
         made = make() if self.is_main else None
         self._exchange({})
         return made if self.is_main else make()  # type: ignore[return-value]
 
     def start(self, device: torch.device, **agreed: Any) -> None:
         """All are set up: from here on they work in step. UserError where `agreed` differs."""
-        told = self._exchange(agreed)
+        messages = self._exchange(agreed)
         for key in agreed:
-            if len({json.dumps(words[key]) for words in told}) > 1:
-                each = ", ".join(str(words[key]) for words in told)
+            if len({json.dumps(message[key]) for message in messages}) > 1:
+                each = ", ".join(str(message[key]) for message in messages)
                 raise UserError(f"{key}: the processes of this run have {each}")
         self.is_starting, self.is_in_step = False, self.size > 1
-        if self.place and not dist.is_initialized():
+        if self.rank_info and not dist.is_initialized():
             # One group for all runs of the program, until it ends.
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=dist.PrefixStore("group", _store(self.place)),
+                store=dist.PrefixStore("group", _store(self.rank_info)),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=COLLECTIVE_TIMEOUT,
                 device_id=device if device.type == "cuda" else None,
             )
 
-    def _exchange(self, words: dict[str, Any]) -> list[dict[str, Any]]:
-        """What each process has said, in the order of their ranks."""
-        if not self.place:
-            return [words]
-        self._put(words)
-        told = [self._get(rank) for rank in range(self.size)]
+    def _exchange(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """The messages of all processes, by rank."""
+        if not self.rank_info:
+            return [message]
+        self._put(message)
+        messages = [self._get(rank) for rank in range(self.size)]
         self.round += 1
-        for rank, said in enumerate(told):
-            if "failed" in said:
-                raise PeerFailed(f"process {rank} has failed: {said['failed']}")
-        return told
+        for rank, received in enumerate(messages):
+            if "failed" in received:
+                raise PeerFailed(f"process {rank} has failed: {received['failed']}")
+        return messages
 
-    def _put(self, words: dict[str, Any]) -> None:
-        self.store.set(f"{self.round}/{self.rank}", json.dumps(words))
+    def _put(self, message: dict[str, Any]) -> None:
+        self.store.set(f"{self.round}/{self.rank}", json.dumps(message))
 
     def _get(self, rank: int) -> dict[str, Any]:
         key = f"{self.round}/{rank}"
         try:
             while not self.store.check([key]):  # waiting inside of it would hold up signals
-                sleep(SECONDS_BETWEEN_LOOKS)
+                sleep(POLL_INTERVAL)
             return json.loads(self.store.get(key))
         except RuntimeError:  # DistNetworkError: the store is gone, and the process with it
             raise PeerFailed("the main process has ended") from None
 
     def seed(self, seed: int, step: int) -> None:
-        """Of several processes each draws in a step (dropout) what no state needs to remember."""
+        """Seed what a step draws (dropout) in each of several processes: a function of the step,
+        so that no state needs to hold their generators."""
         if self.size > 1:
             random_state.seed_everything(
                 int(np.random.SeedSequence([seed, step, self.rank, 3]).generate_state(1)[0])
@@ -247,16 +244,16 @@ class DistributedContext:
         return torch.stack(all_of_them)
 
     def total(self, weight: float | torch.Tensor, num_examples: int) -> float | torch.Tensor:
-        """The weight of a whole batch of so many examples, from that of this process's share."""
+        """The weight of a whole batch of num_examples, from that of this process's shard."""
         if self.size == 1:
             return weight
         if not isinstance(weight, torch.Tensor):
             return num_examples  # which is what plain losses weigh
-        dist.all_reduce(whole := weight.clone())
-        return whole
+        dist.all_reduce(total := weight.clone())
+        return total
 
     def average_(self, tensors: Iterable[torch.Tensor], weight: float) -> None:
-        """In place, the mean of each over the processes, of which this one counts so much."""
+        """In rank_info, the mean of each over the processes, of which this one counts so much."""
         if self.size > 1:
             (total,) = self.sum([weight])
             for tensor in tensors:
@@ -268,37 +265,32 @@ class DistributedContext:
         return int(self.gather([number]).max()) if self.size > 1 else number
 
     def should_sync_flags(self) -> bool:
-        """Asked after every step, in all processes: the same answer in all, several times a
-        second. Then they may ask each other whether a signal came, or a save is due."""
+        """Whether it is time to ask the others whether a signal came, or a save is due: called
+        after every step by all processes, with the same answer in all, several times a second."""
         if self.size == 1:
             return True
         self.calls += 1
-        if self.calls < self.next_agreement:
+        if self.calls < self.next_sync:
             return False
         now = perf_counter()
-        seconds_per_call = (now - self.agreed_at) / max(self.calls - self.agreed_calls, 1)
-        calls = int(SECONDS_BETWEEN_AGREEMENTS / max(seconds_per_call, 1e-9))
-        calls = self.max(max(1, min(calls, MOST_CALLS_BETWEEN)) if self.is_main else 0)
-        self.agreed_at, self.agreed_calls = now, self.calls
-        self.next_agreement = self.calls + calls
+        seconds_per_call = (now - self.synced_at) / max(self.calls - self.synced_calls, 1)
+        calls = int(SYNC_INTERVAL / max(seconds_per_call, 1e-9))
+        calls = self.max(max(1, min(calls, MAX_CALLS_BETWEEN_SYNCS)) if self.is_main else 0)
+        self.synced_at, self.synced_calls = now, self.calls
+        self.next_sync = self.calls + calls
         return True
 
     def sync_flags_next(self) -> None:
-        """What follows has another pace."""
-        self.next_agreement = 0
-        self.agreed_at, self.agreed_calls = perf_counter(), self.calls
+        """Sync at the next call, as what follows has another pace."""
+        self.next_sync = 0
+        self.synced_at, self.synced_calls = perf_counter(), self.calls
 
 
 SINGLE_PROCESS = DistributedContext(None)
 
 
-def _is_own(error: BaseException | None) -> bool:
-    """An error that no other process knows of yet."""
-    return isinstance(error, Exception) and not isinstance(error, PeerFailed)
-
-
 def _describe_error(error: Exception) -> str:
-    """For the others: what a user's mistake says; of others the kind as well, in one line."""
+    """One line for the others: a user's mistake by its message, other errors with their type."""
     if isinstance(error, UserError):
         return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())
@@ -309,21 +301,21 @@ _NUMBERS = count()  # of the runs of this program
 
 @cache
 def _leave_at_exit() -> None:
-    """Not after each run: the next one of the program needs the group."""
+    """Destroy the process group at the program's end: its next run needs it."""
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 @cache
-def _store(place: RankInfo) -> dist.Store:
-    """Where the processes leave words for each other: torchrun's, or the main process's own."""
+def _store(info: RankInfo) -> dist.Store:
+    """The store of the processes' messages: torchrun's, or the main process's own."""
     from torch.distributed.rendezvous import rendezvous
 
-    os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": place.port}
+    os.environ |= {"MASTER_ADDR": info.address, "MASTER_PORT": info.port}
     try:
-        store, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=RENDEZVOUS_TIMEOUT))
+        store, _, _ = next(rendezvous("env://", info.rank, info.size, timeout=RENDEZVOUS_TIMEOUT))
     except (RuntimeError, ValueError) as error:  # DistNetworkError
         raise UserError(
-            f"the {place.size} processes of this run do not meet at {place.address}:{place.port}, "
+            f"the {info.size} processes of this run do not meet at {info.address}:{info.port}, "
             f"MASTER_ADDR and MASTER_PORT: {str(error).splitlines()[0]}"
         ) from None
     return dist.PrefixStore("experiment", store)

@@ -1,4 +1,4 @@
-"""Metrics of loss and correct predictions, and one pass over a split."""
+"""Metrics: loss and correct predictions, summed on the device; and one pass over a split."""
 
 import math
 from collections.abc import Callable, Generator, Mapping
@@ -19,11 +19,11 @@ from src.runtime.precision import Forward, Precision
 from src.support import random_state
 
 Batches = Generator[Batch, None, None]
-MOST_LOSS = 700.0  # of which a float holds the exponential
+MAX_EXPONENT = 700.0  # a float holds exp() of it
 
 
 class Metrics:
-    """Totals over examples that stay on the device until they are read, of all processes."""
+    """Sums over the examples of all processes, which stay on the device until compute()."""
 
     def __init__(
         self, loss: Loss, device: torch.device, distributed: DistributedContext = SINGLE_PROCESS
@@ -32,7 +32,7 @@ class Metrics:
         self.reset()
 
     def empty(self) -> "Metrics":
-        """Others of the same kind."""
+        """New metrics of the same kind, at zero."""
         return Metrics(self.loss, self.device, self.distributed)
 
     def reset(self) -> None:
@@ -45,7 +45,7 @@ class Metrics:
         self.at_last_reading = [0.0, 0.0, 0, 0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Called by all processes: what each has, (processes, numbers)."""
+        """Called by all processes; shares: the sums of each, (processes, 4)."""
         names = ("total", "correct", "weight", "predictions", "at_last_reading")
         state = {name: getattr(self, name) for name in names}
         return state | (
@@ -53,7 +53,7 @@ class Metrics:
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Each process takes what was its own; of another number, the main one takes all."""
+        """Each process takes its own sums; of another number of them the main one takes all."""
         shares = state.get("shares")
         if shares is None and self.distributed.is_main:
             for name, value in state.items():
@@ -81,52 +81,49 @@ class Metrics:
             self.correct += self.loss.correct(outputs, targets)  # type: ignore[arg-type]
 
     def compute(self) -> dict[str, float]:
-        """The loss's measures of everything so far; waits for the device."""
-        return self._averages(self._read())
+        """The loss's metrics over everything so far; waits for the device."""
+        return self._metrics_of(self.distributed.sum(self._own()))
 
     def compute_since_last(self) -> dict[str, float]:
-        """The same for what was added since this was last asked."""
-        now, then = self._read(), self.at_last_reading
+        """The same over what was added since this was last called."""
+        now, then = self.distributed.sum(self._own()), self.at_last_reading
         self.at_last_reading = now
-        return self._averages([a - b for a, b in zip(now, then, strict=True)])
-
-    def _read(self) -> list[float]:
-        return self.distributed.sum(self._own())
+        return self._metrics_of([a - b for a, b in zip(now, then, strict=True)])
 
     def _own(self) -> list[float]:
-        """[summed loss, its weight, correct, predictions] of this process's shares."""
+        """[summed loss, its normalizer, correct, predictions] of this process's shards."""
         return [float(self.total), float(self.weight), int(self.correct), int(self.predictions)]
 
-    def _averages(self, metrics: list[float]) -> dict[str, float]:
-        total, weight, correct, predictions = metrics
+    def _metrics_of(self, sums: list[float]) -> dict[str, float]:
+        total, weight, correct, predictions = sums
         loss = total / weight if weight else math.nan
-        averages = {
+        known = {
             "loss": loss,
             "accuracy": correct / predictions if predictions else math.nan,
-            "perplexity": math.inf if loss > MOST_LOSS else math.exp(loss),  # of nan it is nan
+            "perplexity": math.inf if loss > MAX_EXPONENT else math.exp(loss),  # of nan it is nan
         }
-        return {measure: averages[measure] for measure in self.loss.metric_names}
+        return {name: known[name] for name in self.loss.metric_names}
 
 
 class Evaluation:
-    """Every split with every model, after an epoch."""
+    """The evaluation of every split with every model, after an epoch."""
 
     def __init__(
         self,
         splits: Mapping[str, Split],
         models: Mapping[str, nn.Module],
         loader: LoaderConfig,
-        computing: Precision,
+        precision: Precision,
         *,
         log_interval: int | None,
     ) -> None:
-        """loading: how batches are made, of an evaluation's size."""
+        """loader: makes batches of an evaluation's size."""
         self.splits, self.models, self.loader = splits, models, loader
         self.log_interval = log_interval
         fixed_shape = all(split.has_fixed_shape for split in splits.values())
         self.forwards = {
-            name: computing.forward(
-                computing.compiled(model, loader.local_batch_size, fixed_shape=fixed_shape)
+            name: precision.forward(
+                precision.compiled(model, loader.local_batch_size, fixed_shape=fixed_shape)
             )
             for name, model in models.items()
         }
@@ -134,7 +131,7 @@ class Evaluation:
     def of_all(
         self, new_metrics: Callable[[], Metrics], watched: Callable[[Batches], Batches]
     ) -> dict[str, dict[str, float]]:
-        """'SPLIT/MODEL' -> measures. watched: what looks at the batches as they come."""
+        """'SPLIT/MODEL' -> metrics. watched: checks for signals between batches."""
         return {
             f"{split_name}/{name}": evaluate(
                 model,
@@ -160,11 +157,11 @@ def evaluate(
     name: str,
     log_interval: int | None,
 ) -> dict[str, float]:
-    """One pass in eval mode: the loss's measures, time and data_time in seconds.
+    """One pass in eval mode: the loss's metrics, time and data_time in seconds.
 
-    metrics: empty ones. forward: the model as it is called, if not by itself. Averages weigh by
-    example or token, so a short last batch counts as what it is, and an empty share of one as
-    nothing. However it ends, batches is closed.
+    metrics: empty ones. forward: the model as it is called, if not by itself. Means weigh by
+    example or token, so a short last batch has its own weight, and an empty shard none. However it
+    ends, batches is closed.
     """
     started = waited_from = perf_counter()
     data_time = 0.0
@@ -233,7 +230,7 @@ def recompute_batch_norms(
     logger.info("batch norms recomputed from {} batches | {:.1f} s", num_batches, seconds)
 
 
-def in_line(averages: Mapping[str, float]) -> str:
+def in_line(metrics: Mapping[str, float]) -> str:
     """'loss 0.3121 | accuracy 0.9120'."""
-    shown = [f"{k} {averages[k]:.4f}" for k in ("loss", "accuracy", "perplexity") if k in averages]
+    shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "accuracy", "perplexity") if k in metrics]
     return " | ".join(shown)

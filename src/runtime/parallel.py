@@ -1,8 +1,8 @@
 """One model in several processes, or on several GPUs of one: multi_gpu.
 
-true: DistributedDataParallel (Li et al. 2020): each process has the whole model and a share of
-every batch; gradients are averaged while the backward pass goes on. fsdp: fully_shard of torch
-(FSDP2; Zhao et al. 2023): each has a slice of every weight, and fetches the rest layer by layer.
+true: DistributedDataParallel (Li et al. 2020): each process has the whole model and a shard of
+every batch; gradients are averaged during the backward pass. fsdp: fully_shard of torch
+(FSDP2; Zhao et al. 2023): each has a shard of every weight, and gathers the rest layer by layer.
 dp: DataParallel, one process for all GPUs of a machine. Whatever the number of processes, states
 and checkpoints are those that one process would have.
 """
@@ -29,14 +29,14 @@ from src.support import bad_value, random_state
 
 T = TypeVar("T")
 Kind = str | bool
-LAYERS = (nn.Sequential, nn.ModuleList)  # whose items are sharded each by itself
+LAYERS = (nn.Sequential, nn.ModuleList)  # each of their items is sharded by itself
 
 
 class Parallel:
     """How the processes of `distributed` share the work on one model."""
 
     def __init__(self, distributed: DistributedContext, kind: Kind, device: torch.device) -> None:
-        """kind: multi_gpu. UserError where it needs processes that there are not."""
+        """kind: multi_gpu. UserError where the number of processes does not fit it."""
         self.distributed, self.kind, self.device = distributed, kind, device
         self.is_sharded = kind == "fsdp"
         if self.is_sharded and distributed.size == 1:
@@ -53,7 +53,7 @@ class Parallel:
         return torch.device("cpu") if self.is_sharded else self.device
 
     def prepare(self, model: nn.Module, *, sync_bn: bool) -> nn.Module:
-        """Before there is an optimizer. With fsdp each process keeps its slice, in place."""
+        """Before there is an optimizer. With fsdp each process keeps its shard, in place."""
         if sync_bn and self.distributed.size > 1:
             if self.device.type != "cuda":
                 raise bad_value("sync_bn", True, f"false, as torch has none for {self.device.type}")
@@ -80,7 +80,7 @@ class Parallel:
         """The network as it is called in training."""
         self.network = network
         if self.kind == "dp":
-            self.network = _spread_by_threads(network, self.device)
+            self.network = _data_parallel(network, self.device)
         if self.distributed.size > 1 and not self.is_sharded:
             self.network = AccumulatingDDP(network)
         return self.network
@@ -96,7 +96,7 @@ class Parallel:
             yield micro_batch
 
     def broadcast_buffers(self, models: Iterable[nn.Module]) -> None:
-        """All take the main process's statistics of batch norms, which come of its share alone."""
+        """All take the main process's statistics of batch norms, which are of its shard alone."""
         if self.distributed.size > 1:
             for model in models:
                 for buffer in model.buffers():
@@ -105,7 +105,7 @@ class Parallel:
     def throughput(
         self, model: nn.Module, split: Split, input_shape: tuple[int, ...], precision: str
     ) -> Throughput:
-        """What to count the pace of training by, over all devices."""
+        """The pace of training over all devices."""
         is_dp = self.kind == "dp" and _has_several(self.device)
         number = torch.cuda.device_count() if is_dp else self.distributed.size
         return build_throughput(
@@ -113,7 +113,7 @@ class Parallel:
         )
 
     def uses(self) -> Uses:
-        """What the run has of this machine."""
+        """What the run uses of this machine."""
         if self.device.type != "cuda":
             gpus = []
         elif self.kind == "dp":
@@ -125,8 +125,8 @@ class Parallel:
         named = [f"GPU-{str(x).removeprefix('GPU-')}" for x in known if x is not None]
         if self.distributed.size == 1:
             return Uses(None, tuple(named), len(gpus))
-        told = self.distributed.gather_objects([platform.node(), *named])
-        of_this_machine = [x for host, *theirs in told if host == platform.node() for x in theirs]
+        hosts = self.distributed.gather_objects([platform.node(), *named])
+        of_this_machine = [x for host, *theirs in hosts if host == platform.node() for x in theirs]
         number = self.distributed.size if gpus else 0
         return Uses(os.getppid(), tuple(of_this_machine), number, self.distributed.size)
 
@@ -136,7 +136,7 @@ class Parallel:
             visible = torch.cuda.device_count() if self.device.type == "cuda" else 1
             is_alone = visible > 1 and not isinstance(self.network, nn.DataParallel)
             return f"one of {visible} GPUs" if is_alone else None
-        how = "fully sharded" if self.is_sharded else "a share of each batch each"
+        how = "fully sharded" if self.is_sharded else "a shard of each batch each"
         return f"{self.distributed.size} processes, {how}"
 
 
@@ -150,7 +150,7 @@ class AccumulatingDDP(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        with catch_warnings(category=FutureWarning, action="ignore"):  # a name to come
+        with catch_warnings(category=FutureWarning, action="ignore"):  # a name will change
             # static_graph: weights that the outputs do not depend on are left alone, as by one
             # process. Buffers do not matter in training; before evaluations all take the main
             # process's. The inputs are on the device already.
@@ -167,8 +167,8 @@ class AccumulatingDDP(nn.Module):
 
     @random_state.isolate_rng()
     def _warm_up(self, inputs: Tensor) -> None:
-        """In its first pass it learns which weights are used and in which order gradients come,
-        and rounds differently: it counts for nothing, or a resumed run would not be the same."""
+        """Discard the first pass, in which DDP learns which weights are used and in which order: it
+        rounds differently, so that a resumed run would not be the same."""
         buffers = [buffer.clone() for buffer in self.network.buffers()]
         outputs = self.network(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
@@ -181,8 +181,8 @@ class AccumulatingDDP(nn.Module):
         self.is_warm = True
 
 
-def _spread_by_threads(network: nn.Module, device: torch.device) -> nn.Module:
-    """On all visible GPUs, where there are several to choose from."""
+def _data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on all visible GPUs, where there are several to choose from."""
     if not _has_several(device):
         return network
     logger.info("each batch is spread over {} GPUs", torch.cuda.device_count())
@@ -190,7 +190,7 @@ def _spread_by_threads(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The items of the outermost lists: transformers' and residual networks' blocks."""
+    """The items of the outermost lists: the blocks of transformers and residual networks."""
     found: list[nn.Module] = []
     child: Any
     for child in model.children():
@@ -201,21 +201,21 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-# ---- Models in slices over processes (FSDP2) ---------------------------------------------
+# ---- Sharded models (FSDP2) --------------------------------------------------------------
 
 
-def sharded_like(value: Any, slices: Any) -> Any:
-    """The slice of a whole tensor, cut as that one is; any other value as it is."""
-    if not (isinstance(slices, Tensor) and is_sharded(slices)):
+def shard_like(value: Any, like: Any) -> Any:
+    """The whole tensor in shards as those of `like`; where that has none, the value as it is."""
+    if not (torch.is_tensor(like) and is_sharded(like)):
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    like: Any = slices
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return distribute_tensor(value.to(like.device), mesh, placements)
 
 
 class ShardedModel:
-    """A sharded model as a part of the state: whole tensors go in."""
+    """A sharded model as a part of the state, which holds whole tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -225,11 +225,11 @@ class ShardedModel:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         own = self.model.state_dict()
-        self.model.load_state_dict({k: sharded_like(v, own.get(k)) for k, v in state_dict.items()})
+        self.model.load_state_dict({k: shard_like(v, own.get(k)) for k, v in state_dict.items()})
 
 
 class ShardedOptimizer:
-    """Its optimizer, whose momenta are cut as the weights that they belong to."""
+    """The optimizer of a sharded model: momenta are sharded as their weights are."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
@@ -240,12 +240,12 @@ class ShardedOptimizer:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         state = {
-            number: {name: _cut(value, weights[number]) for name, value in of_one.items()}
+            number: {name: _shard(value, weights[number]) for name, value in of_one.items()}
             for number, of_one in state_dict["state"].items()
         }
         self.optimizer.load_state_dict(state_dict | {"state": state})
 
 
-def _cut(value: Any, weight: torch.Tensor) -> Any:
-    is_alike = isinstance(value, Tensor) and value.shape == weight.shape
-    return sharded_like(value, weight) if is_alike else value
+def _shard(value: Any, weight: torch.Tensor) -> Any:
+    has_shape = isinstance(value, Tensor) and value.shape == weight.shape
+    return shard_like(value, weight) if has_shape else value

@@ -1,4 +1,4 @@
-"""How a network computes: on which device, in which floats and memory format, compiled or not."""
+"""The device, the floating-point formats, the memory format and torch.compile."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -20,8 +20,8 @@ AMPERE = (8, 0)  # the first compute capability with tf32
 
 @dataclass(frozen=True)
 class Precision:
-    """The choices of a run: precision is fp32, tf32, bf16 or fp16; mode one of torch.compile's,
-    or None. Weights, gradients, the optimizer, losses and sums are float32 in all of them."""
+    """How a run computes: precision is fp32, tf32, bf16 or fp16; mode one of torch.compile's, or
+    None. Weights, gradients, the optimizer, losses and metrics are float32 in all of them."""
 
     device: torch.device
     precision: str = "fp32"
@@ -37,19 +37,19 @@ class Precision:
     def on(
         cls, device: torch.device, precision: str, channels_last: bool, compile: str | bool
     ) -> "Precision":
-        """As the keys of these names ask for it; without compiling where that cannot be done."""
-        computing = cls(device, precision, channels_last)
+        """By the keys of these names; not compiled, with a warning, where that is impossible."""
         mode = "default" if compile is True else compile or None
-        return replace(computing, mode=mode) if mode and can_compile(device) else computing
+        plain = cls(device, precision, channels_last)  # first, as it raises
+        return replace(plain, mode=mode) if mode and can_compile(device) else plain
 
-    def placed(self, model: nn.Module) -> nn.Module:
+    def to_memory_format(self, model: nn.Module) -> nn.Module:
         """The model with its convolutions' weights in the memory format, in place."""
         return model.to(memory_format=torch.channels_last) if self.is_channels_last else model  # type: ignore[call-overload]
 
     def compiled(
         self, network: nn.Module, num_examples: int, *, fixed_shape: bool = True
     ) -> nn.Module:
-        """The network for batches of so many examples; others are not compiled for.
+        """The network, compiled for batches of num_examples alone.
 
         fixed_shape: whether they all have the same shape, as texts have not.
         """
@@ -84,9 +84,9 @@ class Precision:
 
     def describe(self) -> str:
         """'bf16, channels last, compiled (default)'."""
-        words = [self.precision]
-        words += ["channels last"] * self.is_channels_last
-        return ", ".join([*words, f"compiled ({self.mode})" if self.mode else "not compiled"])
+        layout = ", channels last" * self.is_channels_last
+        compiled = f"compiled ({self.mode})" if self.mode else "not compiled"
+        return f"{self.precision}{layout}, {compiled}"
 
 
 def _check_precision(precision: str, device: torch.device) -> None:
@@ -156,7 +156,7 @@ class Compiled(nn.Module):
         try:
             return self.compiled(inputs)
         except TorchDynamoException as error:
-            self.failures.append(warn_of(error))
+            self.failures.append(warn_not_compiled(error))
             return self.network(inputs)
 
 
@@ -168,7 +168,7 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(_double)(numbers).sum().backward()
     except (TorchDynamoException, RuntimeError) as error:
-        warn_of(error)
+        warn_not_compiled(error)
         return False
     return True
 
@@ -177,8 +177,8 @@ def _double(numbers: Tensor) -> Tensor:
     return 2 * numbers
 
 
-def warn_of(error: Exception) -> str:
-    """One line, of what may be a page; the line."""
+def warn_not_compiled(error: Exception) -> str:
+    """Log one line of what may be a page, and return it."""
     inner = getattr(error, "inner_exception", error)  # what the compiler itself says
     reason = next((line for line in str(inner).splitlines() if line.strip()), "")
     if not reason.startswith(type(inner).__name__):
@@ -187,16 +187,16 @@ def warn_of(error: Exception) -> str:
     return reason
 
 
-# ---- The device, and how it takes memory -------------------------------------------------
+# ---- The device, and its memory ----------------------------------------------------------
 
 # malloc.h of glibc: below so many bytes memory comes from the heap (at most 32 MB, the value to
-# which glibc raises it by itself); from so many on, freed at its end, it is given back (-1: never)
+# which glibc raises it by itself); from so many free bytes on it is returned (-1: never)
 M_MMAP_THRESHOLD, FROM_HEAP = -3, 32 * 2**20
 M_TRIM_THRESHOLD, NEVER = -1, -1
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device asked for, or cuda where there is one, else cpu. Raises UserError."""
+    """The requested device; None: cuda where there is one, else cpu. Raises UserError."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -209,10 +209,10 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def disable_malloc_trim() -> None:
-    """Keep what a step frees for the next one. Only glibc needs to be told.
+    """Keep the memory that a step frees for the next one.
 
-    It may give the end of its heap back after every step, and then fetches it again page by
-    page: that depends on what was freed before, and costs a small network up to a third.
+    glibc may return the end of its heap to the system after every step, and then fetches it again
+    page by page: that depends on what was freed before, and costs a small network up to a third.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -1,4 +1,4 @@
-"""profile: STEPS: what a few training steps spend their time on, as a trace and in the log."""
+"""profile: STEPS: where the time of a few training steps goes, as a trace and in the log."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ from src.support import UserError, write_atomically
 
 TRACE = "trace.json.gz"
 WARM_UP = 5  # steps before, in which memory is allocated and kernels are chosen
-MOST_OPERATIONS = 10
+NUM_OPERATIONS = 10
 NAME_WIDTH = 28  # a line on a terminal, with its time of day, has 80 columns
 
 
@@ -42,9 +42,9 @@ class Profiler(NoProfiler):
     """Records the first `wanted` steps of this attempt after a warm-up, and nothing in between.
 
     A context around training, in which steps() goes around the steps of each epoch. Where an
-    epoch ends, recording pauses and goes on with the next one: evaluations are not recorded. A run
+    epoch ends, recording pauses until the next one: evaluations are not recorded. A run
     that ends or is stopped before writes what it has, in the place of an earlier attempt's; a
-    failure is a warning, and training goes on.
+    failure is a warning, and training continues.
     """
 
     def __init__(self, wanted: int, folder: Path, device: torch.device) -> None:
@@ -54,7 +54,7 @@ class Profiler(NoProfiler):
         self.running: profile | None = None
         self.parts: list[profile] = []  # one an epoch
         self.seconds = self.data_seconds = 0.0  # recorded, and spent waiting for data
-        self.since = (0.0, 0.0)  # both clocks, when recording went on
+        self.since = (0.0, 0.0)  # both clocks, when recording was resumed
         # Its progress would be printed over ours; read when the first recording starts.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
@@ -71,7 +71,7 @@ class Profiler(NoProfiler):
                     self.warm_up = max(0, self.warm_up - 1)
                     yield step
                     continue
-                self._go_on(state)
+                self._resume(state)
                 self.num_recorded += 1
                 with record_function(f"step {step + 1}"):
                     yield step
@@ -83,12 +83,12 @@ class Profiler(NoProfiler):
         finally:
             self._pause(state)
 
-    def _go_on(self, state: TrainState) -> None:
+    def _resume(self, state: TrainState) -> None:
         if self.running:
             return
         is_on_gpu = self.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_on_gpu]
-        with _failures_told():
+        with _warn_on_failure():
             self._wait()  # what earlier steps have left to do is not recorded
             running = profile(activities=activities)
             running.start()
@@ -101,7 +101,7 @@ class Profiler(NoProfiler):
         if self.running is None:
             return
         running, self.running = self.running, None
-        with _failures_told():
+        with _warn_on_failure():
             self._wait()
             began, waited = self.since
             self.seconds += perf_counter() - began
@@ -117,7 +117,7 @@ class Profiler(NoProfiler):
         """The file and the lines of the log, once, where anything was recorded."""
         parts, self.parts = self.parts, []
         if parts:
-            with _failures_told():
+            with _warn_on_failure():
                 content = json.dumps(joined([_trace(part, self.folder) for part in parts]))
                 write_atomically(self.folder / TRACE, gzip.compress(content.encode()))
                 for line in self._lines(parts):
@@ -141,8 +141,8 @@ def build_profiler(wanted: int | None, folder: Path | None, device: torch.device
 
 
 @contextmanager
-def _failures_told() -> Iterator[None]:
-    """A profile is no reason to lose a run."""
+def _warn_on_failure() -> Iterator[None]:
+    """A failed profile is no reason to lose a run."""
     try:
         yield
     except Exception as error:
@@ -153,7 +153,7 @@ def _failures_told() -> Iterator[None]:
 
 
 def _trace(part: profile, folder: Path) -> dict[str, Any]:
-    """As torch writes it, by way of a file."""
+    """The trace that torch writes to a file."""
     path = folder / f".trace.json.{os.getpid()}"
     try:
         part.export_chrome_trace(str(path))
@@ -185,9 +185,9 @@ def own_times(parts: Iterable[profile], *, is_on_gpu: bool) -> dict[str, tuple[f
 
 
 def table(times: dict[str, tuple[float, int]]) -> Iterator[str]:
-    """A line each of the costliest operations: share of all, milliseconds, calls, name."""
+    """A line each of the costliest operations: fraction of all, milliseconds, calls, name."""
     total = sum(seconds for seconds, _ in times.values()) or 1.0
-    costliest = sorted(times.items(), key=lambda item: -item[1][0])[:MOST_OPERATIONS]
+    costliest = sorted(times.items(), key=lambda item: -item[1][0])[:NUM_OPERATIONS]
     for name, (seconds, calls) in costliest:
         short = name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
         yield f"{seconds / total:6.1%}  {1000 * seconds:10,.2f} ms  {calls:9,} calls  {short}"

@@ -22,6 +22,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -45,8 +46,12 @@ from src.logging import RunFolder, Stats
 from src.metrics import metric_columns
 from src.models import model_preprocessing, output_dim, without_weights
 from src.optim import AveragedModel, describe_optimizer
-from src.runtime.checkpoint_files import CheckpointFiles, prune, save_weights
-from src.runtime.checkpoint_manager import CheckpointManager
+from src.runtime.checkpoints import (
+    CheckpointFiles,
+    CheckpointManager,
+    prune_weights,
+    save_weights,
+)
 from src.runtime.distributed import DistributedContext, detect_rank
 from src.runtime.evaluation import Evaluation, Metrics, recompute_batch_norms
 from src.runtime.parallel import Parallel
@@ -92,8 +97,9 @@ class Session:
 
             # The main process reads first, as it puts aside what is damaged. What is null in a
             # new run is drawn once, for all processes and for config.yaml.
-            self._files = CheckpointFiles.of_run(
-                config.output_dir, self._folder.ensure_ours, is_written=is_main
+            folder = config.output_dir and Path(config.output_dir) / "state"
+            self._files = CheckpointFiles(
+                folder or None, self._folder.ensure_ours, is_written=is_main
             )
             self._saved = self._distributed.main_process_first(self._files.newest)
             entropy = self._distributed.broadcast_object(secrets.randbits(128))
@@ -118,7 +124,7 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        # Of an error that another process has caused, its words come first.
+        # A lost connection is reported as the error of the process that ended.
         if peer_error := self._distributed.peer_error(error):
             with self._stack:
                 raise peer_error from None
@@ -183,7 +189,9 @@ class Session:
         self._throughput = self._parallel.throughput(
             model, train_split, self.data.input_shape, config.precision
         )
-        model = self._parallel.prepare(self.precision.placed(model), sync_bn=config.sync_bn)
+        model = self._parallel.prepare(
+            self.precision.to_memory_format(model), sync_bn=config.sync_bn
+        )
         rank, size = self._distributed.rank, self._distributed.size
         self._loader = build_loader_config(config, self.data, self.device, rank, size)
         self._local_batch_size = self._loader.local_batch_size
@@ -340,10 +348,9 @@ class Session:
         self._files.prune(1 if self.config.keep_state else 0)
 
     def micro_batches(self, inputs: Tensor, targets: Tensor) -> Iterable[Batch]:
-        """The batch in the pieces that grad_accum_steps asks for. Between processes the gradients
-        travel with the last one alone."""
-        pieces = micro_batches(inputs, targets, self._local_batch_size)
-        return pieces if self._distributed.size == 1 else self._parallel.synchronized(pieces)
+        """The batch in grad_accum_steps parts. Gradients are averaged in the last one."""
+        batches = micro_batches(inputs, targets, self._local_batch_size)
+        return batches if self._distributed.size == 1 else self._parallel.synchronized(batches)
 
     def loss_scale(self, normalizer: float | Tensor, device: torch.device) -> Tensor:
         """What summed losses are multiplied by, (): 1 / the normalizer of the whole batch.
@@ -436,7 +443,7 @@ class Epoch:
             if state.outcome:
                 break
         state.training.stop()
-        self._training = self.metrics.compute() | run._throughput.measures(
+        self._training = self.metrics.compute() | run._throughput.metrics(
             state, run._schedule, self.steps
         )
 
@@ -459,7 +466,7 @@ class Epoch:
         if config.save_freq and self.number % config.save_freq == 0:
             path = run._folder.checkpoint(f"epoch_{self.number:04d}")
             save_weights(path, self.number, run._saved_models)
-            prune(path, keep=config.keep_checkpoints)
+            prune_weights(path, keep=config.keep_checkpoints)
 
         if best and best.reason_to_stop and not state.outcome:
             state.end("early_stopped", best.reason_to_stop)

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop: Slurm's before a time limit or a preemption, and Ctrl-C.
+"""Signals that stop a run: those of Slurm before a time limit or a preemption, and Ctrl-C.
 
-A handler only notes the signal; the run asks between two steps, where its state is whole. Not
-in the handler itself: logging and torch may be in the middle of something there.
+The handler only records the signal; the run checks between two steps, where its state is whole.
+Not in the handler itself: logging and torch may be in the middle of something there.
 """
 
 import os
@@ -22,7 +22,7 @@ NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequested(KeyboardInterrupt):
-    """Raised where the run can stop; programs that do not know it see a Ctrl-C."""
+    """Raised where the run can stop; a program that does not know it sees a KeyboardInterrupt."""
 
     def __init__(self, number: int, *, is_agreed: bool = False) -> None:
         """is_agreed: all processes of the run stop at this step."""
@@ -30,12 +30,12 @@ class StopRequested(KeyboardInterrupt):
         self.signal = signal.Signals(number)
         super().__init__(self.signal.name)
         is_ctrl_c = self.signal == signal.SIGINT
-        self.words = "interrupted" if is_ctrl_c else f"stopped by {self.signal.name}"
+        self.message = "interrupted" if is_ctrl_c else f"stopped by {self.signal.name}"
         self.exit_code = 130 if is_ctrl_c else 75  # EX_TEMPFAIL
 
 
 class Signals:
-    """A context in which the signals are ours. In other threads than the main one it does nothing.
+    """A context in which our handlers are installed, if it is entered in the main thread.
 
     Until wait_for_steps() TERM and Ctrl-C end the run at once, as there is nothing to save; from
     then on check() does. USR1, a warning, always waits for a step: without one there would be no
@@ -51,27 +51,27 @@ class Signals:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        self._take(*NUMBERS)
+        self._install(*NUMBERS)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.is_over = True
         if not sys.is_finalizing():
-            self._give_back(*NUMBERS)
+            self._restore(*NUMBERS)
 
-    def _take(self, *numbers: int) -> None:
+    def _install(self, *numbers: int) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
-                self.before[number] = signal.signal(number, self._note)
+                self.before[number] = signal.signal(number, self._handle)
 
-    def _give_back(self, *numbers: int) -> None:
-        """Where the handler is another's by now, ours stays below it, and hands on."""
+    def _restore(self, *numbers: int) -> None:
+        """Where somebody else has installed a handler since, ours stays below it, and passes on."""
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
-                if number in self.before and signal.getsignal(number) == self._note:
+                if number in self.before and signal.getsignal(number) == self._handle:
                     signal.signal(number, self.before[number])
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.is_over:
             signal.signal(number, self.before[number])
             signal.raise_signal(number)
@@ -88,12 +88,12 @@ class Signals:
         self.is_waiting = True
 
     def wait_for_others(self) -> None:
-        """Several processes stop together, after a step: one that left would be waited for."""
+        """Several processes stop together, after a step, as one that left would be waited for."""
         self.is_waiting = self.is_waiting or self.distributed.size > 1
 
     def check(self) -> None:
         """Raises StopRequested if a signal has come to one of the processes, in all of them; also
-        where the launcher was killed, who can't pass signals on any more."""
+        where the launcher was killed, which can't forward signals any more."""
         if self.launcher and self.launcher != str(os.getppid()):
             self.received = self.received or signal.SIGTERM
         if number := self.distributed.max(self.received or 0):
@@ -111,9 +111,9 @@ class Signals:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """While the caller has the turn, Ctrl-C is the caller's."""
-        self._give_back(signal.SIGINT)
+        """In the caller's turn Ctrl-C is handled as the caller has chosen."""
+        self._restore(signal.SIGINT)
         try:
             yield
         finally:
-            self._take(signal.SIGINT)
+            self._install(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Epochs, steps and samples, all turned into one unit: the optimizer step.
+"""Epochs, passes and samples in one unit: the optimizer step.
 
 A step uses `batch_size` examples. A pass goes once through the training split; its
 last step may be short. An epoch is the interval between evaluations: one pass, or
@@ -14,7 +14,7 @@ from src.support import UserError, bad_value
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """Which step ends which epoch; steps are counted from 1 at the end of the first."""
+    """The steps of a run. An epoch's end is the number of steps done by then."""
 
     num_examples: int
     batch_size: int
@@ -29,7 +29,7 @@ class StepSchedule:
                 f"expected at most the {self.num_examples} training examples"
             )
 
-    @cached_property  # asked in every step
+    @cached_property  # called in every step
     def steps_per_pass(self) -> int:
         full, rest = divmod(self.num_examples, self.batch_size)
         return full if self.drop_last else full + (rest > 0)

@@ -1,4 +1,4 @@
-"""When a run ends early: no new best for too long, or a loss out of bounds."""
+"""Early stopping and divergence: no new best for too long, or a loss out of bounds."""
 
 import math
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from loguru import logger
 
 from src.metrics import direction
 
-LEEWAY = 10  # times the first loss
+MARGIN = 10  # times the first loss
 
 
 class Best:
-    """The best value so far of the chosen columns, and how long it has stood."""
+    """The best value so far of the chosen columns, and the epochs since."""
 
     def __init__(self, columns: list[str], patience: int | None) -> None:
         self.columns = columns
@@ -22,7 +22,7 @@ class Best:
         self.epochs_without = 0
 
     def update(self, epoch: int, row: Mapping[str, float]) -> bool:
-        """Take in an epoch; True where it is the best so far. NaN never is."""
+        """Add an epoch; True where it is the best so far. NaN never is."""
         sign = direction(self.columns[0])
         values = [sign * row[c] for c in self.columns if not math.isnan(row[c])]
         if values and not (sign * self.value >= max(values)):
@@ -65,7 +65,7 @@ def loss_limit(first_loss: float, limit: float) -> float:
         "max_allowed_loss: not given, and the first loss is {:.4g}; so losses above {:.4g} end the "
         "run as diverged, instead of {:.4g}",
         first_loss,
-        LEEWAY * first_loss,
+        MARGIN * first_loss,
         limit,
     )
-    return LEEWAY * first_loss
+    return MARGIN * first_loss

@@ -1,4 +1,4 @@
-"""How fast training is: examples a second, and the share of what the device could do at most.
+"""The pace of training: examples a second, and the fraction of the peak FLOP/s (mfu).
 
 The work is that of the model, forward and backward, as torch's counter finds it in its matrix
 products, convolutions and attention; a multiply-add counts 2. Loss and optimizer count nothing.
@@ -18,15 +18,15 @@ from src.support import random_state
 
 
 class Throughput:
-    """seconds_at_peak: that an example would take at least; None where nobody knows."""
+    """The pace of training. seconds_at_peak: of an example at peak FLOP/s; None: not known."""
 
     def __init__(self, seconds_at_peak: float | None = None) -> None:
         self.seconds_at_peak = seconds_at_peak
 
-    def measures(
+    def metrics(
         self, state: TrainState, step_schedule: StepSchedule, steps: range
     ) -> dict[str, float]:
-        """What is counted of an epoch's training, interrupted or not; steps: of that epoch."""
+        """The columns of an epoch's training, interrupted or not; steps: those of the epoch."""
         seconds, seen = state.training.seconds, step_schedule.samples_after(state.step)
         per_second = (seen - step_schedule.samples_after(steps.start)) / max(seconds, 1e-9)
         found = {
@@ -49,9 +49,9 @@ def build_throughput(
     *,
     num_devices: int = 1,
 ) -> Throughput:
-    """For training this model on this split; where the device is unknown nothing is counted.
+    """For training this model on this split; on an unknown device peak_share is left out.
 
-    precision: fp32, tf32, bf16 or fp16. num_devices: that share the work, all of one kind.
+    precision: fp32, tf32, bf16 or fp16. num_devices: that do the work, all of one kind.
     """
     if precision == "fp32" and torch.backends.cudnn.allow_tf32 and _has_convolutions(model):
         precision = "tf32"  # in which torch computes those, where the device has it
@@ -67,12 +67,11 @@ def _has_convolutions(model: nn.Module) -> bool:
 
 
 def flops_per_example(model: nn.Module, split: Split, input_shape: tuple[int, ...]) -> float | None:
-    """Of a training step, forward and backward; None where they can't be counted.
+    """FLOPs of a training step, forward and backward; None where they can't be counted.
 
-    Nothing is computed and the model is not touched: a copy without content runs instead.
+    Nothing is computed and the model is not touched: a copy on fake tensors runs instead.
     """
-    # Fake tensors, not those on the meta device alone: transformers asks what is in its masks
-    # unless it is traced.
+    # Not the meta device alone: transformers reads the values of its masks unless it is traced.
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -85,7 +84,7 @@ def flops_per_example(model: nn.Module, split: Split, input_shape: tuple[int, ..
         with random_state.isolate_rng(), FakeTensorMode(allow_non_fake_inputs=True), counter:
             device = next(model.parameters()).device
             inputs = torch.empty(shape, dtype=dtype, device=device)
-            copy_without_content(model).train()(inputs).sum().backward()
+            copy_as_fake(model).train()(inputs).sum().backward()
     except Exception as error:  # each network has its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         logger.info("no train/peak_share, as the model can't be counted: {}", reason)
@@ -93,11 +92,11 @@ def flops_per_example(model: nn.Module, split: Split, input_shape: tuple[int, ..
     return counter.get_total_flops() / shape[0]
 
 
-def copy_without_content(model: nn.Module) -> nn.Module:
-    """A copy in a FakeTensorMode, for which no weights are copied.
+def copy_as_fake(model: nn.Module) -> nn.Module:
+    """A copy in a FakeTensorMode, without copying weights.
 
-    Not torch.func.functional_call: what a network notes about its last call would be noted in
-    the model itself.
+    Not torch.func.functional_call: attributes that a network sets in forward() would be set on the
+    model itself.
     """
     copies: dict[int, Tensor] = {
         id(p): nn.Parameter(torch.empty_like(p), p.requires_grad) for p in model.parameters()
@@ -136,7 +135,7 @@ PEAKS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """FLOP/s of the device of this name; None where nobody knows, as of a part of a GPU (MIG)."""
+    """FLOP/s of the device of this name; None: not known, as for a part of a GPU (MIG)."""
     if "MIG" in name:
         return None
     found = [of for pattern, of in PEAKS.items() if re.fullmatch(pattern, name)]

@@ -1,7 +1,7 @@
-"""All that a run must remember: what is not in here does not survive a kill.
+"""The training state: everything that is saved in a checkpoint.
 
-Which example comes next is a function of the step, and so is the learning rate: the step is
-the position in the data and in the schedule.
+Which example comes next is a function of the step, and so is the learning rate: the step is the
+position in the data and in the schedule, and no iterator or scheduler has a state of its own.
 """
 
 import copy
@@ -16,7 +16,7 @@ from src.support import UserError, random_state
 
 
 class Stateful(Protocol):
-    """A part of the state: modules, optimizers, averages, sums, the stats."""
+    """A part of the state: modules, optimizers, averaged models, metrics, the stats."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -70,9 +70,9 @@ def stateful_fields(learner: Any) -> dict[str, Stateful]:
 
 @dataclass
 class TrainState:
-    """What a fork adds to the run goes into `parts`, if it must survive.
+    """The position of the run, its clocks, and `parts`: everything else with a state_dict.
 
-    config: the configuration asked for and in force, as plain values.
+    config: 'asked' and 'in_force' -> the requested and the resolved configuration, as plain values.
     """
 
     parts: dict[str, Stateful]
@@ -82,24 +82,24 @@ class TrainState:
     epoch: int = 0  # the last one that was evaluated
     outcome: str | None = None  # finished, early_stopped, diverged; None: there is more to do
     reason: str = ""
-    data_time: float = 0.0  # seconds of the epoch under way that training waited for data
-    training: Stopwatch = field(default_factory=Stopwatch)  # of the epoch under way
+    data_time: float = 0.0  # seconds of this epoch that training waited for data
+    training: Stopwatch = field(default_factory=Stopwatch)  # of this epoch
     run: Stopwatch = field(default_factory=Stopwatch)  # of all attempts
 
     def end(self, outcome: str, reason: str) -> None:
         self.outcome, self.reason = outcome, reason
 
     def end_epoch(self, epoch: int) -> None:
-        """It was trained and evaluated; what counts within an epoch begins anew."""
+        """It was trained and evaluated; the counts within an epoch are reset."""
         self.epoch, self.data_time = epoch, 0.0
         self.training.reset()
 
     def times(self) -> dict[str, float]:
-        """Of the training of the epoch under way, in seconds."""
+        """Seconds of the training of this epoch."""
         return {"time": self.training.seconds, "data_time": self.data_time}
 
     def facts(self) -> dict[str, Any]:
-        """What status.json says of it."""
+        """The entries of status.json."""
         return {"epoch": self.epoch, "seconds_before": round(self.run.before, 1)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class TrainState:
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Go on from there. Raises UserError where the parts are not those of this code."""
+        """Resume from there. Raises UserError where the parts are not those of this code."""
         if content["parts"].keys() != self.parts.keys():
             differing = ", ".join(sorted(content["parts"].keys() ^ self.parts.keys()))
             raise UserError(f"the saved state is of other code or keys: it differs in {differing}")
@@ -128,10 +128,8 @@ class TrainState:
             try:
                 part.load_state_dict(saved[name])
             except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-                words = " ".join(str(error).split())
-                raise UserError(
-                    f"the saved state does not fit this code: {name}: {words}"
-                ) from None
+                what = f"{name}: {' '.join(str(error).split())}"
+                raise UserError(f"the saved state does not fit this code: {what}") from None
         self.step, self.epoch = content["step"], content["epoch"]
         self.outcome, self.reason = content["outcome"], content["reason"]
         self.data_time = content["data_time"]
@@ -147,7 +145,7 @@ class TrainState:
 
 
 def full_tensor(value: torch.Tensor) -> torch.Tensor:
-    """The tensor that slices are of, put together by all processes; any other as it is."""
+    """The whole of a sharded tensor, put together by all processes; any other as it is."""
     return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
 
 
@@ -158,7 +156,7 @@ def is_sharded(value: torch.Tensor) -> bool:
 def snapshot(value: Any, *, is_kept: bool = True) -> Any:
     """A copy on the CPU that training does not change any more.
 
-    Of a sharded model the slices are put together, which all processes do; those that do not
+    The shards of a sharded model are put together, which all processes do; those that do not
     write keep nothing.
     """
     if isinstance(value, torch.Tensor):

@@ -9,7 +9,7 @@ import pytest
 from src.grid.journal import Journal
 from src.logging.stats import read_stats
 from src.metrics import is_time
-from src.runtime.checkpoint_files import CheckpointFiles
+from src.runtime.checkpoints import CheckpointFiles
 from train import run_experiment
 
 KEYS = {"dataset": "sklearn/digits", "model": "linear", "batch_size": 22, "averaging": "ema_0.9"}

@@ -17,7 +17,7 @@ from src.config.config import make_config
 from src.logging import lease as module
 from src.logging.lease import Lease, LeaseLost, live_owner
 from src.logging.run_folder import RunFolder
-from src.runtime.checkpoint_files import CheckpointFiles
+from src.runtime.checkpoints import CheckpointFiles
 from src.support.errors import UserError
 from src.support.processes import start_time
 from tests.waiting import PATIENCE, wait_until

@@ -10,7 +10,7 @@ from torch import nn
 from src.models.freezing import freeze
 from src.models.registry import build_model, check_model
 from src.optim.optimizers import build_optimizer
-from src.runtime.checkpoint_files import CheckpointFiles
+from src.runtime.checkpoints import CheckpointFiles
 from src.support.errors import UserError
 from train import experiment_generator, run_experiment
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.runtime.checkpoint_files import CheckpointFiles, CorruptCheckpoint, read_state, write_state
+from src.runtime.checkpoints import CheckpointFiles, CorruptCheckpoint, read_state, write_state
 from src.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def unchanged(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("suffix", [".state", ".broken"])
 def test_a_run_none_of_whose_states_can_be_read_is_left_as_it_is(files, tmp_path, suffix):
-    """And so at every start: what is torn is not renamed, so that the next one begins anew."""
+    """And so at every start: a torn file is not renamed, or the next would start from scratch."""
     (tmp_path / "stats.csv").write_text(",epoch\n0,1\n1,2\n")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.pt").write_bytes(b"weights")
@@ -107,11 +107,11 @@ def test_a_run_none_of_whose_states_can_be_read_is_left_as_it_is(files, tmp_path
 
 
 def test_what_other_code_has_written_is_not_lost(files):
-    """Nothing older serves: better to stop than to start anew and remove it."""
+    """Nothing older serves: better to stop than to start from scratch and remove it."""
     for path in files.paths():
         path.write_bytes(path.read_bytes()[:16] + b"\2" + path.read_bytes()[17:])
     before = unchanged(files.folder)
-    with pytest.raises(UserError, match=r"has version 2, this code reads 1.*delete .* anew"):
+    with pytest.raises(UserError, match=r"has version 2, this code reads 1.*delete .*scratch"):
         files.newest()
     assert unchanged(files.folder) == before
 
@@ -203,7 +203,7 @@ def test_a_kill_while_it_is_written_costs_no_state(files):
     program = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from src.runtime.checkpoint_files import CheckpointFiles\n"
+        "from src.runtime.checkpoints import CheckpointFiles\n"
         "files = CheckpointFiles(Path(sys.argv[1]))\n"
         f"content = {OF_ANY_RUN} | {{'step': 50, 'x': torch.zeros(4_000_000)}}\n"
         "print('go', flush=True)\n"

@@ -8,9 +8,13 @@ import pytest
 import torch
 from loguru import logger
 
-from src.runtime import checkpoint_manager as saving
-from src.runtime.checkpoint_files import CheckpointFiles, CorruptCheckpoint, read_state
-from src.runtime.checkpoint_manager import CheckpointManager
+from src.runtime import checkpoints as saving
+from src.runtime.checkpoints import (
+    CheckpointFiles,
+    CheckpointManager,
+    CorruptCheckpoint,
+    read_state,
+)
 from src.runtime.signals import StopRequested
 from src.runtime.train_state import TrainState
 from src.support.errors import UserError
@@ -76,7 +80,7 @@ def test_ends_of_epochs_save_as_often_as_it_is_cheap(state, tmp_path, monkeypatc
         write(files, step, content)
 
     monkeypatch.setattr(saving.CheckpointFiles, "save", slow)
-    monkeypatch.setattr(saving, "SHARE", 1 / 4)
+    monkeypatch.setattr(saving, "MAX_COST", 1 / 4)
     monkeypatch.setattr(saving, "perf_counter", lambda: now)
     with saver_of(state, tmp_path) as saver:
         for _ in range(50):
@@ -115,23 +119,23 @@ def test_what_no_file_can_hold_is_said_at_once(state, tmp_path, warnings):
         saver.at_epoch_end()
         saver.at_end()
     assert "Unsupported global: GLOBAL pathlib" in warnings[0]
-    assert "the run cannot be continued" in warnings[0]
-    assert saved(tmp_path) == []  # it would be in the way of starting anew
+    assert "the run cannot be resumed" in warnings[0]
+    assert saved(tmp_path) == []  # it would be in the way of a start from scratch
 
 
-def test_every_kind_of_value_is_proven_to_be_readable_not_just_the_first_state_s(
+def test_every_kind_of_value_is_verified_to_be_readable_not_just_the_first_state_s(
     state, tmp_path, warnings
 ):
     """What a part comes to hold later as well; the state before it stays."""
     state.parts["part"].weight = {"best": 0.5, "rows": [{"loss": 1.0}]}
     with saver_of(state, tmp_path) as saver:
-        saver._report(saver.now())
+        saver._report(saver.save_now())
         for state.step in (10, 20, 30):
             state.parts["part"].weight["rows"].append({"loss": np.mean([1.0, 2.0])})
-            saver._report(saver.now())
+            saver._report(saver.save_now())
             assert saved(tmp_path) == [0]
         state.parts["part"].weight["rows"] = [{"loss": 2.0}, torch.zeros(1), {3, 4}]
-        saver._report(saver.now())
+        saver._report(saver.save_now())
     assert saved(tmp_path) == [0, 30]
     assert len(warnings) == 3
     assert "parts/part/weight/rows/1/loss" in warnings[0]
@@ -146,7 +150,7 @@ def test_a_state_of_known_kinds_is_not_read_again(state, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "read_state", lambda *a, **k: reads.append(a) or read(*a, **k))
     with saver_of(state, tmp_path) as saver:
         for state.step in (10, 20, 30):
-            assert saver.now() is None
+            assert saver.save_now() is None
     assert len(reads) == 1
 
 
@@ -159,7 +163,7 @@ def test_a_file_that_the_disk_does_not_read_now_is_kept(state, tmp_path, monkeyp
 
     monkeypatch.setattr(saving, "read_state", read)
     with saver_of(state, tmp_path) as saver:
-        assert isinstance(saver.now(), CorruptCheckpoint)
+        assert isinstance(saver.save_now(), CorruptCheckpoint)
     assert saved(tmp_path) == [0]
 
 
@@ -180,7 +184,7 @@ def test_a_full_disk_is_called_by_its_name(state, tmp_path, small_files, warning
             saver.at_end()
         saver.at_epoch_end()
     with saver_of(state, tmp_path) as saver:
-        saver._report(saver.now())
+        saver._report(saver.save_now())
     small_files(None)
     assert "could not be saved (File too large); there is none yet" in warnings[-1]
 

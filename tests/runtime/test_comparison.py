@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from src.runtime.certificate import final_state, first_difference, first_differences
-from src.runtime.checkpoint_files import CorruptCheckpoint, write_state
+from src.runtime.checkpoints import CorruptCheckpoint, write_state
 
 ROW = {"epoch": 1, "step": 10, "timestamp": "10:00", "train/loss": 0.1, "train/time": 2.0}
 ROWS = [ROW, ROW | {"epoch": 2, "step": 20, "train/loss": math.nan, "test/last/data_time": 0.5}]

@@ -17,7 +17,7 @@ from src.config.config import save_config
 from src.logging.stats import read_stats
 from src.runtime import precision as computing
 from src.runtime.certificate import first_differences
-from src.runtime.checkpoint_files import CheckpointFiles
+from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.precision import Compiled, Precision
 from src.support.errors import UserError
 from tests.waiting import PATIENCE
@@ -55,7 +55,7 @@ def images():
 def test_by_default_the_network_is_called_itself():
     model = network()
     chosen = Precision.on(CPU, "fp32", False, False)
-    assert chosen.forward(chosen.compiled(chosen.placed(model), 4)) is model
+    assert chosen.forward(chosen.compiled(chosen.to_memory_format(model), 4)) is model
     assert not chosen.scaler().is_enabled()
 
 
@@ -72,7 +72,7 @@ def test_in_half_precision_outputs_and_gradients_are_float32_and_close(precision
 
 
 def test_channels_last_changes_the_memory_and_not_the_function(images):
-    model = Precision(CPU, is_channels_last=True).placed(network())
+    model = Precision(CPU, is_channels_last=True).to_memory_format(network())
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     seen = []
     model[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

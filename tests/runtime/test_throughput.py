@@ -219,7 +219,7 @@ def state_after(step: int, seconds: float) -> TrainState:
 
 def test_an_epochs_examples_over_its_time():
     step_schedule = StepSchedule(95, 10)  # 10 steps a pass, the last of 5
-    found = Throughput(2e-3).measures(state_after(20, 4.0), step_schedule, range(10, 20))
+    found = Throughput(2e-3).metrics(state_after(20, 4.0), step_schedule, range(10, 20))
     assert found == {
         "time": 4.0,
         "data_time": 0.5,
@@ -227,7 +227,7 @@ def test_an_epochs_examples_over_its_time():
         "examples_per_second": 95 / 4,
         "peak_share": pytest.approx(95 * 2e-3 / 4),
     }
-    diverged = Throughput().measures(state_after(13, 1.0), step_schedule, range(10, 20))
+    diverged = Throughput().metrics(state_after(13, 1.0), step_schedule, range(10, 20))
     assert (diverged["examples_per_second"], "peak_share" in diverged) == (30.0, False)
 
 

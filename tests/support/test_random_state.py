@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from src.runtime.checkpoint_files import read_state, write_state
+from src.runtime.checkpoints import read_state, write_state
 from src.support.random_state import GlobalGenerators, isolate_rng, seed_everything
 
 
