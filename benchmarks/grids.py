@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.grid.check import check_rows  # noqa: E402
-from src.grid.folders import Plan, open_batch, plan_batch, write_batch  # noqa: E402
+from src.grid.folders import Plan, plan_batch, write_batch  # noqa: E402
 from src.grid.job_file import expand_grid  # noqa: E402
 from src.grid.journal import SubmitOptions  # noqa: E402
-from src.grid.progress import reports  # noqa: E402
+from src.grid.reports import read_reports  # noqa: E402
 from src.grid.slurm.commands import ask  # noqa: E402
 from src.grid.slurm.submission import Submission  # noqa: E402
 
@@ -96,7 +96,7 @@ def main() -> None:
             (
                 f"report on {len(rows):,} runs",
                 3,
-                seconds(lambda: reports([open_batch(folder)], None, 3)),
+                seconds(lambda: read_reports([folder])),
             )
         )
         if shutil.which("sbatch") and "SLURM_CONF" in os.environ:

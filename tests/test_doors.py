@@ -11,12 +11,11 @@ ROOT = Path(__file__).parents[1]
 DOORS = sorted(path.parent.name for path in ROOT.glob("src/*/__init__.py"))
 # What others may use of a folder: a dozen names are learnt, more are looked up.
 MOST_NAMES = 12
-TOO_WIDE = {"config": 25, "grid": 22, "runtime": 13}
+TOO_WIDE = {"config": 25, "runtime": 13}
 OF_USERS = [ROOT / name for name in ("train.py", "submit_multiple.py", "report.py", "prepare.py")]
 OF_USERS += [ROOT / "verify_resume.py", *ROOT.glob("examples/*.py")]
 CIRCLES = {
     *("src.config.expression_functions", "src.config.expressions"),
-    *("src.grid.damage", "src.grid.failures", "src.grid.local", "src.grid.status"),
 }
 # names that submit scripts and scripts of batches call
 OUTSIDE_OF_DOORS = {ROOT / "src/submit/attempt.py", ROOT / "src/submit/continuation.py"}

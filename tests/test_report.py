@@ -18,20 +18,19 @@ from rich.console import Console
 
 import report
 import submit_multiple
-from report import duration
 from src.config.config import save_config
-from src.grid import progress
-from src.grid.damage import problem_of_configuration
+from src.grid import reports
+from src.grid.best_settings import columns_to_rank_by, rank_settings, read_stats_text
 from src.grid.folders import Row, open_batch
 from src.grid.journal import Journal
-from src.grid.notify.digest import body_of, report_of, title_of
-from src.grid.progress import (
+from src.grid.messages import digest_of
+from src.grid.report_views import duration, show_report
+from src.grid.reports import (
     Report,
-    best_settings,
-    columns_to_rank_by,
     find_batches,
+    problem_of_configuration,
+    read_reports,
     seconds_left,
-    stats_text,
 )
 from src.grid.slurm.commands import NoSlurm, QueuedJob, script_of
 from src.grid.snapshot import freeze, repository_of
@@ -53,6 +52,11 @@ def make_batch(folder: Path, rows: list[dict]) -> Path:
         (folder / entry["folder"] / "spec.yaml").touch()
     (folder / "rows.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
     return folder
+
+
+def body_of(batch: Path) -> str:
+    (found,), _ = read_reports([batch])
+    return digest_of(found)[1]
 
 
 def finish(row: Row, values: list[float], *, outcome: str = "finished") -> None:
@@ -92,7 +96,7 @@ def test_a_report_to_read(batch, capsys):
     lines = [line.rstrip() for line in output.splitlines()]
     assert lines == [
         "results/26-11-22-x",
-        "rows  done  running  queued  failed  lost  never started  progress  time left",
+        "runs  done  running  queued  failed  lost  never started  progress  time left",
         "   5     2        0       0       2     0              1       60%          -",
         "  1 of the 2 done diverged",
         "  best so far by test/last/accuracy (chosen and reported on the same split):",
@@ -108,7 +112,7 @@ def test_a_report_to_read(batch, capsys):
 
 
 def spend(row: Row, cores: float, gpus: float = 0.0, *, lost: float = 0.0) -> None:
-    """An attempt that took so many hours; lost: hours of cores in vain before it."""
+    """An attempt that took so many hours; lost: hours of cores wasted before it."""
     path = row.folder / "status.json"
     facts = json.loads(path.read_text()) if path.exists() else {}
     before = {"core_seconds": 3600 * lost, "gpu_seconds": 0.0}
@@ -118,19 +122,19 @@ def spend(row: Row, cores: float, gpus: float = 0.0, *, lost: float = 0.0) -> No
     path.write_text(json.dumps(facts | {"cost": cost}))
 
 
-def test_the_cost_of_a_batch_and_what_of_it_was_in_vain(batch, capsys):
+def test_the_cost_of_a_batch_and_what_of_it_was_wasted(batch, capsys):
     rows = open_batch(batch).rows
     spend(rows[0], 6, lost=1)
     spend(rows[1], 10)  # diverged: that is a result
     spend(rows[2], 3)  # failed
     report.main([])
-    line = "cost: 20 core-hours; in vain 20%, 4 core-hours (failed, or lost to kills)"
+    line = "cost: 20 core-hours; wasted 20%, 4 core-hours (failed, or lost to kills)"
     assert line in capsys.readouterr().out
     spend(rows[3], 0, 5)
     spend(rows[0], 6, 15)
     report.main([])
     words = " ".join(capsys.readouterr().out.split())
-    assert "19 core-hours and 20 GPU-hours; in vain 25%, 3 core-hours and 5 GPU-hours" in words
+    assert "19 core-hours and 20 GPU-hours; wasted 25%, 3 core-hours and 5 GPU-hours" in words
     report.main(["--json"])
     (found,) = json.loads(capsys.readouterr().out)
     assert found["cost"] == {"core_seconds": 19 * 3600, "gpu_seconds": 20 * 3600}
@@ -139,7 +143,7 @@ def test_the_cost_of_a_batch_and_what_of_it_was_in_vain(batch, capsys):
     assert found["rows"][2]["wasted"] == {"core_seconds": 3 * 3600, "gpu_seconds": 0.0}
 
 
-def test_what_has_saved_its_state_is_not_in_vain(batch, capsys):
+def test_what_has_saved_its_state_is_not_wasted(batch, capsys):
     row = open_batch(batch).rows[2]
     facts = {"state": "interrupted", "host": "n2", "progress": 0.5}
     (row.folder / "status.json").write_text(json.dumps(facts))
@@ -164,9 +168,10 @@ def test_what_was_interrupted_has_not_failed(batch, capsys):
         == 1
     )
     report.main(["--json"])
-    (found,) = json.loads(capsys.readouterr().out)
-    assert (found["counts"]["interrupted"], found["counts"]["failed"]) == (2, 0)
-    assert title_of(report_of(batch)) == "26-11-22-x: 2 done, 2 interrupted, 1 unstarted"
+    (counts,) = (one["counts"] for one in json.loads(capsys.readouterr().out))
+    assert (counts["interrupted"], counts["failed"]) == (2, 0)
+    (found,), _ = read_reports([batch])
+    assert digest_of(found)[0] == f"{batch.name}: 2 done, 2 interrupted, 1 unstarted"
     for only, number in (("interrupted", 2), ("failed", 0), ("unstarted", 1), (None, 3)):
         again = ["-r", str(batch), "-s", "local", "-d", *(["--only", only] if only else [])]
         assert submit_multiple.main(again) == 0
@@ -179,7 +184,7 @@ def test_what_was_interrupted_has_not_failed(batch, capsys):
 def test_all_states_at_once_fit_80_columns(batch, capsys):
     statuses = [RowStatus(Row(batch / "000_x", {}), state) for state in STATES] * 1000
     found = Report(open_batch(batch), Journal(batch), False, statuses, [], [])
-    report.show(found, Console(highlight=False, width=80))
+    show_report(found, Console(highlight=False, width=80))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines[:4])) <= 80
     words = " ".join(lines[1:4])
@@ -320,18 +325,18 @@ def test_what_a_bug_has_ended_is_run_again_with_the_code_as_it_is_now(batch, cap
     (found,) = json.loads(capsys.readouterr().out)
     assert found["changed_code"] == ["train.py"]
     assert found["failures"][0]["command"] == f"{command} error --refreeze"
-    assert f"{command} error --refreeze" not in body_of(report_of(batch))  # one command for all
+    assert f"{command} error --refreeze" not in body_of(batch)  # one command for all
     shutil.rmtree(rows[4].folder)
     (batch / "rows.jsonl").write_text(
         "".join(line + "\n" for line in (batch / "rows.jsonl").read_text().splitlines()[:4])
     )
-    assert f"{command} error --refreeze" in body_of(report_of(batch))
+    assert f"{command} error --refreeze" in body_of(batch)
 
 
 def test_the_code_is_looked_at_only_where_rows_have_failed(batch, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(
-        "src.grid.snapshot.changed_since_last_copy", lambda *_: asked.append(1) or []
+        "src.grid.reports.changed_since_last_copy", lambda *_: asked.append(1) or []
     )
     report.main([])
     assert len(asked) == 1  # for all that is shown of a batch
@@ -405,7 +410,7 @@ def test_a_damaged_row_is_said_with_the_reason_and_hides_no_other(batch, capsys,
     assert report.main(["--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert [words in (row["damage"] or "") for row in found["rows"]] == [True] + [False] * 4
-    assert f"damaged: {rows[0].name}" in body_of(report_of(batch))
+    assert f"damaged: {rows[0].name}" in body_of(batch)
 
 
 def test_a_page_of_damaged_rows_names_them_and_shows_the_others(tmp_path, capsys):
@@ -484,7 +489,7 @@ def test_slurm_is_asked_once_for_all_and_only_where_it_has_rows(batch, capsys, m
         asked.append(True)
         return [QueuedJob("5_4", "5", 4, "PENDING", "Priority", "", "", script)]
 
-    monkeypatch.setattr(progress, "read_queue", read_queue)
+    monkeypatch.setattr(reports, "read_queue", read_queue)
     make_batch(Path("results/other"), [{}])
     assert report.main([]) == 0
     assert not asked
@@ -502,7 +507,7 @@ def test_a_silent_slurm_is_said_and_its_rows_are_not_offered(batch, capsys, monk
     def silent() -> list[QueuedJob]:
         raise NoSlurm("no answer")
 
-    monkeypatch.setattr(progress, "read_queue", silent)
+    monkeypatch.setattr(reports, "read_queue", silent)
     submitted(batch)
     assert report.main([]) == 0
     output = capsys.readouterr().out
@@ -512,7 +517,7 @@ def test_a_silent_slurm_is_said_and_its_rows_are_not_offered(batch, capsys, monk
 
 
 def test_of_another_persons_batch_our_queue_says_nothing(batch, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "read_queue", lambda: [])
+    monkeypatch.setattr(reports, "read_queue", lambda: [])
     monkeypatch.setattr(os, "getuid", lambda: -1)
     submitted(batch)
     report.main([])
@@ -526,10 +531,10 @@ def ranked(texts: list[str], columns: list[str], values: Sequence[dict] = ()) ->
     """(numbers of the rows, mean, seeds, column) of each setting. texts: of each row's stats."""
     rows = [Row(Path(str(i)), v) for i, v in enumerate(values or [{"x": i} for i in range(9)])]
     statuses = [RowStatus(row, "done") for row, _ in zip(rows, texts, strict=False)]
-    found = best_settings(statuses, dict(zip("012345678", texts, strict=False)), columns)
+    found = rank_settings(statuses, dict(zip("012345678", texts, strict=False)), columns)
     return [
         (
-            "".join(r.status.row.name for r in b.rows),
+            "".join(r.status.row.name for r in b.results),
             b.standing.mean,
             b.standing.num_seeds,
             b.column,
@@ -617,7 +622,7 @@ def test_rows_without_a_value_are_not_ranked(text):
 
 def test_a_torn_last_line_does_not_count(tmp_path):
     (tmp_path / "stats.csv").write_text(accuracy(0.5, 0.95))
-    text = stats_text(Row(tmp_path, {}))
+    text = read_stats_text(Row(tmp_path, {}))
     assert ranked([text], ["a/accuracy"]) == [("0", 0.5, 1, "a/accuracy")]
 
 
@@ -723,7 +728,7 @@ def test_after_a_quarter_of_a_grid_the_time_left_is_known(tmp_path, monkeypatch)
         for row, recorded in zip(open_batch(folder).rows, RECORDED, strict=True):
             as_it_was(row, recorded, now)
         monkeypatch.setattr("src.grid.status.time.time", lambda now=now: EPOCH + now)
-        (found,) = progress.reports([open_batch(folder)], None, 3)
+        (found,), _ = read_reports([folder])
         assert found.counts["done"] + found.counts["running"] < len(RECORDED)
         assert found.seconds_left == pytest.approx(end - now, rel=0.3), now
 

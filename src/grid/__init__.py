@@ -6,12 +6,13 @@ check.py               all that is wrong with the rows, at once
 folders.py             the batch folder: names, index, spec.yaml
 snapshot.py            the frozen code
 journal.py             what was requested of Slurm, written before and after
-repair.py damage.py    a batch that was moved, copied or damaged
+repair.py              a batch that was moved, copied or damaged
 local.py               rows -> worker processes here
 slurm/                 submission, commands; attempt.py: what a submit script ends in; requeue.py
-status.py failures.py  what became of each row, and why it failed
-progress.py            how far, how long still, the best settings
-notify/                messages about batches
+status.py failures.py  what became of each run, and why it failed
+reports.py             how far a batch is, how long still, what failed alike, what it cost;
+                       best_settings.py: its best settings; report_views.py: text, JSON, a page
+notices.py             what was reported about a batch; starts messages.py, which sends it
 """
 
 from typing import TYPE_CHECKING
@@ -21,16 +22,18 @@ from src import lazy_names
 if TYPE_CHECKING:
     # submit_multiple.py, prepare.py, train.py
     from src.grid.check import find_mistakes
-
-    # report.py, analysis
-    from src.grid.failures import headline, short_path, shown
     from src.grid.folders import row_identity
     from src.grid.job_file import read_job
     from src.grid.journal import SubmitOptions
-    from src.grid.notify.address import send
-    from src.grid.notify.digest import body_of, picture_of, report_of, title_of
-    from src.grid.progress import RESULTS, Best, Report, chosen_batches, cost_in_words, reports
-    from src.grid.status import STATES, RowStatus
+    from src.grid.messages import notify  # send the digest of a batch, or a test message
+
+    # report.py, analysis
+    from src.grid.report_views import (
+        reports_as_json,  # everything, for programs
+        show_reports,  # on a terminal
+        write_report_page,  # one HTML file
+    )
+    from src.grid.reports import read_reports  # what is known of some batches
     from src.grid.submit_grid import RETRYABLE, submit
 else:
     __getattr__ = lazy_names(__name__)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from src.grid.failures import KILLED_AFTER_CTRL_C, is_interruption
 from src.grid.folders import Batch, Row
-from src.grid.notify.notices import tell_of_failure, wait_until_sent
+from src.grid.notices import report_failure, wait_until_sent
 from src.support import UserError, processes, write_atomically
 
 SECONDS_TO_STOP = 30.0  # from Ctrl-C to killing what has not stopped
@@ -101,7 +101,7 @@ class _Workers:
         self.running: dict[int, tuple[Row, subprocess.Popen]] = {}
         self.ended: Counter[str] = Counter()  # of ENDS
         self.is_stopping = False
-        self.told: list[subprocess.Popen | None] = []  # messages on their way
+        self.messages: list[subprocess.Popen | None] = []  # messages on their way
 
     def run(self, line: "_Line") -> Counter[str]:
         try:
@@ -116,7 +116,7 @@ class _Workers:
         except BaseException:  # Ctrl-C, a full disk: nothing runs on without us
             self._stop()
             raise
-        for process in self.told:
+        for process in self.messages:
             wait_until_sent(process)
         return self.ended
 
@@ -157,7 +157,7 @@ class _Workers:
                 self.ended["interrupted"] += 1
             else:
                 self.ended["failed"] += 1
-                self.told.append(tell_of_failure(row.folder, code))
+                self.messages.append(report_failure(row.folder, code))
 
     def _stop(self) -> None:
         """Ask each to stop as Ctrl-C would; kill what takes too long, or at a second Ctrl-C."""

@@ -20,7 +20,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from src.grid.check import MOST_LINES, check_rows, errors_of
-from src.grid.failures import KINDS, group_rows, headline, short_path
+from src.grid.failures import KINDS
 from src.grid.folders import (
     Batch,
     Plan,
@@ -39,10 +39,10 @@ from src.grid.folders import (
 from src.grid.job_file import read_grid, try_job
 from src.grid.journal import Journal, SubmitOptions
 from src.grid.local import ENDS, Machine, default_jobs, run_rows
-from src.grid.notify.address import has_address, unreadable
-from src.grid.notify.digest_job import submit_digest
-from src.grid.notify.notices import Notices, start_sending, wait_until_sent
+from src.grid.messages import has_address, unreadable
+from src.grid.notices import Notices, start_sending, submit_digest, wait_until_sent
 from src.grid.repair import repair_batch
+from src.grid.reports import group_failures, short_path
 from src.grid.slurm.commands import check_options
 from src.grid.slurm.submission import Submission
 from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
@@ -186,8 +186,8 @@ def retry(folder: str, options: SubmitOptions) -> int:
         if options.only:
             chosen = [s for s in chosen if {s.state, s.kind} & set(options.only)]
         print(f"{short_path(batch.path)}: {count_states(statuses)}")
-        for group in group_rows(chosen, batch.varying):
-            print(f"  {headline(group)}" + (f": {group.detail}" if group.detail else ""))
+        for group in group_failures(chosen, batch.varying):
+            print(f"  {group.headline}" + (f": {group.detail}" if group.detail else ""))
         if not chosen:
             print("nothing to run again")
             return int(bool(broken) and not options.dry_run)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src.grid.notify.notices import Notices
+from src.grid.notices import Notices
 from src.grid.slurm.commands import SEPARATOR, SUBMISSION
 from src.grid.slurm.requeue import RestartCount
 from src.grid.slurm.submission import header

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.grid.failures import LONGEST_CAUSE, group_rows, headline, normalised, retry_command
+from src.grid.failures import LONGEST_CAUSE
 from src.grid.folders import Batch, Row
 from src.grid.journal import Journal, SubmitOptions
+from src.grid.reports import Report, group_failures, normalize_cause
 from src.grid.status import STATES, RowStatus, row_statuses
 from src.support.processes import start_time
 
@@ -410,8 +411,8 @@ def test_values_of_a_wrong_type_are_no_reason_to_fail(row, odd):
     ],
 )
 def test_causes_that_differ_in_numbers_are_the_same(one, other):
-    assert normalised(one) == normalised(other)
-    assert normalised(one) != normalised(f"not {other}")
+    assert normalize_cause(one) == normalize_cause(other)
+    assert normalize_cause(one) != normalize_cause(f"not {other}")
 
 
 def failed(number: int, values: dict, cause: str, *, node="n1", kind="error") -> RowStatus:
@@ -429,8 +430,8 @@ def test_groups_say_what_their_rows_share():
         failed(4, {"bs": 64, "lr": 0.2}, "KeyError: 'b'", node="c-005"),
         RowStatus(Row(Path("/r/005"), {"bs": 32, "lr": 0.1}), "done", node="n1"),
     ]
-    groups = group_rows(statuses, ["bs", "lr"])
-    assert [headline(group) for group in groups] == [
+    groups = group_failures(statuses, ["bs", "lr"])
+    assert [group.headline for group in groups] == [
         "2 runs: error, all with lr=0.2, all on node c-005",
         "1 run: error, 002",
         "2 runs: out of memory, all with bs=8192",
@@ -439,8 +440,8 @@ def test_groups_say_what_their_rows_share():
 
 def test_one_node_says_nothing_where_there_is_only_one():
     statuses = [failed(i, {"x": i}, "KeyError: 'a'") for i in range(2)]
-    (group,) = group_rows(statuses, ["x"])
-    assert headline(group) == "2 runs: error"
+    (group,) = group_failures(statuses, ["x"])
+    assert group.headline == "2 runs: error"
 
 
 def test_the_command_that_submits_again(tmp_path, monkeypatch):
@@ -449,16 +450,17 @@ def test_the_command_that_submits_again(tmp_path, monkeypatch):
     folder = tmp_path / "journal"
     folder.mkdir()
     journal = Journal(folder)
+    command = Report(batch, journal, False, [], [], []).retry_command
     start = "python submit_multiple.py -r 'results/a b'"
-    assert retry_command(batch, journal, "lost") == f"{start} -s local --only lost"
+    assert command("lost") == f"{start} -s local --only lost"
     journal.remember(SubmitOptions(script="cpu.sh", extra=["--partition=x", "--comment=a b"]))
-    command = f"{start} -s cpu.sh --only oom -- --partition=x '--comment=a b'"
-    assert retry_command(batch, journal, "oom") == command
+    extra = "-- --partition=x '--comment=a b'"
+    assert command("oom") == f"{start} -s cpu.sh --only oom {extra}"
     journal.refused(journal.begin(["r"], pack=1, script="cpu.sh", extra=[]), "no such partition")
-    assert retry_command(batch, journal, "oom") == f"{start} -s cpu.sh --only oom"
+    assert command("oom") == f"{start} -s cpu.sh --only oom"
     journal.remember(SubmitOptions(script="cpu.sh", pack=3))
-    assert retry_command(batch, journal, "oom") == f"{start} -s cpu.sh --pack 3 --only oom"
+    assert command("oom") == f"{start} -s cpu.sh --pack 3 --only oom"
     journal.remember(SubmitOptions(script="cpu.sh", no_array=True))
-    assert retry_command(batch, journal, "oom") == f"{start} -s cpu.sh --no-array --only oom"
+    assert command("oom") == f"{start} -s cpu.sh --no-array --only oom"
     monkeypatch.chdir(folder)
-    assert f"-r '{batch.path}'" in retry_command(batch, journal, "oom")
+    assert f"-r '{batch.path}'" in command("oom")

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from src.config import read_yaml, read_yaml_file
-from src.grid.notify.notices import tell_of_failure, wait_until_sent
+from src.grid.notices import report_failure, wait_until_sent
 from src.grid.slurm.requeue import RestartCount, is_time_limit, request_attempt
 from src.logging import live_owner
 from src.support import OneLineParser, UserError, processes
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         heard = attempt.wait_for_slurm()
     code = attempt.end(code, heard)
     if not heard & STOPPING:
-        wait_until_sent(tell_of_failure(attempt.folder, code))
+        wait_until_sent(report_failure(attempt.folder, code))
     return code
 
 
@@ -190,7 +190,7 @@ class SlurmAttempt:
     def give_up(self, reason: str) -> int:
         """Say why no attempt follows, in a line that report.py shows and in a message."""
         print(f"not continued after {reason}; -r resumes at step {self._step()}", file=sys.stderr)
-        wait_until_sent(tell_of_failure(self.folder, NOT_CONTINUED))
+        wait_until_sent(report_failure(self.folder, NOT_CONTINUED))
         return NOT_CONTINUED
 
     def _step(self) -> int:

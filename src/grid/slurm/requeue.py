@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from src.grid.notify.notices import tell_of_failure, wait_until_sent
+from src.grid.notices import report_failure, wait_until_sent
 from src.grid.slurm.commands import (
     ENDED,
     FULL,
@@ -159,7 +159,7 @@ def main(specs: Sequence[str]) -> int:
         for folder in folders:
             with open(folder / "job.log", "a") as log:
                 print(f"not continued after {reason}; -r resumes it", file=log)
-        for process in [tell_of_failure(folder, 1) for folder in folders]:
+        for process in [report_failure(folder, 1) for folder in folders]:
             wait_until_sent(process)
         return 1
     return 0

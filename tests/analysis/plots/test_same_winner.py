@@ -13,8 +13,8 @@ from src.analysis.curves import CurveArray, direction_of, last
 from src.analysis.page import MOST_CURVES, best_settings
 from src.analysis.plots import against, heat_map, learning_curves, summary, tradeoff
 from src.analysis.scores import scores_by, settings_of
+from src.grid.best_settings import rank_settings
 from src.grid.folders import Row
-from src.grid.progress import best_settings as best_rows_of
 from src.grid.status import RowStatus
 
 VALIDATION = "val/last/accuracy"
@@ -125,7 +125,7 @@ def test_report_and_choose_rank_alike():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table_of_all = table(frame, METRIC)
-        found = best_rows_of(statuses, stats, [METRIC])
+        found = rank_settings(statuses, stats, [METRIC])
         expected = table_of_all[table_of_all["num_seeds"] + table_of_all["num_diverged"] > 0]
         assert len(found) == len(expected)
         for best, (_, row) in zip(found, expected.iterrows(), strict=True):

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 import report
-from src.grid.notify.address import VARIABLE, Delivery, address_file, fitted, has_address, send
+from src.grid.messages import VARIABLE, Delivery, address_file, fit, has_address, send
 from src.support.errors import UserError
 from tests.mailbox import SECRET, mailbox
 
@@ -91,6 +91,6 @@ def test_the_command_asks_for_one_thing(arguments, capsys):
 
 def test_a_short_service_gets_the_first_lines():
     text = "one line\ntwo lines\nthree lines"
-    assert fitted(text, 100) == text
-    assert fitted(text, 22) == "one line\ntwo lines\n…"
-    assert fitted("x" * 30, 10) == "x" * 10
+    assert fit(text, 100) == text
+    assert fit(text, 22) == "one line\ntwo lines\n…"
+    assert fit("x" * 30, 10) == "x" * 10

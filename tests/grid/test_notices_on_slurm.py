@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from src.grid.journal import SubmitOptions
-from src.grid.notify.digest_job import submit_digest
-from src.grid.notify.notices import Notices
+from src.grid.notices import Notices, submit_digest
 from tests.mailbox import SECRET, mailbox
 from tests.waiting import PATIENCE
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 KEYS = """{dataset: sklearn/digits, model: linear, train_length: 2, num_workers: 0,
   save_plot: false, seed_model: 1, seed_training: 1,
   LIST: [{base_lr: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]},
@@ -53,7 +52,7 @@ def test_the_digest_arrives_after_a_batch_with_two_failures(cluster, repository)
     words = messages[1]["message"]
     assert "- 2 runs: error" in words
     assert "best by test/last/accuracy (chosen and reported on the same split):" in words
-    assert "core-hours; in vain" in words
+    assert "core-hours; wasted" in words
     assert messages[1]["attachments"][0]["base64"].startswith("iVBOR")  # a PNG
     files = [p for p in repository.batch.rglob("*") if p.is_file() and "code" not in p.parts]
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
@@ -97,7 +96,7 @@ def test_the_last_submission_s_digest_waits_for_the_rows_of_all(cluster, reposit
             repository.batch / "submissions" / "notices" / "log",
             time.monotonic() + PATIENCE,
         )
-        while not log.exists() or "rows go on: another job looks again" not in log.read_text():
+        while not log.exists() or "runs continue: another job looks again" not in log.read_text():
             assert time.monotonic() < until, cluster.jobs("all", "%i %T %r %j")
             time.sleep(0.2)
         assert box.messages == []

@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from src.grid.notify import notices
-from src.grid.notify.notices import MOST_MESSAGES, Notices, tell_of_failure
+from src.grid import notices
+from src.grid.journal import SubmitOptions
+from src.grid.notices import (
+    MOST_MESSAGES,
+    SENDERS,
+    Notices,
+    report_failure,
+    sending_command,
+    submit_digest,
+)
 from tests.waiting import PATIENCE
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -25,11 +33,11 @@ def rows(number: int) -> list[str]:
 
 
 def test_nobody_is_told_where_there_is_no_address(batch):
-    assert Notices(batch).of_failure("000_x") is None
+    assert Notices(batch).due_after_failure("000_x") is None
     assert list(batch.rglob("*")) == [batch / "submissions"]
     Notices(batch).begin(rows(3), 3)
     Notices(batch).take_back(None)
-    assert Notices(batch).of_failure("000_x") is None
+    assert Notices(batch).due_after_failure("000_x") is None
 
 
 def test_a_submission_of_which_nothing_came_leaves_the_one_before_in_force(batch):
@@ -37,44 +45,44 @@ def test_a_submission_of_which_nothing_came_leaves_the_one_before_in_force(batch
     earlier = Notices(batch).wanted_text
     Notices(batch).begin(rows(3), 3)
     Notices(batch).take_back(earlier)
-    assert Notices(batch).may_tell_digest(first)
+    assert Notices(batch).may_send_digest(first)
 
 
 def test_the_first_failure_and_more_than_a_fifth_are_told_once(batch):
     Notices(batch).begin(rows(20), 20)
-    told = [Notices(batch).of_failure(row) for row in rows(20)]
+    told = [Notices(batch).due_after_failure(row) for row in rows(20)]
     assert told == ["failure", None, None, None, "many", *[None] * 15]
 
 
 def test_a_fifth_is_not_more_than_a_fifth_and_one_message_says_both(batch):
     Notices(batch).begin(rows(5), 5)
-    assert [Notices(batch).of_failure(row) for row in rows(2)] == ["failure", "many"]
+    assert [Notices(batch).due_after_failure(row) for row in rows(2)] == ["failure", "many"]
     Notices(batch).begin(rows(4), 4)
-    assert [Notices(batch).of_failure(row) for row in rows(2)] == ["many", None]
+    assert [Notices(batch).due_after_failure(row) for row in rows(2)] == ["many", None]
 
 
 def test_a_row_that_fails_twice_is_one_row(batch):
     Notices(batch).begin(rows(10), 10)
-    told = [Notices(batch).of_failure("000_x") for _ in range(8)]
+    told = [Notices(batch).due_after_failure("000_x") for _ in range(8)]
     assert told == ["failure", *[None] * 7]
 
 
 def test_what_is_submitted_again_is_no_failure_any_more(batch):
     Notices(batch).begin(rows(20), 20)
     for row in rows(4):
-        Notices(batch).of_failure(row)
+        Notices(batch).due_after_failure(row)
     Notices(batch).begin(rows(3), 20)
     assert Notices(batch).num_failed == 1
-    assert Notices(batch).of_failure("000_x") == "failure"  # of the new round
+    assert Notices(batch).due_after_failure("000_x") == "failure"  # of the new round
 
 
 def test_of_many_processes_at_once_two_may_speak(batch):
     """A grid whose every row fails in the same second."""
     Notices(batch).begin(rows(400), 400)
     script = (
-        "import sys; from pathlib import Path; from src.grid.notify.notices import Notices;"
+        "import sys; from pathlib import Path; from src.grid.notices import Notices;"
         "n = Notices(Path(sys.argv[1]));"
-        "print(*[n.of_failure(f'{i:03d}_x') for i in range(int(sys.argv[2]), 400, 4)])"
+        "print(*[n.due_after_failure(f'{i:03d}_x') for i in range(int(sys.argv[2]), 400, 4)])"
     )
     started = [
         subprocess.Popen(
@@ -94,7 +102,7 @@ def test_the_budget_is_that_of_the_batch_with_all_its_retries(batch):
     for _ in range(3):
         Notices(batch).begin(rows(3), 3)
         with ThreadPoolExecutor(8) as pool:
-            taken = list(pool.map(lambda _: Notices(batch).take_of_budget(), range(50)))
+            taken = list(pool.map(lambda _: Notices(batch).take_from_budget(), range(50)))
     assert sum(taken) == 0
     assert len(list((batch / "submissions" / "notices").glob("sent-*"))) == MOST_MESSAGES
 
@@ -102,9 +110,30 @@ def test_the_budget_is_that_of_the_batch_with_all_its_retries(batch):
 def test_a_digest_is_told_once_and_by_the_last_submission(batch):
     first = Notices(batch).begin(rows(3), 3)
     second = Notices(batch).begin(rows(3), 3)
-    assert not Notices(batch).may_tell_digest(first)
-    assert Notices(batch).may_tell_digest(second)
-    assert not Notices(batch).may_tell_digest(second)
+    assert not Notices(batch).may_send_digest(first)
+    assert Notices(batch).may_send_digest(second)
+    assert not Notices(batch).may_send_digest(second)
+
+
+@pytest.mark.parametrize("module", SENDERS)
+def test_the_job_of_a_digest_runs_what_its_frozen_code_has(batch, tmp_path, monkeypatch, module):
+    """Batches that older versions have frozen hold the module under an older name."""
+    code = tmp_path / "code"
+    (code / module.replace(".", "/")).parent.mkdir(parents=True)
+    (code / f"{module.replace('.', '/')}.py").touch()
+    (tmp_path / "submit.sh").write_text("#!/bin/bash\n#SBATCH -p gpu\n")
+    of_round, submitted = Notices(batch).begin(rows(1), 1), []
+    monkeypatch.setattr(notices, "ask", submitted.append)
+    options = SubmitOptions(script=str(tmp_path / "submit.sh"))
+    submit_digest(batch, ["5", "6"], options, code, of_round)
+    (arguments,) = submitted
+    assert {"--partition=gpu", f"--chdir={code}", "--dependency=afterany:5:6"} < set(arguments)
+    command = Path(arguments[-1]).read_text().splitlines()[-1]
+    assert command == f"exec {sys.executable} -m {module} digest {batch} {of_round}"
+
+
+def test_the_code_of_today_has_what_sends():
+    assert sending_command("digest", Path("b"), "r", ROOT)[2] == SENDERS[0]
 
 
 def test_what_is_no_failure_is_not_told(batch, monkeypatch):
@@ -112,8 +141,8 @@ def test_what_is_no_failure_is_not_told(batch, monkeypatch):
     monkeypatch.setattr(notices, "start_sending", lambda *all_of_it: asked.append(all_of_it))
     Notices(batch).begin(rows(20), 20)
     for code in (0, 75, 130):
-        tell_of_failure(batch / "000_x", code)
+        report_failure(batch / "000_x", code)
     assert asked == []
-    tell_of_failure(batch / "000_x", 1)
-    tell_of_failure(batch / "001_x", -9)
+    report_failure(batch / "000_x", 1)
+    report_failure(batch / "001_x", -9)
     assert asked == [("failure", batch, "000_x")]

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.grid.notify.digest import body_of, picture_of, report_of, title_of
-from src.grid.notify.digest_job import kept_options
-from src.grid.notify.notices import Notices
-from src.grid.notify.sending import main
+from src.grid.messages import digest_of, main, picture_of
+from src.grid.notices import Notices, kept_options
+from src.grid.reports import Report, read_reports
 from tests.mailbox import SECRET, mailbox
 from tests.waiting import PATIENCE
 from tests.whole_runs import ROOT
@@ -55,6 +54,15 @@ def batch_and_words(folder: Path, blocks: list[dict], address: str) -> tuple[Pat
     return folder / "results" / f"{date.today():%y-%m-%d}-told", done.stdout + done.stderr
 
 
+def report_of(batch: Path) -> Report:
+    (report,), _ = read_reports([batch])
+    return report
+
+
+def body_of(report: Report) -> str:
+    return digest_of(report)[1]
+
+
 def everything_in(folder: Path) -> bytes:
     files = [path for path in folder.rglob("*") if path.is_file() and "code" not in path.parts]
     return b"".join(path.read_bytes() for path in files)
@@ -91,8 +99,9 @@ def test_a_dead_address_changes_nothing_and_shows_nowhere(tmp_path):
     assert log.count("JSON: not delivered") == 2
     assert SECRET.encode() not in everything_in(batch)
     report = report_of(batch)
-    assert title_of(report) == f"{batch.name}: 1 done, 1 failed"
-    assert "1 run: error" in body_of(report)
+    title, body = digest_of(report)
+    assert title == f"{batch.name}: 1 done, 1 failed"
+    assert "1 run: error" in body
     with picture_of(report) as picture:
         assert picture.read_bytes().startswith(b"\x89PNG")
     assert not picture.exists()
@@ -143,12 +152,14 @@ def test_the_digest_s_job_runs_where_the_rows_do():
 
 
 def test_a_picture_that_fails_keeps_no_words_back(tmp_path, monkeypatch, capsys):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr("src.grid.notify.digest._figure", broken)
+    monkeypatch.setattr("src.analysis.read_experiments", broken)
     (tmp_path / "000_x").mkdir()
     (tmp_path / "000_x" / "spec.yaml").write_text("base_lr: 1.0\n")
+    (tmp_path / "000_x" / "stats.csv").write_text(",epoch,test/last/loss\n0,1,2\n")
+    (tmp_path / "000_x" / "status.json").write_text('{"state": "interrupted"}')
     with picture_of(report_of(tmp_path)) as picture:
         assert picture is None
     assert "no fonts" in capsys.readouterr().out

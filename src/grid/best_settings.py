@@ -1,0 +1,148 @@
+"""The best settings of a batch so far, by the last line of each run's stats.csv.
+
+A setting is a configuration without its seeds; src/ranking.py ranks them. The files are read by
+hand: pandas takes most of a second to import, and ten times as long for 10,000 of them.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from src.grid.folders import Row, row_identity, same
+from src.grid.status import RowStatus
+from src.metrics import direction, main_columns, metric_columns
+from src.ranking import NON_SEMANTIC_KEYS, SEEDS, Run, Standing, rank
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run has reached in its last epoch."""
+
+    status: RowStatus
+    epoch: int | None
+    values: Mapping[str, float]  # column -> value
+
+    def ranked_by(self, column: str) -> Run:
+        """What the ranking needs to know. A failed run has no value: it is to be run again."""
+        values, state = self.status.row.values, self.status.state
+        seeds = tuple(same(values.get(key)) for key in SEEDS)  # null: each run draws its own
+        value = math.nan if state == "failed" else self.values.get(column, math.nan)
+        seed = self.status.row.name if None in seeds else seeds
+        return Run(seed, value, self.status.outcome == "diverged")
+
+
+@dataclass(frozen=True)
+class RankedSetting:
+    """The runs of a setting, and what they have reached so far."""
+
+    results: list[RunResult]
+    column: str
+    standing: Standing
+
+    def values(self, keys: Iterable[str]) -> dict[str, Any]:
+        return {key: self.results[0].status.row.values.get(key) for key in keys}
+
+    @property
+    def value_in_words(self) -> str:
+        """'0.9512 ± 0.0031', the mean and the standard deviation over seeds; '-': no value."""
+        found = self.standing
+        spread = f" ± {found.std:.2g}" if found.num_seeds > 1 else ""
+        return f"{found.mean:.5g}{spread}" if found.num_seeds else "-"
+
+    @property
+    def seeds_in_words(self) -> str:
+        """'3 seeds', '2 of 3 seeds, 1 diverged'."""
+        found = self.standing
+        of = f"of {found.num_expected} " if found.num_seeds < found.num_expected else ""
+        words = f"{found.num_seeds} {of}seed{'s' * (found.num_expected > 1)}"
+        return words + (f", {found.num_diverged} diverged" if found.num_diverged else "")
+
+
+def rank_settings(
+    statuses: Iterable[RowStatus], stats: Mapping[str, str], columns: Sequence[str]
+) -> list[RankedSetting]:
+    """All settings in which a run has a value or diverged, the best first.
+
+    stats: folder -> the text of its stats.csv. Of several columns a setting counts by its best one.
+    """
+    settings: dict[Any, list[RunResult]] = {}
+    for status in statuses:
+        values = status.row.values
+        asked = {k: v for k, v in values.items() if k not in SEEDS and k not in NON_SEMANTIC_KEYS}
+        # a learning rate that each run draws by its seed is another one in each
+        drawn = status.row.name if _is_expression(values.get("base_lr")) else ""
+        result = RunResult(status, *last_epoch(stats.get(status.row.name, "")))
+        settings.setdefault((row_identity(asked), drawn), []).append(result)
+    found = []
+    for column in columns:
+        sign = direction(column)
+        runs = [[r.ranked_by(column) for r in results] for results in settings.values()]
+        for standing in rank(runs, sign):
+            if standing.num_seeds or standing.num_diverged:
+                found.append((standing.order(sign), column, standing))
+    best: dict[int, RankedSetting] = {}
+    results_of = list(settings.values())
+    for _, column, standing in sorted(found, key=lambda one: one[0]):
+        setting = RankedSetting(results_of[standing.index], column, standing)
+        best.setdefault(standing.index, setting)
+    return list(best.values())
+
+
+def _is_expression(value: Any) -> bool:
+    """Whether it is text that stands for no single number."""
+    try:
+        float(value if isinstance(value, str) else 0)
+    except ValueError:
+        return True
+    return False
+
+
+def columns_to_rank_by(metric: str | None, known: Sequence[str]) -> list[str]:
+    """Those of the metric, by metric_columns, else the one that main_columns chooses by; none
+    where nothing fits, not even in part."""
+    if metric is None:
+        found = main_columns(known)
+        return [found[0]] if found else []
+    if any(re.search(metric, column) for column in known):
+        return metric_columns(metric, known, key="--metric")
+    return []
+
+
+def read_stats_text(row: Row) -> str:
+    """stats.csv up to its last whole line; '' where there is none."""
+    try:
+        with open(f"{row.folder}/stats.csv", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition("\n")[0]
+    except OSError:
+        return ""
+
+
+def columns_of(stats: str) -> list[str]:
+    return _columns_of_header(stats.partition("\n")[0])
+
+
+@lru_cache(maxsize=256)
+def _columns_of_header(header: str) -> list[str]:
+    """Most runs of a batch have the same ones; none where it is no header."""
+    try:
+        return next(csv.reader([header]), [])
+    except csv.Error:
+        return []
+
+
+def last_epoch(stats: str) -> tuple[int | None, dict[str, float]]:
+    """(its number, column -> value) of a stats.csv; NaN where there is no number."""
+    *_, last = ["", *stats.rstrip("\n").split("\n")[1:]]
+    values = {}
+    for name, cell in zip(columns_of(stats), last.split(","), strict=False):  # it has no quotes
+        try:
+            values[name] = float(cell)
+        except ValueError:  # empty where the run diverged; a time
+            values[name] = math.nan
+    values.pop("", None)
+    epoch = values.get("epoch", math.nan)
+    return int(epoch) if math.isfinite(epoch) else None, values

@@ -1,0 +1,223 @@
+"""What was reported about a batch: files in submissions/notices/, each made once.
+
+wanted.json     an address was known when runs were submitted last: which round it is
+failed/RUN      a run that has failed in this round
+ROUND-KIND      what was reported: failure (the first one), many (more than a fifth), digest
+sent-NN         the budget: messages of all rounds
+log             what became of them; never an address
+
+Nobody waits for a batch: when a run fails, what has started it starts a process that sends a
+message (messages.py). The digest is sent when a batch has ended, on Slurm by a short job.
+"""
+
+import itertools
+import json
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from loguru import logger
+
+from src.grid.journal import SubmitOptions
+from src.grid.slurm.commands import NoSlurm, ask, literal
+from src.grid.slurm.submission import header
+from src.support import ROOT, write_atomically
+
+MOST_MESSAGES = 20  # of a batch, with all its retries
+MANY = 5  # one part of so many
+SECONDS_TO_SEND = 60.0
+NO_FAILURES = {0, 75, 130}  # exit codes: done, stopped with a saved state, Ctrl-C
+# What `python -m` runs to send a message: the first of these that the code has. Frozen copies of
+# older versions have one of the others.
+SENDERS = ("src.grid.messages", "src.grid.notify.sending", "src.notify.sending")
+MOST_JOBS = 50  # that the job of a digest waits for
+# Where that job may run, and who pays: all that it takes over from the submit script.
+KEPT = {"partition": "p", "account": "A", "qos": "q", "reservation": None, "clusters": "M"}
+SMALL = ("--time=10", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=2G")
+
+
+class Notices:
+    """Of one batch."""
+
+    def __init__(self, batch: Path) -> None:
+        self.batch = batch
+        self.folder = batch / "submissions" / "notices"
+
+    @property
+    def wanted_text(self) -> str | None:
+        """The content of wanted.json."""
+        try:
+            return (self.folder / "wanted.json").read_text()
+        except OSError:
+            return None
+
+    @property
+    def _wanted(self) -> dict:
+        try:
+            return json.loads(self.wanted_text or "{}")
+        except (ValueError, RecursionError):
+            return {}
+
+    @property
+    def round(self) -> str | None:
+        """A name of the last submission; None where nobody wants messages."""
+        return self._wanted.get("round")
+
+    def begin(self, rows: Iterable[str], num_rows: int) -> str:
+        """These runs are about to be submitted, of so many in the batch; the round's name."""
+        (self.folder / "failed").mkdir(parents=True, exist_ok=True)
+        for row in rows:
+            (self.folder / "failed" / row).unlink(missing_ok=True)
+        name = secrets.token_hex(4)
+        facts = {"round": name, "num_rows": num_rows}
+        write_atomically(self.folder / "wanted.json", json.dumps(facts) + "\n")
+        return name
+
+    def take_back(self, earlier: str | None) -> None:
+        """Nothing came of the submission: the round before counts, whose wanted_text it was."""
+        if earlier is None:
+            (self.folder / "wanted.json").unlink(missing_ok=True)
+        else:
+            write_atomically(self.folder / "wanted.json", earlier)
+
+    def due_after_failure(self, row: str) -> str | None:
+        """A run has failed: what is to be reported at once, failure or many; None: nothing."""
+        wanted = self._wanted
+        if not wanted:
+            return None
+        with suppress(OSError):
+            (self.folder / "failed" / row).touch()
+        is_many = self.num_failed * MANY > wanted["num_rows"]
+        if is_many and self._is_first("many"):
+            self._is_first("failure")  # one message is enough
+            return "many"
+        return "failure" if self._is_first("failure") else None
+
+    @property
+    def num_failed(self) -> int:
+        with suppress(OSError):
+            return len(os.listdir(self.folder / "failed"))
+        return 0
+
+    def may_send_digest(self, of_round: str) -> bool:
+        """Once a round, and not of one that another has followed."""
+        return self.round == of_round and self._is_first("digest")
+
+    def take_from_budget(self) -> bool:
+        """Whether one more message may be sent."""
+        return any(self._is_made(f"sent-{number:02d}") for number in range(MOST_MESSAGES))
+
+    def _is_first(self, kind: str) -> bool:
+        return self._is_made(f"{self.round}-{kind}")
+
+    def _is_made(self, name: str) -> bool:
+        """Of several processes that try, True for one."""
+        try:
+            os.close(os.open(self.folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            return True
+        except OSError:  # it is there, or the disk is full
+            return False
+
+
+# ---- Processes that send -----------------------------------------------------------------
+
+
+def report_failure(row: Path, code: int) -> subprocess.Popen | None:
+    """A run in this folder has ended: the process that reports it, where one is due. Never
+    raises."""
+    if code in NO_FAILURES:
+        return None
+    kind = Notices(row.parent).due_after_failure(row.name)
+    return start_sending(kind, row.parent, row.name) if kind else None
+
+
+def start_sending(kind: str, batch: Path, argument: str) -> subprocess.Popen | None:
+    """A process that sends a message, see messages.main; None where it cannot start."""
+    with suppress(OSError), open(Notices(batch).folder / "log", "ab") as log:
+        return subprocess.Popen(
+            sending_command(kind, batch, argument, ROOT),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return None
+
+
+def sending_command(kind: str, batch: Path, argument: str, code: Path) -> list[str]:
+    """code: the folder it is to run in, the repository or a frozen copy."""
+    files = {module: code / f"{module.replace('.', '/')}.py" for module in SENDERS}
+    module = next((m for m, path in files.items() if path.is_file()), SENDERS[0])
+    return [sys.executable, "-m", module, kind, str(batch), argument]
+
+
+def wait_until_sent(process: subprocess.Popen | None) -> None:
+    """A dead address holds up nobody for long; what takes longer continues by itself."""
+    if process is not None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_SEND)
+
+
+# ---- The job that sends a digest ---------------------------------------------------------
+
+
+def submit_digest(
+    batch: Path, jobs: Sequence[str], options: SubmitOptions, code: Path, of_round: str
+) -> None:
+    """Submit a short job that sends the digest when these jobs have ended. options, code: as the
+    runs were submitted. Where Slurm refuses, a warning says so: the batch itself is submitted."""
+    try:
+        _, directives = header(options.script_path.read_text(errors="replace"))
+        words = [word for line in directives for word in line.removeprefix("#SBATCH").split()]
+        _submit(batch, jobs, kept_options([*words, *options.extra]), code, of_round)
+    except NoSlurm as error:
+        logger.warning("no message when the batch ends: Slurm says {!r}", str(error))
+    except OSError as error:
+        logger.warning("no message when the batch ends: {}: {}", error.filename, error.strerror)
+
+
+def submit_later_digest(batch: Path, jobs: Sequence[str], of_round: str) -> bool:
+    """The same, from within such a job: its options once more. Whether another one will come."""
+    try:
+        options = (Notices(batch).folder / "options").read_text().splitlines()
+        _submit(batch, jobs, options, ROOT, of_round)
+    except (NoSlurm, OSError):
+        return False
+    return bool(jobs)
+
+
+def _submit(
+    batch: Path, jobs: Sequence[str], options: Sequence[str], code: Path, of_round: str
+) -> None:
+    """Raises NoSlurm."""
+    if not jobs:
+        return
+    folder = Notices(batch).folder
+    (folder / "options").write_text("\n".join(options))
+    script = folder / "digest.sh"
+    command = shlex.join(sending_command("digest", batch, of_round, code))
+    script.write_text(f"#!/bin/bash\nexec {command}\n")
+    log = literal(folder / "log")
+    arguments = ["sbatch", "--parsable", f"--job-name=digest_{batch.name}", *SMALL, *options]
+    arguments += [f"--output={log}", f"--error={log}", "--open-mode=append", f"--chdir={code}"]
+    ask([*arguments, f"--dependency=afterany:{':'.join(jobs[-MOST_JOBS:])}", str(script)])
+
+
+def kept_options(options: Sequence[str]) -> list[str]:
+    """Those of KEPT, as --NAME=VALUE; of several the last, as for Slurm."""
+    found: dict[str, str] = {}
+    for word, following in itertools.pairwise([*options, ""]):
+        for name, letter in KEPT.items():
+            if word.startswith(f"--{name}="):
+                found[name] = word.partition("=")[2]
+            elif word in (f"--{name}", f"-{letter}"):
+                found[name] = following
+            elif letter and word.startswith(f"-{letter}") and not word.startswith("--"):
+                found[name] = word[2:].removeprefix("=")
+    return [f"--{name}={value}" for name, value in found.items()]

@@ -1,0 +1,232 @@
+"""A report as text for a terminal, as JSON for programs, as a page for a browser."""
+
+import json
+import math
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from src.grid.best_settings import RankedSetting
+from src.grid.reports import RESULTS, Report, describe, short_path
+from src.grid.status import STATES
+from src.support import UserError, write_atomically
+
+MOST_RUNS = 5  # of a setting, by number
+
+
+def show_reports(reports: Sequence[Report], num_older: int, *, clear: bool = False) -> None:
+    """Print them. clear: on a terminal in place of what stood there."""
+    # made anew each time, as windows change their size
+    console = Console(highlight=False, markup=False, emoji=False)
+    if clear and console.is_terminal:
+        console.clear()
+    for report in reports:
+        show_report(report, console)
+    if num_older:
+        console.print(f"older batches, not shown: {num_older} (python report.py {RESULTS}/BATCH)")
+
+
+def show_report(report: Report, console: Console) -> None:
+    def line(text: str, indent: int = 2) -> None:
+        """Wrapped below its beginning, without the spaces that rich would fill lines with."""
+        margin = " " * indent
+        wrapped = textwrap.fill(
+            text,
+            max(console.width, 40),
+            initial_indent=margin,
+            subsequent_indent=margin + "  ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        console.print(wrapped, soft_wrap=True)
+
+    console.print(short_path(report.batch.path), style="bold", soft_wrap=True)
+    console.print(_counts_table(report))
+    if report.num_diverged:
+        console.print(f"  {report.num_diverged} of the {report.counts['done']} done diverged")
+    if report.is_queue_unknown:
+        console.print("  the queue is unknown: runs that wait in it show as never started")
+    for damage in report.damage:
+        line(f"damaged: {damage}")
+    if report.cost_in_words:
+        line(f"cost: {report.cost_in_words}")
+    if report.best:
+        doubts = f" ({'; '.join(report.doubts)})" if report.doubts else ""
+        line(f"best so far by {', '.join(report.columns)}{doubts}:")
+        console.print(_best_table(report))
+    for i, group in enumerate(report.groups):
+        line(group.headline)
+        if group.detail:
+            line(group.detail, indent=4)
+        if [g.only for g in report.groups[i : i + 2]] != [group.only] * 2:  # the last of its kind
+            command = report.retry_command(group.only)
+            console.print(f"    {command}", style="cyan", soft_wrap=True)
+    if changed := report.changed_code:
+        names = ", ".join(changed[:4]) + " …" * (len(changed) > 4)
+        line(f"changed since the code of this batch was frozen: {names}")
+    console.print()
+
+
+def _counts_table(report: Report) -> Table:
+    """A column a state. Most batches have no interrupted runs, and 80 columns no room for them but
+    where the names stand closer and break into lines."""
+    is_wide = report.counts["interrupted"] > 0
+    states = [state for state in STATES if state != "interrupted" or is_wide]
+    names = [_name_of_state(state) for state in states]
+    table = Table(box=None, padding=(0, 1 if is_wide else 2, 0, 0), pad_edge=False)
+    for name in ["runs", *names, "progress", "time left"]:
+        table.add_column(name, justify="right", no_wrap=" " not in name or not is_wide)
+    counts = [str(report.counts[state]) for state in states]
+    left = _time_left(report) or "-"
+    table.add_row(str(len(report.statuses)), *counts, f"{report.progress:.0%}", left)
+    return table
+
+
+def _name_of_state(state: str) -> str:
+    return "never started" if state == "unstarted" else state
+
+
+def _time_left(report: Report) -> str | None:
+    """None where nothing runs or waits."""
+    is_over = not report.counts["running"] + report.counts["queued"]
+    return None if is_over else duration(report.seconds_left)
+
+
+def duration(seconds: float | None) -> str:
+    """'45 s', '12 min', '3.5 h', '4.2 d'; '?' where it is not known."""
+    if seconds is None:
+        return "?"
+    for size, unit, most in ((1, "s", 90), (60, "min", 5400), (3600, "h", 172800)):
+        if seconds < most:
+            return f"{seconds / size:.{1 if unit == 'h' else 0}f} {unit}"
+    return f"{seconds / 86400:.1f} d"
+
+
+def _best_table(report: Report) -> Padding:
+    """Of each setting its value, its seeds, the numbers of its runs, and what differs."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("value", *["column"] * (len(report.columns) > 1), "seeds"):
+        table.add_column(name, no_wrap=True)
+    for name in ("runs", "values"):
+        table.add_column(name, overflow="fold")
+    for best in report.best:
+        column = [best.column] * (len(report.columns) > 1)
+        runs = []
+        for status in (result.status for result in best.results[:MOST_RUNS]):
+            number = status.row.name.partition("_")[0]
+            state = "" if status.state == "done" else f" ({_name_of_state(status.state)})"
+            runs.append(number + state)
+        numbers = ", ".join(runs) + ", …" * (len(best.results) > MOST_RUNS)
+        values = describe(best.values(report.keys))
+        table.add_row(best.value_in_words, *column, best.seeds_in_words, numbers, values)
+    return Padding(table, (0, 0, 0, 4))
+
+
+# ---- JSON --------------------------------------------------------------------------------
+
+
+def reports_as_json(reports: Sequence[Report]) -> str:
+    return json.dumps([as_json(report) for report in reports], indent=1, default=str)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything, in plain values."""
+    return {
+        "batch": str(report.batch.path),
+        "damage": report.batch.damage,
+        "changed_code": report.changed_code,
+        "counts": {state: report.counts[state] for state in STATES},
+        "diverged": report.num_diverged,
+        "progress": report.progress,
+        "seconds_left": report.seconds_left,
+        "cost": asdict(report.cost),
+        "wasted": asdict(report.wasted),
+        "queue_unknown": report.is_queue_unknown,
+        "rows": [
+            {
+                "name": status.row.name,
+                **{key: value for key, value in vars(status).items() if key != "row"},
+                "cost": status.cost and asdict(status.cost),
+                "wasted": status.wasted and asdict(status.wasted),
+            }
+            for status in report.statuses
+        ],
+        "ranked_by": report.columns,
+        "doubts": report.doubts,
+        "best": [_setting_as_json(best, report.keys) for best in report.best],
+        "failures": [
+            {
+                **vars(group),
+                "headline": group.headline,
+                "detail": group.detail,
+                "command": report.retry_command(group.only),
+            }
+            for group in report.groups
+        ],
+    }
+
+
+def _setting_as_json(best: RankedSetting, keys: Sequence[str]) -> dict[str, Any]:
+    """value: the mean over the seeds that have one, null where none has."""
+    standing = best.standing
+    values = [result.ranked_by(best.column).value for result in best.results]
+    return {
+        "column": best.column,
+        "value": standing.mean if standing.num_seeds else None,
+        "std": standing.std if standing.num_seeds > 1 else None,
+        "num_seeds": standing.num_seeds,
+        "num_expected": standing.num_expected,
+        "num_diverged": standing.num_diverged,
+        "value_in_words": best.value_in_words,
+        "seeds_in_words": best.seeds_in_words,
+        "values": best.values(keys),
+        "runs": [
+            {
+                "row": result.status.row.name,
+                "value": value if math.isfinite(value) else None,
+                "epoch": result.epoch,
+                "state": result.status.state,
+                "outcome": result.status.outcome,
+            }
+            for result, value in zip(best.results, values, strict=True)
+        ],
+    }
+
+
+# ---- The page ----------------------------------------------------------------------------
+
+
+def write_report_page(reports: Sequence[Report], path: Path, *, is_metric_given: bool) -> None:
+    """One HTML file. What draws and counts is imported here, as the terminal needs none of it."""
+    import pandas as pd
+
+    from src.analysis import read_experiments, render_page
+
+    batches = []
+    for report in reports:
+        # of several columns that one which the best setting counts by
+        columns = [*(best.column for best in report.best[:1]), *report.columns]
+        facts = as_json(report) | {
+            "metric": columns[0] if is_metric_given and columns else None,
+            "time_left": _time_left(report),
+            "cost_in_words": report.cost_in_words,
+            "written": time.strftime("%Y-%m-%d %H:%M %Z"),
+        }
+        try:
+            df = read_experiments(report.batch.path)
+        except UserError:  # no run has begun
+            df = pd.DataFrame()
+        batches.append((facts, df))
+    content = render_page(batches)
+    try:
+        write_atomically(path, content)
+    except OSError as error:  # whose file is the one beside it
+        raise UserError(f"--html: {path}: {error.strerror}") from None
+    print(path)

@@ -1,0 +1,438 @@
+"""How far batches are, what failed why, what they cost: all that report.py and messages show."""
+
+import heapq
+import json
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from src.config import read_yaml
+from src.grid.best_settings import (
+    RankedSetting,
+    columns_of,
+    columns_to_rank_by,
+    rank_settings,
+    read_stats_text,
+)
+from src.grid.failures import KINDS, LONGEST_CAUSE
+from src.grid.folders import Batch, count_runs, open_batch
+from src.grid.journal import Journal
+from src.grid.local import runner
+from src.grid.slurm.commands import NoSlurm, queued_rows, read_queue
+from src.grid.snapshot import changed_since_last_copy, repository_of
+from src.grid.status import RowStatus, read_journal, row_statuses
+from src.logging import Cost
+from src.metrics import LOSS_KEYS, OF_LOSS, metric_columns, metric_name
+from src.ranking import NON_SEMANTIC_KEYS, SEEDS
+from src.support import ROOT, UserError, one_line
+
+RESULTS = Path("results")
+MOST_BATCHES = 5  # where none is named
+MOST_DAMAGED = 5  # runs that are named
+MENDABLE = {"error", "oom", "killed"}  # by other code; other runs resume with that of before
+SAME = 80  # characters that are alike in the same causes, which may be cut off soon after
+SECONDS_TO_KNOW = 20.0  # of training, after which its pace says how long it will take
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of one batch."""
+
+    batch: Batch
+    journal: Journal
+    is_queue_unknown: bool  # Slurm was asked to run some, but cannot be asked about them
+    statuses: list[RowStatus]
+    columns: list[str]  # that settings are ranked by
+    best: list[RankedSetting]
+    num_slots: int = 0  # runs that this machine runs at a time, where it runs some now
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        return Counter(status.state for status in self.statuses)
+
+    @property
+    def keys(self) -> list[str]:
+        """Those in which settings differ."""
+        return [k for k in self.batch.varying if k not in SEEDS and k not in NON_SEMANTIC_KEYS]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the values of the best settings may mislead."""
+        measured = {metric_name(column) for column in self.columns}
+        differing = [key for key in LOSS_KEYS if key in self.keys and measured & set(OF_LOSS)]
+        found = [f"not comparable: {', '.join(differing)} differ"] if differing else []
+        if any(column.startswith("test/") for column in self.columns):
+            found.append("chosen and reported on the same split")
+        return found
+
+    @property
+    def num_diverged(self) -> int:
+        return sum(status.outcome == "diverged" for status in self.statuses)
+
+    @property
+    def progress(self) -> float:
+        return sum(s.progress for s in self.statuses) / max(len(self.statuses), 1)
+
+    @property
+    def seconds_left(self) -> float | None:
+        return seconds_left(self.statuses, self.num_slots)
+
+    @property
+    def damage(self) -> list[str]:
+        """Which runs cannot be read, and why; at most a few lines."""
+        damaged = [s for s in self.statuses if s.damage]
+        lines = [f"{s.row.name}: {s.damage}" for s in damaged[:MOST_DAMAGED]]
+        more = len(damaged) - len(lines)
+        return lines + [f"{count_runs(more)} more (report.py --json names all)"] * bool(more)
+
+    @property
+    def cost(self) -> Cost:
+        """Of all runs whose status tells it."""
+        return sum((status.cost or Cost() for status in self.statuses), Cost())
+
+    @property
+    def wasted(self) -> Cost:
+        """Of the cost: failed runs, and what killed ones did after their last saved state."""
+        return sum((status.wasted or Cost() for status in self.statuses), Cost())
+
+    @property
+    def cost_in_words(self) -> str | None:
+        """'12 core-hours; wasted 10%, 1.2 core-hours (…)'; None where nobody has counted."""
+        cost, wasted = self.cost, self.wasted
+
+        def in_hours(part: Cost) -> str:
+            gpu_hours = f" and {_hours(part.gpu_seconds)} GPU-hours" if cost.gpu_seconds else ""
+            return f"{_hours(part.core_seconds)} core-hours{gpu_hours}"
+
+        if not cost.core_seconds + cost.gpu_seconds:
+            return None
+        if not wasted.core_seconds + wasted.gpu_seconds:
+            return in_hours(cost)
+        if cost.gpu_seconds:  # which are what is dear
+            share = wasted.gpu_seconds / cost.gpu_seconds
+        else:
+            share = wasted.core_seconds / cost.core_seconds
+        return (
+            f"{in_hours(cost)}; wasted {share:.0%}, {in_hours(wasted)} (failed, or lost to kills)"
+        )
+
+    @cached_property
+    def groups(self) -> list["FailureGroup"]:
+        """What one would run again, without the runs that a silent Slurm may hold."""
+        groups = group_failures(self.statuses, self.batch.varying)
+        return [g for g in groups if not (self.is_queue_unknown and g.only == "unstarted")]
+
+    @cached_property
+    def changed_code(self) -> list[str]:
+        """The files that have changed since the batch's code was frozen, where runs failed of which
+        other code might be the remedy: git and all files are asked only then."""
+        if not any(group.only in MENDABLE for group in self.groups):
+            return []
+        return changed_since_last_copy(repository_of(ROOT), self.batch.path)
+
+    def retry_command(self, only: str | None) -> str:
+        """What a person types to submit these runs again, as the last submission was.
+
+        only: a kind, lost or unstarted; None: all that is not done.
+        """
+        last = self.journal.last_options
+        command = ["python", "submit_multiple.py", "-r", short_path(self.batch.path)]
+        command += ["-s", str(last.script), *["--no-array"] * last.no_array]
+        command += ["--pack", str(last.pack)] if last.pack > 1 else []
+        command += ["--only", only] if only else []
+        kinds = {only} if only else {group.only for group in self.groups}
+        command += ["--refreeze"] * (kinds <= MENDABLE and bool(self.changed_code))
+        return shlex.join(command + (["--", *last.extra] if last.extra else []))
+
+
+def _hours(seconds: float) -> str:
+    """Two or three digits that count, down to a few seconds."""
+    number = seconds / 3600
+    if 0 < number < 0.001:
+        return "<0.001"
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """'lr=0.1 bs=32': what a run was given, each value in a few characters."""
+
+    def short(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.6g}"
+        return one_line(value if isinstance(value, str) else json.dumps(value, default=str), 40)
+
+    return " ".join(f"{key}={short(value)}" for key, value in values.items())
+
+
+def short_path(path: Path) -> str:
+    """Relative to the working directory where it is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+# ---- Reading -----------------------------------------------------------------------------
+
+
+def read_reports(
+    named: Sequence[str | Path], metric: str | None = None, num_best: int = 3
+) -> tuple[list[Report], int]:
+    """(a report for each of these batches, else for the newest few; how many older ones there are).
+
+    What cannot be read of a batch is printed to stderr. Raises UserError where there is no batch,
+    a named one cannot be read, or none has the metric, a pattern of columns.
+    """
+    batches, num_older = _choose_batches(named)
+    try:
+        jobs = read_queue() if any(journal.calls for _, journal in batches) else None
+    except NoSlurm:
+        jobs = None
+    found, seen = [], set()
+    for batch, journal in batches:
+        queue = None if jobs is None or not batch.is_ours else queued_rows(batch, journal, jobs)
+        statuses = row_statuses(batch, queue)
+        stats = {s.row.name: read_stats_text(s.row) for s in statuses if s.state != "unstarted"}
+        statuses = [_with_damage(s, stats.get(s.row.name)) for s in statuses]
+        known = list(dict.fromkeys(c for text in stats.values() for c in columns_of(text)))
+        seen |= set(known)
+        columns = columns_to_rank_by(metric, known)
+        best = rank_settings(statuses, stats, columns)[:num_best]
+        is_unknown = queue is None and bool(journal.calls)
+        slots = (runner(batch) or {}).get("jobs")  # older runners do not tell
+        slots = slots if isinstance(slots, int) else 0
+        found.append(Report(batch, journal, is_unknown, statuses, columns, best, slots))
+    if metric and seen and not any(report.columns for report in found):
+        metric_columns(metric, sorted(seen), key="--metric")  # raises
+    return found, num_older
+
+
+def _choose_batches(named: Sequence[str | Path]) -> tuple[list[tuple[Batch, Journal]], int]:
+    paths = [Path(path) for path in named] or find_batches(RESULTS)
+    if not paths:
+        raise UserError(f"{RESULTS}: no batch there; python report.py FOLDER names one")
+    num_older = 0 if named else max(0, len(paths) - MOST_BATCHES)
+    batches = []
+    for path in paths[: len(paths) - num_older]:
+        try:
+            batch = open_batch(path)
+            if batch.damage:
+                print(batch.damage, file=sys.stderr)
+            batches.append((batch, read_journal(batch)))
+        except UserError as error:
+            if named:
+                raise
+            print(error, file=sys.stderr)  # one broken index or journal hides no other batch
+    return batches, num_older
+
+
+def find_batches(folder: Path) -> list[Path]:
+    """The batches in a folder, the newest first."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        marks = [mark for name in ("rows.jsonl", "job.yaml") if (mark := path / name).is_file()]
+        if marks:
+            found.append((marks[0].stat().st_mtime, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+# ---- What cannot be read of a run --------------------------------------------------------
+# The files that src/analysis/run_files.py reads, without pandas and in a fraction of its time.
+
+# Of what a run writes most lines are a key and a word, path or number, which are YAML for sure.
+# The others are the same in most runs of a batch, and parsed once for all of them.
+OTHER_LINES = re.compile(
+    r"^(?!\w+: (?:[A-Za-z_/][\w./+=-]{0,500}|-?\d{1,20}(?:\.\d{1,20})?(?:e[-+]\d{1,3})?)$).+$",
+    re.MULTILINE | re.ASCII,
+)
+
+
+def _with_damage(status: RowStatus, stats: str | None) -> RowStatus:
+    """With the first thing in its folder that cannot be read. stats: its text, where it has any."""
+    folder = str(status.row.folder)
+    damage = status.damage or problem_of_configuration(folder)
+    if damage is None and stats is not None:
+        damage = problem_of_stats(folder, stats, is_done=status.state == "done")
+    return replace(status, damage=damage) if damage else status
+
+
+def problem_of_configuration(folder: str) -> str | None:
+    """Of config.yaml, else of spec.yaml; None where it can be read, or neither is there."""
+    for name in ("config.yaml", "spec.yaml"):
+        try:
+            with open(f"{folder}/{name}", "rb") as file:
+                text = file.read().decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if not text.strip():  # a spec without a key asks for all defaults
+            return f"{name}: nothing in it" if name == "config.yaml" else None
+        others = "\n".join(OTHER_LINES.findall(text))
+        if others and _problem_of_lines(others):
+            return _problem_of_yaml(text, name)  # what spans lines may be fine as a whole
+        return None
+    return None
+
+
+def _problem_of_yaml(text: str, name: str) -> str | None:
+    try:
+        content = read_yaml(text, source=name)
+    except UserError as error:
+        return one_line(str(error), LONGEST_CAUSE)
+    except (ValueError, TypeError, RecursionError) as error:
+        return one_line(f"{name}: {error}", LONGEST_CAUSE)
+    return None if isinstance(content, dict) else f"{name}: no lines of the form `key: value`"
+
+
+@lru_cache(maxsize=4096)
+def _problem_of_lines(text: str) -> str | None:
+    return _problem_of_yaml(text, "")
+
+
+def problem_of_stats(folder: str, stats: str, *, is_done: bool) -> str | None:
+    """stats: the text up to its last whole line, as it was read; '' where it was not."""
+    header, *lines = stats.split("\n")
+    if stats:
+        num_columns = len(columns_of(header))
+        if any(line.count(",") != num_columns - 1 for line in lines):
+            return "stats.csv: lines of different lengths"
+    else:
+        try:
+            open(f"{folder}/stats.csv", "rb").close()
+            return "stats.csv: nothing in it"
+        except FileNotFoundError:
+            pass  # a run that has just begun has none
+        except OSError as error:
+            return f"stats.csv: {error.strerror}"
+    return "stats.csv: nothing in it, though the run is done" if is_done and not lines else None
+
+
+# ---- What failed in the same way ---------------------------------------------------------
+
+PLACEHOLDERS = (
+    (r"0x[0-9a-fA-F]+", "ADDRESS"),
+    (r"(?<![\w.])[~.]{0,2}/[^\s'\",:;)\]]+", "PATH"),
+    (r"\d[\d.,]*\s?([kKMGT]i?B|bytes)\b", "SIZE"),
+    (r"[-+]?\d[\d.,_]*(e[-+]?\d+)?", "N"),
+)
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Runs that are not done for the same reason."""
+
+    rows: list[str]  # names of their folders
+    only: str  # a kind, lost or unstarted: what --only takes
+    cause: str  # of the first of them
+    shared: dict[str, Any]  # varying keys that have this one value in all of them
+    node: str | None  # where all of them were, though the batch was elsewhere too
+
+    @property
+    def headline(self) -> str:
+        """'17 runs: out of memory, all with batch_size=8192'; of a single run its name."""
+        what = KINDS.get(self.only) or {"unstarted": "never started"}.get(self.only, self.only)
+        if len(self.rows) == 1:
+            return f"1 run: {what}, {self.rows[0]}"
+        shared = f", all with {describe(self.shared)}" if self.shared else ""
+        node = f", all on node {self.node}" if self.node else ""
+        return f"{len(self.rows)} runs: {what}{shared}{node}"
+
+    @property
+    def detail(self) -> str | None:
+        """The cause, where the headline does not say as much."""
+        is_known = self.only == "lost" or self.cause in ("never started", KINDS.get(self.only))
+        return None if is_known else self.cause
+
+
+def group_failures(statuses: Sequence[RowStatus], varying: Sequence[str]) -> list[FailureGroup]:
+    """The runs to run again (interrupted, failed, lost, unstarted) by cause: kinds together, the
+    largest group first."""
+    nodes = {status.node for status in statuses if status.node}
+    members: dict[tuple[str, str], list[RowStatus]] = {}
+    for status in statuses:
+        if status.state in ("interrupted", "failed", "lost", "unstarted"):
+            only = status.kind or status.state
+            members.setdefault((only, normalize_cause(status.cause or "")), []).append(status)
+    groups, sizes = [], Counter[str]()
+    for (only, _), alike in members.items():
+        first, is_several = alike[0], len(alike) > 1  # one run alone shares nothing
+        value_of = first.row.values.get
+        shared = {
+            key: value_of(key)
+            for key in varying
+            if is_several and all(s.row.values.get(key) == value_of(key) for s in alike)
+        }
+        is_one_node = is_several and len(nodes) > 1 and {s.node for s in alike} == {first.node}
+        node = first.node if is_one_node else None
+        names = [status.row.name for status in alike]
+        groups.append(FailureGroup(names, only, first.cause or only, shared, node))
+        sizes[only] += len(names)
+    return sorted(groups, key=lambda g: (-sizes[g.only], g.only, -len(g.rows)))
+
+
+def normalize_cause(cause: str) -> str:
+    """Equal for causes that differ in numbers, sizes, addresses, paths, or late."""
+    for pattern, placeholder in PLACEHOLDERS:
+        cause = re.sub(pattern, placeholder, cause)
+    return cause[:SAME]
+
+
+# ---- Time left ---------------------------------------------------------------------------
+
+
+def seconds_left(statuses: Sequence[RowStatus], num_slots: int = 0) -> float | None:
+    """Until what runs and waits is done; None where nobody can tell.
+
+    num_slots: runs at a time, at least those that run now. A run is thought to take as long as
+    those that were started, with all that it needs to start and to end; its own estimate, from the
+    pace of its training, counts where that has lasted for a while.
+    """
+    running = [s for s in statuses if s.state == "running"]
+    queued = [s for s in statuses if s.state == "queued"]
+    mean = _seconds_per_run(statuses)
+    slots = [0.0] * (num_slots - len(running))  # when each is free
+    for status in running:
+        if status.seconds_left is not None and (_is_well_known(status) or mean is None):
+            slots.append(status.seconds_left)
+        elif mean is None:
+            return None
+        else:
+            begun = status.progress if status.seconds_left is None else 0.0  # by earlier attempts
+            slots.append(max(0.0, mean * (1 - begun) - (status.seconds or 0.0)))
+    if not queued:
+        return max(slots, default=0.0)
+    if mean is None or not slots:
+        return None
+    heapq.heapify(slots)
+    for status in queued:  # each takes the slot that is free first
+        heapq.heapreplace(slots, slots[0] + mean * (1 - status.progress))
+    return max(slots)
+
+
+def _seconds_per_run(statuses: Iterable[RowStatus]) -> float | None:
+    """The mean of those that are done and of those that know how long they will take: of runs
+    side by side the fast ones are done first. None where there is none."""
+    known: list[float] = []
+    expected: list[float] = []
+    for status in statuses:
+        if status.seconds is not None and status.state == "done":
+            known.append(status.seconds)
+        elif status.seconds is not None and status.seconds_left is not None:
+            both = status.seconds + status.seconds_left
+            (known if _is_well_known(status) else expected).append(both)
+    taken = known or expected
+    return sum(taken) / len(taken) if taken else None
+
+
+def _is_well_known(status: RowStatus) -> bool:
+    """Whether a run's own estimate is worth something: the first steps take longer."""
+    left, progress = status.seconds_left, status.progress
+    if left is None or not progress:
+        return False
+    seconds_of_training = left * progress / max(1 - progress, 1e-9)
+    return seconds_of_training >= SECONDS_TO_KNOW
