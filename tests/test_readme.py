@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.logging.stats import read_stats
+from src.logging.records import read_stats
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

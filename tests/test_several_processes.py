@@ -17,7 +17,7 @@ from several_processes import together
 
 import train
 from src.config.config import make_config, save_config
-from src.logging.stats import read_stats
+from src.logging.records import read_stats
 from src.metrics import is_time
 from src.runtime import session
 from src.runtime.certificate import first_differences

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from src.logging.stats import read_stats
+from src.logging.records import read_stats
 from src.metrics import is_time
 
 ROOT = Path(__file__).parents[1]

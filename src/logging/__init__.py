@@ -3,12 +3,11 @@
 run_folder.py   the folder as a context: opened, written and closed; which files in it are ours
 same_run.py     whether a configuration asks for the run that a folder holds; folders for new runs
 lease.py        file `claim`: one live process owns a folder
-console.py      training.log, and the bar on a terminal
-stats.py        stats.csv: one row an epoch
-costs.py        in status.json: core-seconds, GPU-seconds, and how much of them was wasted
-machine_use.py  system.csv: cores, memory, disk, network, GPUs, every few seconds
+records.py      training.log, the bar on a terminal, stats.csv: one row an epoch
+machine_use.py  system.csv: cores, memory, disk, network, GPUs, every few seconds; what it costs
 provenance.py   provenance.json, uncommitted.diff: code, packages, command, machine
-trackers/       wandb, Comet, TensorBoard, trackio: other processes that follow the folder
+trackers.py     wandb, Comet, TensorBoard, trackio: a class each
+tracker_processes.py   other processes, which follow the folder and log to those; `report.py sync`
 
 A run opens its RunFolder, which takes the lease, opens the log, and starts the thread of
 machine_use and the processes of trackers. The folder asks same_run whether an earlier attempt
@@ -20,22 +19,22 @@ from typing import TYPE_CHECKING
 from src import lazy_names
 
 if TYPE_CHECKING:
-    from src.logging.costs import (
+    from src.logging.lease import live_owner  # who runs in a folder now
+    from src.logging.machine_use import (
         Cost,  # core-seconds and GPU-seconds, of a run or a sum of them
         Uses,  # which processes and GPUs a run has
     )
-    from src.logging.lease import live_owner  # who runs in a folder now
     from src.logging.provenance import CodeState  # a commit and the edits since, of a code folder
+    from src.logging.records import (
+        Stats,  # the rows of stats.csv, a part of the training state
+        summarize_run,  # what a run has reached, in a few lines
+    )
     from src.logging.run_folder import RunFolder  # a context: all that a run writes
     from src.logging.same_run import (
         OtherRun,  # the error where a folder holds another run
         choose_folder,  # for a run that was given none
         free_folder,  # where the same run could be done again
         is_finished,  # whether a folder holds the finished run of a configuration
-    )
-    from src.logging.stats import (
-        Stats,  # the rows of stats.csv, a part of the training state
-        summarize_run,  # what a run has reached, in a few lines
     )
     from src.logging.tracker_processes import sync_runs  # send what was kept offline
 else:

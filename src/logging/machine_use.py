@@ -1,4 +1,6 @@
-"""How much of the machine a run uses: system.csv at intervals, system/… columns of an epoch.
+"""What a run uses of the machine: system.csv and system/… columns of an epoch; and what it costs.
+
+system.csv, a line every few seconds:
 
 cores               of which this run's processes kept so many busy
 memory_gb           of all its processes; pages that several share count in each
@@ -8,15 +10,26 @@ disk_read_mb_s      and disk_write_mb_s: of this run's processes, past the syste
 network_in_mb_s     and network_out_mb_s: of the machine
 gpu0_use            share of the time in which some kernel ran, 0…1; of each GPU of this run
 gpu0_memory_gb      by anyone, as gpu0_power_w and gpu0_temperature_c
+
+The cost, in status.json, is core-seconds and GPU-seconds. In a job of Slurm the cores and GPUs that
+it was given count, used or not, shared among the runs of --pack. Elsewhere the processor time that
+was used counts, and the run's GPUs. `python train.py` counts as a whole, from its first instruction
+on, with the processes below it and the one that has started it on several GPUs. In another program
+a run counts from when its folder is taken. Wasted is what an attempt did after the last state that
+it saved, and all of one that never came to a step: known when the next attempt says from where it
+resumes.
 """
 
 import csv
 import os
+import re
 import resource
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -26,15 +39,27 @@ from typing import Any
 import psutil
 from loguru import logger
 
-from src.logging.costs import Uses
 from src.support import processes
 
-MAX_CORE_SHARE = 0.004  # that sampling may take: where it takes long, samples are fewer
+MAX_CORE_SHARE = 0.004  # that measuring may take: where it takes long, it is done less often
 GB, MB = 1e9, 1e6
 STARVING, IDLE, NEAR = 0.3, 0.2, 0.9  # shares from which on there is a warning
 MIN_SAMPLES = 3  # of a GPU, before it is called idle
 SECONDS_TO_END = 5.0
 Sample = dict[str, float]  # name -> value, of one moment
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What a run has of the machine."""
+
+    root: int | None = None  # the process whose children are the run's as well; None: this one
+    gpus: tuple[str, ...] = ()  # their identifiers, GPU-…, as NVIDIA's library knows them
+    num_gpus: int = 0  # on all machines
+    num_processes: int = 1  # that train, on all machines
+
+
+# ---- Samples -----------------------------------------------------------------------------
 
 
 class MachineUse:
@@ -96,7 +121,10 @@ class MachineUse:
                 return
             with self.lock:
                 self.samples.append(sample)
-            self._warn(memory_warning(sample))  # at once: an epoch may be too long to wait for
+            if (share := sample.get("memory_share", 0.0)) > NEAR:
+                words = f"{share:.0%} of the memory limit is in use: lower num_workers or "
+                words += "batch_size, or ask for more (--mem in the submit script)"
+                self._warn("memory", words)  # at once: an epoch may be too long to wait for
             wait = max(interval, (thread_time() - start) / MAX_CORE_SHARE)
 
     def of_epoch(self, train: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -109,15 +137,16 @@ class MachineUse:
             samples, self.samples = self.samples, []
         if not self.thread:
             return {}
-        self._warn(gpu_warnings(samples, train, len(self.uses.gpus), self.num_workers))
+        warnings = gpu_warnings(samples, train, len(self.uses.gpus), self.num_workers)
+        for kind, words in warnings.items():
+            self._warn(kind, words)
         return {"system": mean_and_peak(samples)} if samples else {}
 
-    def _warn(self, warnings: Mapping[str, str]) -> None:
+    def _warn(self, kind: str, words: str) -> None:
         """Each kind once."""
-        for kind, words in warnings.items():
-            if kind not in self.reported:
-                self.reported.add(kind)
-                logger.warning(words)
+        if kind not in self.reported:
+            self.reported.add(kind)
+            logger.warning(words)
 
 
 def mean_and_peak(samples: Sequence[Sample]) -> dict[str, float]:
@@ -131,14 +160,6 @@ def mean_and_peak(samples: Sequence[Sample]) -> dict[str, float]:
             found[f"{name}_mean"] = sum(values) / len(values)
             found[f"{name}_peak"] = max(values)
     return found
-
-
-def memory_warning(sample: Sample) -> dict[str, str]:
-    """kind -> what is wrong and which key to change"""
-    share = sample.get("memory_share", 0.0)
-    words = f"{share:.0%} of the memory limit is in use: lower num_workers or batch_size, or ask"
-    words += " for more (--mem in the submit script)"
-    return {"memory": words} if share > NEAR else {}
 
 
 def gpu_warnings(
@@ -166,30 +187,30 @@ class SystemFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.names: list[str] | None = None
+        self.names: list[str] = []
 
     def write(self, sample: Sample) -> None:
-        moment = datetime.now(UTC).isoformat(timespec="seconds")
-        is_new = self.names is None and not self._has_header(["timestamp", *sample])
-        self.names = self.names or ["timestamp", *sample]
+        is_new = False
+        if not self.names:
+            self.names = ["timestamp", *sample]
+            is_new = not self._continues()
+        values: dict[str, Any] = {"timestamp": datetime.now(UTC).isoformat(timespec="seconds")}
+        values |= {name: float(f"{value:.4g}") for name, value in sample.items()}
         with open(self.path, "a", newline="") as file:
             writer = csv.DictWriter(file, self.names, extrasaction="ignore")
             if is_new:
                 writer.writeheader()
-            rounded = {name: float(f"{value:.4g}") for name, value in sample.items()}
-            writer.writerow({"timestamp": moment, **rounded})
+            writer.writerow(values)
 
-    def _has_header(self, names: list[str]) -> bool:
-        """One of the same columns; another one makes way, as on a machine with other GPUs."""
+    def _continues(self) -> bool:
+        """Whether there is one of the same columns; another one, as of a machine with other GPUs,
+        makes way."""
         with suppress(OSError), open(self.path, newline="") as file:
-            if next(csv.reader(file), None) == names:
+            if next(csv.reader(file), None) == self.names:
                 return True
             numbered = (self.path.with_name(f"system.{number}.csv") for number in count(1))
             os.replace(self.path, next(path for path in numbered if not path.exists()))
         return False
-
-
-# ---- One sample --------------------------------------------------------------------------
 
 
 class Sampler:
@@ -210,8 +231,8 @@ class Sampler:
         seconds = max(now - self.moment, 1e-9)
         self.moment = now
         (processor, read, written), memory = self._of_processes()
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in kB
-        own_peak = most if sys.platform == "darwin" else most * 1024
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes
+        own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         self.peak = max(self.peak, memory, own_peak)
         sample = {"cores": processor / seconds}
         sample |= {"memory_gb": memory / GB, "memory_peak_gb": self.peak / GB}
@@ -250,8 +271,7 @@ class Sampler:
         spent = [0.0, 0.0, 0.0]
         for who, values in now.items():
             before = self.known.get(who, (0.0, 0, 0))
-            for i in range(3):
-                spent[i] += max(0, values[i] - before[i])
+            spent = [s + max(0, x - y) for s, x, y in zip(spent, values, before, strict=True)]
         self.known = now
         return spent, memory
 
@@ -288,3 +308,198 @@ def _of_gpus(handles: Sequence[Any]) -> Sample:
             with suppress(nv.NVMLError):  # such as the power of an old card
                 sample[f"gpu{number}_{name}"] = float(question(handle))
     return sample
+
+
+# ---- The cost ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """In seconds."""
+
+    core_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+    @classmethod
+    def of_run(cls, status: Mapping[str, Any]) -> "tuple[Cost, Cost]":
+        """(all attempts at a run, what of it was wasted), from its status.json."""
+        costs = RunCost.read(status)
+        return costs.total, costs.wasted
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.core_seconds + other.core_seconds, self.gpu_seconds + other.gpu_seconds)
+
+    def __mul__(self, factor: float) -> "Cost":
+        return Cost(self.core_seconds * factor, self.gpu_seconds * factor)
+
+
+@dataclass(frozen=True)
+class AttemptCost:
+    """What one attempt at a run has cost, from which step to which."""
+
+    cost: Cost = Cost()
+    first_step: int | None = None  # None: it never came to a step
+    step: int = 0
+
+    def wasted(self, next_step: int) -> Cost:
+        """The part that is done again when the next attempt resumes after next_step."""
+        if self.first_step is None or self.step <= self.first_step:
+            return self.cost
+        share = (self.step - next_step) / (self.step - self.first_step)
+        return self.cost * min(max(share, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """The cost of all attempts at a run, those before the last two as a sum."""
+
+    before: Cost = Cost()
+    wasted: Cost = Cost()  # of `before`
+    waiting: AttemptCost | None = None  # ended; the next one tells how much of it is wasted
+    current: AttemptCost = AttemptCost()
+
+    @classmethod
+    def read(cls, status: Mapping[str, Any]) -> "RunCost":
+        """From the content of a status.json; nothing where that tells of no cost, or is damaged."""
+
+        def cost(facts: Mapping[str, Any]) -> Cost:
+            return Cost(float(facts["core_seconds"]), float(facts["gpu_seconds"]))
+
+        def attempt(facts: Mapping[str, Any]) -> AttemptCost:
+            first_step = facts["first_step"]
+            first_step = None if first_step is None else int(first_step)
+            return AttemptCost(cost(facts["cost"]), first_step, int(facts["step"]))
+
+        try:
+            facts = status["cost"]
+            waiting = attempt(facts["waiting"]) if facts["waiting"] else None
+            before, wasted = cost(facts["before"]), cost(facts["lost"])
+            return cls(before, wasted, waiting, attempt(facts["current"]))
+        except (LookupError, TypeError, ValueError, OverflowError):
+            return cls()
+
+    @property
+    def total(self) -> Cost:
+        waiting = self.waiting.cost if self.waiting else Cost()
+        return self.before + waiting + self.current.cost
+
+    def next_attempt(self) -> "RunCost":
+        """The current attempt has ended."""
+        if self.current.first_step is None:
+            cost = self.current.cost
+            return RunCost(self.before + cost, self.wasted + cost, self.waiting)
+        return RunCost(self.before, self.wasted, self.current)
+
+    def resumes(self, first_step: int) -> "RunCost":
+        """The current attempt starts or resumes after this step."""
+        before, wasted = self.before, self.wasted
+        if self.waiting:
+            before += self.waiting.cost
+            wasted += self.waiting.wasted(first_step)
+        return RunCost(before, wasted, None, AttemptCost(self.current.cost, first_step, first_step))
+
+
+class CostMeter:
+    """Counts the cost of this attempt."""
+
+    def __init__(self, earlier: Mapping[str, Any]) -> None:
+        """earlier: status.json of the attempt before, {} where this is the first."""
+        self.costs = RunCost.read(earlier).next_attempt()
+        parent = os.getppid()
+        launcher = parent if os.environ.get(processes.LAUNCHER) == str(parent) else None
+        self.processor_time = ProcessorTime(launcher)
+        # Before the first instruction of a whole process nothing was used. In another program,
+        # the run is charged for what comes from now on.
+        program = getattr(sys.modules["__main__"], "__file__", None) or ""
+        self.is_launched, self.used_before, self.start_up = launcher is not None, 0.0, 0.0
+        if launcher or Path(program).name == "train.py":
+            self.start_up = seconds_since_start(launcher or os.getpid())
+        else:
+            self.used_before = self.processor_time()
+        self.began = monotonic() - self.start_up
+        self.allotted = allotted(os.environ)
+        self.uses, self.is_started = Uses(), False
+
+    def start(self, first_step: int, uses: Uses) -> None:
+        """Training starts or resumes after this step."""
+        self.uses, self.is_started = uses, True
+        self.costs = self.costs.resumes(first_step)
+
+    def status(self, step: int) -> dict[str, Any]:
+        """The part of status.json, after this step: {'cost': …}."""
+        seconds = monotonic() - self.began
+        # Processes of one run do the same: where others have started them, on more machines than
+        # this one perhaps, each costs what the main one does. Those of our launcher are measured.
+        number = 1 if self.is_launched else self.uses.num_processes
+        used = (self.processor_time() - self.used_before) * number
+        gpus: float = self.uses.num_gpus
+        if self.allotted:
+            used, gpus = self.allotted[0] * seconds, self.allotted[1]
+        cost = Cost(round(used, 3), round(gpus * seconds, 3))
+        step = step if self.is_started else 0
+        current = AttemptCost(cost, self.costs.current.first_step, step)
+        facts = asdict(replace(self.costs, current=current))
+        facts["lost"] = facts.pop("wasted")  # by its name in status.json
+        return {"cost": facts}
+
+
+def allotted(environment: Mapping[str, str]) -> tuple[float, float] | None:
+    """(cores, GPUs) of a job of Slurm, this run's share of them; None outside of a job."""
+
+    def number(name: str, default: int) -> int:
+        text = environment.get(name, "")
+        return int(text) if text.isdigit() else default
+
+    text = environment.get("SLURM_JOB_CPUS_PER_NODE", "")  # 4, or 4(x2),8
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    if not groups:
+        return None
+    cores = sum(int(cores) * int(nodes or 1) for cores, nodes in groups)
+    gpus = number("SLURM_GPUS_ON_NODE", 0) * number("SLURM_JOB_NUM_NODES", 1)
+    num_runs = max(1, number("EXPERIMENT_SHARES_JOB", 1))  # of --pack
+    return cores / num_runs, gpus / num_runs
+
+
+def seconds_since_start(pid: int) -> float:
+    """For how long a process has been living; 0.0 where the system does not say."""
+    ticks = processes.start_time(pid)
+    if ticks is not None and ticks.isdigit():
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+    with suppress(psutil.Error):  # its moments are whole seconds apart on Linux
+        return max(0.0, time.time() - psutil.Process(pid).create_time())
+    return 0.0
+
+
+class ProcessorTime:
+    """Seconds of processor time of a process and of all below it, whether they live or have ended.
+
+    Called again and again. To find the processes below one the system's whole list is read: where
+    it is long, that is done less often, and the time of this process alone is added meanwhile.
+    """
+
+    def __init__(self, root: int | None = None) -> None:
+        """root: the number of the process; None: this one."""
+        self.root = os.getpid() if root is None else root
+        self.found = self.own_then = self.most = 0.0
+        self.next_look = 0.0
+
+    def __call__(self) -> float:
+        own = sum(os.times()[:2])
+        if time.monotonic() >= self.next_look:
+            start = time.thread_time()
+            self.found, self.own_then = self._of_all(), own
+            spent = time.thread_time() - start
+            self.next_look = time.monotonic() + spent / MAX_CORE_SHARE
+        # What has ended since the last look is in the second number alone.
+        self.most = max(self.most, self.found + own - self.own_then, sum(os.times()[:4]))
+        return self.most
+
+    def _of_all(self) -> float:
+        """A process counts those below it that have ended, so nothing counts twice."""
+        seconds = 0.0
+        with suppress(psutil.Error):  # whoever started us may be gone
+            root = psutil.Process(self.root)
+            for process in [root, *root.children(recursive=True)]:
+                with suppress(psutil.Error):  # it may have ended meanwhile
+                    seconds += sum(process.cpu_times()[:4])
+        return seconds

@@ -41,11 +41,10 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from src.config import Config, read_saved_config, save_config
-from src.logging.console import Log, Progress
-from src.logging.costs import THIS_PROCESS, CostMeter, Uses
 from src.logging.lease import Lease
-from src.logging.machine_use import MachineUse
+from src.logging.machine_use import CostMeter, MachineUse, Uses
 from src.logging.provenance import write_provenance
+from src.logging.records import Log, Progress
 from src.logging.same_run import (
     SIGNS,
     OtherRun,
@@ -236,14 +235,14 @@ class RunFolder:
             )
 
     def start(
-        self, resolved: Config, *, facts: Callable[[], dict[str, Any]], uses: Uses = THIS_PROCESS
+        self, resolved: Config, *, facts: Callable[[], dict[str, Any]], uses: Uses | None = None
     ) -> None:
         """Everything is set up: our configuration, and the end of what an attempt left that this
         one does not resume. spec.yaml stays as a submission has written it.
 
         facts: what status.json says of the progress, read whenever it is written.
         """
-        requested, path = self.requested, self.path
+        requested, path, uses = self.requested, self.path, uses or Uses()
         self.facts = facts
         self.configs = {"asked": asdict(requested), "in_force": asdict(resolved)}
         if not path:

@@ -13,7 +13,7 @@ from src.grid import local
 from src.grid.folders import Batch, plan_batch, write_batch
 from src.grid.local import Machine, default_jobs, run_rows, runner
 from src.grid.status import row_statuses
-from src.logging.costs import allotted_cores
+from src.logging.machine_use import allotted
 from src.support.processes import num_cores, start_time
 from tests.waiting import wait_until
 
@@ -170,4 +170,4 @@ def test_the_interpreter_is_ours(tmp_path, code):
 def test_rows_in_a_job_of_slurm_share_its_cost(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", "16")
-    assert allotted_cores(Machine(8, []).variables(0)) == 2
+    assert allotted(Machine(8, []).variables(0)) == (2, 0)

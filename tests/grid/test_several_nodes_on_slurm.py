@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from src.grid.journal import Journal
-from src.logging.stats import read_stats
+from src.logging.records import read_stats
 from src.metrics import is_time
 from src.runtime.checkpoints import CheckpointFiles
 from train import run_experiment

@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.logging.costs import (
+from src.logging.machine_use import (
     AttemptCost,
     Cost,
     CostMeter,
     ProcessorTime,
     RunCost,
     Uses,
-    allotted_cores,
-    allotted_gpus,
+    allotted,
     seconds_since_start,
 )
 from src.support.processes import LAUNCHER
@@ -64,7 +63,7 @@ def test_a_status_without_costs_counts_nothing(status):
 
 
 def test_a_status_is_read_as_it_was_written(monkeypatch):
-    monkeypatch.setattr("src.logging.costs.monotonic", iter([100.0, 160.0, 500.0]).__next__)
+    monkeypatch.setattr("src.logging.machine_use.monotonic", iter([100.0, 160.0, 500.0]).__next__)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", "4")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
@@ -77,11 +76,11 @@ def test_a_status_is_read_as_it_was_written(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("variables", "cores", "gpus"),
+    ("variables", "cores_and_gpus"),
     [
-        ({}, None, None),
-        ({"SLURM_JOB_ID": "1", "SLURM_JOB_CPUS_PER_NODE": "6"}, 6, 0),
-        ({"SLURM_JOB_ID": "1", "SLURM_JOB_CPUS_PER_NODE": "4(x2),8"}, 16, 0),
+        ({}, None),
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_CPUS_PER_NODE": "6"}, (6, 0)),
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_CPUS_PER_NODE": "4(x2),8"}, (16, 0)),
         (
             {
                 "SLURM_JOB_ID": "1",
@@ -90,22 +89,20 @@ def test_a_status_is_read_as_it_was_written(monkeypatch):
                 "SLURM_JOB_NUM_NODES": "2",
                 "EXPERIMENT_SHARES_JOB": "4",
             },
-            4,
-            2,
+            (4, 2),
         ),
     ],
 )
-def test_what_slurm_has_allotted_counts_shared_by_the_runs_of_a_job(variables, cores, gpus):
-    assert allotted_cores(variables) == cores
-    assert allotted_gpus(variables) == gpus
+def test_what_slurm_has_allotted_counts_shared_by_the_runs_of_a_job(variables, cores_and_gpus):
+    assert allotted(variables) == cores_and_gpus
 
 
 def test_processes_of_one_run_and_its_gpus_count(monkeypatch):
     for name in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("src.logging.costs.monotonic", iter([0.0, 10.0]).__next__)
+    monkeypatch.setattr("src.logging.machine_use.monotonic", iter([0.0, 10.0]).__next__)
     used = iter([1.0, 5.0]).__next__
-    monkeypatch.setattr("src.logging.costs.ProcessorTime", lambda root: used)
+    monkeypatch.setattr("src.logging.machine_use.ProcessorTime", lambda root: used)
     meter = CostMeter({})
     meter.start(0, Uses(num_gpus=3, num_processes=3))
     assert RunCost.read(meter.status(step=1)).total == Cost(12.0, 30.0)
@@ -115,9 +112,9 @@ def test_of_processes_that_one_has_started_all_count_as_they_are(monkeypatch):
     for name in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(LAUNCHER, str(os.getppid()))
-    monkeypatch.setattr("src.logging.costs.monotonic", iter([50.0, 60.0]).__next__)
-    monkeypatch.setattr("src.logging.costs.seconds_since_start", {os.getppid(): 20.0}.get)
-    monkeypatch.setattr("src.logging.costs.ProcessorTime", lambda root: lambda: root)
+    monkeypatch.setattr("src.logging.machine_use.monotonic", iter([50.0, 60.0]).__next__)
+    monkeypatch.setattr("src.logging.machine_use.seconds_since_start", {os.getppid(): 20.0}.get)
+    monkeypatch.setattr("src.logging.machine_use.ProcessorTime", lambda root: lambda: root)
     meter = CostMeter({})
     assert meter.start_up == 20.0
     meter.start(0, Uses(num_gpus=3, num_processes=3))

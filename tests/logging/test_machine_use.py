@@ -12,9 +12,14 @@ import psutil
 import pytest
 
 from src.logging import machine_use
-from src.logging.costs import Uses
-from src.logging.machine_use import MachineUse, Sampler, gpu_warnings, mean_and_peak, memory_warning
-from src.logging.stats import read_stats
+from src.logging.machine_use import (
+    MachineUse,
+    Sampler,
+    Uses,
+    gpu_warnings,
+    mean_and_peak,
+)
+from src.logging.records import read_stats
 from tests.several_processes import together
 from train import experiment_generator, run_experiment
 
@@ -144,12 +149,10 @@ def test_a_warning_names_the_key_to_change(samples, train, key):
 
 
 def test_memory_that_runs_short_is_reported_at_once_and_once(tmp_path, monkeypatch, log_lines):
-    assert memory_warning({"memory_share": 0.9}) == {}
-    assert memory_warning({}) == {}
     use = MachineUse()
-    samples = iter([{"memory_share": 0.5}, {"memory_share": 0.93}, {"memory_share": 0.95}])
+    samples = iter([{"memory_share": share} for share in (0.5, 0.9, 0.93, 0.95)])
     use.file, use.may_write = machine_use.SystemFile(tmp_path / "system.csv"), lambda: True
-    monkeypatch.setattr(use.stopping, "wait", lambda _: len(use.samples) == 3)
+    monkeypatch.setattr(use.stopping, "wait", lambda _: len(use.samples) == 4)
     use._run(lambda: next(samples), interval=1.0)
     (line,) = log_lines
     assert line.startswith("93% of the memory limit is in use: lower num_workers or batch_size")

@@ -12,9 +12,9 @@ from loguru import logger
 
 from src.config.config import load_config, make_config, save_config
 from src.logging import lease
+from src.logging.records import Stats, read_stats, summarize_run
 from src.logging.run_folder import RunFolder
 from src.logging.same_run import is_finished
-from src.logging.stats import Stats, read_stats, summarize_run
 from src.support.errors import UserError
 from src.support.files import write_atomically
 from tests.waiting import PATIENCE
@@ -136,7 +136,7 @@ def test_stats_keep_their_columns_however_few_are_filled(tmp_path):
 
 BAR = """
 import time
-from src.logging.console import Log, Progress
+from src.logging.records import Log, Progress
 Log(None, to_terminal=False)
 progress = Progress()
 progress.start(20)

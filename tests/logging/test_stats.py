@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.logging.stats import Stats
+from src.logging.records import Stats
 from src.support.errors import UserError
 
 

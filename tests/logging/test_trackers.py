@@ -19,7 +19,7 @@ import pytest
 import report
 from src.config.config import Config, make_config, save_config
 from src.logging import tracker_processes
-from src.logging.stats import read_stats
+from src.logging.records import read_stats
 from src.logging.tracker_processes import SyncState, TrackerProcesses, tracker_names, unsent_runs
 from src.logging.trackers import SERVICES, TrackedRun
 from src.metrics import is_time

@@ -14,7 +14,7 @@ from torch import nn
 from whole_runs import certificate
 
 from src.config.config import save_config
-from src.logging.stats import read_stats
+from src.logging.records import read_stats
 from src.runtime import precision as computing
 from src.runtime.certificate import first_differences
 from src.runtime.checkpoints import CheckpointFiles

@@ -1,0 +1,278 @@
+"""What a run records while it trains: lines of training.log, a bar on a terminal, stats.csv.
+
+stats.csv has one row an epoch, with times in seconds, and its columns are decided here: epoch,
+step, timestamp; train/loss, train/accuracy, train/time, train/data_time, train/seen_examples,
+train/examples_per_second, train/peak_share, train/learning_rate; for each other split and each
+evaluated model SPLIT/MODEL/loss, …/accuracy, …/time, …/data_time. No accuracy where targets are
+real; also …/perplexity where tokens are predicted. peak_share (of what the device could compute in
+train/time, src/runtime/throughput.py) where it is known alone. Last, system/NAME_mean and
+system/NAME_peak of what src/logging/machine_use.py has seen in that epoch, where it has looked.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from io import FileIO
+from numbers import Integral, Real
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+from loguru import logger
+from tqdm import tqdm
+
+from src.config import Config
+from src.metrics import OF_MACHINE
+from src.support import UserError, bad_value
+
+SERIOUS = ("WARNING", "ERROR", "CRITICAL")
+LINE = "{time:YYYY-MM-DD HH:mm:ss} | {level: <7} | {message}"
+LINE_ON_TERMINAL = "{time:HH:mm:ss} | {message}"  # a terminal may have 80 columns
+IF_KNOWN = "train/peak_share"
+TIMES = ("time", "data_time")
+THROUGHPUT = ("seen_examples", "examples_per_second", "peak_share", "learning_rate")
+
+
+# ---- The log -----------------------------------------------------------------------------
+
+
+class Log:
+    """Where loguru's lines go while a run goes; nowhere while it is paused.
+
+    The terminal gets warnings (a download, a wait) in any case, all lines if requested.
+    Tracebacks come without the values of variables, which may hold secrets.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        to_terminal: bool,
+        may_write: Callable[[], bool] = lambda: True,
+        rank: int = 0,
+    ) -> None:
+        """may_write: called before each line of the file. rank: of several processes the others
+        than 0 are silent but for warnings, in their file."""
+        self.is_paused = False
+        self.sinks: list[int] = []
+        with suppress(ValueError):
+            logger.remove(0)  # loguru's own, which prints everything
+
+        def add(sink: Any, format: str, is_wanted: Callable[[str], bool]) -> None:
+            """is_wanted: of a line's level."""
+            handler = logger.add(
+                sink,
+                format=format,
+                level="DEBUG",
+                filter=lambda record: not self.is_paused and is_wanted(record["level"].name),
+                diagnose=False,
+            )
+            self.sinks.append(handler)
+
+        if path is not None and rank:
+            add(_LogFile(path, is_lazy=True), LINE, lambda level: level in SERIOUS)
+        elif path is not None:
+            add(_LogFile(path), LINE, lambda level: may_write())
+        if to_terminal and not rank:
+            add(lambda line: tqdm.write(line, end=""), LINE_ON_TERMINAL, lambda level: True)
+        elif not rank:  # not errors: those end the run, and the command line shows them
+            add(_warn_above_bar, LINE_ON_TERMINAL, lambda level: level == "WARNING")
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            with suppress(ValueError):  # the program around us has removed it
+                logger.remove(sink)
+
+
+class _LogFile:
+    """A file that a full disk makes incomplete; loguru's own would end the run."""
+
+    def __init__(self, path: Path, *, is_lazy: bool = False) -> None:
+        """is_lazy: there is no file before the first line."""
+        self.path = path
+        self.file = None if is_lazy else self._open()
+        self.is_complete = True
+
+    def _open(self) -> FileIO:
+        return open(self.path, "ab", buffering=0)
+
+    def write(self, line: str) -> None:
+        try:
+            self.file = self.file or self._open()
+            self.file.write(line.encode())
+        except OSError as error:
+            if self.is_complete:
+                _warn_above_bar(f"{self.path}: {error.strerror}: lines are missing\n")
+            self.is_complete = False
+
+    def stop(self) -> None:
+        if self.file:
+            self.file.close()
+
+
+def _warn_above_bar(line: str) -> None:
+    tqdm.write(line, end="", file=sys.stderr)
+
+
+class Progress:
+    """Lines of one run's training, and a bar on a terminal."""
+
+    def __init__(self, rank: int = 0) -> None:
+        """rank: of several processes only 0 draws."""
+        is_shown = sys.stderr.isatty() and not rank
+        self.bar = tqdm(unit="step", disable=not is_shown, leave=False)
+        self.start(0)
+
+    def close(self) -> None:
+        self.bar.close()
+
+    def log_setup(
+        self,
+        config: Config,
+        num_parameters: int,
+        device: object,
+        chosen: Iterable[str | None],
+    ) -> None:
+        """The first lines: what was inferred and chosen. chosen: how it computes, in words."""
+        examples = ", ".join(f"{name} {n:,}" for name, n in (config.data_n_examples or {}).items())
+        where = ", cached on the device" if config.data_on_device else ""
+        logger.info("data {}: {} examples{}", config.dataset, examples, where)
+        model = "model {}: {:,} parameters, {} -> {}, on {}"
+        shapes = config.model_input_shape, config.model_output_dim
+        logger.info(model, config.model, num_parameters, *shapes, device)
+        logger.info("computes in {}", ", ".join(filter(None, chosen)))
+
+    def start(self, num_steps: int, *, step: int = 0, samples: int = 0) -> None:
+        """The next step comes now, of num_steps; earlier attempts did `step` of them."""
+        self.num_steps = self.bar.total = num_steps
+        self.started = self.last_time = perf_counter()
+        self.first_step = self.bar.n = step
+        self.last_samples = samples
+
+    def resume(self) -> None:
+        """Training resumes after something else: that time is no part of the pace."""
+        self.last_time = perf_counter()
+
+    def line(self, step: int, epoch: int, samples: int, averages: Mapping[str, float]) -> None:
+        """Log how training is doing after `step` steps and `samples` examples in all."""
+        now = perf_counter()
+        rate = (samples - self.last_samples) / max(now - self.last_time, 1e-9)
+        self.last_time, self.last_samples = now, samples
+        accuracy = averages.get("accuracy")
+        logger.info(
+            "epoch {} | step {}/{} ({:.0%}) | loss {:.4f}{} | {:,.0f} examples/s | {} left",
+            epoch,
+            step,
+            self.num_steps,
+            step / self.num_steps,
+            averages["loss"],
+            "" if accuracy is None else f" | accuracy {accuracy:.4f}",
+            rate,
+            timedelta(seconds=round(self.seconds_left(step))),
+        )
+        if not self.bar.disable:
+            shown = f"epoch {epoch}, loss {averages['loss']:.4f}"
+            self.bar.set_postfix_str(shown, refresh=False)
+            self.bar.update(step - self.bar.n)
+
+    def seconds_left(self, step: int) -> float:
+        """From the mean pace of this attempt so far, evaluations included."""
+        seconds_per_step = (perf_counter() - self.started) / max(step - self.first_step, 1)
+        return seconds_per_step * (self.num_steps - step)
+
+    def status(self, step: int) -> dict[str, float]:
+        """What status.json says of the progress."""
+        return {
+            "step": step,
+            "num_steps": self.num_steps,
+            "progress": step / self.num_steps if self.num_steps else 1.0,
+            "seconds_left": round(self.seconds_left(step), 1),
+        }
+
+
+# ---- stats.csv ---------------------------------------------------------------------------
+
+
+class Stats:
+    """The rows so far; a part of the training state."""
+
+    def __init__(self, splits: list[str], models: list[str], metrics: Sequence[str]) -> None:
+        """splits: those that are evaluated; models: last, av, …; metrics: loss, accuracy, …"""
+        self.columns = ["epoch", "step", "timestamp"]
+        self.columns += [f"train/{x}" for x in (*metrics, *TIMES, *THROUGHPUT)]
+        self.columns += [f"{s}/{m}/{x}" for s in splits for m in models for x in (*metrics, *TIMES)]
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, epoch: int, step: int, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Append an epoch: {'train': {'loss': …}, 'test/last': {…}}; returns the flat row.
+
+        Raises UserError for a value that is no number.
+        """
+        row: dict[str, Any] = {"epoch": epoch, "step": step}
+        row["timestamp"] = datetime.now(UTC).isoformat(timespec="seconds")
+        for group, values in groups.items():
+            for name, value in values.items():
+                row[f"{group}/{name}"] = plain_number(value, f"{group}/{name}")
+        self.rows.append(row)
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = state["rows"]
+
+    def frame(self) -> pd.DataFrame:
+        """All rows, with the same columns in the same order however few were filled."""
+        seen = dict.fromkeys(column for row in self.rows for column in row)
+        columns = [c for c in self.columns if c in seen or c != IF_KNOWN]  # in some attempt
+        columns += [c for c in seen if c.startswith(OF_MACHINE)]
+        return pd.DataFrame(self.rows, columns=columns)
+
+
+def plain_number(value: Any, column: str) -> float:
+    """An int or a float: of numpy's numbers, and of arrays and tensors without dimensions, what
+    they hold. A saved state, which is read without pickle, can hold no others."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise bad_value(column, value, "a number")
+
+
+def read_stats(folder: str | Path) -> pd.DataFrame:
+    """The dataframe that was written to a run folder. Raises UserError where it is damaged."""
+    path = Path(folder) / "stats.csv"
+    try:
+        stats = pd.read_csv(path, index_col=0)
+        if stats.empty:
+            raise ValueError("it holds no epoch")
+        stats[_results(stats)].astype(float)
+    except (OSError, ValueError) as error:  # pandas' own are of the second kind
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason}); move {folder} away") from None
+    return stats
+
+
+def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
+    """What a run reached, and where to look: a line each.
+
+    stats: None: those that the folder holds. Raises UserError where they are damaged.
+    """
+    if stats is None:
+        stats = read_stats(folder or "")
+    last = stats.iloc[-1]
+    lines = [f"{column:<20} {last[column]:.4f}" for column in _results(stats)]
+    if folder:
+        lines.append(f"{'run folder':<20} {folder}")
+        if (picture := Path(folder) / "curves.png").exists():
+            lines.append(f"{'learning curves':<20} {picture}")
+    return "\n".join(lines)
+
+
+def _results(stats: pd.DataFrame) -> list[str]:
+    return [c for c in stats.columns if c.endswith(("/loss", "/accuracy", "/perplexity"))]
