@@ -16,7 +16,7 @@ import yaml
 
 import verify_resume
 from src.runtime import certificate as kills
-from src.runtime.certificate import Failed, Kill, KilledRun, Pace, TooShort, plan
+from src.runtime.certificate import Kill, KilledRun, NotCertified, Pace, TooShort, plan
 from tests.waiting import PATIENCE
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -212,20 +212,20 @@ def test_a_kill_that_did_what_it_should(killed):
 
 def test_an_attempt_that_dies_by_itself_shows_its_end(killed):
     script = STATE + "print('about to fail'); raise ValueError('the cause')"
-    with pytest.raises(Failed, match=r"attempt 1, SIGUSR1: exit code 1:\n(?s:.)*the cause"):
+    with pytest.raises(NotCertified, match=r"attempt 1, SIGUSR1: exit code 1:\n(?s:.)*the cause"):
         killed(script, signal.SIGUSR1)
 
 
 def test_a_wrong_exit_code_after_a_signal(killed):
     handler = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))"
-    with pytest.raises(Failed, match="attempt 1, SIGTERM: exit code 3"):
+    with pytest.raises(NotCertified, match="attempt 1, SIGTERM: exit code 3"):
         killed(STATE + handler + SAVES, signal.SIGTERM)
 
 
 def test_a_run_that_ignores_its_signal(killed, monkeypatch):
     monkeypatch.setattr(kills, "SECONDS_TO_END", 0.2)
     ignored = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
-    with pytest.raises(Failed, match="SIGTERM: still running after 0 s"):
+    with pytest.raises(NotCertified, match="SIGTERM: still running after 0 s"):
         killed(STATE + ignored + SAVES, signal.SIGTERM)
 
 

@@ -21,19 +21,9 @@ from typing import TYPE_CHECKING
 from src import lazy_names
 
 if TYPE_CHECKING:
-    from src.runtime.certificate import (
-        Failed,
-        KilledRun,
-        TooShort,
-        final_state,
-        first_differences,
-        names_of_parts,
-        plan,
-        run_straight,
-    )
-    from src.runtime.checkpoints import CorruptCheckpoint
-    from src.runtime.command_line import run_command_line
-    from src.runtime.evaluation import Metrics
-    from src.runtime.session import Session
+    from src.runtime.certificate import NotCertified, certify  # verify_resume.py
+    from src.runtime.command_line import run_command_line  # of train.py
+    from src.runtime.evaluation import Metrics  # the sums of an epoch
+    from src.runtime.session import Session  # everything around training
 else:
     __getattr__ = lazy_names(__name__)

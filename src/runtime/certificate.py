@@ -10,9 +10,11 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from src.metrics import is_time, metric_name
 from src.runtime.checkpoints import CheckpointFiles, CorruptCheckpoint, read_state
@@ -44,12 +47,12 @@ LINES_SHOWN = 20  # of the output of a run that failed
 Child = subprocess.Popen[bytes]
 
 
-class Failed(Exception):  # noqa: N818 - the run has, not this program
+class NotCertified(Exception):  # noqa: N818 - the run has failed, not this program
     """The reason why there is no certificate; the folders of both runs are kept."""
 
 
-class TooShort(Exception):  # noqa: N818
-    """The run ends before all kills."""
+class TooShort(NotCertified):
+    """The run ends before all kills; nothing of it is of interest."""
 
     def __init__(self, what: str, num_kills: int) -> None:
         remedy = "take a longer train_length, or fewer --kills"
@@ -93,6 +96,56 @@ def plan(num_kills: int, epoch_ends: Sequence[int], draw: random.Random) -> list
     draw.shuffle(pairs)
     interval = (1 - RESERVE) * num_steps / num_kills
     return [Kill(*pair, draw.uniform(i, i + 1) * interval) for i, pair in enumerate(pairs)]
+
+
+def certify(
+    config: str, overrides: Sequence[str], num_kills: int, *, seed: int, output: str | None = None
+) -> str:
+    """What was shown, in one line. Raises NotCertified where it was not, UserError for mistakes.
+
+    seed: of the moments. output: a folder that keeps both runs; None: one that is removed, unless
+    somebody must look at what is in it.
+    """
+    folder = Path(output or tempfile.mkdtemp(prefix="verify_resume.")).absolute()
+    is_kept = output is not None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"--output: {folder} is not empty")
+        return _certify(config, overrides, num_kills, seed, folder)
+    except TooShort:
+        raise
+    except (NotCertified, CorruptCheckpoint) as failure:
+        is_kept = True
+        raise NotCertified(f"{failure}\nboth runs are kept in {folder}") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: {error.strerror}") from None
+    finally:
+        if not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _certify(config: str, overrides: Sequence[str], num_kills: int, seed: int, folder: Path) -> str:
+    draw, is_quiet = random.Random(seed), not sys.stderr.isatty()
+    with tqdm(total=num_kills, unit="kill", leave=False, disable=is_quiet) as bar:
+        bar.set_description("straight run")
+        pace = run_straight(config, overrides, folder / "straight")
+        kills = plan(num_kills, pace.epoch_ends, draw)
+        killed = KilledRun(folder, pace, kills, draw)
+        for number, kill in enumerate(kills):
+            bar.set_description(f"{kill.signal.name} in {kill.moment}")
+            killed.attempt(number)
+            bar.update()
+        bar.set_description("to the end")
+        killed.finish()
+    shown = killed.describe()
+    if differences := first_differences(folder / "straight", folder / "killed"):
+        lines = "".join(f"\n  {line}" for line in differences)
+        raise NotCertified(f"{shown}: straight and killed run differ (--seed {seed}):{lines}")
+    state = _parts(final_state(folder / "killed"))
+    parts = ", ".join(name for name, value in state.items() if isinstance(value, dict))
+    rows = f"{len(pace.epoch_ends)} rows of stats"
+    return f"{shown}: {parts} and {rows} are equal, byte for byte"
 
 
 # ---- Processes ---------------------------------------------------------------------------
@@ -143,7 +196,7 @@ def end_of_output(folder: Path) -> str:
 
 
 def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
-    """Without a kill. Raises UserError or Failed, with the end of its output."""
+    """Without a kill. Raises UserError or NotCertified, with the end of its output."""
     started = time.monotonic()
     with running(config, overrides, folder) as child:
         wait(child, (folder / "config.yaml").exists)  # written when all is set up
@@ -152,7 +205,7 @@ def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
     if child.returncode == 2:
         raise UserError(end_of_output(folder))
     if child.returncode:
-        raise Failed(f"straight run: exit code {child.returncode}:\n{end_of_output(folder)}")
+        raise NotCertified(f"straight run: exit code {child.returncode}:\n{end_of_output(folder)}")
     rows = final_state(folder)["parts"]["stats"]["rows"]
     columns = [{c: x for c, x in row.items() if metric_name(c) == "time"} for row in rows]
     evaluations = [sum(of.values()) - of["train/time"] for of in columns]
@@ -175,14 +228,16 @@ class KilledRun:
         self.hits: Counter[str] = Counter()
 
     def attempt(self, number: int) -> None:
-        """Killed for the number-th time, from 0. Raises Failed where it ends otherwise."""
+        """Killed for the number-th time, from 0. Raises NotCertified where it ends otherwise."""
         kill, saved, torn = self.kills[number], self.saved_step(), self.torn()
         with self._running() as child:
             moment = self._wait_for_moment(child, kill, saved, torn)
             has_died = child.poll() is not None
             send(child, kill.signal)
             if wait(child, after(SECONDS_TO_END)):
-                raise Failed(f"{kill.signal.name}: still running after {SECONDS_TO_END:.0f} s")
+                raise NotCertified(
+                    f"{kill.signal.name}: still running after {SECONDS_TO_END:.0f} s"
+                )
         if child.returncode == 0 or (self.folder / "done").exists():
             raise TooShort(f"the run ended after {number} kills", len(self.kills))
         # where the handlers do not stand yet, the signal itself ends it
@@ -214,8 +269,8 @@ class KilledRun:
     def _running(self) -> AbstractContextManager[Child]:
         return running(self.config, ["checkpoint_minutes=1e-9"], self.folder)
 
-    def _failure(self, what: str, child: Child) -> Failed:
-        return Failed(f"{what}: exit code {child.returncode}:\n{end_of_output(self.folder)}")
+    def _failure(self, what: str, child: Child) -> NotCertified:
+        return NotCertified(f"{what}: exit code {child.returncode}:\n{end_of_output(self.folder)}")
 
     def _wait_for_moment(self, child: Child, kill: Kill, saved: int, torn: set[Path]) -> str:
         """Until it should be killed, or has ended; the moment that it is."""
@@ -280,11 +335,6 @@ def final_state(folder: Path) -> dict[str, Any]:
         return read_state(newest)
     except CorruptCheckpoint as error:
         raise CorruptCheckpoint(f"{newest} {error}") from None
-
-
-def names_of_parts(state: Mapping[str, Any]) -> list[str]:
-    """What is compared besides the stats and the step: weights, optimizer, av, …"""
-    return [name for name, value in _parts(state).items() if isinstance(value, dict)]
 
 
 def _parts(state: Mapping[str, Any]) -> dict[str, Any]:
