@@ -22,8 +22,7 @@ from src.grid.folders import Plan, plan_batch, write_batch  # noqa: E402
 from src.grid.job_file import expand_grid  # noqa: E402
 from src.grid.journal import SubmitOptions  # noqa: E402
 from src.grid.reports import read_reports  # noqa: E402
-from src.grid.slurm.commands import ask  # noqa: E402
-from src.grid.slurm.submission import Submission  # noqa: E402
+from src.grid.slurm import Submission, ask  # noqa: E402
 
 EPOCHS = 20
 COLUMNS = ("train/loss", "train/accuracy", "train/time", "test/last/loss", "test/last/accuracy")

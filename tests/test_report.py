@@ -32,7 +32,7 @@ from src.grid.reports import (
     read_reports,
     seconds_left,
 )
-from src.grid.slurm.commands import NoSlurm, QueuedJob, script_of
+from src.grid.slurm import NoSlurm, QueuedJob, script_of
 from src.grid.snapshot import freeze, repository_of
 from src.grid.status import STATES, RowStatus
 from src.logging.provenance import FROZEN

@@ -8,7 +8,8 @@ snapshot.py            the frozen code
 journal.py             what was requested of Slurm, written before and after
 repair.py              a batch that was moved, copied or damaged
 local.py               rows -> worker processes here
-slurm/                 submission, commands; attempt.py: what a submit script ends in; requeue.py
+slurm.py               its commands; rows -> arrays of jobs
+attempt.py             what a submit script ends in: train.py, and the request for another attempt
 status.py failures.py  what became of each run, and why it failed
 reports.py             how far a batch is, how long still, what failed alike, what it cost;
                        best_settings.py: its best settings; report_views.py: text, JSON, a page

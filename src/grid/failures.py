@@ -116,7 +116,7 @@ def failure_by_slurm(text: str) -> Failure | None:
 
 
 def failure_to_continue(text: str) -> Failure | None:
-    """Why no further attempt was requested, which src/grid/slurm/attempt.py writes."""
+    """Why no further attempt was requested, which src/grid/attempt.py writes."""
     *_, match = [None, *NOT_CONTINUED.finditer(text)]
     if match is None:
         return None

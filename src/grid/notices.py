@@ -24,8 +24,7 @@ from pathlib import Path
 from loguru import logger
 
 from src.grid.journal import SubmitOptions
-from src.grid.slurm.commands import NoSlurm, ask, literal
-from src.grid.slurm.submission import header
+from src.grid.slurm import NoSlurm, ask, header, literal
 from src.support import ROOT, write_atomically
 
 MOST_MESSAGES = 20  # of a batch, with all its retries

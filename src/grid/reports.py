@@ -24,7 +24,7 @@ from src.grid.failures import KINDS, LONGEST_CAUSE
 from src.grid.folders import Batch, count_runs, open_batch
 from src.grid.journal import Journal
 from src.grid.local import runner
-from src.grid.slurm.commands import NoSlurm, queued_rows, read_queue
+from src.grid.slurm import NoSlurm, queued_rows, read_queue
 from src.grid.snapshot import changed_since_last_copy, repository_of
 from src.grid.status import RowStatus, read_journal, row_statuses
 from src.logging import Cost

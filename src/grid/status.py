@@ -37,7 +37,7 @@ from src.grid.failures import (
 from src.grid.folders import Batch, Row, is_copy
 from src.grid.journal import Call, Journal
 from src.grid.local import runner
-from src.grid.slurm.commands import NoSlurm, QueuedJob, queued_rows, read_queue
+from src.grid.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
 from src.logging import Cost
 from src.support import UserError, one_line, processes
 

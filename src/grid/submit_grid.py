@@ -43,8 +43,7 @@ from src.grid.messages import has_address, unreadable
 from src.grid.notices import Notices, start_sending, submit_digest, wait_until_sent
 from src.grid.repair import repair_batch
 from src.grid.reports import group_failures, short_path
-from src.grid.slurm.commands import check_options
-from src.grid.slurm.submission import Submission
+from src.grid.slurm import Submission, check_options
 from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
 from src.grid.status import RowStatus, ask_queue, count_states, read_journal, row_statuses
 from src.support import ROOT, UserError

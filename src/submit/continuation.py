@@ -1,8 +1,8 @@
-"""The name by which scripts of batches call src/grid/slurm/requeue.py: it stays, see attempt.py."""
+"""The name by which scripts of packed jobs ask for another attempt: it stays, see attempt.py."""
 
 import sys
 
-from src.grid.slurm.requeue import main
+from src.grid.attempt import request_for_shared_job
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(request_for_shared_job(sys.argv[1:]))

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from src.grid.attempt import RestartCount
 from src.grid.notices import Notices
-from src.grid.slurm.commands import SEPARATOR, SUBMISSION
-from src.grid.slurm.requeue import RestartCount
-from src.grid.slurm.submission import header
+from src.grid.slurm import SEPARATOR, SUBMISSION, header
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]

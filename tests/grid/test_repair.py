@@ -14,7 +14,7 @@ from src.grid.folders import Batch, is_copy, is_elsewhere, open_batch, plan_batc
 from src.grid.journal import Journal
 from src.grid.local import runner
 from src.grid.repair import repair_batch
-from src.grid.slurm.commands import queued_rows, script_of, spec_for_slurm
+from src.grid.slurm import queued_rows, script_of, spec_for_slurm
 from src.grid.status import ask_queue, row_statuses
 from src.logging.provenance import FROZEN
 from src.support.processes import start_time

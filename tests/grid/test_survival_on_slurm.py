@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src.grid.slurm.requeue import RestartCount
+from src.grid.attempt import RestartCount
 from src.runtime.certificate import first_differences
 from tests.waiting import PATIENCE
 
