@@ -336,7 +336,7 @@ def test_what_a_bug_has_ended_is_run_again_with_the_code_as_it_is_now(batch, cap
 def test_the_code_is_looked_at_only_where_rows_have_failed(batch, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(
-        "src.grid.reports.changed_since_last_copy", lambda *_: asked.append(1) or []
+        "src.grid.snapshot.changed_since_last_copy", lambda *_: asked.append(1) or []
     )
     report.main([])
     assert len(asked) == 1  # for all that is shown of a batch
@@ -622,7 +622,8 @@ def test_rows_without_a_value_are_not_ranked(text):
 
 def test_a_torn_last_line_does_not_count(tmp_path):
     (tmp_path / "stats.csv").write_text(accuracy(0.5, 0.95))
-    text = read_stats_text(Row(tmp_path, {}))
+    text, problem = read_stats_text(Row(tmp_path, {}), is_done=False)
+    assert problem is None
     assert ranked([text], ["a/accuracy"]) == [("0", 0.5, 1, "a/accuracy")]
 
 

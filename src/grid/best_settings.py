@@ -112,13 +112,23 @@ def columns_to_rank_by(metric: str | None, known: Sequence[str]) -> list[str]:
     return []
 
 
-def read_stats_text(row: Row) -> str:
-    """stats.csv up to its last whole line; '' where there is none."""
+def read_stats_text(row: Row, *, is_done: bool) -> tuple[str, str | None]:
+    """(stats.csv up to its last whole line, '' where there is none; what is wrong with it)."""
+    text, problem = "", None
     try:
         with open(f"{row.folder}/stats.csv", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition("\n")[0]
-    except OSError:
-        return ""
+            text = file.read().rpartition("\n")[0]
+        problem = None if text else "nothing in it"
+    except FileNotFoundError:
+        pass  # a run that has just begun has none
+    except OSError as error:
+        problem = error.strerror
+    num_commas, (_, *lines) = len(columns_of(text)) - 1, text.split("\n")
+    if any(line.count(",") != num_commas for line in lines):
+        problem = "lines of different lengths"
+    elif is_done and not lines:
+        problem = problem or "nothing in it, though the run is done"
+    return text, problem and f"stats.csv: {problem}"
 
 
 def columns_of(stats: str) -> list[str]:

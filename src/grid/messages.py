@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 from src.grid.folders import Batch, count_runs, open_batch
 from src.grid.notices import Notices, submit_later_digest
@@ -33,13 +33,6 @@ DPI = 120
 
 
 # ---- Addresses ---------------------------------------------------------------------------
-
-
-class Delivery(NamedTuple):
-    """What became of a message at one address."""
-
-    service: str  # Slack, E-Mail, …: not the address
-    is_delivered: bool
 
 
 def address_file() -> Path:
@@ -62,10 +55,11 @@ def unreadable() -> str | None:
     return None
 
 
-def send(title: str, body: str, *, picture: Path | None = None, is_bad: bool) -> list[Delivery]:
-    """One message to each address; the picture where the service takes one. An address that fails
+def send(title: str, body: str, *, picture: Path | None = None, is_bad: bool) -> bool:
+    """One message to each address; the picture where the service takes one. Prints what became of
+    it at each service (Slack, E-Mail, …), and returns whether all took it. An address that fails
     keeps none of the others from theirs. Raises UserError where there is none, or no apprise."""
-    deliveries = []
+    are_delivered = True
     for server in _servers():
         has_title = server.title_maxlen > 0
         text = body if has_title else f"{title}\n{body}"
@@ -80,8 +74,10 @@ def send(title: str, body: str, *, picture: Path | None = None, is_bad: bool) ->
             )
         except Exception:  # of a hundred services; its words may hold the address
             is_delivered = False
-        deliveries.append(Delivery(str(server.service_name), bool(is_delivered)))
-    return deliveries
+        took = "sent" if is_delivered else "not delivered: wrong, dead or out of reach"
+        print(f"{server.service_name}: {took}")
+        are_delivered = are_delivered and bool(is_delivered)
+    return are_delivered
 
 
 def fit(text: str, most: int) -> str:
@@ -169,15 +165,10 @@ def notify(batch: str | None) -> int:
     code: 1 where an address did not take it."""
     if batch is None:
         words = "This is where messages about your experiments will come."
-        deliveries = send("Experiment Starter", words, is_bad=False)
-    else:
-        (report,), _ = read_reports([batch])
-        with picture_of(report) as picture:
-            deliveries = send(*digest_of(report), picture=picture, is_bad=False)
-    for delivery in deliveries:
-        took = "sent" if delivery.is_delivered else "not delivered: wrong, dead or out of reach"
-        print(f"{delivery.service}: {took}")
-    return 0 if all(delivery.is_delivered for delivery in deliveries) else 1
+        return 0 if send("Experiment Starter", words, is_bad=False) else 1
+    (report,), _ = read_reports([batch])
+    with picture_of(report) as picture:
+        return 0 if send(*digest_of(report), picture=picture, is_bad=False) else 1
 
 
 # ---- The process of one message ----------------------------------------------------------
@@ -207,7 +198,8 @@ def send_failure(batch: Path, row_name: str, *, is_many: bool) -> None:
     number = max(1, notices.num_failed)
     which = f"{number} of {len(rows)} runs have failed" if is_many else "a first run has failed"
     body = f"{row_name}: {status.cause or 'see its log'}\n{row.log}\npython report.py {batch}"
-    _send_within_budget(notices, f"{batch.name}: {which}", body, is_bad=True)
+    if notices.take_from_budget():
+        send(f"{batch.name}: {which}", body, is_bad=True)
 
 
 def send_digest(batch: Path, of_round: str) -> None:
@@ -222,20 +214,10 @@ def send_digest(batch: Path, of_round: str) -> None:
     jobs = list(dict.fromkeys(status.job.partition("_")[0] for status in going if status.job))
     if going and submit_later_digest(batch, jobs, of_round):
         print("runs continue: another job looks again")
-    elif notices.may_send_digest(of_round):
+    elif notices.may_send_digest(of_round) and notices.take_from_budget():
         is_bad = report.counts["done"] < len(report.statuses)
         with picture_of(report) as picture:
-            _send_within_budget(notices, *digest_of(report), picture=picture, is_bad=is_bad)
-
-
-def _send_within_budget(
-    notices: Notices, title: str, body: str, *, is_bad: bool, picture: Path | None = None
-) -> None:
-    if not notices.take_from_budget():
-        print("not sent: this batch has sent enough messages")
-        return
-    for delivery in send(title, body, picture=picture, is_bad=is_bad):
-        print(f"{delivery.service}: {'sent' if delivery.is_delivered else 'not delivered'}")
+            send(*digest_of(report), picture=picture, is_bad=is_bad)
 
 
 if __name__ == "__main__":

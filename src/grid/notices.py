@@ -10,7 +10,6 @@ Nobody waits for a batch: when a run fails, what has started it starts a process
 message (messages.py). The digest is sent when a batch has ended, on Slurm by a short job.
 """
 
-import itertools
 import json
 import os
 import secrets
@@ -25,7 +24,7 @@ from loguru import logger
 
 from src.grid.journal import SubmitOptions
 from src.grid.slurm import NoSlurm, ask, header, literal
-from src.support import ROOT, write_atomically
+from src.support import ROOT, OneLineParser, UserError, write_atomically
 
 MOST_MESSAGES = 20  # of a batch, with all its retries
 MANY = 5  # one part of so many
@@ -108,8 +107,11 @@ class Notices:
         return self.round == of_round and self._is_first("digest")
 
     def take_from_budget(self) -> bool:
-        """Whether one more message may be sent."""
-        return any(self._is_made(f"sent-{number:02d}") for number in range(MOST_MESSAGES))
+        """Whether one more message may be sent; prints where not."""
+        if any(self._is_made(f"sent-{number:02d}") for number in range(MOST_MESSAGES)):
+            return True
+        print("not sent: this batch has sent enough messages")
+        return False
 
     def _is_first(self, kind: str) -> bool:
         return self._is_made(f"{self.round}-{kind}")
@@ -175,7 +177,7 @@ def submit_digest(
         _, directives = header(options.script_path.read_text(errors="replace"))
         words = [word for line in directives for word in line.removeprefix("#SBATCH").split()]
         _submit(batch, jobs, kept_options([*words, *options.extra]), code, of_round)
-    except NoSlurm as error:
+    except (NoSlurm, UserError) as error:
         logger.warning("no message when the batch ends: Slurm says {!r}", str(error))
     except OSError as error:
         logger.warning("no message when the batch ends: {}: {}", error.filename, error.strerror)
@@ -210,13 +212,8 @@ def _submit(
 
 def kept_options(options: Sequence[str]) -> list[str]:
     """Those of KEPT, as --NAME=VALUE; of several the last, as for Slurm."""
-    found: dict[str, str] = {}
-    for word, following in itertools.pairwise([*options, ""]):
-        for name, letter in KEPT.items():
-            if word.startswith(f"--{name}="):
-                found[name] = word.partition("=")[2]
-            elif word in (f"--{name}", f"-{letter}"):
-                found[name] = following
-            elif letter and word.startswith(f"-{letter}") and not word.startswith("--"):
-                found[name] = word[2:].removeprefix("=")
-    return [f"--{name}={value}" for name, value in found.items()]
+    parser = OneLineParser(add_help=False, allow_abbrev=False)
+    for name, letter in KEPT.items():
+        parser.add_argument(f"--{name}", *[f"-{letter}"] * bool(letter))
+    found, _ = parser.parse_known_args(options)
+    return [f"--{name}={value}" for name, value in vars(found).items() if value is not None]

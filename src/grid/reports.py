@@ -25,7 +25,6 @@ from src.grid.folders import Batch, count_runs, open_batch
 from src.grid.journal import Journal
 from src.grid.local import runner
 from src.grid.slurm import NoSlurm, queued_rows, read_queue
-from src.grid.snapshot import changed_since_last_copy, repository_of
 from src.grid.status import RowStatus, read_journal, row_statuses
 from src.logging import Cost
 from src.metrics import LOSS_KEYS, OF_LOSS, metric_columns, metric_name
@@ -134,6 +133,8 @@ class Report:
         other code might be the remedy: git and all files are asked only then."""
         if not any(group.only in MENDABLE for group in self.groups):
             return []
+        from src.grid.snapshot import changed_since_last_copy, repository_of  # imports numpy
+
         return changed_since_last_copy(repository_of(ROOT), self.batch.path)
 
     def retry_command(self, only: str | None) -> str:
@@ -196,8 +197,14 @@ def read_reports(
     for batch, journal in batches:
         queue = None if jobs is None or not batch.is_ours else queued_rows(batch, journal, jobs)
         statuses = row_statuses(batch, queue)
-        stats = {s.row.name: read_stats_text(s.row) for s in statuses if s.state != "unstarted"}
-        statuses = [_with_damage(s, stats.get(s.row.name)) for s in statuses]
+        stats = {}
+        for i, status in enumerate(statuses):
+            damage = status.damage or problem_of_configuration(str(status.row.folder))
+            if status.state != "unstarted":
+                is_done = status.state == "done"
+                stats[status.row.name], problem = read_stats_text(status.row, is_done=is_done)
+                damage = damage or problem
+            statuses[i] = replace(status, damage=damage) if damage else status
         known = list(dict.fromkeys(c for text in stats.values() for c in columns_of(text)))
         seen |= set(known)
         columns = columns_to_rank_by(metric, known)
@@ -240,8 +247,7 @@ def find_batches(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-# ---- What cannot be read of a run --------------------------------------------------------
-# The files that src/analysis/run_files.py reads, without pandas and in a fraction of its time.
+# ---- What cannot be read of a configuration ----------------------------------------------
 
 # Of what a run writes most lines are a key and a word, path or number, which are YAML for sure.
 # The others are the same in most runs of a batch, and parsed once for all of them.
@@ -249,15 +255,6 @@ OTHER_LINES = re.compile(
     r"^(?!\w+: (?:[A-Za-z_/][\w./+=-]{0,500}|-?\d{1,20}(?:\.\d{1,20})?(?:e[-+]\d{1,3})?)$).+$",
     re.MULTILINE | re.ASCII,
 )
-
-
-def _with_damage(status: RowStatus, stats: str | None) -> RowStatus:
-    """With the first thing in its folder that cannot be read. stats: its text, where it has any."""
-    folder = str(status.row.folder)
-    damage = status.damage or problem_of_configuration(folder)
-    if damage is None and stats is not None:
-        damage = problem_of_stats(folder, stats, is_done=status.state == "done")
-    return replace(status, damage=damage) if damage else status
 
 
 def problem_of_configuration(folder: str) -> str | None:
@@ -273,12 +270,13 @@ def problem_of_configuration(folder: str) -> str | None:
         if not text.strip():  # a spec without a key asks for all defaults
             return f"{name}: nothing in it" if name == "config.yaml" else None
         others = "\n".join(OTHER_LINES.findall(text))
-        if others and _problem_of_lines(others):
+        if others and _problem_of_yaml(others, name):
             return _problem_of_yaml(text, name)  # what spans lines may be fine as a whole
         return None
     return None
 
 
+@lru_cache(maxsize=4096)
 def _problem_of_yaml(text: str, name: str) -> str | None:
     try:
         content = read_yaml(text, source=name)
@@ -287,29 +285,6 @@ def _problem_of_yaml(text: str, name: str) -> str | None:
     except (ValueError, TypeError, RecursionError) as error:
         return one_line(f"{name}: {error}", LONGEST_CAUSE)
     return None if isinstance(content, dict) else f"{name}: no lines of the form `key: value`"
-
-
-@lru_cache(maxsize=4096)
-def _problem_of_lines(text: str) -> str | None:
-    return _problem_of_yaml(text, "")
-
-
-def problem_of_stats(folder: str, stats: str, *, is_done: bool) -> str | None:
-    """stats: the text up to its last whole line, as it was read; '' where it was not."""
-    header, *lines = stats.split("\n")
-    if stats:
-        num_columns = len(columns_of(header))
-        if any(line.count(",") != num_columns - 1 for line in lines):
-            return "stats.csv: lines of different lengths"
-    else:
-        try:
-            open(f"{folder}/stats.csv", "rb").close()
-            return "stats.csv: nothing in it"
-        except FileNotFoundError:
-            pass  # a run that has just begun has none
-        except OSError as error:
-            return f"stats.csv: {error.strerror}"
-    return "stats.csv: nothing in it, though the run is done" if is_done and not lines else None
 
 
 # ---- What failed in the same way ---------------------------------------------------------

@@ -176,7 +176,7 @@ class _StatusReader:
             cause = "goes on when its job does" if job else "its turn has not come"
             return replace(queued, cause=cause)
         if state == "running":
-            return self._running(row, latest, attempt, job, progress=_progress(status))
+            return self._running(queued, latest, attempt, job)
         return self._ended(row, latest, attempt, was_begun=written is not None)
 
     # ---- Who runs it? --------------------------------------------------------------------
@@ -237,21 +237,12 @@ class _StatusReader:
         )
 
     def _running(
-        self,
-        row: Row,
-        status: dict,
-        attempt: LoggedAttempt | None,
-        job: QueuedJob | None,
-        *,
-        progress: float,
+        self, queued: RowStatus, status: dict, attempt: LoggedAttempt | None, job: QueuedJob | None
     ) -> RowStatus:
-        running = RowStatus(
-            row,
-            "running",
-            node=(job.node if job else None) or _node(status, attempt),
-            job=(job.job if job else None) or _job(status, attempt),
-            progress=progress,
-        )
+        """queued: the status that it would have if it still waited."""
+        node = (job.node if job else None) or _node(status, attempt)
+        number = queued.job or _job(status, attempt)
+        running = replace(queued, state="running", node=node, job=number)
         if status.get("state") != "running":  # no status of this attempt yet
             started = attempt.started if attempt else None
             seconds = None if started is None else max(0.0, self.now - started)
