@@ -378,7 +378,7 @@ def modules_alone(batch_size: int, num_steps: int, folder: Path) -> Segments:
 
 def bare_wrn(batch_size: int, num_steps: int, folder: Path) -> Segments:
     """WRN-16-4 on random 32x32 images that lie in memory."""
-    from src.models.tiny.registry import build
+    from src.models.tiny import build
 
     inputs, targets = torch.randn(512, 3, 32, 32), torch.randint(0, 10, (512,))
     model, _ = build("wrn_16_4", (3, 32, 32), 10)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from src.config.config import KEYS, make_config
-from src.models.tiny.registry import build
+from src.models.tiny import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

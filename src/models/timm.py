@@ -5,57 +5,32 @@ from typing import Any
 from torch import nn
 
 from src.data import Preprocessing
-from src.models.weights import out_of_reach
+from src.models.weights import cannot_fetch
 from src.support import bad_value, unknown_name
 
 
-def build(
-    name: str, input_shape: tuple[int, ...], n_outputs: int, *, is_pretrained: bool = False
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """'resnet18', (3, 224, 224), 10 -> (model, names of its head).
-
-    is_pretrained: with the weights that timm names for it, from the hub or its cache, the head
-    new where the number of outputs is another; UserError where they can't be had.
-    """
+def resolve(name: str, *, is_pretrained: bool = False) -> Any:
+    """timm's PretrainedCfg of a model; UserError, with the closest, for a name that timm does not
+    have, and where is_pretrained asks for weights that it does not have."""
     import timm
+    from timm.models import get_pretrained_cfg
 
-    settings = look_up(name, is_pretrained=is_pretrained)
-    arguments: dict[str, Any] = {"num_classes": n_outputs, "in_chans": input_shape[0]}
-    # The networks that timm calls of fixed size are those that take an img_size.
-    if settings.fixed_input_size and input_shape[1:] != settings.input_size[1:]:
-        arguments["img_size"] = input_shape[1:]
-    try:
-        model = timm.create_model(name, pretrained=is_pretrained, **arguments)
-    except OSError as error:
-        raise out_of_reach(f"timm/{name}", error) from error
-    if "img_size" in arguments:
-        _check_patches(model, name, input_shape)
-    heads = settings.classifier or ()
-    return model, (heads,) if isinstance(heads, str) else tuple(heads)
-
-
-def _check_patches(model: Any, name: str, input_shape: tuple[int, ...]) -> None:
-    """UserError where the patches leave some pixels out."""
-    patches = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    patches = (patches, patches) if isinstance(patches, int) else patches
-    pairs = list(zip(input_shape[1:], patches or (), strict=False))
-    if any(side % patch for side, patch in pairs):
-        like = [input_shape[0], *(-(-side // patch) * patch for side, patch in pairs)]
-        expected = f"a model for images of shape {input_shape}; its patches are {patches} pixels"
-        raise bad_value("model", f"timm/{name}", f"{expected} (model_input_shape: {like})")
-
-
-def look_up(name: str, *, is_pretrained: bool = False) -> Any:
-    """timm's settings of the model; UserError where it has no such model, or no weights for it."""
-    settings = pretrained_settings(name)
+    architecture, _, tag = name.partition(".")
+    # create_model knows the new names of those that timm has given up, but the settings do not.
+    known = timm.list_models()
+    if tag and architecture in known:
+        known = timm.list_models(f"{architecture}.*", pretrained=True)
+    if name not in known:
+        raise unknown_name("model", f"timm/{name}", [f"timm/{n}" for n in known])
+    settings: Any = get_pretrained_cfg(name, allow_unregistered=False)
     if is_pretrained and not settings.has_weights:
         raise bad_value("model_pretrained", True, f"a model with weights; timm has none for {name}")
     return settings
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """How timm feeds the network that its weights belong to."""
-    settings = pretrained_settings(name)
+    """How timm prepares images for the network's pretrained weights."""
+    settings = resolve(name)
     return Preprocessing(
         input_shape=settings.input_size,
         mean=settings.mean,
@@ -65,16 +40,34 @@ def preprocessing(name: str) -> Preprocessing:
     )
 
 
-def pretrained_settings(name: str) -> Any:
-    """timm's PretrainedCfg of a model; UserError, with the closest, for a name it does not have."""
-    import timm
-    from timm.models import get_pretrained_cfg
+def build(
+    name: str, input_shape: tuple[int, ...], n_outputs: int, *, is_pretrained: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """'resnet18', (3, 224, 224), 10 -> (model, names of its head).
 
-    architecture, _, tag = name.partition(".")
-    # Of names that timm has given up, create_model knows the new ones, but the settings do not.
-    known = timm.list_models()
-    if tag and architecture in known:
-        known = timm.list_models(f"{architecture}.*", pretrained=True)
-    if name not in known:
-        raise unknown_name("model", f"timm/{name}", [f"timm/{n}" for n in known])
-    return get_pretrained_cfg(name, allow_unregistered=False)
+    is_pretrained: with the weights that timm names for it, from the hub or its cache. The head is
+    new where the number of outputs is another. UserError where the weights can't be had.
+    """
+    import timm
+
+    settings = resolve(name, is_pretrained=is_pretrained)
+    arguments: dict[str, Any] = {"num_classes": n_outputs, "in_chans": input_shape[0]}
+    # The networks that timm calls of fixed size are those that take an img_size.
+    if settings.fixed_input_size and input_shape[1:] != settings.input_size[1:]:
+        arguments["img_size"] = input_shape[1:]
+    try:
+        model: Any = timm.create_model(name, pretrained=is_pretrained, **arguments)
+    except OSError as error:
+        raise cannot_fetch(f"timm/{name}", error) from error
+    if "img_size" in arguments:
+        # timm cuts off in silence what is left of an image beside whole patches.
+        patches = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+        patches = (patches, patches) if isinstance(patches, int) else patches
+        pairs = list(zip(input_shape[1:], patches or (), strict=False))
+        if any(side % patch for side, patch in pairs):
+            like = [input_shape[0], *(-(-side // patch) * patch for side, patch in pairs)]
+            expected = f"a model for images of shape {input_shape}; its patches are {patches}"
+            expected += f" pixels (model_input_shape: {like})"
+            raise bad_value("model", f"timm/{name}", expected)
+    heads = settings.classifier or ()  # two of them in DeiT's distilled networks
+    return model, (heads,) if isinstance(heads, str) else tuple(heads)

@@ -1,45 +1,70 @@
-"""What a model's parameters start from: a file of weights, another start of its head."""
+"""Where a model's parameters start, and which of them are trained: model_weights,
+model_head_init, model_freeze."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from loguru import logger
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number of dimensions
 
 from src.models.linear import Linear
-from src.support import UserError, bad_value
+from src.support import UserError, bad_value, closest, one_line
 
-MOST_TENSORS_SHOWN = 4
+MAX_NAMES_SHOWN = 4
+MAX_REASON = 200  # characters of an error of a library
+
+
+def shortened(names: Sequence[str]) -> str:
+    """'a, b, c, d, …'"""
+    return ", ".join(names[:MAX_NAMES_SHOWN]) + ", …" * (len(names) > MAX_NAMES_SHOWN)
+
+
+def cannot_fetch(
+    model: str, error: Exception, instead: str = "a file as model_weights"
+) -> UserError:
+    """The error for weights that a library neither has in its cache nor could download."""
+    return UserError(
+        f"model_pretrained: the weights of {model!r} are neither in the hub's cache nor could they "
+        f"be fetched ({type(error).__name__}); run once where there is a network, or give {instead}"
+    )
+
+
+# ---- model_weights -----------------------------------------------------------------------
 
 
 def load_weights(model: nn.Module, path: str, heads: tuple[str, ...]) -> None:
     """Copy a file's state dict into the model; a head of another shape stays as it is.
 
-    heads: names of the modules that make up the head. UserError where any other tensor is
-    missing, unexpected or of another shape, and where nothing would be left to load.
+    heads: names of the modules that make up the head, '' for the model itself. UserError where
+    any other tensor is missing, unexpected or of another shape, and where nothing would be loaded.
     """
     wanted, found = model.state_dict(), read_state_dict(path)
-    if any(n in wanted and wanted[n].shape != found[n].shape for n in only_heads(found, heads)):
-        dropped = only_heads(found, heads)
-        shapes = {name: tuple(found[name].shape) for name in dropped}
+    of_head = {n for n in wanted | found if any(not h or n.startswith(f"{h}.") for h in heads)}
+    if any(n in wanted and wanted[n].shape != found[n].shape for n in of_head & found.keys()):
+        # The file was trained on other classes: all but the head is used.
+        shapes = {n: tuple(t.shape) for n, t in found.items() if n in of_head}
         logger.info("model_weights: the head has another shape in {}, left out: {}", path, shapes)
-        found = {n: t for n, t in found.items() if n not in dropped}
-        wanted = {n: t for n, t in wanted.items() if n not in only_heads(wanted, heads)}
-    refuse_differences(wanted, found, path)
+        found = {n: t for n, t in found.items() if n not in of_head}
+        wanted = {n: t for n, t in wanted.items() if n not in of_head}
+    differences = {
+        "missing": [n for n in wanted if n not in found],
+        "unexpected": [n for n in found if n not in wanted],
+        "of another shape": [
+            f"{n} {tuple(found[n].shape)} instead of {tuple(wanted[n].shape)}"
+            for n in wanted
+            if n in found and wanted[n].shape != found[n].shape
+        ],
+    }
+    problems = [f"{len(n)} {what}: {shortened(n)}" for what, n in differences.items() if n]
+    if problems or not found:
+        what = "; ".join(problems) or "nothing but a head of another shape"
+        raise UserError(f"model_weights: {path!r} does not fit the model: {what}")
     model.load_state_dict(found, strict=False)
-
-
-def out_of_reach(
-    model: str, error: Exception, instead: str = "a file as model_weights"
-) -> UserError:
-    """What to say of weights that a library neither has nor could fetch."""
-    return UserError(
-        f"model_pretrained: the weights of {model!r} are neither in the hub's cache nor could they "
-        f"be fetched ({type(error).__name__}); run once where there is a network, or give {instead}"
-    )
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
@@ -52,46 +77,22 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
 
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken file brings to light
-        reason = str(error).split("\n")[0]
-        raise bad_value("model_weights", path, f"a readable state dict ({reason})") from error
+    except Exception as error:  # a broken file raises whatever its bytes lead to
+        expected = f"a readable state dict ({one_line(error, MAX_REASON)})"
+        raise bad_value("model_weights", path, expected) from error
     if isinstance(content, Mapping) and isinstance(content.get("last"), Mapping):
-        content = content["last"]  # of a checkpoint of ours, which holds averages as well
+        content = content["last"]  # one of our checkpoints, which hold averaged models as well
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         held = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
         raise bad_value("model_weights", path, f"names and tensors; the file holds {held}")
     return dict(content)
 
 
-def only_heads(names: Iterable[str], heads: tuple[str, ...]) -> list[str]:
-    """The tensors that belong to a head; '' is the model itself."""
-    return [n for n in names if any(not h or n.startswith(f"{h}.") for h in heads)]
-
-
-def refuse_differences(wanted: dict[str, Tensor], found: dict[str, Tensor], path: str) -> None:
-    """UserError unless both hold the same names (at least one) with the same shapes."""
-    differing = {
-        "missing": [n for n in wanted if n not in found],
-        "unexpected": [n for n in found if n not in wanted],
-        "of another shape": [
-            f"{n} {tuple(found[n].shape)} instead of {tuple(wanted[n].shape)}"
-            for n in wanted
-            if n in found and wanted[n].shape != found[n].shape
-        ],
-    }
-    problems = [f"{len(n)} {what}: {shortened(n)}" for what, n in differing.items() if n]
-    if problems or not found:
-        what = "; ".join(problems) or "nothing but a head of another shape"
-        raise UserError(f"model_weights: {path!r} does not fit the model: {what}")
-
-
-def shortened(names: list[str]) -> str:
-    """'a, b, c, d, …'"""
-    return ", ".join(names[:MOST_TENSORS_SHOWN]) + (", …" if names[MOST_TENSORS_SHOWN:] else "")
+# ---- model_head_init ---------------------------------------------------------------------
 
 
 def init_head(model: nn.Module, heads: tuple[str, ...], how: Literal["zero", "rand"]) -> None:
-    """Zero the head's layers, or draw them anew as their kind of layer starts."""
+    """Zero the head's layers, or draw them anew as layers of their kind are drawn."""
     inside = [module for head in heads for module in model.get_submodule(head).modules()]
     # A normalisation inside a head keeps its start: with its scale at zero nothing would learn.
     layers = [m for m in inside if isinstance(m, Linear | nn.Linear | nn.Conv2d)]
@@ -107,3 +108,50 @@ def init_head(model: nn.Module, heads: tuple[str, ...], how: Literal["zero", "ra
         else:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
+
+
+# ---- model_freeze ------------------------------------------------------------------------
+
+
+def compile_patterns(patterns: str | Sequence[str]) -> list[re.Pattern[str]]:
+    """model_freeze, one regular expression or several; UserError for what is none."""
+    try:
+        return [re.compile(p) for p in ([patterns] if isinstance(patterns, str) else patterns)]
+    except re.error as error:
+        expected = f"a regular expression ({error})"
+        raise bad_value("model_freeze", error.pattern, expected) from None
+
+
+def freeze(model: nn.Module, patterns: str | Sequence[str]) -> None:
+    """Exclude the parameters whose whole name matches a pattern from training.
+
+    A frozen batch norm also keeps its running statistics, as it would in evaluation. Raises
+    UserError for a pattern that matches nothing, and where nothing would be left to train.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))  # shared ones by each name
+    for pattern in compile_patterns(patterns):
+        matched = [parameter for name, parameter in named.items() if pattern.fullmatch(name)]
+        if not matched:
+            near = closest(pattern.pattern, named)
+            hint = f"; the closest is {near!r}" if near else ""
+            some = ", ".join(list(named)[:MAX_NAMES_SHOWN])
+            expected = f"a match among the parameters, {some}, …{hint}"
+            raise bad_value("model_freeze", pattern.pattern, expected)
+        for parameter in matched:
+            parameter.requires_grad_(False)
+    if patterns and not any(p.requires_grad for p in named.values()):
+        raise UserError(f"model_freeze: {patterns!r} leaves no parameter to train")
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, BatchNorm) and own and not any(p.requires_grad for p in own):
+            # A hook survives model.train(), which would put the norm back into training mode.
+            module.register_forward_pre_hook(_use_running_statistics)
+
+
+def keeps_statistics(norm: nn.Module) -> bool:
+    """Whether this batch norm, or the one that it is a copy of, is frozen."""
+    return _use_running_statistics in norm._forward_pre_hooks.values()
+
+
+def _use_running_statistics(module: nn.Module, _: Any) -> None:
+    module.training = False

@@ -17,7 +17,7 @@ from torch import nn
 
 from src.data.transforms import image_transforms
 from src.grid.check import answer
-from src.models.clip import towers as clip
+from src.models import clip
 from src.models.registry import build_model, check_model, model_preprocessing
 from src.optim.param_groups import layer_scales
 from src.support.errors import UserError
@@ -85,7 +85,7 @@ def zero_shot(config, name: str, class_names=NAMES, **keys) -> nn.Module:
 
 @pytest.mark.parametrize("name", clip.SHORT_NAMES)
 def test_short_names_are_openai_s_weights(name):
-    found = clip.look_up(name, is_pretrained=True)
+    found = clip.resolve(name, is_pretrained=True)
     assert found.name in open_clip.list_openai_models()
     assert found.weights == open_clip.get_pretrained_cfg(found.name, "openai")
 
@@ -99,7 +99,7 @@ def test_short_names_are_openai_s_weights(name):
     ],
 )
 def test_names_of_open_clip_mean_what_they_mean_there(name, architecture, tag):
-    found = clip.look_up(name, is_pretrained=True)
+    found = clip.resolve(name, is_pretrained=True)
     assert found.name == architecture
     assert found.weights == open_clip.get_pretrained_cfg(architecture, tag)
 
@@ -446,7 +446,7 @@ def test_images_are_prepared_as_open_clip_does(config, tmp_path, preprocess, siz
 )
 def test_images_are_prepared_as_for_the_weights(config, name, shape, is_squashed):
     looks = model_preprocessing(config(f"clip/{name}", model_pretrained=True))
-    wanted = clip.look_up(name).weights
+    wanted = clip.resolve(name).weights
     assert (looks.input_shape, looks.mean, looks.std) == (shape, wanted["mean"], wanted["std"])
     assert (looks.interpolation, looks.crop_pct, looks.is_squashed) == ("bicubic", 1, is_squashed)
     assert model_preprocessing(config(f"clip/{name}")) is None

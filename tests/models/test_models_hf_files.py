@@ -192,7 +192,7 @@ def test_a_network_that_sees_the_next_token_is_told(config, folder):
 
 
 def test_images_of_a_wrong_size_are_told(config, folder, weights):
-    with refused(r"model: .* a network for images of shape \(1, 2, 2\)"):
+    with refused(r"model: .* a model for images of shape \(1, 2, 2\)"):
         build_model(config(f"hf/{folder('vit')}"), (1, 2, 2), 3)
     path, _ = weights("vit", "AutoModel")
     for shape in ((1, 16, 16), (3, 8, 8)):

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from src.models.registry import build_model
-from src.models.tiny.resnet import PaddedShortcut, Residual
+from src.models.tiny import Residual
 from src.support.errors import UserError
 
 KINDS = ["lenet", "vgg_11", "resnet_20", "resnet_18", "resnet_50", "wrn_10_2"]
@@ -91,8 +91,8 @@ def test_all_but_the_head_start_as_he_et_al(build, name):
 
 
 def test_padded_shortcut_takes_every_second_pixel_and_adds_zeros():
-    block = Residual(nn.Conv2d(1, 3, 3, stride=2, padding=1, bias=False), PaddedShortcut(2))
-    nn.init.zeros_(block.branch.weight)
+    block = Residual(1, [(3, 3, 2)], has_projection=False)
+    nn.init.zeros_(block.branch[0].weight)
     image = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, -9]])
     expected = torch.zeros(3, 2, 2)
     expected[0] = torch.tensor([[1.0, 3], [7, 0]])  # after the ReLU

@@ -8,7 +8,7 @@ from torchvision import models
 
 from src.config.config import Config
 from src.models.linear import Linear
-from src.models.tiny.registry import build as tiny
+from src.models.tiny import build as tiny
 from src.optim.optimizers import build_optimizer
 from src.optim.param_groups import param_groups
 from src.support.errors import UserError

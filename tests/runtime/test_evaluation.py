@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from src.models.freezing import freeze
+from src.models.weights import freeze
 from src.runtime.evaluation import recompute_batch_norms
 
 

@@ -15,9 +15,9 @@ import train
 from src.data.arrays import ArraySplit
 from src.data.images import DatasetSplit
 from src.data.text import TextSplit
-from src.models.hf.networks import NextTokens
+from src.models.hf_networks import LanguageModel
 from src.models.linear import Linear
-from src.models.tiny.lenet import LeNet
+from src.models.tiny import lenet
 from src.runtime.signals import StopRequested
 from src.runtime.step_schedule import StepSchedule
 from src.runtime.throughput import (
@@ -63,7 +63,7 @@ def test_lenet_by_hand():
     dense = 5 * 5 * 16 * 120 + 120 * 84 + 84 * 10
     # forward, weights' gradients, and inputs' gradients but for the images'
     expected = 2 * (3 * (first + second + dense) - first)
-    assert flops_per_example(LeNet((1, 28, 28), 10), images(), (1, 28, 28)) == expected
+    assert flops_per_example(lenet((1, 28, 28), 10), images(), (1, 28, 28)) == expected
 
 
 def test_frozen_layers_need_no_gradients_of_weights():
@@ -136,7 +136,7 @@ def test_a_language_model_by_hand():
     n, d, v, layers = 8, 16, 40, 2
     settings = {"n_embd": d, "n_layer": layers, "n_head": 2, "vocab_size": v, "n_positions": 16}
     settings |= {"attn_implementation": "eager"}  # of others the backward computes some twice
-    model = NextTokens(GPT2LMHeadModel(GPT2Config(**settings)), padding=0)
+    model = LanguageModel(GPT2LMHeadModel(GPT2Config(**settings)), padding=0)
     products = layers * (12 * n * d * d + 2 * n * n * d) + n * d * v
     assert flops_per_example(model, texts(9, 9), (8,)) == 2 * 3 * products
 

@@ -1,4 +1,4 @@
-"""module.path:function: a fork's own network, made by function(input_shape, n_outputs)."""
+"""module.path:function: a network of your own, made by function(input_shape, n_outputs)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +9,21 @@ from src.config import import_function
 from src.support import bad_value
 
 
+def resolve(name: str) -> Callable[..., Any]:
+    """The function; UserError where there is none."""
+    return import_function(name, "model")
+
+
 def build(
     name: str, input_shape: tuple[int, ...], n_outputs: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """'my_nets.wide:build', (3, 32, 32), 10 -> (model, names of its head).
 
-    The function gives a module, or (a module, the names of the modules that make up its head),
-    which model_head_init and model_weights need to know. UserError where it gives other things.
+    The function returns a module, or (a module, the names of the modules that make up its head),
+    which model_head_init and model_weights need to know. UserError where it returns other things.
     """
-    found = look_up(name)(input_shape, n_outputs)
-    model, heads = found if isinstance(found, tuple) and len(found) == 2 else (found, ())
+    made = resolve(name)(input_shape, n_outputs)
+    model, heads = made if isinstance(made, tuple) and len(made) == 2 else (made, ())
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     if not isinstance(model, nn.Module):
         given = f"a function that gives a torch.nn.Module, not {type(model).__name__}"
@@ -27,8 +32,3 @@ def build(
     if missing := [head for head in heads if head not in known]:
         raise bad_value("model", name, f"a head among its modules; {missing[0]!r} is none")
     return model, heads
-
-
-def look_up(name: str) -> Callable[..., Any]:
-    """The function; UserError where there is none."""
-    return import_function(name, "model")

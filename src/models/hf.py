@@ -1,0 +1,284 @@
+"""hf/NAME: networks of transformers, by their name on the hub (`bert-base-uncased`,
+`google/vit-base-patch16-224`) or by a folder with config.json and, if there are any, weights."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from loguru import logger
+from torch import nn
+
+from src.data import NO_TOKEN, Preprocessing
+from src.models.hf_networks import (
+    HFNetwork,
+    ImageClassifier,
+    LanguageModel,
+    LastTokenClassifier,
+    TextClassifier,
+    max_positions,
+)
+from src.models.hf_preprocessing import image_preprocessing, text_preprocessing
+from src.models.weights import MAX_REASON, cannot_fetch, shortened
+from src.support import UserError, bad_value, one_line
+
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+IMAGES, TEXTS, NEXT_TOKENS = "images", "texts with classes", "texts with their next tokens"
+KINDS = {  # what a network reads -> transformers' factory for it, and its table
+    IMAGES: ("AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"),
+    TEXTS: ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
+    NEXT_TOKENS: ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
+}
+TOLERANCE = 1e-4  # of the largest output: smaller differences are rounding
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without its warnings and bars: we log what matters. UserError without it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("model: hf/… needs a package: pip install transformers") from error
+    logging = transformers.utils.logging
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+# ---- Settings ----------------------------------------------------------------------------
+
+
+@_quiet()
+def resolve(name: str, *, is_pretrained: bool = False) -> Any:
+    """transformers' settings of a network in a folder, None for one of the hub, which is asked
+    when the network is built; UserError for a folder without settings, or without weights."""
+    folder = Path(name)
+    if not name or not folder.is_dir():
+        if not HUB_NAME.fullmatch(name):
+            raise bad_value("model", f"hf/{name}", "a folder that exists, or a name of the hub")
+        return None
+    found = sorted(path.name for path in folder.iterdir())
+    there_is = f"there is {shortened(found) or 'nothing'}"
+    if "config.json" not in found:
+        raise bad_value("model", f"hf/{name}", f"config.json in this folder; {there_is}")
+    if is_pretrained and not set(found).intersection(WEIGHTS):
+        raise bad_value("model_pretrained", True, f"{WEIGHTS[0]} in {name}; {there_is}")
+    return _read_settings(name)
+
+
+def _read_settings(name: str) -> Any:
+    """config.json of a folder or of the hub, as transformers reads it."""
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # a broken file raises whatever its content leads to
+        if isinstance(error, OSError) and not Path(name).is_dir():
+            raise UserError(
+                f"model: 'hf/{name}' is no folder here, nor are its settings in the hub's cache, "
+                f"nor could they be fetched ({type(error).__name__}); "
+                f"run once where there is a network"
+            ) from error
+        expected = f"settings that can be read ({one_line(error, MAX_REASON)})"
+        raise bad_value("model", f"hf/{name}", expected) from error
+    if settings.model_type == "timm_wrapper":
+        raise bad_value("model", f"hf/{name}", "timm/NAME for a network of timm")
+    return settings
+
+
+def _readable_kinds(settings: Any) -> list[str]:
+    """What a network with these settings can read, as KINDS has it."""
+    import transformers
+
+    tables = {kind: getattr(transformers, table) for kind, (_, table) in KINDS.items()}
+    return [kind for kind, table in tables.items() if type(settings) in table]
+
+
+@_quiet()
+def preprocessing(name: str, *, has_weights: bool) -> Preprocessing:
+    """How the images were prepared for the weights; for a network that reads texts, weights or
+    not, its tokenizer. Nothing is built."""
+    settings = resolve(name) or _read_settings(name)
+    if IMAGES not in _readable_kinds(settings):
+        return text_preprocessing(name, settings)
+    return image_preprocessing(name, settings) if has_weights else Preprocessing()
+
+
+# ---- The network -------------------------------------------------------------------------
+
+
+@_quiet()
+def build(
+    name: str,
+    input_shape: tuple[int, ...],
+    n_outputs: int,
+    *,
+    is_pretrained: bool = False,
+    is_language_model: bool = False,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """'bert-base-uncased', (128,), 2 -> (model, names of its head).
+
+    (channels, height, width) are images, (most tokens,) texts. is_pretrained: with the weights of
+    the hub or the folder, as float32. The head is new where the number of outputs is another.
+    UserError where the network is not for such data, or the weights are not for the network.
+    """
+    import transformers
+
+    settings = resolve(name, is_pretrained=is_pretrained) or _read_settings(name)
+    kind = IMAGES if len(input_shape) == 3 else NEXT_TOKENS if is_language_model else TEXTS
+    if kind not in (kinds := _readable_kinds(settings)):
+        reads = f"reads {' or '.join(kinds)}" if kinds else "reads neither images nor texts"
+        expected = f"a network for {kind}, as the data are; {settings.model_type} {reads}"
+        raise bad_value("model", f"hf/{name}", expected)
+    # Where there are several classes of networks, transformers iterates over these unasked.
+    settings.architectures = settings.architectures or []
+    if kind == IMAGES:
+        _adapt_to_images(settings, input_shape)
+    if kind == NEXT_TOKENS:
+        _adapt_to_tokens(settings, n_outputs, name, is_pretrained=is_pretrained)
+    else:
+        settings.num_labels = n_outputs
+    factory = getattr(transformers, KINDS[kind][0])
+    if is_pretrained:
+        network = _load_pretrained(factory, name, settings, n_outputs)
+    else:
+        try:
+            network = factory.from_config(settings, dtype=torch.float32, trust_remote_code=False)
+        except Exception as error:  # from a network's own code
+            expected = f"settings that make a network ({one_line(error, MAX_REASON)})"
+            raise bad_value("model", f"hf/{name}", expected) from error
+    model = ImageClassifier(network) if kind == IMAGES else _text_model(network, kind)
+    if kind != IMAGES:
+        _check_texts(model.eval(), name, kind, length=input_shape[0])
+    return model.train(), tuple(f"network.{head}" for head in _heads(network, n_outputs))
+
+
+def _adapt_to_images(settings: Any, input_shape: tuple[int, ...]) -> None:
+    """Set the number of channels and the size where a network's settings have them."""
+    channels, height, width = input_shape
+    for part in filter(None, (settings, getattr(settings, "vision_config", None))):
+        if getattr(part, "num_channels", None) is not None:
+            part.num_channels = channels
+        if getattr(part, "image_size", None) is not None:
+            is_one_number = isinstance(part.image_size, int) and height == width
+            part.image_size = height if is_one_number else [height, width]
+
+
+def _adapt_to_tokens(settings: Any, n_tokens: int, name: str, *, is_pretrained: bool) -> None:
+    """Make the vocabulary at least as large as the tokenizer's."""
+    texts = settings.get_text_config()
+    if is_pretrained and texts.vocab_size < n_tokens:
+        expected = f"one of at most {texts.vocab_size} tokens, which 'hf/{name}' knows"
+        raise UserError(f"data_tokenizer: got one of {n_tokens} tokens, expected {expected}")
+    texts.vocab_size = max(texts.vocab_size, n_tokens)
+    texts.use_cache = False  # keys and values of earlier tokens are kept for generating alone
+
+
+def _load_pretrained(factory: Any, name: str, settings: Any, n_outputs: int) -> Any:
+    """The network with its weights; what is new is logged, UserError where that is too much."""
+    try:
+        network, report = factory.from_pretrained(
+            name,
+            config=settings,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:
+        if isinstance(error, OSError) and not Path(name).is_dir():
+            raise cannot_fetch(f"hf/{name}", error, "a folder with them, hf/FOLDER") from error
+        expected = f"weights that can be read in {name} ({one_line(error, MAX_REASON)})"
+        raise bad_value("model_pretrained", True, expected) from error
+    heads = tuple(f"{head}." for head in _heads(network, n_outputs))
+    for key, shape_in_file, shape in report["mismatched_keys"]:
+        if not key.startswith(heads):
+            expected = f"a network that the weights of 'hf/{name}' fit; there is {key} of shape "
+            expected += f"{tuple(shape)}, and the file has {tuple(shape_in_file)}"
+            raise bad_value("model_pretrained", True, f"{expected} (model_input_shape?)")
+    body, missing = f"{_body(network)}.", sorted(report["missing_keys"])
+    # A pooler is a part of the body, and networks that were trained without a head may lack it.
+    lacking = [key for key in missing if key.startswith(body) and "pooler" not in key]
+    if lacking:
+        expected = f"all weights of the network in 'hf/{name}'; there is no {shortened(lacking)}"
+        raise bad_value("model_pretrained", True, expected)
+    embeddings = network.get_output_embeddings()
+    new = sorted([*missing, *(key for key, *_ in report["mismatched_keys"])])
+    if new:
+        logger.info("hf/{}: new, as the weights have none that fit: {}", name, shortened(new))
+    elif embeddings is None and n_outputs > 1:
+        labels = [settings.id2label[number] for number in sorted(settings.id2label)]
+        logger.info("hf/{}: its head is kept, for the classes {}", name, shortened(labels))
+    is_tied = embeddings is None or embeddings.weight is network.get_input_embeddings().weight
+    if not is_tied and network.config.get_text_config().tie_word_embeddings:
+        # Built from the settings alone, as for a resumed run, it would be another network.
+        expected = f"tie_word_embeddings: false in the config.json of {name}, as its file has both"
+        raise bad_value("model_pretrained", True, f"{expected} embeddings")
+    return network
+
+
+def _text_model(network: Any, kind: str) -> HFNetwork:
+    texts = network.config.get_text_config()
+    padding = getattr(texts, "pad_token_id", None)
+    padding = padding if padding is not None and 0 <= padding < texts.vocab_size else 0
+    if kind == NEXT_TOKENS:
+        return LanguageModel(network, padding=padding)
+    is_decoder = isinstance(getattr(network, "score", None), nn.Linear)
+    if is_decoder and not getattr(texts, "is_encoder_decoder", False):
+        return LastTokenClassifier(network, padding=padding)
+    texts.pad_token_id = padding  # by which some networks find the last token
+    return TextClassifier(network, padding=padding)
+
+
+@torch.no_grad()
+def _check_texts(model: HFNetwork, name: str, kind: str, *, length: int) -> None:
+    """UserError for a network that can't take such long texts, or sees the tokens that it should
+    predict; a warning for one in which padding shows."""
+    if kind == TEXTS:  # not so in XLNet, FNet and CANINE
+        text, padding = torch.tensor([[0, 1, 0]]), torch.full((1, 2), NO_TOKEN)
+        alone, padded = model(text), model(torch.cat([text, padding], 1))
+        if not (alone - padded).abs().max() <= TOLERANCE * alone.abs().max():
+            logger.warning(
+                "hf/{}: what it makes of a text depends on the padding of its batch", name
+            )
+    most = max_positions(model.network)
+    if most is not None and length > most:
+        raise bad_value("data_text_length", length, f"at most {most} tokens for 'hf/{name}'")
+    if kind == NEXT_TOKENS:
+        first, other = model(torch.tensor([[0, 0], [0, 1]]))[:, 0]
+        if (first - other).abs().max() > TOLERANCE * first.abs().max():
+            expected = "a network that sees what comes before a token alone, such as hf/gpt2"
+            raise bad_value("model", f"hf/{name}", f"{expected} (or is_decoder in its config.json)")
+
+
+def _body(network: Any) -> str:
+    """The name of the part below the head: the child with most parameters."""
+    sizes = {n: sum(p.numel() for p in c.parameters()) for n, c in network.named_children()}
+    return max(sizes, key=lambda name: sizes[name])
+
+
+def _heads(network: Any, n_outputs: int) -> list[str]:
+    """The names of the layers that give the outputs: of each part beside the body the last layer,
+    where it has as many outputs."""
+    embeddings = network.get_output_embeddings()
+    if embeddings is not None:  # of next tokens
+        return [name for name, module in network.named_modules() if module is embeddings]
+    body, heads = _body(network), []
+    for child_name, child in network.named_children():
+        modules = child.named_modules(prefix=child_name)
+        layers = [(n, m) for n, m in modules if isinstance(m, nn.Linear | nn.Conv2d)]
+        if child_name != body and layers and len(layers[-1][1].weight) == n_outputs:
+            heads.append(layers[-1][0])
+    return heads
