@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import lru_cache
@@ -16,33 +16,33 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from src.analysis.cache import read_cache, write_cache
 from src.analysis.curves import CurveArray
 from src.analysis.run_files import (
     AUGMENTATION,
     NOT_KNOWN,
+    PER_FILE,
+    SPECS,
     Run,
     Signature,
     Unreadable,
-    is_run,
     read_run,
     signature,
 )
-from src.analysis.runs import Column, Runs, as_columns, joined
+from src.analysis.runs import Column, Runs, as_columns, read_cache, write_cache
 from src.analysis.settings import is_number
 from src.config import read_yaml_file
 from src.grid import read_job
 from src.support import ROOT, UserError, bad_value, closest, unknown_name
 
 RESULTS = Path("results")
-LEDGER = ROOT / "src/config/defaults.yaml"
-ORDER = ("batch", "state", "outcome", "node", "seconds")  # these columns first
+DEFAULTS = ROOT / "src/config/defaults.yaml"
+FIRST = ("batch", "state", "outcome", "node", "seconds")  # the first columns
 THREADS = 4  # that wait for the disk; more of them wait for each other
 CHUNK = 128  # runs that a thread takes at once
 WORTH_KEEPING = 100  # runs that were read: a cache for fewer saves nobody time
-# Older experiments have no column of steps: what tells it, with the batch size
+# Older experiments have no column of steps; it follows from the other one and the batch size.
 COUNTED = {"step": "train/seen_examples", "train/seen_examples": "step"}
-RUN = re.compile(r"\d+_")  # the name of a row's folder begins so
+RUN = re.compile(r"\d+_")  # the name of a run's folder in a grid begins so
 DAY = "[0-9][0-9]-[0-9][0-9]-[0-9][0-9]-"
 
 
@@ -57,34 +57,40 @@ def read_experiments(
     only_done: bool = False,
     results: str | Path = RESULTS,
 ) -> pd.DataFrame:
-    """One row a run: every configuration key, every column of the stats as a curve, how it ended.
+    """One row for each run: its configuration keys, its stats as curves, and how it ended.
 
     batches: folders of batches or runs, names or patterns of them in `results`, or the names of
     job files. index_field: what curves are indexed by: epoch, step, train/seen_examples, or time
     (seconds of training and evaluating), also where older results have no such column. Keys that
     a run did not have yet get their default, or 'not known' where an older copy of this template,
-    which had no such key, did otherwise. Runs that cannot be read are said, and listed in
-    attrs["skipped"].
+    which had no such key, did otherwise. Runs that cannot be read are reported on stderr, and
+    listed in attrs["skipped"].
 
     Raises UserError where a batch does not exist, or no run has the field.
     """
-    found, skipped = [], []
-    for batch, looks in find_runs(batches, Path(results)).items():
-        runs, broken = _read_batch(batch, looks)
-        if only_done:
-            runs = runs.take(np.flatnonzero(_fact(runs, "state") == "done"))
-        found.append((batch, runs))
+    found: list[tuple[str, Runs]] = []
+    skipped: list[tuple[str, str]] = []
+    for batch, signatures in _find_runs(batches, Path(results)).items():
+        runs, broken = _read_batch(batch, signatures)
+        found.append((batch.absolute().name, runs))
         skipped += [(str(batch / name), str(error)) for name, error in broken.items()]
+    names = np.array([name for name, runs in found for _ in runs.names], dtype=object)
+    runs = found[0][1]
+    if len(found) > 1:
+        runs = as_columns([run for _, runs in found for run in runs.split()])
+    if only_done:
+        done = np.flatnonzero(_fact(runs, "state") == "done")
+        names, runs = names[done], runs.take(done)
+    frame = _frame(names.tolist(), runs, index_field)
+    frame.attrs["skipped"] = skipped
     for path, reason in skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
-    frame = _frame(found, index_field)
-    frame.attrs["skipped"] = skipped
-    if text := _of_older_copies(frame):
+    if text := _older_copies(frame):
         warnings.warn(text, OlderCopyWarning, stacklevel=2)
     return frame
 
 
-def _of_older_copies(frame: pd.DataFrame) -> str:
+def _older_copies(frame: pd.DataFrame) -> str:
     """What is not known of the runs that older copies made; '' where they made none."""
 
     def is_unknown(*keys: str) -> np.ndarray:
@@ -108,10 +114,10 @@ def _of_older_copies(frame: pd.DataFrame) -> str:
 # ---- Which folders -----------------------------------------------------------------------
 
 
-def find_runs(
+def _find_runs(
     batches: str | Path | Sequence[str | Path], results: Path
 ) -> dict[Path, dict[str, Signature]]:
-    """Batch folder -> run folders in it and how their files look, in the order of the batches.
+    """Batch folder -> names of its run folders and their signatures, in the order of the batches.
 
     A folder that is named twice, also by a link or an absolute path, is there once.
     """
@@ -122,9 +128,10 @@ def find_runs(
     for batch in wanted:
         has_runs = False
         for folder in _batch_folders(str(batch), results):
-            for parent, runs in _runs_in(folder).items():
+            parent, runs = _runs_in(folder)
+            if runs:
                 found.setdefault(parent.resolve(), (parent, {}))[1].update(runs)
-                has_runs |= bool(runs)
+                has_runs = True
         if not has_runs:
             raise UserError(f"{batch}: no runs there")
     return dict(found.values())
@@ -134,7 +141,9 @@ def _batch_folders(name: str, results: Path) -> list[Path]:
     """A path; else a name or pattern in results; else a job's name, of all days."""
     if os.path.isdir(name):  # Path.is_dir raises where a name is too long
         return [Path(name)]
-    job = _batch_of_job(name)
+    job = re.sub(r"\.ya?ml$", "", Path(name).name)
+    if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
+        job = read_job(name).batch_name
     for pattern in (name, results / name, results / (DAY + job)):
         if found := [Path(path) for path in sorted(glob(str(pattern))) if os.path.isdir(path)]:
             return found
@@ -144,97 +153,77 @@ def _batch_folders(name: str, results: Path) -> list[Path]:
     raise UserError(f"{name}: no such batch, neither as a path nor in {results}{hint}")
 
 
-def _batch_of_job(name: str) -> str:
-    """What the batch of jobs/x.yaml is called, without its day; 'x' where there is no such file."""
-    if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
-        return read_job(name).batch_name
-    return re.sub(r"\.ya?ml$", "", Path(name).name)
+def _runs_in(folder: Path) -> tuple[Path, dict[str, Signature]]:
+    """(the parent of the runs, the runs): the folder itself, or those in it, half-written too."""
+    own = signature(str(folder))
+    if any(own[: PER_FILE * len(SPECS)]):  # a run has one of these files
+        run = folder.resolve() if folder.name in ("", "..") else folder
+        return run.parent, {run.name: own}
 
+    def may_be_run(entry: os.DirEntry) -> bool:
+        try:
+            return entry.is_dir() or bool(RUN.match(entry.name))
+        except OSError:  # a link to itself
+            return bool(RUN.match(entry.name))
 
-def _runs_in(folder: Path) -> dict[Path, dict[str, Signature]]:
-    """The folder itself, or those in it, half-written ones too."""
-    if is_run(own := signature(str(folder))):
-        whole = folder.resolve() if folder.name in ("", "..") else folder
-        return {whole.parent: {whole.name: own}}
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if _may_be_run(entry))
+        names = sorted(entry.name for entry in entries if may_be_run(entry))
     signatures = _in_threads(lambda name: signature(f"{folder}/{name}"), names)
     pairs = zip(names, signatures, strict=True)
-    return {folder: {n: look for n, look in pairs if any(look) or RUN.match(n)}}
+    return folder, {name: found for name, found in pairs if any(found) or RUN.match(name)}
 
 
-def _may_be_run(entry: os.DirEntry) -> bool:
-    """A folder, or what has the name of a run and is none: a broken link, say."""
-    try:
-        return entry.is_dir() or bool(RUN.match(entry.name))
-    except OSError:  # a link to itself
-        return bool(RUN.match(entry.name))
-
-
-def _in_threads(call: Any, items: Sequence[Any]) -> Iterator[Any]:
-    """call(item) of each, in their order; threads wait for the disk while another one works."""
-    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
+def _in_threads(call: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:
+    """call(name) of each, in their order; threads wait for the disk while another one works."""
+    chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
     with ThreadPoolExecutor(THREADS) as pool:
-        for answers in pool.map(lambda chunk: [call(item) for item in chunk], chunks):
+        for answers in pool.map(lambda chunk: [call(name) for name in chunk], chunks):
             yield from answers
 
 
 # ---- One batch ---------------------------------------------------------------------------
 
 
-def _read_batch(batch: Path, looks: dict[str, Signature]) -> tuple[Runs, dict[str, Unreadable]]:
+def _read_batch(
+    batch: Path, signatures: dict[str, Signature]
+) -> tuple[Runs, dict[str, Unreadable]]:
     """(the runs that can be read, the others); from the cache where their files are the same."""
-    known, unread = _from_cache(batch, looks)
-    read, broken = _read_folders(batch, unread)
-    found = joined([known, as_columns(read)]) if read else known
-    position = {name: row for row, name in enumerate(found.names)}
-    found = found.take(np.array([position[n] for n in looks if n in position], dtype=np.int64))
-    if len(read) >= WORTH_KEEPING:
-        write_cache(batch, found, [looks[name] for name in found.names])
-    return found, broken
-
-
-def _from_cache(batch: Path, looks: dict[str, Signature]) -> tuple[Runs, list[str]]:
-    """(the runs whose files are as they were, the names of the others)."""
-    cached = read_cache(batch)
-    if cached is None:
-        return as_columns([]), list(looks)
-    runs, signatures = cached
-    seen = dict(zip(runs.names, map(tuple, signatures.tolist()), strict=True))
-    row_of = {name: row for row, name in enumerate(runs.names)}
-    same = [name for name, look in looks.items() if seen.get(name) == look]
-    unread = [name for name, look in looks.items() if seen.get(name) != look]
-    return runs.take(np.array([row_of[name] for name in same], dtype=np.int64)), unread
-
-
-def _read_folders(batch: Path, names: Sequence[str]) -> tuple[list[Run], dict[str, Unreadable]]:
-    is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
-    bar = tqdm(total=len(names), unit="run", leave=False, delay=0.5, disable=not is_seen)
-    runs: list[Run] = []
+    cached, were = read_cache(batch) or (as_columns([]), [])
+    row_of = {name: row for row, name in enumerate(cached.names)}
+    unread = [n for n, now in signatures.items() if n not in row_of or were[row_of[n]] != now]
+    same = signatures.keys() - set(unread)
+    known = cached.take(np.array([row_of[n] for n in signatures if n in same], dtype=np.int64))
+    found: dict[str, Run] = {}
     broken: dict[str, Unreadable] = {}
-    with bar:
-        answers = _in_threads(lambda name: read_run(f"{batch}/{name}"), names)
-        for name, run in zip(names, answers, strict=True):
+    is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
+    with tqdm(total=len(unread), unit="run", leave=False, delay=0.5, disable=not is_seen) as bar:
+        answers = _in_threads(lambda name: read_run(f"{batch}/{name}"), unread)
+        for name, run in zip(unread, answers, strict=True):
             if isinstance(run, Run):
-                runs.append(run)
+                found[name] = run
             else:
                 broken[name] = run
             bar.update()
+    if not found:
+        return known, broken
+    all_runs = found | {run.name: run for run in known.split()}
+    runs = as_columns([all_runs[name] for name in signatures if name in all_runs])
+    if len(found) >= WORTH_KEEPING:
+        write_cache(batch, runs, [signatures[name] for name in runs.names])
     return runs, broken
 
 
 # ---- The table ---------------------------------------------------------------------------
 
 
-def _frame(batches: Sequence[tuple[Path, Runs]], field: str) -> pd.DataFrame:
-    runs = joined([runs for _, runs in batches])
-    names = [batch.absolute().name for batch, runs in batches for _ in runs.names]
-    keys = [key for key in dict.fromkeys([*runs.facts, *_defaults()]) if key not in ORDER]
-    found = {key: _fact(runs, key) for key in [*keys, "state", "outcome", "node"]}
+def _frame(batches: list[str], runs: Runs, field: str) -> pd.DataFrame:
+    """batches: the name of each run's batch."""
+    keys = [key for key in dict.fromkeys([*runs.facts, *_defaults()]) if key not in FIRST]
     ends = np.cumsum(runs.lengths)
     seconds = np.concatenate([[np.nan], _elapsed(runs)])[np.where(runs.lengths > 0, ends, 0)]
-    found |= {"batch": names, "seconds": seconds}
-    found = {key: found.pop(key) for key in ORDER if key in found} | found
+    facts = {key: _fact(runs, key) for key in ("state", "outcome", "node")}
+    found: dict[str, Any] = {"batch": batches, **facts, "seconds": seconds}
+    found |= {key: _fact(runs, key) for key in keys}
     index, has_index = _index(runs, field)
     cells = np.stack([ends - runs.lengths, ends], axis=1)
     for name, values in runs.stats.items():
@@ -252,56 +241,51 @@ def _fact(runs: Runs, key: str) -> Any:
     options = [_defaults().get(key) if value is None else value for value in options]
     options = deepcopy(options)  # whoever changes a list in the frame changes no later one
     used = np.unique(column.codes)
-    place = np.searchsorted(used, column.codes)
     values = [options[code] for code in used]
     is_whole = {int, type(None)} == set(map(type, values))  # as floats, seeds would be rounded
     is_whole = is_whole and all(abs(value) < 2**63 for value in values if value is not None)
-    return pd.Series(values, dtype="Int64" if is_whole else None).array.take(place)
+    array = pd.Series(values, dtype="Int64" if is_whole else None).array
+    return array.take(np.searchsorted(used, column.codes))
 
 
 @lru_cache(maxsize=1)
 def _defaults() -> dict[str, Any]:
     """What a key meant before it existed."""
-    return {key: entry["default"] for key, entry in read_yaml_file(LEDGER).items()}
+    return {key: entry["default"] for key, entry in read_yaml_file(DEFAULTS).items()}
 
 
 def _index(runs: Runs, field: str) -> tuple[np.ndarray, np.ndarray]:
     """((all epochs,) what the curves are indexed by, (runs,) whether a run has that)."""
-    begins = np.repeat(np.cumsum(runs.lengths) - runs.lengths, runs.lengths)
     everywhere = runs.lengths > 0
     if field == "time":
         return _elapsed(runs), everywhere
-    values = runs.stats.get(field, np.zeros(runs.lengths.sum()))
-    has = runs.has.get(field, np.zeros(len(runs.names), dtype=bool))
+
+    def of_column(name: str) -> tuple[np.ndarray, np.ndarray]:
+        nothing = np.zeros(runs.lengths.sum()), np.zeros(len(runs.names), dtype=bool)
+        return runs.stats.get(name, nothing[0]), runs.has.get(name, nothing[1])
+
+    values, has = of_column(field)
+    own = np.repeat(has, runs.lengths)
     if field == "epoch":  # older experiments have none
-        counted = np.arange(len(begins)) - begins + 1
-        values, has = np.where(np.repeat(has, runs.lengths), values, counted), everywhere
+        begins = np.repeat(np.cumsum(runs.lengths) - runs.lengths, runs.lengths)
+        values, has = np.where(own, values, np.arange(len(begins)) - begins + 1), everywhere
     elif field in COUNTED and not has[everywhere].all():
-        counted, can = _counted(runs, field)
-        values, has = np.where(np.repeat(has, runs.lengths), values, counted), has | can
-    known = [name for name, values in runs.stats.items() if values.dtype.kind == "f"]
+        sizes = [x if is_number(x) and x > 0 else np.nan for x in _fact(runs, "batch_size")]
+        size = np.repeat(np.array(sizes, dtype=float), runs.lengths)
+        other, has_other = of_column(COUNTED[field])
+        counted = np.ceil(other / size) if field == "step" else other * size
+        values, has = np.where(own, values, counted), has | (has_other & ~np.isnan(sizes))
     if (everywhere.any() and not has.any()) or values.dtype.kind != "f":
+        known = [name for name, values in runs.stats.items() if values.dtype.kind == "f"]
         raise unknown_name("index_field", field, sorted({*known, "epoch", "step", "time"}))
     there = values[np.repeat(has, runs.lengths)]
-    is_whole = values.dtype.kind == "f" and (there == np.trunc(there)).all()
+    is_whole = (there == np.trunc(there)).all()
     return (np.nan_to_num(values).astype(np.int64) if is_whole else values), has
-
-
-def _counted(runs: Runs, field: str) -> tuple[np.ndarray, np.ndarray]:
-    """((all epochs,) steps told by examples, or the other way, (runs,) whether a run tells)."""
-    sizes = [x if is_number(x) and x > 0 else np.nan for x in _fact(runs, "batch_size")]
-    size = np.array(sizes, dtype=float)
-    other = COUNTED[field]
-    of_other = runs.stats.get(other, np.zeros(runs.lengths.sum()))
-    has = runs.has.get(other, np.zeros(len(runs.names), dtype=bool)) & ~np.isnan(size)
-    of_epochs = np.repeat(size, runs.lengths)
-    return np.ceil(of_other / of_epochs) if field == "step" else of_other * of_epochs, has
 
 
 def _elapsed(runs: Runs) -> np.ndarray:
     """(all epochs,) Seconds of training and evaluating since the run began."""
     times = [np.nan_to_num(v) for name, v in runs.stats.items() if name.endswith("/time")]
     seconds = np.sum(times, axis=0) if times else np.zeros(runs.lengths.sum())
-    ends = np.cumsum(runs.lengths)
-    of_runs = np.split(seconds, ends[:-1])  # each for itself: no run's rounding is another's
+    of_runs = np.split(seconds, np.cumsum(runs.lengths)[:-1])  # one's rounding is not another's
     return np.concatenate([np.cumsum(of_run) for of_run in of_runs])

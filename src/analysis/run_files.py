@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -16,14 +15,17 @@ from src.config import make_config, read_yaml
 from src.keys import AugmentationKeys
 from src.support import UserError
 
-SPECS = ("config.yaml", "spec.yaml")  # what was in force; else what was asked for
+SPECS = ("config.yaml", "spec.yaml")  # the configuration as resolved, else as requested
 FILES = (*SPECS, "stats.csv", "status.json", "done")
-Signature = tuple[int, ...]  # of a file: when it was written and changed, its size, its number
+Signature = tuple[int, ...]  # of each file: when it was written and changed, its size, its inode
 PER_FILE = 4
-NOT_KNOWN = "not known"  # what an older copy did, whatever our default is
+NOT_KNOWN = "not known"  # what an older copy of this template did, whatever our default is
+# Older copies dropped the last batch where it was short, and trained these families with a random
+# crop of 0.08 to 1, flips of 0.5 and a colour jitter of 0.4.
+AUGMENTED = ("timm/", "tiny/", "clip/")
 AUGMENTATION = [key.name for key in fields(AugmentationKeys)]
-AUGMENTED = ("timm/", "tiny/", "clip/")  # models whose images older copies augmented, always
 PATH = re.compile(r"(\w+): (/[\w./+=-]*)\n?", re.ASCII)
+MOST_KEYS = 1_000  # of a configuration; a file that has more is parsed as a whole
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Unreadable(Exception):  # noqa: N818 - other runs can be read
 
 
 def signature(folder: str) -> Signature:
-    """(4 × files,) By which one sees that a file is another one; zeros where there is none."""
+    """(4 × files,) It changes whenever a file of the run does; zeros where there is no file."""
     found: list[int] = []
     for name in FILES:
         try:
@@ -51,19 +53,44 @@ def signature(folder: str) -> Signature:
     return tuple(found)
 
 
-def is_run(files: Signature) -> bool:
-    return any(files[: PER_FILE * len(SPECS)])
-
-
 def read_run(folder: str) -> Run | Unreadable:
     """An error is handed back: thousands of other runs are read meanwhile."""
     try:
-        return _run(folder)
+        config = _read_config(folder)
+        text = _read_text(f"{folder}/stats.csv")
+        stats = _parse_stats(text or "")
+        done, status = _read_json(folder, "done"), _read_json(folder, "status.json")
     except Unreadable as error:
         return error
+    if done is not None and not any(map(len, stats.values())):
+        return Unreadable("stats.csv: nothing in it, though the run is done")
+    if text is not None and "\n" not in text:
+        return Unreadable("stats.csv: nothing in it")
+
+    # Of a run that has not begun, both kinds of copies leave a spec.yaml alone; its batch tells.
+    ours = "provenance.json" if text is not None else "../rows.jsonl"
+    if status is None and not os.path.exists(f"{folder}/{ours}"):
+        is_augmented = str(config.get("model")).startswith(AUGMENTED)
+        for key in ["drop_last", *(AUGMENTATION if is_augmented else ())]:
+            if config.get(key) is None:
+                config[key] = NOT_KNOWN
+
+    # The state as the run has left it; report.py knows whether a running one still lives.
+    if done is not None:
+        state = "done"
+    elif status and isinstance(status.get("state"), str):
+        state = status["state"]
+    else:
+        state = "unfinished" if stats else "unstarted"
+    facts = {
+        "state": state,
+        "outcome": (done or {}).get("outcome"),
+        "node": (status or {}).get("host"),
+    }
+    return Run(Path(folder).name, config | facts, stats)
 
 
-def _text(path: str) -> str | None:
+def _read_text(path: str) -> str | None:
     try:
         with open(path, "rb") as file:
             return file.read().decode("utf-8", errors="replace")
@@ -73,67 +100,9 @@ def _text(path: str) -> str | None:
         raise Unreadable(f"{os.path.basename(path)}: {error.strerror}") from None
 
 
-def _run(folder: str) -> Run:
-    config = _config(folder)
-    if isinstance(splits := config.get("data_splits_map"), str):
-        config["data_splits_map"] = _spelled_out(splits)
-    text = _text(f"{folder}/stats.csv")
-    stats = _columns(text or "")
-    done, status = _json(folder, "done"), _json(folder, "status.json")
-    if done is not None and not any(map(len, stats.values())):
-        raise Unreadable("stats.csv: nothing in it, though the run is done")
-    if text is not None and "\n" not in text:
-        raise Unreadable("stats.csv: nothing in it")
-    if _is_older(folder, status, has_run=text is not None):
-        missing = [key for key in _not_known(config) if config.get(key) is None]
-        config |= dict.fromkeys(missing, NOT_KNOWN)
-    facts = {
-        "state": _state(done, status, has_stats=bool(stats)),
-        "outcome": (done or {}).get("outcome"),
-        "node": (status or {}).get("host"),
-    }
-    return Run(Path(folder).name, config | facts, stats)
-
-
-def _config(folder: str) -> dict[str, Any]:
-    """What was in force, else what was asked for."""
-    for name in SPECS:
-        if (text := _text(f"{folder}/{name}")) is not None:
-            return read_flat_yaml(text, name)
-    raise Unreadable("neither config.yaml nor spec.yaml")
-
-
-def _is_older(folder: str, status: dict | None, *, has_run: bool) -> bool:
-    """Whether an older copy of this template made the run, or would have: it has none of our files.
-
-    A row that waits has only a spec.yaml in each; its batch tells.
-    """
-    ours = "provenance.json" if has_run else "../rows.jsonl"
-    return status is None and not os.path.exists(f"{folder}/{ours}")
-
-
-def _not_known(config: Mapping[str, Any]) -> list[str]:
-    """Keys that older copies did not have and whose default was not in force in them.
-
-    They dropped the last batch where it was short, and trained some models with a random crop of
-    0.08 to 1, flips of 0.5 and a colour jitter of 0.4.
-    """
-    is_augmented = str(config.get("model")).startswith(AUGMENTED)
-    return ["drop_last", *(AUGMENTATION if is_augmented else ())]
-
-
-def _state(done: dict | None, status: dict | None, *, has_stats: bool) -> str:
-    """As the run has left it; whether one that says it is running still does, report.py knows."""
-    if done is not None:
-        return "done"
-    if status and isinstance(status.get("state"), str):
-        return status["state"]
-    return "unfinished" if has_stats else "unstarted"
-
-
-def _json(folder: str, name: str) -> dict[str, Any] | None:
+def _read_json(folder: str, name: str) -> dict[str, Any] | None:
     """{} for a file that is empty, as older experiments leave it, or torn."""
-    text = _text(f"{folder}/{name}")
+    text = _read_text(f"{folder}/{name}")
     if text is None:
         return None
     try:
@@ -145,28 +114,36 @@ def _json(folder: str, name: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
+# ---- The configuration -------------------------------------------------------------------
+
+
+def _read_config(folder: str) -> dict[str, Any]:
+    for name in SPECS:
+        if (text := _read_text(f"{folder}/{name}")) is not None:
+            config = read_flat_yaml(text, name)
+            if isinstance(splits := config.get("data_splits_map"), str):
+                config["data_splits_map"] = _spelled_out(splits)
+            return config
+    raise Unreadable("neither config.yaml nor spec.yaml")
+
+
 @lru_cache(maxsize=256)
 def _spelled_out(splits: str) -> Any:
-    """The mapping that a string of a spec spells, as config.yaml has it."""
+    """The mapping that a string of a spec.yaml spells, as config.yaml has it."""
     try:
         return make_config({"data_splits_map": splits}).data_splits_map
     except UserError:
         return splits
 
 
-# ---- YAML --------------------------------------------------------------------------------
-
-MOST_KEYS = 1_000  # of a configuration; what has more is no such file, and read as a whole
-
-
 def read_flat_yaml(text: str, source: str) -> dict[str, Any]:
-    """A mapping whose keys begin its lines, each block of lines read once for all runs.
+    """A mapping whose keys begin its lines; equal blocks of lines are parsed once for all runs.
 
-    Reading 10,000 files of 60 keys as a whole would take half a minute. Raises Unreadable.
+    Parsing 10,000 files of 60 keys as a whole would take half a minute. Raises Unreadable.
     """
     try:
         texts = re.split(r"(?<=\n)(?=[^\s#-])", text)
-        blocks = [_block(block) for block in (texts if len(texts) <= MOST_KEYS else [text])]
+        blocks = [_parse_block(block) for block in (texts if len(texts) <= MOST_KEYS else [text])]
         values = {key: value for block in blocks for key, value in block.items()}
         if len(values) == sum(map(len, blocks)):  # else a key is set twice
             return values
@@ -181,48 +158,44 @@ def read_flat_yaml(text: str, source: str) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def _block(text: str) -> dict[str, Any]:
+def _parse_block(text: str) -> dict[str, Any]:
     """Paths differ in each run; of these characters they are text in any YAML."""
     if ": /" in text and (match := PATH.fullmatch(text)):
         return {match[1]: match[2]}
-    return _parsed(text)
+    return _parse_yaml(text)
 
 
 @lru_cache(maxsize=100_000)
-def _parsed(text: str) -> dict[str, Any]:
+def _parse_yaml(text: str) -> dict[str, Any]:
     content = read_yaml(text)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise TypeError
     return content
 
 
-# ---- Stats -------------------------------------------------------------------------------
+# ---- The stats ---------------------------------------------------------------------------
 
 
-def _columns(text: str) -> dict[str, np.ndarray]:
-    """Column -> its values; a last line that was cut off is left out."""
+def _parse_stats(text: str) -> dict[str, np.ndarray]:
+    """Column -> its values; a last line that was cut off is left out.
+
+    By hand, as pandas.read_csv takes 1 ms for each of thousands of small files.
+    """
     header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
-    names = _names(header)
+    try:
+        names = next(csv.reader([header]), [])
+    except csv.Error as error:
+        raise Unreadable(f"stats.csv: {error}") from None
     rows = [line.split(",") for line in lines]
     if any(len(row) != len(names) for row in rows):
         raise Unreadable("stats.csv: lines of different lengths")
-    pairs = zip(names, zip(*rows, strict=True), strict=False)
-    return {name: _values(cells, name) for name, cells in pairs if name}
-
-
-@lru_cache(maxsize=256)
-def _names(header: str) -> list[str]:
-    try:
-        return next(csv.reader([header]), [])
-    except csv.Error as error:
-        raise Unreadable(f"stats.csv: {error}") from None
-
-
-def _values(cells: Sequence[str], name: str) -> np.ndarray:
-    if name == "timestamp":
-        return np.array(cells)
-    try:
-        whole = cells if all(cells) else [cell or "nan" for cell in cells]
-        return np.array(list(map(float, whole)))
-    except ValueError as error:
-        raise Unreadable(f"stats.csv: {name}: {error}") from None
+    stats = {}
+    for name, cells in zip(names, zip(*rows, strict=True), strict=False):
+        try:
+            if name == "timestamp":
+                stats[name] = np.array(cells)
+            elif name:
+                stats[name] = np.array([float(cell or "nan") for cell in cells])
+        except ValueError as error:
+            raise Unreadable(f"stats.csv: {name}: {error}") from None
+    return stats

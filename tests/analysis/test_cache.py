@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -11,23 +12,26 @@ import pandas as pd
 import pytest
 
 from benchmarks.results import generate
-from src.analysis import cache
-from src.analysis import read as experiments
-from src.analysis.read import read_experiments
+from src.analysis import read, read_experiments, runs
 
 CACHE = ".big_df.npz"
 
 
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory) -> Path:
+    """Of 200 runs, the least that can be generated, twenty."""
+    batch = generate(tmp_path_factory.mktemp("generated"), 200)
+    for run in sorted(path for path in batch.iterdir() if path.is_dir())[20:]:
+        shutil.rmtree(run)
+    return batch
+
+
 @pytest.fixture
-def batch(tmp_path, monkeypatch) -> Path:
+def batch(generated, tmp_path, monkeypatch) -> Path:
     """Twenty runs, of which some lack files, columns or epochs; they are few, but kept."""
-    monkeypatch.setattr(experiments, "WORTH_KEEPING", 1)
-    batch = generate(tmp_path, 200)
+    monkeypatch.setattr(read, "WORTH_KEEPING", 1)
+    batch = shutil.copytree(generated, tmp_path / generated.name)
     runs = sorted(path for path in batch.iterdir() if path.is_dir())
-    for run in runs[20:]:
-        for file in run.iterdir():
-            file.unlink()
-        run.rmdir()
     (runs[1] / "done").unlink()
     (runs[2] / "stats.csv").unlink()
     (runs[2] / "done").unlink()
@@ -44,12 +48,12 @@ def reads(monkeypatch) -> list[str]:
     """The folders that are read from now on."""
     found = []
 
-    def read(folder: str):
+    def recorded(folder: str):
         found.append(Path(folder).name)
         return original(folder)
 
-    original = experiments.read_run
-    monkeypatch.setattr(experiments, "read_run", read)
+    original = read.read_run
+    monkeypatch.setattr(read, "read_run", recorded)
     return found
 
 
@@ -228,12 +232,12 @@ def test_a_folder_that_is_not_ours_to_write_in_is_read_all_the_same(batch, monke
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cache, "write_atomically", refuse)  # tests may run as root
+    monkeypatch.setattr(runs, "write_atomically", refuse)  # tests may run as root
     assert len(read_experiments(batch)) == 20
 
 
 def test_small_batches_get_no_cache(batch, monkeypatch):
-    monkeypatch.setattr(experiments, "WORTH_KEEPING", 21)
+    monkeypatch.setattr(read, "WORTH_KEEPING", 21)
     without_cache(batch)
     assert not (batch / CACHE).exists()
 
