@@ -487,19 +487,15 @@ class ProcessorTime:
         own = sum(os.times()[:2])
         if time.monotonic() >= self.next_look:
             start = time.thread_time()
-            self.found, self.own_then = self._of_all(), own
+            self.found, self.own_then = 0.0, own
+            with suppress(psutil.Error):  # whoever started us may be gone
+                root = psutil.Process(self.root)
+                for process in [root, *root.children(recursive=True)]:
+                    with suppress(psutil.Error):  # it may have ended meanwhile
+                        # Those below it that have ended are in its times, so nothing counts twice.
+                        self.found += sum(process.cpu_times()[:4])
             spent = time.thread_time() - start
             self.next_look = time.monotonic() + spent / MAX_CORE_SHARE
         # What has ended since the last look is in the second number alone.
         self.most = max(self.most, self.found + own - self.own_then, sum(os.times()[:4]))
         return self.most
-
-    def _of_all(self) -> float:
-        """A process counts those below it that have ended, so nothing counts twice."""
-        seconds = 0.0
-        with suppress(psutil.Error):  # whoever started us may be gone
-            root = psutil.Process(self.root)
-            for process in [root, *root.children(recursive=True)]:
-                with suppress(psutil.Error):  # it may have ended meanwhile
-                    seconds += sum(process.cpu_times()[:4])
-        return seconds

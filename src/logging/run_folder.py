@@ -48,7 +48,7 @@ from src.logging.records import Log, Progress
 from src.logging.same_run import (
     SIGNS,
     OtherRun,
-    is_longer,
+    is_finished,
     is_run_folder,
     read_json,
     resumed_config,
@@ -138,7 +138,8 @@ class RunFolder:
         except ValueError as error:  # a zero byte in it
             raise UserError(f"output_dir: cannot write to {str(path)!r}: {error}") from None
         self.lease.take()
-        if (path / "done").exists() and not is_longer(self.requested):
+        is_ended, is_shown = ((path / name).exists() for name in ("done", "stats.csv"))
+        if is_ended and (is_finished(self.requested) or not is_shown):
             raise UserError(f"output_dir: {path} holds a finished run; choose another or delete it")
         _remove_files(path, TORN)
         _remove_files(path / "checkpoints", TORN_CHECKPOINT)

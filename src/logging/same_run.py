@@ -72,34 +72,49 @@ def read_json(path: Path) -> dict[str, Any]:
 def is_finished(config: Config) -> bool:
     """Whether config.output_dir holds the finished run of this very config.
 
-    Not where it asks for a longer one. Raises UserError where it holds another run.
+    Not where it asks for a longer one. Raises OtherRun where it holds another run.
     """
     folder = Path(config.output_dir or "")
-    if not config.output_dir or not is_run_folder(folder) or not _has_ended(folder):
+    is_ended = all(os.path.isfile(folder / name) for name in ("done", "stats.csv"))
+    if not config.output_dir or not is_ended or not is_run_folder(folder):
         return False
-    earlier = _configs_of(folder)
-    differing = differing_keys(config, earlier)
-    if differing and not _is_longer_than(config, earlier):
-        raise _other_run(folder, "a finished", differing)
-    return not (differing and _reached_its_length(folder))
-
-
-def is_longer(config: Config) -> bool:
-    """Whether the config asks for more steps of the run that has ended in its run folder."""
-    folder = Path(config.output_dir or "")
-    is_to_extend = _has_ended(folder) and _reached_its_length(folder)
-    return is_to_extend and _is_longer_than(config, _configs_of(folder))
+    done = read_json(folder / "done")
+    if {"asked", "in_force"} <= done.keys():  # people edit the files beside it
+        earlier = _saved_configs(done)
+    else:  # older runs have those alone
+        paths = [folder / name for name in ("spec.yaml", "config.yaml")]
+        earlier = [read_saved_config(path) for path in paths if path.exists()]
+    is_longer = _compare(config, earlier, "a finished")
+    # One that stopped early or diverged would be no longer with more steps.
+    return not (is_longer and done.get("outcome") == "finished")
 
 
 def resumed_config(config: Config, saved: Mapping[str, Any]) -> Config:
     """The resolved configuration of a run that resumes, with what earlier attempts have drawn
     and inferred. saved: the two configurations in its state. Raises OtherRun."""
     earlier = _saved_configs(saved)
-    differing = differing_keys(config, earlier)
-    if differing and not _is_longer_than(config, earlier):
-        raise _other_run(config.output_dir, "an unfinished", differing)
+    _compare(config, earlier, "an unfinished")
     free = {key: getattr(config, key) for key in [*NON_SEMANTIC_KEYS, "train_length"]}
     return replace(earlier[0], **free)
+
+
+def _compare(config: Config, earlier: Sequence[Config], kind: str) -> bool:
+    """Whether config makes the run of the earlier ones longer. False: it asks for the same one.
+    Raises OtherRun. kind: of the run in the folder, for a person."""
+    differing = differing_keys(config, earlier)
+    is_more = all(config.train_length > one.train_length for one in earlier)
+    schedule = config.lr_schedule.partition("_")[0]
+    if differing == ["train_length"] and is_more and schedule in LENGTH_INDEPENDENT_SCHEDULES:
+        return True
+    if not differing:
+        return False
+    hint = ""
+    if differing == ["train_length"]:
+        hint = f" (only a longer one may, with {' or '.join(LENGTH_INDEPENDENT_SCHEDULES)})"
+    raise OtherRun(
+        f"output_dir: {config.output_dir} holds {kind} run that differs in {', '.join(differing)}"
+        f"{hint}; choose another output_dir, or delete that folder"
+    )
 
 
 def differing_keys(config: Config, earlier: Sequence[Config]) -> list[str]:
@@ -116,40 +131,6 @@ def differing_keys(config: Config, earlier: Sequence[Config]) -> list[str]:
 
     differing = [[key for key in KEYS if differs(key, one)] for one in earlier]
     return min(differing, key=len, default=[])
-
-
-def _is_longer_than(config: Config, earlier: Sequence[Config]) -> bool:
-    schedule = config.lr_schedule.partition("_")[0]
-    is_more = all(config.train_length > one.train_length for one in earlier)
-    is_alone = differing_keys(config, earlier) == ["train_length"]
-    return schedule in LENGTH_INDEPENDENT_SCHEDULES and is_more and is_alone
-
-
-def _other_run(folder: str | Path | None, kind: str, differing: Sequence[str]) -> OtherRun:
-    schedules = " or ".join(LENGTH_INDEPENDENT_SCHEDULES)
-    hint = f" (only a longer one may, with {schedules})" * (list(differing) == ["train_length"])
-    return OtherRun(
-        f"output_dir: {folder} holds {kind} run that differs in {', '.join(differing)}{hint}; "
-        "choose another output_dir, or delete that folder"
-    )
-
-
-def _has_ended(folder: Path) -> bool:
-    return all(os.path.isfile(folder / name) for name in ("done", "stats.csv"))
-
-
-def _reached_its_length(folder: Path) -> bool:
-    """Not stopped early, and not diverged: those a longer run would not change."""
-    return read_json(folder / "done").get("outcome") == "finished"
-
-
-def _configs_of(folder: Path) -> list[Config]:
-    """As `done` holds them: people edit the files beside it, which older runs have alone."""
-    done = read_json(folder / "done")
-    if {"asked", "in_force"} <= done.keys():
-        return _saved_configs(done)
-    paths = [folder / name for name in ("spec.yaml", "config.yaml")]
-    return [read_saved_config(path) for path in paths if path.exists()]
 
 
 def _saved_configs(saved: Mapping[str, Any]) -> list[Config]:

@@ -186,7 +186,7 @@ def main(folder: Path, name: str, *, must_be_online: bool) -> int:
 def log_run(folder: Path, name: str, *, must_be_online: bool) -> None:
     """Log all rows that there are, and those that come, until standard input ends: the run has."""
     confirmed, service = SyncState.read(folder, name).confirmed, load_service(name)
-    run = TrackedRun.read(folder)
+    run = TrackedRun(folder)
     state = SyncState(must_be_online or service.has_credentials(), confirmed=confirmed)
     try:
         tracker = build_service(service, run, name, is_online=state.is_online)
@@ -264,9 +264,7 @@ def sync_runs(folders: Sequence[Path]) -> tuple[int, int]:
     with tqdm(possible, unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:
         for folder, name in bar:
             if problem := sync_run(folder, name):
-                here = Path.cwd()
-                shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
-                tqdm.write(f"{shown}: {name}: {problem}", file=sys.stderr)
+                tqdm.write(f"{folder}: {name}: {problem}", file=sys.stderr)
             else:
                 num_sent += 1
     return num_sent, len(waiting)
@@ -295,8 +293,7 @@ def sync_run(folder: Path, name: str) -> str | None:
         return f"still running: {owner}"
     process = start_process(folder, name, must_be_online=True)
     try:
-        process.stdin.close()  # type: ignore[union-attr]
-        process.wait(SECONDS_PER_SYNC)
+        process.communicate(timeout=SECONDS_PER_SYNC)  # closes its standard input
     except subprocess.TimeoutExpired:
         return f"no answer in {SECONDS_PER_SYNC:.0f} s"
     finally:

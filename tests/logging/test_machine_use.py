@@ -219,7 +219,7 @@ def test_without_nvidia_s_library_the_log_says_so_and_the_rest_is_recorded(log_l
 
 def test_a_run_leaves_its_use_and_nothing_else_changes(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(machine_use, "MAX_CORE_SHARE", 1.0)  # else a short run has one sample
-    keys = {"train_length": 12, "batch_size": 10}
+    keys = {"train_length": 5, "batch_size": 10}
     plain = run_experiment(digits(output_dir=str(tmp_path / "plain"), system_interval=0, **keys))
     used = run_experiment(digits(output_dir=str(tmp_path / "used"), system_interval=0.02, **keys))
     assert not (tmp_path / "plain" / "system.csv").exists()

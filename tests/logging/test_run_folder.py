@@ -1,9 +1,6 @@
 import json
 import os
-import re
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +9,10 @@ from loguru import logger
 
 from src.config.config import load_config, make_config, save_config
 from src.logging import lease
-from src.logging.records import Stats, read_stats, summarize_run
 from src.logging.run_folder import RunFolder
 from src.logging.same_run import is_finished
 from src.support.errors import UserError
 from src.support.files import write_atomically
-from tests.waiting import PATIENCE
 
 
 def folder_at(path: Path, **keys: object) -> RunFolder:
@@ -104,71 +99,26 @@ def test_a_run_is_not_done_before_its_stats_are_on_disk(tmp_path, small_files):
 
 
 def test_keys_without_effect_may_differ_from_the_finished_run(tmp_path):
-    def asked(**keys):
+    def requested(**keys):
         return make_config({"output_dir": str(tmp_path), **keys})
 
-    assert not is_finished(asked())
-    save_config(asked(), tmp_path / "spec.yaml")
+    assert not is_finished(requested())
+    save_config(requested(), tmp_path / "spec.yaml")
     (tmp_path / "done").write_text("")  # as older experiments leave it
-    assert not is_finished(asked())
+    assert not is_finished(requested())
     (tmp_path / "stats.csv").write_text(",train/loss\n0,1.0\n")
-    assert is_finished(asked(log_interval=3, num_workers=0))
+    assert is_finished(requested(log_interval=3, num_workers=0))
     with pytest.raises(UserError, match="differs in model, base_lr"):
-        is_finished(asked(model="linear", base_lr=0.5))
+        is_finished(requested(model="linear", base_lr=0.5))
 
 
-def test_stats_keep_their_columns_however_few_are_filled(tmp_path):
-    stats = Stats(["test"], ["last", "av"], ["loss"])
-    stats.add(1, 10, {"train": {"loss": 0.25}})
-    frame = stats.frame()
-    assert list(frame)[3:7] == [
-        "train/loss",
-        "train/time",
-        "train/data_time",
-        "train/seen_examples",
-    ]
-    assert "test/av/loss" in frame
-    assert not [c for c in frame if "accuracy" in c]
-    (tmp_path / "stats.csv").write_text(frame.to_csv())
-    pd.testing.assert_frame_equal(read_stats(tmp_path), frame, check_dtype=False)
-    assert summarize_run(None, frame).splitlines()[0].split() == ["train/loss", "0.2500"]
-
-
-BAR = """
-import time
-from src.logging.records import Log, Progress
-Log(None, to_terminal=False)
-progress = Progress()
-progress.start(20)
-for step in range(1, 21):
-    time.sleep(0.02)
-    progress.line(step, 1, step * 10, {"loss": 0.5})
-progress.close()
-"""
-
-
-def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else():
-    pty = pytest.importorskip("pty", reason="needs a Unix terminal")
-    termios = pytest.importorskip("termios")
-    parent, child = pty.openpty()
-    termios.tcsetwinsize(child, (24, 80))
-    subprocess.run([sys.executable, "-c", BAR], stderr=child, check=True, timeout=PATIENCE)
-    os.set_blocking(parent, False)
-    shown = os.read(parent, 100_000).decode()
-    assert "loss 0.5000" in shown
-    assert "/20" in shown
-    assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", shown))
-    piped = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, check=True)
-    assert piped.stderr == piped.stdout == ""
-
-
-def test_warnings_reach_the_terminal_and_other_lines_only_if_asked(tmp_path, capsys):
-    for asked in (False, True):
-        with folder_at(tmp_path, log_to_stdout=asked):
+def test_warnings_reach_the_terminal_and_other_lines_only_if_requested(tmp_path, capsys):
+    for is_wanted in (False, True):
+        with folder_at(tmp_path, log_to_stdout=is_wanted):
             logger.info("quiet")
             logger.warning("fetching")
         out, err = capsys.readouterr()
-        assert ("fetching" in out + err, "quiet" in out + err) == (True, asked)
+        assert ("fetching" in out + err, "quiet" in out + err) == (True, is_wanted)
     assert (tmp_path / "training.log").read_text().count("quiet") == 2
 
 
