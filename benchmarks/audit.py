@@ -45,7 +45,7 @@ from benchmarks.references import (
 )
 from src.analysis.choice import choose, paired, table
 from src.analysis.curves import at, at_best, best, last
-from src.analysis.plots.targets import first_reached
+from src.analysis.plots.curves import first_reached
 from src.analysis.read import read_experiments
 from src.analysis.scores import mean_interval
 from src.config.config import make_config

@@ -1,13 +1,26 @@
-"""The pictures of a big_df: each takes keys for rows, columns, colours and styles, or an axis.
+"""The pictures of a big_df; each function returns a matplotlib figure.
 
-from src.analysis.plots import learning_curves, against, heat_map, tradeoff, to_target, summary
+Keys of the configuration are mapped to rows and columns of panels, colours, styles or an axis.
+`encoding` turns their values into names, colours, styles and legends. `panels` makes the figure
+of panels and all around them. With these, `results` draws pictures of one number for each
+setting, and `curves` pictures of whole curves; `overview` puts several on a page. Which setting
+is best, and its mean over seeds, comes from src/analysis/.
 """
 
-from src.analysis.plots.cells import heat_map
-from src.analysis.plots.keys import against
-from src.analysis.plots.learning import learning_curves
-from src.analysis.plots.summaries import summary
-from src.analysis.plots.targets import to_target
-from src.analysis.plots.tradeoffs import tradeoff
+from typing import TYPE_CHECKING
 
-__all__ = ["against", "heat_map", "learning_curves", "summary", "to_target", "tradeoff"]
+from src import lazy_names
+
+if TYPE_CHECKING:
+    from src.analysis.plots.curves import (
+        learning_curves,  # a line for each setting
+        to_target,  # when curves first reach a value
+    )
+    from src.analysis.plots.overview import summary  # a batch on one page
+    from src.analysis.plots.results import (
+        against,  # a metric against a key
+        heat_map,  # a metric against two keys
+        tradeoff,  # a metric against another, or time
+    )
+else:
+    __getattr__ = lazy_names(__name__)

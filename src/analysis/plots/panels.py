@@ -1,84 +1,123 @@
-"""What the pictures of a big_df share: a grid of panels, legends and notes around it.
+"""Figures of panels: what all pictures share, from the PlotSpec to the axes, legends and captions.
 
-seaborn is not used: it takes the interval of each point by itself, point after point in Python,
-its legends list every value, and its facets cannot be drawn into an axis that is there.
+Drawn with matplotlib alone. seaborn 0.13 was tried: it calls a function for each point of a curve
+to get the interval of Student (2 s for 20 curves of 50 points, here 0.02 s), and its figures with
+`row` or `col` cannot be drawn into an axis of a larger figure.
 """
 
+import io
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.ticker import (
+    EngFormatter,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from src.analysis.choice import ChoiceWarning, unlike_losses
-from src.analysis.plots.marks import (
+from src.analysis.plots.encoding import (
     LINES,
     MOST_STYLES,
+    Encoding,
     Levels,
-    Marks,
-    choose,
-    colour_bar,
+    add_colour_bar,
     colours_of,
+    cut,
+    encoded_keys,
     legend_entries,
     levels,
+    literal,
+    names_of,
+    spans,
     styles_of,
+    width_of,
 )
-from src.analysis.plots.names import cut, literal, width_of
 from src.analysis.scores import INTERVAL, Setting, settings_of
 from src.analysis.settings import LONGEST
 from src.support import UserError, bad_value
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 WIDTH, HEIGHT = 4.8, 3.3  # inches of a lone panel
 SMALL = (2.9, 2.3)  # and of one among others
 WRAP = 4  # columns of panels, where rows are free
-MOST_COLUMNS, MOST_ROWS = 8, 12
-MOST_PANELS = 48
+MOST_COLUMNS, MOST_ROWS, MOST_PANELS = 8, 12, 48
 MANY = 24  # lines of a panel: beyond, they are thin and without intervals
 GREY = "#666666"
 CUT = "longer ones leave the picture"  # intervals, in captions
 LEGEND: Any = {"frameon": False, "handlelength": 2.6, "borderaxespad": 0.2, "alignment": "left"}
-NONE: tuple[list[Any], list[str]] = ([], [])  # of a legend
 CAPTION, ENTRY = 0.155, 0.2  # inches of a line below the panels, and of one of a legend
 TITLE, SHORTEST = 9, 6  # points of a panel's title; letters of a value in it, at least
 BAR, HANDLE, TICKS = 0.9, 0.7, 0.9  # inches: a bar of colours, a legend but its names, the y axis
+TICK, LETTER = 0.2, 0.085  # inches that a tick's name needs, and each of its letters
+FEW = 9  # values that are ticks
+LOSS_SPANS = 20  # from there on a loss is drawn on a logarithmic axis
+LOSSES = ("loss", "error", "perplexity")
+INDEX_LABELS = {"train/seen_examples": "examples seen", "time": "time (s)", "seconds": "time (s)"}
 
 
-# ---- A grid of panels --------------------------------------------------------------------
+# ---- Figures -----------------------------------------------------------------------------
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows once, as a value: made without pyplot, which would keep it."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", bbox_inches="tight")
+        return picture.getvalue()
+
+
+def new_figure(width: float, height: float) -> NotebookFigure:
+    """width, height: inches. Letters are legible where it is shown 80 mm wide."""
+    return NotebookFigure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the caller of a picture asked for: keys, and an axis to draw into."""
+class PlotSpec:
+    """What the caller of a picture requests: keys, and an axis to draw into."""
 
     row: str | None = None
     col: str | None = None
     colour: str | None = None
     style: str | None = None
-    ax: "Axes | None" = None
+    ax: Axes | None = None
 
 
 @dataclass
 class Panel:
-    axis: "Axes"
+    axis: Axes
     settings: list[Setting]
 
 
+def grouped(settings: Iterable[Setting], key: Callable[[Setting], Hashable]) -> dict[Any, Any]:
+    """key(setting) -> the settings that have it."""
+    found: dict[Hashable, list[Setting]] = {}
+    for setting in settings:
+        found.setdefault(key(setting), []).append(setting)
+    return found
+
+
 @dataclass
-class Grid:
-    """Panels of one figure, and what colours and styles mean in all of them."""
+class FacetGrid:
+    """The panels of one figure, and what colours and styles mean in all of them."""
 
     figure: Any
     panels: list[Panel]
     settings: list[Setting]
-    colours: Marks
-    styles: Marks
+    colours: Encoding
+    styles: Encoding
     taken: list[str]  # keys that axes and panels stand for
     is_whole: bool  # the figure is ours: its legends and notes stand around the panels
 
@@ -86,197 +125,298 @@ class Grid:
     def is_crowded(self) -> bool:
         return max((len(panel.settings) for panel in self.panels), default=0) > MANY
 
-    def each(self, change: Callable[["Axes"], Any]) -> list[Any]:
-        """What it answers for the axis of each panel."""
+    def each(self, change: Callable[[Axes], Any]) -> list[Any]:
+        """change(axis) of each panel."""
         return [change(panel.axis) for panel in self.panels]
 
-    def look(self, setting: Setting) -> tuple[Any, Any]:
+    def marks(self, setting: Setting) -> tuple[Any, Any]:
+        """(colour, style)"""
         return self.colours.of(setting.row), self.styles.of(setting.row)
 
     def series(self, settings: Iterable[Setting]) -> list[list[Setting]]:
         """Those of one colour and style together."""
-        found: dict[tuple[int, int], list[Setting]] = {}
-        for setting in settings:
-            code = (self.colours.code(setting.row), self.styles.code(setting.row))
-            found.setdefault(code, []).append(setting)
-        return list(found.values())
-
-    def unsaid(self) -> list[str]:
-        """The varying keys that the picture does not tell apart."""
-        said = {*self.taken, self.colours.key, self.styles.key}
-        return [key for key in self.keys if key not in said]
+        codes = (self.colours.code, self.styles.code)
+        return list(grouped(settings, lambda s: tuple(code(s.row) for code in codes)).values())
 
     @property
     def keys(self) -> list[str]:
         """In which settings differ."""
         return list(self.settings[0].values) if self.settings else []
 
+    def unencoded_keys(self) -> str:
+        """The keys in which settings differ that the picture does not tell apart, as a list."""
+        encoded = {*self.taken, self.colours.key, self.styles.key}
+        return ", ".join(key for key in self.keys if key not in encoded)
 
-def grid_of(
+
+def facet_grid(
     df: pd.DataFrame,
-    wish: Wish,
+    spec: PlotSpec,
     *,
     used: Sequence[str] = (),
     fine: bool = False,
     styles: Sequence[Any] = (),
-) -> Grid:
-    """used: keys that the axes stand for. fine: see choose. styles: none: nor any colours.
+) -> FacetGrid:
+    """used: keys that the axes stand for. fine: see encoded_keys. Without styles, no colours.
 
     Raises UserError where a key does not exist or has too many values, or ax leaves no room.
     """
-    row = levels(df, wish.row, "row") if wish.row else None
-    col = levels(df, wish.col, "col") if wish.col else None
-    for found, role in ((row, "row"), (col, "col")):
-        if found and wish.ax is not None:
+    row = levels(df, spec.row, "row") if spec.row else None
+    col = levels(df, spec.col, "col") if spec.col else None
+    facets = {role: found for role, found in (("row", row), ("col", col)) if found}
+    for role, found in facets.items():
+        if spec.ax is not None:
             raise UserError(f"{role}: got {found.key!r} beside ax, which is one panel")
-    taken = [*used, *(found.key for found in (row, col) if found)]
-    looks = choose(df, wish.colour, wish.style, used=taken, fine=fine) if styles else (None, None)
-    settings = settings_of(df, [*taken, *(found.key for found in looks if found)])
-    if styles[:1] == LINES[:1] and wish.style is None and fine and len(settings) > MANY:
-        looks = (looks[0], None)  # nobody sees whether thin lines are dashed
-    figure, panels = _panels(settings, row, col, wish.ax)
-    _name_panels(figure, panels, (row, col), looks[0])
-    marks = colours_of(looks[0]), styles_of(looks[1], styles or ("-",))
-    return Grid(figure, panels, settings, *marks, taken, is_whole=wish.ax is None)
+    taken = [*used, *(found.key for found in facets.values())]
+    by_colour, by_style = None, None
+    if styles:
+        by_colour, by_style = encoded_keys(df, spec.colour, spec.style, used=taken, fine=fine)
+    settings = settings_of(df, [*taken, *(found.key for found in (by_colour, by_style) if found)])
+    if styles[:1] == LINES[:1] and spec.style is None and fine and len(settings) > MANY:
+        by_style = None  # nobody sees whether thin lines are dashed
+    figure, panels = _panels(settings, row, col, spec.ax)
+    _add_titles(figure, panels, [found for found in facets.values() if found.values], by_colour)
+    encodings = colours_of(by_colour), styles_of(by_style, styles or ("-",))
+    return FacetGrid(figure, panels, settings, *encodings, taken, is_whole=spec.ax is None)
 
 
 def _panels(
-    settings: list[Setting], row: Levels | None, col: Levels | None, ax: "Axes | None"
+    settings: list[Setting], row: Levels | None, col: Levels | None, ax: Axes | None
 ) -> tuple[Any, list[Panel]]:
-    num_rows, num_cols = _shape(row, col)
+    """(the figure, its panels row by row); columns alone are wrapped."""
+    num_rows, num_cols = (max(1, len(found.values)) if found else 1 for found in (row, col))
+    cells = list(product(range(num_rows), range(num_cols)))
+    if col and row is None and num_cols <= MOST_PANELS:
+        num_rows, num_cols = -(-num_cols // WRAP), min(num_cols, WRAP)
+    else:
+        for found, role, most in ((col, "col", MOST_COLUMNS), (row, "row", MOST_ROWS)):
+            if found and len(found.values) > most:
+                most = MOST_PANELS if row is None else most
+                expected = f"a key with at most {most} values, not {len(found.values)}"
+                raise bad_value(role, found.key, f"{expected}; select() some")
     if ax is not None:
         figure, axes = ax.figure.figure, np.array([ax])
     else:
-        figure, axes = _new_axes(num_rows, num_cols)
-    cells = [(r, c) for r in range(_num(row)) for c in range(_num(col))]
+        is_one = num_rows * num_cols == 1
+        size = (SMALL[0] * max(num_cols, 1.5), SMALL[1] * num_rows + 0.5)
+        figure = new_figure(*(WIDTH, HEIGHT) if is_one else size)
+        axes = figure.subplots(num_rows, num_cols, sharex=True, sharey=True, squeeze=False)
+
     panels = []
-    for axis, (r, c) in zip(axes, cells, strict=False):
-        inside = [s for s in settings if _is_in(s, row, r) and _is_in(s, col, c)]
+    for axis, places in zip(axes.flat, cells, strict=False):
+        both = [(found, place) for found, place in zip((row, col), places, strict=True) if found]
+        inside = [s for s in settings if all(found.codes[s.row] == at for found, at in both)]
         panels.append(Panel(axis, inside))
         if not inside:
-            _say(axis, "no runs")
-    for axis in axes[len(cells) :]:
+            _write(axis, "no runs")
+    for axis in axes.flat[len(cells) :]:
         axis.remove()
     return figure, panels
 
 
-def _name_panels(
-    figure: Any, panels: Sequence[Panel], facets: Sequence[Levels | None], legend: Levels | None
+def _add_titles(
+    figure: Any, panels: Sequence[Panel], facets: Sequence[Levels], legend: Levels | None
 ) -> None:
-    """legend: what colours mean, which takes room beside the panels."""
-    some = [found for found in facets if found and found.values]
-    if not some:
+    """'model=tiny/lenet', as long as has room. legend: of colours, beside the panels."""
+    if not facets:
         return
     names = [] if legend is None or legend.is_numeric else legend.names
     beside = max([BAR, *(HANDLE + width_of(name, 10) for name in names)])
     num_cols = panels[0].axis.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
     room = (figure.get_figwidth() - TICKS - beside) / num_cols
-    lines = product(*(_titles(found, room) for found in some))
-    for panel, titles in zip(panels, lines, strict=True):
-        panel.axis.set_title(literal("\n".join(titles)), fontsize=TITLE)
+    lines = []
+    for found in facets:
+        for most in range(LONGEST, SHORTEST - 1, -2):
+            key, values = cut(found.key, most), names_of(found.values, most)
+            titles = [f"{key}={value}" for value in values]
+            if max(width_of(title, TITLE) for title in titles) <= room:
+                break
+        lines.append(titles)
+    for panel, of_panel in zip(panels, product(*lines), strict=True):
+        panel.axis.set_title(literal("\n".join(of_panel)), fontsize=TITLE)
 
 
-def _titles(found: Levels, room: float) -> list[str]:
-    """'model=tiny/lenet' of each value, as long as has room in so many inches."""
-    titles: list[str] = []
-    for most in range(LONGEST, SHORTEST - 1, -2):
-        titles = [f"{cut(found.key, most)}={name}" for name in found.short_names(most)]
-        if max(width_of(title, TITLE) for title in titles) <= room:
-            break
-    return titles
-
-
-def _say(axis: "Axes", text: str) -> None:
+def _write(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", color=GREY)
 
 
-def _num(found: Levels | None) -> int:
-    return max(1, len(found.values)) if found else 1
+# ---- Axes --------------------------------------------------------------------------------
 
 
-def _is_in(setting: Setting, found: Levels | None, code: int) -> bool:
-    return found is None or found.codes[setting.row] == code
+def label_of(column: str, when: str | float = "last") -> str:
+    """'train/seen_examples' -> 'examples seen'; `when`, as in numbers(), where it is unusual."""
+    name = INDEX_LABELS.get(column, column)
+    if when == "last" or column == "seconds":
+        return name
+    return f"{name} ({when})" if isinstance(when, str) else f"{name} (at {when:g})"
 
 
-def _shape(row: Levels | None, col: Levels | None) -> tuple[int, int]:
-    """Of the grid; columns alone are wrapped."""
-    num_rows, num_cols = _num(row), _num(col)
-    if col and row is None and num_cols <= MOST_PANELS:
-        return -(-num_cols // WRAP), min(num_cols, WRAP)
-    for found, role, most in ((col, "col", MOST_COLUMNS), (row, "row", MOST_ROWS)):
-        if found and len(found.values) > most:
-            most = MOST_PANELS if row is None else most
-            expected = f"a key with at most {most} values, not {len(found.values)}; select() some"
-            raise bad_value(role, found.key, expected)
-    return num_rows, num_cols
-
-
-def _new_axes(num_rows: int, num_cols: int) -> tuple[Any, np.ndarray]:
-    from src.analysis.plots.picture import new_picture
-
-    if num_rows * num_cols == 1:
-        figure = new_picture(WIDTH, HEIGHT)
-    else:
-        figure = new_picture(SMALL[0] * max(num_cols, 1.5), SMALL[1] * num_rows + 0.5)
-    axes = figure.subplots(num_rows, num_cols, sharex=True, sharey=True, squeeze=False)
-    return figure, axes.reshape(-1)
-
-
-def name_axes(grid: Grid, x: str, y: str) -> None:
+def name_axes(grid: FacetGrid, x: str, y: str) -> None:
     """On the outermost panels."""
-    for panel in grid.panels:
-        place = panel.axis.get_subplotspec()
-        if _is_lowest(panel, grid):
+    places = [panel.axis.get_subplotspec() for panel in grid.panels]
+    for panel, place in zip(grid.panels, places, strict=True):
+        is_left = is_lowest = True
+        if grid.is_whole and place:
+            column = [p for p in places if p and p.colspan.start == place.colspan.start]
+            is_lowest = all(p.rowspan.start <= place.rowspan.start for p in column)
+            is_left = place.is_first_col()
+        if is_lowest:
             panel.axis.set_xlabel(literal(x))
             panel.axis.tick_params(labelbottom=True)
-        if not grid.is_whole or place is None or place.is_first_col():
+        if is_left:
             panel.axis.set_ylabel(literal(y))
         panel.axis.grid(alpha=0.25, linewidth=0.6)
         panel.axis.set_axisbelow(True)
         if panel.settings and not np.isfinite(panel.axis.dataLim.get_points()).all():
-            _say(panel.axis, "no values")
+            _write(panel.axis, "no values")
 
 
-def _is_lowest(panel: Panel, grid: Grid) -> bool:
-    """Whether no panel stands under it."""
-    place = panel.axis.get_subplotspec()
-    if not grid.is_whole or place is None:
-        return True
-    others = [other.axis.get_subplotspec() for other in grid.panels]
-    return not any(
-        o.colspan.start == place.colspan.start and o.rowspan.start > place.rowspan.start
-        for o in others
-        if o
-    )
+def is_log_loss(metric: str, values: Any) -> bool:
+    """Whether it is a loss that spans so much that a linear axis shows the worst alone."""
+    numbers = np.asarray(values, dtype=float)
+    is_loss = metric.rpartition("/")[2] in LOSSES
+    return is_loss and spans(numbers[np.isfinite(numbers)], LOSS_SPANS)
+
+
+def fit_y(axis: Axes, values: Any) -> bool:
+    """Keep the y axis near the values of seeds; whether something drawn leaves it then.
+
+    The interval of two seeds is 12.7 times as long as their distance: whole, it would be all that
+    one sees. Call it when all is drawn, and the scale is set.
+    """
+    numbers, is_log = np.asarray(values, dtype=float), axis.get_yscale() == "log"
+    numbers = numbers[np.isfinite(numbers) & ((numbers > 0) | (not is_log))]
+    if not len(numbers) or np.ptp(numbers) == 0:
+        return False
+    low, high = np.log([numbers.min(), numbers.max()]) if is_log else (numbers.min(), numbers.max())
+    ends = np.array([low - (high - low) / 4, high + (high - low) / 4])
+    nearest, furthest = np.exp(ends) if is_log else ends
+    bottom, top = axis.get_ylim()
+    bottom, top = max(bottom, nearest), min(top, furthest)
+    axis.set_ylim(bottom, top)
+    return bool(axis.dataLim.y0 < bottom or axis.dataLim.y1 > top)
+
+
+def log_y(axis: Axes) -> None:
+    axis.set_yscale("log")
+    log_ticks(axis.yaxis)
+
+
+def log_ticks(axis: Any) -> None:
+    """0.1, 0.2, 0.5 of an axis.yaxis, say; only the tens of a long one. Call it when all is drawn.
+
+    matplotlib's LogFormatter would write 10^-1, and label its minor ticks, which are too many.
+    """
+    low, high = axis.get_view_interval()
+    if low > 0 and high < 1000 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def number_axis(axis: Any, values: Any) -> None:
+    """Ticks of an x or y axis, axis.xaxis say, of whole or large numbers."""
+    numbers = np.asarray(values, dtype=float)
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers) and (numbers == np.trunc(numbers)).all():
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    if np.abs(numbers).max(initial=0) >= 10_000:
+        axis.set_major_formatter(EngFormatter(sep=""))
+
+
+def key_axis(axis: Axes, found: Levels) -> np.ndarray:
+    """(values,) Where each value of the key stands on the x axis; few are the ticks themselves.
+
+    A few numbers that lie too close for that, 0, 1e-4 and 0.1 say, stand side by side as names do.
+    """
+
+    def gap(places: np.ndarray) -> float:
+        """Inches between the nearest two of them."""
+        width = 0.62 * size_of(axis)[0]  # the legend takes some
+        span = float(np.ptp(places)) if len(places) > 1 else 0.0
+        return width * float(np.diff(places).min()) / span if span > 0 else width
+
+    places = np.arange(len(found.values), dtype=float)
+    is_few, is_log = len(places) <= FEW, found.is_logarithmic
+    if found.is_numeric:
+        numbers = np.array(found.values, dtype=float)
+        has_room = gap(np.log(numbers) if is_log else numbers) >= TICK
+        if is_log:
+            axis.set_xscale("log")
+        if has_room or is_log or not is_few:
+            places = numbers
+        if not (is_few and has_room) and (is_log or not is_few):
+            return places
+        axis.xaxis.set_minor_locator(NullLocator())
+    _name_ticks(axis.xaxis, places, found.names, gap=gap(np.log(places) if is_log else places))
+    if not found.is_numeric:
+        axis.set_xlim(-0.6, max(len(places) - 0.4, 0.6))
+    return places
+
+
+def size_of(axis: Axes) -> tuple[float, float]:
+    """(width, height) in inches, about: legends still want their room."""
+    box, figure = axis.get_position(), axis.figure
+    inches = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
+    return box.width * inches[0], box.height * inches[1]
+
+
+def name_ticks(axis: Any, names: Sequence[str]) -> None:
+    """0, 1, … of an axis."""
+    inches = size_of(axis.axes)[0 if axis.axis_name == "x" else 1]
+    _name_ticks(axis, np.arange(len(names)), names, gap=inches / max(1, len(names)))
+
+
+def _name_ticks(axis: Any, places: np.ndarray, names: Sequence[str], *, gap: float) -> None:
+    """As many as have room in gaps of that many inches, slanted where they are long."""
+    step = max(1, int(np.ceil(TICK / gap)))
+    some = list(names)[::step]
+    axis.set_ticks(list(places)[::step], list(map(literal, some)))
+    longest = max(map(len, some), default=0) * LETTER
+    if axis.axis_name == "x" and longest > 0.95 * gap * step:
+        axis.set_tick_params(rotation=35)
+        for tick in axis.get_ticklabels():
+            tick.set(ha="right", rotation_mode="anchor")
 
 
 # ---- Around the panels -------------------------------------------------------------------
 
 
 def add_legends(
-    grid: Grid, draw: Callable[..., Any] | None = None, notes: Sequence[str] = ()
+    grid: FacetGrid, handle: Callable[..., Any] | None = None, notes: Sequence[str] = ()
 ) -> None:
-    """Colours on the right, styles below, and what the picture shows; draw(colour, style)."""
-    if grid.colours.has_bar and draw:
-        colour_bar(grid.colours, [panel.axis for panel in grid.panels])
-    if draw:
-        neutral = "#333333" if grid.colours.levels else grid.colours.marks[0]
-        plain = grid.styles.marks[0]
-        both = dict(zip(map(str, grid.colours.marks), grid.styles.marks, strict=False))
-        twins = both if grid.colours.key == grid.styles.key else {}  # one legend says both
-        by_colour = legend_entries(grid.colours, lambda c: draw(c, twins.get(str(c), plain)))
-        by_style = legend_entries(grid.styles, lambda s: draw(neutral, s)) if not twins else NONE
-    else:
-        by_colour = by_style = NONE
+    """Colours on the right, styles below, and the notes as a caption. handle(colour, style)."""
+    by_colour: tuple[list[Any], list[str]] = ([], [])
+    by_style = by_colour
+    if handle:
+        colours, styles = grid.colours, grid.styles
+        if colours.has_bar:
+            add_colour_bar(colours, [panel.axis for panel in grid.panels])
+        neutral = "#333333" if colours.levels else colours.marks[0]
+        plain = styles.marks[0]
+        twins = {}  # colour -> style, where both stand for one key: one legend shows both
+        if colours.key == styles.key:
+            twins = dict(zip(map(str, colours.marks), styles.marks, strict=False))
+        else:
+            by_style = legend_entries(styles, lambda style: handle(neutral, style))
+        by_colour = legend_entries(colours, lambda c: handle(c, twins.get(str(c), plain)))
+    titles = [literal(encoding.key or "") for encoding in (grid.colours, grid.styles)]
     if grid.is_whole:
-        _around(grid, by_colour, by_style, "; ".join(note for note in notes if note))
-    else:
-        _beside(grid, by_colour, by_style)
+        _surround(grid.figure, titles, by_colour, by_style, "; ".join(filter(None, notes)))
+        return
+    axis: Any = grid.panels[0].axis
+    for title, (handles, names), corner, height in zip(
+        titles, (by_colour, by_style), ("upper left", "lower left"), (1.0, 0.0), strict=True
+    ):
+        if handles:  # right of the one axis, colours above styles
+            look: Any = {**LEGEND, "loc": corner, "bbox_to_anchor": (1.0, height)}
+            legend = Legend(axis, handles, names, title=title, fontsize=8, title_fontsize=8, **look)
+            axis.add_artist(legend)
+            legend.set_clip_on(False)  # else the layout leaves no room for it
 
 
-def _around(grid: Grid, by_colour: Any, by_style: Any, note: str) -> None:
+def _surround(figure: Any, titles: Sequence[str], by_colour: Any, by_style: Any, note: str) -> None:
     """The figure grows by what stands below the panels."""
-    figure = grid.figure
     lines = textwrap.wrap(note, int(figure.get_figwidth() * 13))
     columns = max(1, min(MOST_STYLES, 40 // max(map(len, by_style[1]), default=40)))
     num_rows = -(-len(by_style[0]) // columns)
@@ -288,30 +428,10 @@ def _around(grid: Grid, by_colour: Any, by_style: Any, note: str) -> None:
     look: Any = {"fontsize": 8.5, "color": GREY, "ha": "center", "va": "bottom"}
     figure.text(0.5, 0.3 * CAPTION * inch, literal("\n".join(lines)), **look)
     if by_colour[0]:
-        figure.legend(*by_colour, title=_title(grid.colours), loc="outside right upper", **LEGEND)
+        figure.legend(*by_colour, title=titles[0], loc="outside right upper", **LEGEND)
     if by_style[0]:
         look = {**LEGEND, "bbox_to_anchor": (0.5, caption * inch), "ncols": columns}
-        figure.legend(*by_style, title=_title(grid.styles), loc="lower center", **look)
-
-
-def _beside(grid: Grid, by_colour: Any, by_style: Any) -> None:
-    """Right of the one axis, colours above styles."""
-    from matplotlib.legend import Legend
-
-    axis: Any = grid.panels[0].axis
-    for title, (handles, names), corner, height in (
-        (_title(grid.colours), by_colour, "upper left", 1.0),
-        (_title(grid.styles), by_style, "lower left", 0.0),
-    ):
-        if handles:
-            look: Any = {**LEGEND, "loc": corner, "bbox_to_anchor": (1.0, height)}
-            legend = Legend(axis, handles, names, title=title, fontsize=8, title_fontsize=8, **look)
-            axis.add_artist(legend)
-            legend.set_clip_on(False)  # else the layout leaves no room for it
-
-
-def _title(marks: Marks) -> str:
-    return literal(marks.key or "")
+        figure.legend(*by_style, title=titles[1], loc="lower center", **look)
 
 
 def unended_note(df: pd.DataFrame) -> str:
@@ -321,19 +441,18 @@ def unended_note(df: pd.DataFrame) -> str:
     return f"not done: {counts}" if counts else ""
 
 
-def losses_note(df: pd.DataFrame, metrics: Iterable[str], apart: Iterable[str | None] = ()) -> str:
-    """Of losses that are not comparable, warned of as well. apart: keys, as in unlike_losses."""
-    texts = [f"not comparable: {text}" for text in unlike_losses(df, metrics, apart)]
+def losses_note(df: pd.DataFrame, metrics: Iterable[str], spec: PlotSpec) -> str:
+    """Losses that are not comparable in one panel, which are warned of as well."""
+    texts = [f"not comparable: {t}" for t in unlike_losses(df, metrics, [spec.row, spec.col])]
     for text in texts:
         warnings.warn(text, ChoiceWarning, stacklevel=3)  # the line that asks for the picture
     return "; ".join(texts)
 
 
-def seeds_note(counts: Iterable[int], mark: str) -> str:
+def seeds_note(counts: Sequence[int], mark: str = "") -> str:
     """'mean over 2 seeds, shade: 95 % Student's t interval of the mean'; counts: of settings."""
-    there = [count for count in counts if count]
-    if max(there, default=0) < 2:
+    low, high = min(filter(None, counts), default=0), max(counts, default=0)
+    if high < 2:
         return ""
-    low, high = min(there), max(there)
     seeds = f"{high} seeds" if low == high else f"{low} to {high} seeds"
     return f"mean over {seeds}" + (f", {mark}: {INTERVAL}" if mark else "")

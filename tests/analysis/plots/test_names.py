@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from src.analysis.plots import against, heat_map, learning_curves, summary, to_target, tradeoff
-from src.analysis.plots.marks import levels
+from src.analysis.plots.encoding import levels
 from src.analysis.run_plot import COLOURS
 
 LONG = "a/very/long/path/of/models/that/nobody/wants/to/read/"

@@ -11,8 +11,8 @@ from figures import LOSS, METRIC, bars, batch, curve, drawn, lines, sweep, texts
 
 from src.analysis.curves import CurveArray
 from src.analysis.plots import against, heat_map, to_target, tradeoff
-from src.analysis.plots.targets import first_reached
-from src.analysis.plots.tradeoffs import pareto
+from src.analysis.plots.curves import first_reached
+from src.analysis.plots.results import pareto
 from src.support.errors import UserError
 
 
