@@ -1,4 +1,4 @@
-"""What a batch tells of itself: once each, within its budget, however many rows fail at once."""
+"""What is reported about a batch: once each, within its budget, however many runs fail at once."""
 
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from src.grid.notices import (
     MOST_MESSAGES,
     SENDERS,
     Notices,
+    kept_options,
     report_failure,
     sending_command,
     submit_digest,
@@ -32,7 +33,7 @@ def rows(number: int) -> list[str]:
     return [f"{i:03d}_x" for i in range(number)]
 
 
-def test_nobody_is_told_where_there_is_no_address(batch):
+def test_nothing_is_reported_where_there_is_no_address(batch):
     assert Notices(batch).due_after_failure("000_x") is None
     assert list(batch.rglob("*")) == [batch / "submissions"]
     Notices(batch).begin(rows(3), 3)
@@ -48,10 +49,10 @@ def test_a_submission_of_which_nothing_came_leaves_the_one_before_in_force(batch
     assert Notices(batch).may_send_digest(first)
 
 
-def test_the_first_failure_and_more_than_a_fifth_are_told_once(batch):
+def test_the_first_failure_and_more_than_a_fifth_are_reported_once(batch):
     Notices(batch).begin(rows(20), 20)
-    told = [Notices(batch).due_after_failure(row) for row in rows(20)]
-    assert told == ["failure", None, None, None, "many", *[None] * 15]
+    due = [Notices(batch).due_after_failure(row) for row in rows(20)]
+    assert due == ["failure", None, None, None, "many", *[None] * 15]
 
 
 def test_a_fifth_is_not_more_than_a_fifth_and_one_message_says_both(batch):
@@ -61,10 +62,10 @@ def test_a_fifth_is_not_more_than_a_fifth_and_one_message_says_both(batch):
     assert [Notices(batch).due_after_failure(row) for row in rows(2)] == ["many", None]
 
 
-def test_a_row_that_fails_twice_is_one_row(batch):
+def test_a_run_that_fails_twice_is_one_run(batch):
     Notices(batch).begin(rows(10), 10)
-    told = [Notices(batch).due_after_failure("000_x") for _ in range(8)]
-    assert told == ["failure", *[None] * 7]
+    due = [Notices(batch).due_after_failure("000_x") for _ in range(8)]
+    assert due == ["failure", *[None] * 7]
 
 
 def test_what_is_submitted_again_is_no_failure_any_more(batch):
@@ -76,8 +77,8 @@ def test_what_is_submitted_again_is_no_failure_any_more(batch):
     assert Notices(batch).due_after_failure("000_x") == "failure"  # of the new round
 
 
-def test_of_many_processes_at_once_two_may_speak(batch):
-    """A grid whose every row fails in the same second."""
+def test_of_many_processes_at_once_two_may_send(batch):
+    """A grid whose every run fails in the same second."""
     Notices(batch).begin(rows(400), 400)
     script = (
         "import sys; from pathlib import Path; from src.grid.notices import Notices;"
@@ -93,9 +94,9 @@ def test_of_many_processes_at_once_two_may_speak(batch):
         )
         for number in range(4)
     ]
-    told = " ".join(process.communicate(timeout=PATIENCE)[0] for process in started).split()
-    assert len(told) == 400
-    assert sorted(word for word in told if word != "None") == ["failure", "many"]
+    due = " ".join(process.communicate(timeout=PATIENCE)[0] for process in started).split()
+    assert len(due) == 400
+    assert sorted(word for word in due if word != "None") == ["failure", "many"]
 
 
 def test_the_budget_is_that_of_the_batch_with_all_its_retries(batch):
@@ -107,7 +108,7 @@ def test_the_budget_is_that_of_the_batch_with_all_its_retries(batch):
     assert len(list((batch / "submissions" / "notices").glob("sent-*"))) == MOST_MESSAGES
 
 
-def test_a_digest_is_told_once_and_by_the_last_submission(batch):
+def test_a_digest_is_sent_once_and_by_the_last_submission(batch):
     first = Notices(batch).begin(rows(3), 3)
     second = Notices(batch).begin(rows(3), 3)
     assert not Notices(batch).may_send_digest(first)
@@ -132,11 +133,17 @@ def test_the_job_of_a_digest_runs_what_its_frozen_code_has(batch, tmp_path, monk
     assert command == f"exec {sys.executable} -m {module} digest {batch} {of_round}"
 
 
+def test_the_digest_s_job_runs_where_the_rows_do():
+    words = ["--partition=gpu", "--gpus=1", "-A", "lab", "-qlong", "--time", "1-0", "-p", "cpu"]
+    assert kept_options(words) == ["--partition=cpu", "--account=lab", "--qos=long"]
+    assert kept_options([]) == []
+
+
 def test_the_code_of_today_has_what_sends():
     assert sending_command("digest", Path("b"), "r", ROOT)[2] == SENDERS[0]
 
 
-def test_what_is_no_failure_is_not_told(batch, monkeypatch):
+def test_what_is_no_failure_is_not_reported(batch, monkeypatch):
     asked = []
     monkeypatch.setattr(notices, "start_sending", lambda *all_of_it: asked.append(all_of_it))
     Notices(batch).begin(rows(20), 20)

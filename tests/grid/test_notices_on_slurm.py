@@ -1,4 +1,4 @@
-"""Batches on a real Slurm cluster that tell of themselves."""
+"""Messages about batches on a real Slurm cluster."""
 
 import json
 import os
@@ -34,7 +34,7 @@ echo '{"outcome": "finished"}' > "$folder/done"
 
 @pytest.mark.slow
 def test_the_digest_arrives_after_a_batch_with_two_failures(cluster, repository):
-    """Eleven rows, all in one array; the digest's job runs when it has ended."""
+    """Eleven runs, all in one array; the digest's job runs when it has ended."""
     repository.job(KEYS)
     with mailbox() as box:
         env = cluster.env | {"EXPERIMENT_NOTIFY": box.address}
@@ -61,8 +61,8 @@ def test_the_digest_arrives_after_a_batch_with_two_failures(cluster, repository)
 
 
 @pytest.mark.slow
-def test_a_grid_whose_every_row_fails_tells_three_times(cluster, repository):
-    """All fail in the first second; more than a fifth is told once."""
+def test_a_grid_whose_every_run_fails_sends_three_messages(cluster, repository):
+    """All fail in the first second; that more than a fifth failed is reported once."""
     repository.write("fails.sh", FAILS)
     repository.job("{base_lr: '[float(x) for x in range(40)]'}")
     with mailbox() as box:
@@ -78,7 +78,7 @@ def test_a_grid_whose_every_row_fails_tells_three_times(cluster, repository):
 
 
 @pytest.mark.slow
-def test_the_last_submission_s_digest_waits_for_the_rows_of_all(cluster, repository):
+def test_the_last_submission_s_digest_waits_for_the_runs_of_all(cluster, repository):
     """-r while others still run: the older digest is silent, the newer one looks again."""
     repository.write("some.sh", SOME)
     repository.job("{base_lr: [1.0, 2.0, 3.0]}")

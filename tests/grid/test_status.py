@@ -1,18 +1,16 @@
-"""What became of a row, told from folders that are made by hand."""
+"""What became of a run, read from folders that are made by hand."""
 
 import json
 import os
 import platform
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from src.grid.failures import LONGEST_CAUSE
 from src.grid.folders import Batch, Row
-from src.grid.journal import Journal, SubmitOptions
-from src.grid.reports import Report, group_failures, normalize_cause
+from src.grid.journal import Journal
 from src.grid.status import STATES, RowStatus, row_statuses
 from src.support.processes import start_time
 
@@ -300,7 +298,7 @@ def test_slurms_words_to_rows_that_share_a_job_stand_in_the_jobs_log(row, end, n
     assert status_of(row).kind == kind
 
 
-# ---- Stopped, to go on -------------------------------------------------------------------
+# ---- Stopped, to resume -------------------------------------------------------------------
 
 
 def stopped(**facts) -> dict:
@@ -327,7 +325,7 @@ def test_a_row_that_slurm_begins_again_keeps_its_progress_until_it_knows_better(
     assert status_of(row, job("RUNNING")).progress == 0.25
 
 
-def test_a_stopped_row_goes_on_with_those_that_share_its_job(row):
+def test_a_stopped_row_resumes_with_those_that_share_its_job(row):
     put(row, status=stopped(), log=began(100) + "--- ended: exit code 75 ---\n")
     status = status_of(row, job("RUNNING"))
     assert (status.state, status.progress) == ("queued", 0.25)
@@ -396,71 +394,3 @@ def test_values_of_a_wrong_type_are_no_reason_to_fail(row, odd):
             assert 0 <= status.progress <= 1
     row.log.write_bytes(bytes(range(256)))
     assert status_of(row).state in STATES
-
-
-# ---- What failed in the same way ---------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("Tried to allocate 2.00 GiB at 0x7f", "Tried to allocate 512 MiB at 0xAB12"),
-        ("shapes (3, 4) and 1e-3", "shapes (30, 41) and -0.5"),
-        ("no such file: '/home/a/b c'", "no such file: '/scratch/x c'"),
-        (f"{'long ' * 20} one", f"{'long ' * 20} other"),
-    ],
-)
-def test_causes_that_differ_in_numbers_are_the_same(one, other):
-    assert normalize_cause(one) == normalize_cause(other)
-    assert normalize_cause(one) != normalize_cause(f"not {other}")
-
-
-def failed(number: int, values: dict, cause: str, *, node="n1", kind="error") -> RowStatus:
-    return RowStatus(
-        Row(Path(f"/r/{number:03d}"), values), "failed", kind=kind, cause=cause, node=node
-    )
-
-
-def test_groups_say_what_their_rows_share():
-    statuses = [
-        failed(0, {"bs": 8192, "lr": 0.1}, "CUDA: 1 GiB", kind="oom"),
-        failed(1, {"bs": 8192, "lr": 0.2}, "CUDA: 22 GiB", kind="oom", node="n2"),
-        failed(2, {"bs": 32}, "KeyError: 'a'"),
-        failed(3, {"bs": 32, "lr": 0.2}, "KeyError: 'b'", node="c-005"),
-        failed(4, {"bs": 64, "lr": 0.2}, "KeyError: 'b'", node="c-005"),
-        RowStatus(Row(Path("/r/005"), {"bs": 32, "lr": 0.1}), "done", node="n1"),
-    ]
-    groups = group_failures(statuses, ["bs", "lr"])
-    assert [group.headline for group in groups] == [
-        "2 runs: error, all with lr=0.2, all on node c-005",
-        "1 run: error, 002",
-        "2 runs: out of memory, all with bs=8192",
-    ]
-
-
-def test_one_node_says_nothing_where_there_is_only_one():
-    statuses = [failed(i, {"x": i}, "KeyError: 'a'") for i in range(2)]
-    (group,) = group_failures(statuses, ["x"])
-    assert group.headline == "2 runs: error"
-
-
-def test_the_command_that_submits_again(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    batch = Batch(tmp_path / "results" / "a b", [])
-    folder = tmp_path / "journal"
-    folder.mkdir()
-    journal = Journal(folder)
-    command = Report(batch, journal, False, [], [], []).retry_command
-    start = "python submit_multiple.py -r 'results/a b'"
-    assert command("lost") == f"{start} -s local --only lost"
-    journal.remember(SubmitOptions(script="cpu.sh", extra=["--partition=x", "--comment=a b"]))
-    extra = "-- --partition=x '--comment=a b'"
-    assert command("oom") == f"{start} -s cpu.sh --only oom {extra}"
-    journal.refused(journal.begin(["r"], pack=1, script="cpu.sh", extra=[]), "no such partition")
-    assert command("oom") == f"{start} -s cpu.sh --only oom"
-    journal.remember(SubmitOptions(script="cpu.sh", pack=3))
-    assert command("oom") == f"{start} -s cpu.sh --pack 3 --only oom"
-    journal.remember(SubmitOptions(script="cpu.sh", no_array=True))
-    assert command("oom") == f"{start} -s cpu.sh --no-array --only oom"
-    monkeypatch.chdir(folder)
-    assert f"-r '{batch.path}'" in command("oom")
