@@ -14,8 +14,8 @@ import pytest
 import submit_multiple
 from src.grid import snapshot, submit_grid
 from src.grid.folders import open_batch
-from src.grid.journal import Journal
 from src.grid.repair import repair_batch
+from src.grid.submission import Journal
 
 QUICK = "#!/bin/bash\ntrue\n"
 JOB = "job_details: {name: x}\nparameters: {model: linear, base_lr: [1.0, 2.0], train_length: 0}\n"

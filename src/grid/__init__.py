@@ -5,10 +5,10 @@ job_file.py            jobs/x.yaml -> name, place, and the rows of the grid, a c
 check.py               all that is wrong with the rows, at once
 folders.py             the batch folder: names, index, spec.yaml
 snapshot.py            the frozen code
-journal.py             what was requested of Slurm, written before and after
 repair.py              a batch that was moved, copied or damaged
 local.py               rows -> worker processes here
-slurm.py               its commands; rows -> arrays of jobs
+submission.py          rows -> arrays of jobs of Slurm; a journal of what was requested
+slurm.py               Slurm's commands and error texts
 attempt.py             what a submit script ends in: train.py, and the request for another attempt
 status.py failures.py  what became of each run, and why it failed
 reports.py             how far a batch is, how long still, what failed alike, what it cost;
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from src.grid.check import find_mistakes
     from src.grid.folders import row_identity
     from src.grid.job_file import read_job
-    from src.grid.journal import SubmitOptions
     from src.grid.messages import notify  # send the digest of a batch, or a test message
 
     # report.py, analysis
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
         write_report_page,  # one HTML file
     )
     from src.grid.reports import read_reports  # what is known of some batches
+    from src.grid.submission import SubmitOptions
     from src.grid.submit_grid import RETRYABLE, submit
 else:
     __getattr__ = lazy_names(__name__)

@@ -32,22 +32,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from src.config import read_yaml, read_yaml_file
+from src.grid import slurm
 from src.grid.notices import report_failure, wait_until_sent
-from src.grid.slurm import (
-    ENDED,
-    FULL,
-    NO_ANSWER,
-    REQUEUE_FORBIDDEN,
-    SUBMISSION,
-    NoSlurm,
-    ask,
-    ask_patiently,
-    literal,
-    read_queue,
-    runs_spec,
-    sbatch_arguments,
-    state_and_reason,
-)
+from src.grid.slurm import NoSlurm
 from src.logging import live_owner
 from src.support import OneLineParser, UserError, processes, write_atomically
 
@@ -58,7 +45,7 @@ SECONDS_OF_GRACE = 600
 SECONDS_BETWEEN_LOOKS = 5  # at a folder in which another process runs
 PATIENCE = 600.0  # seconds with a silent Slurm; more than a job has left when it asks
 SECONDS_BETWEEN_TRIES = 3.0
-MAY_PASS = re.compile(f"{NO_ANSWER.pattern}|{FULL.pattern}")
+MAY_PASS = re.compile(f"{slurm.NO_ANSWER.pattern}|{slurm.FULL.pattern}")
 # The main process's exit code is the run's; if a process fails, the others do not wait for it.
 SRUN = ["srun", "--kill-on-bad-exit=1", sys.executable]
 
@@ -266,13 +253,13 @@ def request_attempt(job: str, specs: Sequence[str], folders: Sequence[Path]) -> 
     does no harm."""
 
     def ask_once() -> None:
-        state, reason = state_and_reason(job)
+        state, reason = slurm.state_and_reason(job)
         if state != "RUNNING" and reason != "TimeLimit":
             return  # Slurm has heard us already, or somebody has cancelled the job meanwhile
         try:
-            ask(["scontrol", "requeue", job])  # a task of an array by its '123_4'
+            slurm.ask(["scontrol", "requeue", job])  # a task of an array by its '123_4'
         except NoSlurm as error:
-            if not REQUEUE_FORBIDDEN.search(str(error)):
+            if not slurm.REQUEUE_FORBIDDEN.search(str(error)):
                 raise
             for spec, folder in zip(specs, folders, strict=True):
                 _follow_up(job, spec, folder)
@@ -287,14 +274,14 @@ def request_attempt(job: str, specs: Sequence[str], folders: Sequence[Path]) -> 
 def is_time_limit(job: str) -> bool:
     """Whether Slurm ends the job for that reason; where it does not say, it may be cancelled."""
     try:
-        return _patiently(lambda: state_and_reason(job)[1]) == "TimeLimit"
+        return _patiently(lambda: slurm.state_and_reason(job)[1]) == "TimeLimit"
     except NoSlurm:
         return False
 
 
 def _patiently(question: Callable[[], T]) -> T:
     until = time.monotonic() + PATIENCE
-    return ask_patiently(question, until, waits=[SECONDS_BETWEEN_TRIES], may_pass=MAY_PASS)
+    return slurm.ask_patiently(question, until, waits=[SECONDS_BETWEEN_TRIES], may_pass=MAY_PASS)
 
 
 def _follow_up(job: str, spec: str, folder: Path) -> None:
@@ -304,13 +291,13 @@ def _follow_up(job: str, spec: str, folder: Path) -> None:
     shows of `sbatch SCRIPT SPEC`, where options are not known.
     """
     path = Path(os.path.realpath(spec))
-    jobs = read_queue()
-    waiting = (j.job for j in jobs if runs_spec(j, path) and j.state not in ENDED and j.job != job)
+    jobs = slurm.read_queue()
+    waiting = (j.job for j in jobs if j.runs(path) and not j.has_ended and j.job != job)
     follow_up = next(waiting, None)
     if follow_up is None:
         by_hand = (j.command for j in jobs if j.job == job and j.command.endswith(f" {spec}"))
         extra: list[str] = []
-        if text := os.environ.get(SUBMISSION):
+        if text := os.environ.get(slurm.SUBMISSION):
             facts = json.loads(text)
             script = facts["script"]
             extra = [option for option in facts["options"] if option not in ("--hold", "-H")]
@@ -318,9 +305,11 @@ def _follow_up(job: str, spec: str, folder: Path) -> None:
             script = command.removesuffix(f" {spec}")
         else:
             raise NoSlurm("requeueing is forbidden, and which script to submit again is not known")
-        log = literal(folder.resolve() / "job.log")
-        arguments = sbatch_arguments(Path.cwd(), extra, name=folder.name, log=log, dependency=job)
-        follow_up = ask([*arguments, script, str(path)]).strip().partition(";")[0]
+        log = slurm.literal(folder.resolve() / "job.log")
+        arguments = slurm.sbatch_arguments(
+            Path.cwd(), extra, name=folder.name, log=log, dependency=job
+        )
+        follow_up = slurm.ask([*arguments, script, str(path)]).strip().partition(";")[0]
     count = RestartCount.read(folder) or RestartCount(job)
     replace(count, follow_up=follow_up).write(folder)
 

@@ -22,10 +22,10 @@ from src.grid.best_settings import (
 )
 from src.grid.failures import KINDS, LONGEST_CAUSE
 from src.grid.folders import Batch, count_runs, open_batch
-from src.grid.journal import Journal
 from src.grid.local import runner
-from src.grid.slurm import NoSlurm, queued_rows, read_queue
+from src.grid.slurm import NoSlurm, read_queue
 from src.grid.status import RowStatus, read_journal, row_statuses
+from src.grid.submission import Journal, queued_rows
 from src.logging import Cost
 from src.metrics import LOSS_KEYS, OF_LOSS, metric_columns, metric_name
 from src.ranking import NON_SEMANTIC_KEYS, SEEDS

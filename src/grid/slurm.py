@@ -1,20 +1,11 @@
-"""Slurm: its commands and error texts, and the submission of runs, call by call.
-
-Runs go to Slurm as one array, or as several where the cluster's limits ask for it. sbatch gets
-submissions/NNN.sh, which is written so that any submit script runs as a task: it starts with the
-#SBATCH lines of the submit script, then finds the run of its task and calls the script with the
-run's spec.yaml, as `sbatch SCRIPT FOLDER/spec.yaml` would.
+"""Slurm: the one module that knows its commands and its error texts.
 
 Not submitit, which submits pickled functions by scripts of its own: docs/conventions.md says why.
 """
 
-import json
 import os
 import re
-import shlex
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +13,6 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import TypeVar
 
-from loguru import logger
-
-from src.grid.folders import Batch, Row
-from src.grid.journal import ACCEPTED, Call, Journal, SubmitOptions
 from src.support import UserError
 
 T = TypeVar("T")
@@ -34,12 +21,8 @@ ENDED |= {"OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}  # any other state may still 
 # Variables that a surrounding job would hand down to the jobs that it submits.
 OF_A_JOB = ("SLURM_", "PMI_", "PMIX_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE")
 KEPT = {"SLURM_CONF"}
-SET_BY_US = {"array", "chdir", "error", "job-name", "output", "parsable", "wait", "wrap"}
-SET_BY_US |= {"test-only", "version", "help", "usage"}  # these submit nothing
-SET_BY_US_SHORT = "aDeJoWVh"
 SECONDS_TO_ANSWER = 100.0  # sbatch itself gives up on a silent controller much sooner
 WAITS = (2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds before asking again; the last one for ever
-LATER = "the same command resumes"
 SEPARATOR = "\x1f"
 SUBMISSION = "EXPERIMENT_SUBMISSION"  # a variable: how a job was submitted, as JSON
 
@@ -72,6 +55,14 @@ class QueuedJob:
     node: str
     name: str
     command: str  # the script and its arguments
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+    def runs(self, spec: Path) -> bool:
+        """Whether it is `SCRIPT …/spec.yaml` for this very file; squeue quotes nothing."""
+        return self.command.endswith(f" {spec}")
 
 
 # ---- What Slurm says ---------------------------------------------------------------------
@@ -135,33 +126,6 @@ def read_queue() -> list[QueuedJob]:
     ]
 
 
-def queued_rows(batch: Batch, journal: Journal, jobs: Sequence[QueuedJob]) -> dict[str, QueuedJob]:
-    """Row -> the job that waits or runs for it, by its script: job numbers may come again."""
-    calls = {str(script_of(call, journal)): call for call in journal.calls.values()}
-    names = {row.name for row in batch.rows}
-    found = {}
-    for job in jobs:
-        if job.state in ENDED:
-            continue
-        if (call := calls.get(job.command)) and job.task is not None:
-            found.update(dict.fromkeys(call.rows_of_task(job.task), job))
-        elif (name := Path(job.command).parent.name) in names and runs_spec(
-            job, spec_for_slurm(batch, name)
-        ):
-            found[name] = job
-    return found
-
-
-def runs_spec(job: QueuedJob, spec: Path) -> bool:
-    """Whether the job is `SCRIPT …/spec.yaml` for this very file; squeue quotes nothing."""
-    return job.command.endswith(f" {spec}")
-
-
-def spec_for_slurm(batch: Batch, row: str) -> Path:
-    """spec.yaml by its one real path, as jobs are known by it, whichever link led here."""
-    return Path(os.path.realpath(batch.path), row, "spec.yaml")
-
-
 def state_and_reason(job: str) -> tuple[str, str]:
     """('RUNNING', 'None'), ('COMPLETING', 'TimeLimit'), …; empty where it is over."""
     text = ask(["squeue", "-h", "-j", job, "-o", f"%T{SEPARATOR}%r"])
@@ -187,53 +151,6 @@ def plain_message(text: str) -> str:
 # ---- What Slurm is asked -----------------------------------------------------------------
 
 
-def check_options(options: SubmitOptions) -> list[str]:
-    """What Slurm would refuse of the submit script and the options of sbatch, a line each."""
-    if options.is_local:
-        return []
-    errors = [*_script_errors(options)]
-    for option in options.extra:
-        name = option.partition("=")[0]
-        if name.startswith("--"):
-            is_ours = len(name) > 3 and any(ours.startswith(name[2:]) for ours in SET_BY_US)
-        else:
-            is_ours = name.startswith("-") and name[1:2] in SET_BY_US_SHORT
-        if is_ours:
-            errors.append(f"-- {option}: submit_multiple.py sets this one itself")
-            break
-    if options.after:  # a dependency on a job that Slurm does not know counts as fulfilled
-        try:
-            ask(["squeue", "-h", "-j", options.after])
-        except NoSlurm as error:
-            if "Invalid job id" in str(error):
-                errors.append(f"--after: Slurm knows no job {options.after}")
-    # What sbatch would be called with can be shown where there is no Slurm.
-    if not options.dry_run and shutil.which("sbatch") is None:
-        errors.append("-s: there is no sbatch on this machine; -s local runs them here")
-    return errors
-
-
-def _script_errors(options: SubmitOptions) -> list[str]:
-    try:
-        text = Path(options.script or "").read_bytes()
-    except OSError as error:
-        return [f"-s {options.script}: {error.strerror}"]
-    if not text.startswith(b"#!"):
-        return [f"-s {options.script}: no script; its first line must be like #!/bin/bash"]
-    if b"\r\n" in text:
-        return [f"-s {options.script}: has DOS line breaks, which Slurm refuses (try dos2unix)"]
-    array = re.search(rb"^#SBATCH +(--array|-a).*", text, re.MULTILINE)
-    if array and options.no_array:
-        words = array[0].decode(errors="replace")
-        return [f"-s {options.script}: with --no-array, {words!r} would start each run again"]
-    return []
-
-
-def script_of(call: Call, journal: Journal) -> Path:
-    """What sbatch gets for an array."""
-    return Path(os.path.realpath(journal.folder), f"{call.label}.sh")
-
-
 def sbatch_arguments(
     code: Path, extra: Sequence[str], *, name: str, log: str, dependency: str | None = None
 ) -> list[str]:
@@ -244,12 +161,6 @@ def sbatch_arguments(
     if dependency:
         arguments += [f"--dependency=afterany:{dependency}"]
     return [*arguments, *extra]
-
-
-def job_variables(script: Path, extra: Sequence[str]) -> dict[str, str]:
-    """Environment variables of a job: how it was submitted, so that a follow-up is as well."""
-    submission = {"script": str(script), "options": list(extra)}
-    return {"EXPERIMENT_PYTHON": sys.executable, SUBMISSION: json.dumps(submission)}
 
 
 def literal(path: Path) -> str:
@@ -283,295 +194,3 @@ def run_sbatch(
             if FULL.search(line):
                 process.terminate()
         return process.wait(), process.stdout.read(), "".join(errors)
-
-
-# ---- Submitting runs ---------------------------------------------------------------------
-
-
-class NotEnoughRoom(Exception):  # noqa: N818 - not always an error
-    """A limit on the number of jobs: fewer at a time may pass, or the same later."""
-
-
-class Submission:
-    """Submits runs of a batch, call by call, each written to the journal before and after."""
-
-    def __init__(
-        self,
-        batch: Batch,
-        options: SubmitOptions,
-        code: Path,
-        *,
-        progress: Callable[[int], object] = lambda num_runs: None,
-    ) -> None:
-        self.batch, self.options, self.code, self.progress = batch, options, code, progress
-        self.journal = Journal(batch.submissions)
-        self.jobs: list[str] = []  # Slurm's numbers
-
-    def settle(self) -> None:
-        """Find out what became of calls whose answer never came."""
-        if self.journal.open_calls:
-            jobs = self._patiently(read_queue)
-            for call in self.journal.open_calls:
-                self._settle(call, jobs)
-
-    def submit(self, rows: Sequence[Row]) -> list[str]:
-        """All of them; the numbers that Slurm gave. Raises UserError where it goes no further:
-        what is submitted by then is in the journal, and the next call resumes there."""
-        left, pack, most = list(rows), self.options.pack, 1  # most: tasks of one call
-        if not self.options.no_array:
-            max_array, max_jobs = self._patiently(read_limits)
-            if max_array < 2:  # an index is below it
-                raise UserError("this cluster takes no job arrays (MaxArraySize): use --no-array")
-            most = min(max_array, max_jobs)
-        while left:
-            chunk = left[: most * pack]
-            try:
-                self._call(chunk)
-            except NotEnoughRoom as error:
-                if most == 1:
-                    raise UserError(
-                        f"{len(rows) - len(left)} of {len(rows)} runs are submitted, then Slurm's"
-                        f" limit on jobs was reached ({error}); {LATER} when some have ended"
-                    ) from None
-                most = min(most, -(-len(chunk) // pack)) // 2 or 1
-                continue
-            del left[: len(chunk)]
-            self.progress(len(chunk))
-        return self.jobs
-
-    def planned(self, rows: Sequence[Row]) -> list[list[str]]:
-        """The calls of sbatch that submit() would make; where Slurm does not tell its limits, as
-        if there were none. Scripts that are not written yet are 001-XXXX.sh."""
-        if self.options.no_array:
-            return [self._single(row) for row in rows]
-        try:
-            most = max(1, min(read_limits()))
-        except NoSlurm:
-            most = len(rows)
-        size, previous = most * self.options.pack, self._last_array()
-        commands: list[list[str]] = []
-        for start in range(0, len(rows), size):
-            number = max(self.journal.calls, default=0) + 1 + len(commands)
-            script = Path(os.path.realpath(self.journal.folder), f"{number:03d}-XXXX.sh")
-            commands.append(self._array(rows[start : start + size], script, previous))
-            previous = f"JOB{number}" if self.options.max_running else None
-        return commands
-
-    def _call(self, rows: Sequence[Row]) -> None:
-        """One call of sbatch: the script of an array is written first."""
-        options = self.options
-        call = self.journal.begin(
-            [row.name for row in rows],
-            pack=options.pack,
-            script=options.script,
-            extra=list(options.extra),
-            is_array=not options.no_array,
-        )
-        if options.no_array:
-            command = self._single(rows[0])
-        else:
-            script = script_of(call, self.journal)
-            self._write_array(script, rows)
-            command = self._array(rows, script, self._last_array())
-        try:
-            job = self._sbatch(command, call)
-        except NotEnoughRoom as error:
-            self.journal.refused(call, str(error))
-            raise
-        if job is not None:
-            self.journal.accepted(call, job)
-            self.jobs.append(job)
-
-    def _write_array(self, script: Path, rows: Sequence[Row]) -> None:
-        """NNN.sh; NNN.script, a copy of the submit script, as sbatch takes one as well; and NNN/,
-        where K links to the run of task K, or is a folder of links to its runs."""
-        folder, copy, pack = (
-            script.with_suffix(""),
-            script.with_suffix(".script"),
-            self.options.pack,
-        )
-        copy.write_bytes(self.options.script_path.read_bytes())
-        folder.mkdir()
-        for number, row in enumerate(rows):
-            if (pack := self.options.pack) == 1:
-                (folder / str(number)).symlink_to(f"../../{row.name}")
-            else:
-                beside = folder / str(number // pack)
-                beside.mkdir(exist_ok=True)
-                (beside / row.name).symlink_to(f"../../../{row.name}")
-        variables = job_variables(copy, self.options.extra)
-        script.write_text(array_script(copy, folder, variables, pack=self.options.pack))
-
-    def _single(self, row: Row) -> list[str]:
-        options = self.options
-        arguments = sbatch_arguments(
-            self.code,
-            options.extra,
-            name=row.name,
-            log=literal(row.log),
-            dependency=options.after,
-        )
-        return [*arguments, str(options.script_path), str(spec_for_slurm(self.batch, row.name))]
-
-    def _array(self, rows: Sequence[Row], script: Path, previous: str | None) -> list[str]:
-        options, num_tasks = self.options, -(-len(rows) // self.options.pack)
-        first, last = (row.name.partition("_")[0] for row in (rows[0], rows[-1]))
-        throttle = f"%{options.max_running}" if options.max_running else ""
-        arguments = sbatch_arguments(
-            self.code,
-            options.extra,
-            name=f"{first}-{last}_{self.batch.path.name}",
-            log=f"{literal(script.with_suffix(''))}/%a/job.log",
-            dependency=":".join(filter(None, [options.after, previous])),
-        )
-        return [*arguments, f"--array=0-{num_tasks - 1}{throttle}", str(script)]
-
-    def _last_array(self) -> str | None:
-        """A throttle is an array's own, so one array waits for the one before it."""
-        calls = [c for c in self.journal.calls.values() if c.is_array and c.state == ACCEPTED]
-        return calls[-1].job if self.options.max_running and calls else None
-
-    def _sbatch(self, command: list[str], call: Call) -> str | None:
-        """The job's number; None where the journal has it already. Tries again while it may."""
-        until = time.monotonic() + self.options.patience
-        variables = job_variables(self.options.script_path, self.options.extra)
-        for wait in chain(WAITS, repeat(WAITS[-1])):
-            code, output, errors = run_sbatch(command, variables, self.code)
-            job = output.strip().partition(";")[0]
-            if code == 0 and job.isdigit():
-                return job
-            words = plain_message(errors or output) or f"sbatch: exit code {code}"
-            if not (NO_ANSWER.search(errors) or FULL.search(errors)):
-                self.journal.refused(call, words)
-                raise UserError(f"Slurm refuses: {words}")
-            is_over = time.monotonic() + wait > until
-            if not is_over:
-                logger.warning("{}; asking again in {:g} s (--patience)", words, wait)
-            time.sleep(min(wait, self.options.patience))
-            # It may have been taken all the same: an answer that came too late looks like this.
-            self._settle(call, self._patiently(read_queue, until), is_last=False)
-            if self.journal.calls[call.number].state == ACCEPTED:
-                break
-            if FULL.search(errors) and (is_over or len(call.rows) > self.options.pack):
-                raise NotEnoughRoom(words)
-            if is_over:
-                raise UserError(f"Slurm does not answer ({words}); {LATER}")
-        return None
-
-    def _settle(self, call: Call, jobs: Sequence[QueuedJob], *, is_last: bool = True) -> None:
-        """Whether Slurm has this call, by squeue, or by what its runs have printed since."""
-        # An array's script is its alone; of single runs an ended job may be an earlier one.
-        script = str(script_of(call, self.journal))
-        spec = spec_for_slurm(self.batch, call.rows[0])
-        for job in jobs:
-            is_single = not call.is_array and job.state not in ENDED and runs_spec(job, spec)
-            if is_single or (call.is_array and job.command == script):
-                self.journal.accepted(call, job.array)
-                self.jobs.append(job.array)
-                return
-        # The call is the journal's last line; both clocks are the file server's.
-        called = self.journal.path.stat().st_mtime
-        logs = [self.batch.path / row / "job.log" for row in call.rows]
-        if any(log.exists() and log.stat().st_mtime >= called for log in logs):
-            self.journal.accepted(call, None)
-        elif is_last:
-            self.journal.refused(call, "never arrived")
-
-    def _patiently(self, question: Callable[[], T], until: float | None = None) -> T:
-        """The answer; UserError where Slurm stays silent."""
-        try:
-            return ask_patiently(question, until or time.monotonic() + self.options.patience)
-        except NoSlurm as error:
-            raise UserError(f"Slurm does not answer ({error}); {LATER}") from None
-
-
-# ---- The script of an array --------------------------------------------------------------
-
-# The tasks are ours to number; waiting for them would hold up the submission.
-OURS = re.compile(r"#SBATCH +(--array|-a|--wait\b|-W)")
-
-
-def header(script: str) -> tuple[str, list[str]]:
-    """(interpreter, #SBATCH lines): those before the first command, which are all that count."""
-    first, *lines = script.splitlines()
-    directives = []
-    for line in lines:
-        if line.startswith("#SBATCH"):
-            if not OURS.match(line):
-                directives.append(line)
-        elif line.strip() and not line.startswith("#"):
-            break
-    return first[2:].strip() or "/bin/bash", directives
-
-
-def array_script(script: Path, folder: Path, variables: Mapping[str, str], *, pack: int) -> str:
-    """The text of NNN.sh. folder: NNN/, in which K links to the run, or runs, of task K."""
-    interpreter, directives = header(script.read_text(errors="replace"))
-    body = _PACKED if pack > 1 else _SINGLE
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *directives,
-            "# Written by submit_multiple.py: what a task of the array does.",
-            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
-            f"folder={shlex.quote(str(folder))}/$SLURM_ARRAY_TASK_ID",
-            f'submit_script() {{ exec {interpreter} {shlex.quote(str(script))} "$1/spec.yaml"; }}',
-            body.replace("PACK", str(pack)),
-        ]
-    )
-
-
-# squeue shows the run's name once it has started; nothing waits for that.
-_SINGLE = """\
-job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-run=$(readlink -f "$folder")
-echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
-scontrol update jobid="$job" name="${run##*/}" >/dev/null 2>&1 &
-submit_script "$run"
-"""
-_PACKED = """\
-job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
-threads=$((${SLURM_CPUS_ON_NODE:-1} / PACK))
-beside=("$folder"/*/)
-runs=() programs=() stopped=() failed=0 stop=
-# Signals reach this shell alone: pass them on.
-pass_on() { stop=$1; kill -s "$1" "${programs[@]}" 2>/dev/null; }
-trap 'pass_on USR1' USR1
-trap 'pass_on TERM' TERM
-for run in "$folder"/*/; do
-    run=$(readlink -f "$run")
-    # What ended by itself is not run again where the job is started again for its neighbours.
-    if [ -n "$SLURM_RESTART_COUNT" ] && read -r code <"$folder/${run##*/}.ended"; then
-        ((code == 0)) || failed=1
-        continue
-    fi 2>/dev/null
-    (
-        echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
-        export EXPERIMENT_SHARES_JOB=${#beside[@]} OMP_NUM_THREADS=$((threads > 1 ? threads : 1))
-        submit_script "$run"
-    ) >>"$run/job.log" 2>&1 &
-    programs+=($!) runs+=("$run")
-done
-[ -z "$stop" ] || pass_on "$stop"  # it came before all were there
-while ((${#programs[@]})); do
-    sleep 1 &
-    wait $!  # which a signal interrupts
-    for i in "${!programs[@]}"; do
-        kill -0 "${programs[i]}" 2>/dev/null && continue
-        wait "${programs[i]}"; code=$?
-        echo "--- ended: exit code $code ---" >>"${runs[i]}/job.log"
-        echo "exit code $code: ${runs[i]##*/}"
-        ((code == 0)) || failed=1
-        ((code == 75)) && stopped+=("${runs[i]}/spec.yaml")
-        # 69: no attempt follows. Others may have been ended by the signal.
-        if [ -z "$stop" ] || ((code == 0 || code == 69)); then
-            echo $code >"$folder/${runs[i]##*/}.ended"
-        fi
-        unset "programs[i]"
-    done
-done
-# The job can be requeued only once, when nobody saves any more.
-((${#stopped[@]})) && "$EXPERIMENT_PYTHON" -m src.submit.continuation "${stopped[@]}"
-exit $failed
-"""

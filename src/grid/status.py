@@ -35,9 +35,9 @@ from src.grid.failures import (
     seconds_of,
 )
 from src.grid.folders import Batch, Row, is_copy
-from src.grid.journal import Call, Journal
 from src.grid.local import runner
-from src.grid.slurm import NoSlurm, QueuedJob, queued_rows, read_queue
+from src.grid.slurm import NoSlurm, QueuedJob, read_queue
+from src.grid.submission import Call, Journal, queued_rows
 from src.logging import Cost
 from src.support import UserError, one_line, processes
 
@@ -71,7 +71,7 @@ class RowStatus:
 def row_statuses(batch: Batch, queue: Mapping[str, QueuedJob] | None) -> list[RowStatus]:
     """A status for each run, in their order.
 
-    queue: folder -> its live job (slurm.queued_rows); None where Slurm cannot be asked.
+    queue: folder -> its live job (submission.queued_rows); None where Slurm cannot be asked.
 
     Limits: that a process number lives on this machine is taken for the run living, though
     the number may have come again. Elsewhere, and where Slurm cannot tell, a run lives that

@@ -37,15 +37,14 @@ from src.grid.folders import (
     write_batch,
 )
 from src.grid.job_file import read_grid, try_job
-from src.grid.journal import Journal, SubmitOptions
 from src.grid.local import ENDS, Machine, default_jobs, run_rows
 from src.grid.messages import has_address, unreadable
 from src.grid.notices import Notices, start_sending, submit_digest, wait_until_sent
 from src.grid.repair import repair_batch
 from src.grid.reports import group_failures, short_path
-from src.grid.slurm import Submission, check_options
 from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
 from src.grid.status import RowStatus, ask_queue, count_states, read_journal, row_statuses
+from src.grid.submission import Journal, Submission, SubmitOptions, check_options
 from src.support import ROOT, UserError
 
 MOST_SHOWN = 5  # runs

@@ -13,7 +13,8 @@ import pytest
 
 from src.grid.attempt import RestartCount
 from src.grid.notices import Notices
-from src.grid.slurm import SEPARATOR, SUBMISSION, header
+from src.grid.slurm import SEPARATOR, SUBMISSION
+from src.grid.submission import header
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]

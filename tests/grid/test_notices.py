@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from src.grid import notices
-from src.grid.journal import SubmitOptions
 from src.grid.notices import (
     MOST_MESSAGES,
     SENDERS,
@@ -18,6 +17,7 @@ from src.grid.notices import (
     sending_command,
     submit_digest,
 )
+from src.grid.submission import SubmitOptions
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]

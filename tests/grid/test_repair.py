@@ -5,17 +5,16 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from src.config.yaml_files import read_yaml_file
 from src.grid.folders import Batch, is_copy, is_elsewhere, open_batch, plan_batch, write_batch
-from src.grid.journal import Journal
 from src.grid.local import runner
 from src.grid.repair import repair_batch
-from src.grid.slurm import queued_rows, script_of, spec_for_slurm
+from src.grid.slurm import QueuedJob
 from src.grid.status import ask_queue, row_statuses
+from src.grid.submission import Journal, queued_rows, script_of, spec_for_slurm
 from src.logging.provenance import FROZEN
 from src.support.processes import start_time
 
@@ -66,8 +65,8 @@ def test_what_runs_in_the_original_does_not_run_in_its_copy(original, tmp_path):
     journal.accepted(journal.begin(names[1:], pack=1, script="s.sh", extra=[], is_array=False), "2")
     spec = spec_for_slurm(original, names[1])
     jobs = [
-        SimpleNamespace(state="RUNNING", task=0, command=str(script_of(array, journal))),
-        SimpleNamespace(state="RUNNING", task=None, command=f"/x/s.sh {spec}"),
+        QueuedJob("1_0", "1", 0, "RUNNING", "", "", "", str(script_of(array, journal))),
+        QueuedJob("2", "2", None, "RUNNING", "", "", "", f"/x/s.sh {spec}"),
     ]
     assert set(queued_rows(original, journal, jobs)) == set(names)
 

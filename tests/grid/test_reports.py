@@ -15,7 +15,6 @@ import report
 from src.config.config import save_config
 from src.grid import reports
 from src.grid.folders import Batch, Row, open_batch
-from src.grid.journal import Journal, SubmitOptions
 from src.grid.messages import digest_of
 from src.grid.reports import (
     Report,
@@ -25,9 +24,10 @@ from src.grid.reports import (
     read_reports,
     seconds_left,
 )
-from src.grid.slurm import NoSlurm, QueuedJob, script_of
+from src.grid.slurm import NoSlurm, QueuedJob
 from src.grid.snapshot import freeze, repository_of
 from src.grid.status import RowStatus
+from src.grid.submission import Journal, SubmitOptions, script_of
 from src.logging.provenance import FROZEN
 from src.support.processes import start_time
 from tests.made_batches import fail, finish, five_runs, make_batch

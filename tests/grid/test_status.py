@@ -10,8 +10,8 @@ import pytest
 
 from src.grid.failures import LONGEST_CAUSE
 from src.grid.folders import Batch, Row
-from src.grid.journal import Journal
 from src.grid.status import STATES, RowStatus, row_statuses
+from src.grid.submission import Journal
 from src.support.processes import start_time
 
 HERE, ELSEWHERE = platform.node(), "another-host"

@@ -1,6 +1,6 @@
 """The journal: what it says after a crash at any byte."""
 
-from src.grid.journal import ACCEPTED, OPEN, REFUSED, Journal
+from src.grid.submission import ACCEPTED, OPEN, REFUSED, Journal
 
 
 def test_calls_are_read_back(tmp_path):
