@@ -4,7 +4,6 @@ config.py              Config, all keys of src/keys.py in one frozen dataclass: 
 command_line.py        key=value for train.py, and commands that would work instead
 yaml_files.py          YAML as people mean it: 1e-3 is a number; bounded in size and depth
 expressions.py         the evaluator of strings in YAML such as "2.0 ** np.arange(3)"
-expression_functions.py    what those strings may call
 import_path.py         module.path:function in YAML
 defaults.yaml          the defaults history: each key with its default and since which version
 """
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
         read_saved_config,
         save_config,
     )
-    from src.config.expressions import ExpressionError, evaluate, is_expression
+    from src.config.expressions import evaluate, is_expression
     from src.config.import_path import import_function, is_import_path
     from src.config.yaml_files import read_yaml, read_yaml_file, write_yaml
 else:

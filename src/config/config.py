@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from src.config.expressions import ExpressionError, evaluate
+from src.config.expressions import evaluate
 from src.config.yaml_files import read_yaml, read_yaml_file, write_yaml
 from src.keys import (
     CUDA_GRAPHS,
@@ -215,7 +215,7 @@ def _splits(value: object) -> object:
     if isinstance(value, str):
         try:
             value = evaluate(value)
-        except ExpressionError as error:
+        except UserError as error:
             raise UserError(f"data_splits_map: {error}") from None
     if not isinstance(value, dict):
         raise bad_value("data_splits_map", value, "a mapping from split to split")
@@ -285,7 +285,7 @@ def draw_base_lr(text: str, seed: int) -> float:
     """The number that the expression gives. Raises UserError where it gives none."""
     try:
         value = evaluate(text, rng=np.random.default_rng(seed))
-    except ExpressionError as error:
+    except UserError as error:
         expected = "expected a number ≥ 0, or an expression that gives one"
         raise UserError(f"base_lr: {error}; {expected}") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < np.inf:

@@ -24,7 +24,7 @@ from zlib import crc32
 
 import numpy as np
 
-from src.config import KEYS, ExpressionError, evaluate, is_expression, read_yaml_file
+from src.config import KEYS, evaluate, is_expression, read_yaml_file
 from src.grid.folders import LONGEST_BATCH, count_runs, row_identity, same, slug
 from src.support import UserError, bad_value, unknown_name
 
@@ -382,7 +382,7 @@ def _computed(where: str, key: str, text: str) -> object:
         return text
     try:
         value = evaluate(text, rng=np.random.default_rng(crc32(key.encode())))
-    except ExpressionError as error:
+    except UserError as error:
         raise UserError(f"{where}: {error} (a text that is none stands in a list)") from None
     is_list = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
     return _plain(value) if is_list else text
