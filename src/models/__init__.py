@@ -5,8 +5,7 @@
     linear.py       linear, linear/no_bias: one layer, also on sparse rows
     tiny.py         tiny/…: LeNet, VGG, ResNet and Wide ResNet, written out from their papers
     timm.py, torchvision.py, clip.py    networks of these libraries (clip/… of open_clip)
-    hf.py           hf/…: networks of transformers, with hf_networks.py (their inputs and outputs
-                    in our form) and hf_preprocessing.py (how they want images and texts)
+    hf.py           hf/…: networks of transformers; hf_networks.py wraps them: one tensor in, logits out
     custom.py       module.path:function, a network of your own
 
 A family is a module with resolve(name) and build(name, input_shape, n_outputs), which returns the

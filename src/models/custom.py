@@ -1,17 +1,13 @@
 """module.path:function: a network of your own, made by function(input_shape, n_outputs)."""
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from torch import nn
 
 from src.config import import_function
 from src.support import bad_value
 
-
-def resolve(name: str) -> Callable[..., Any]:
-    """The function; UserError where there is none."""
-    return import_function(name, "model")
+resolve = partial(import_function, key="model")  # the function; UserError where there is none
 
 
 def build(
