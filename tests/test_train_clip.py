@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from test_resume import end_of
+from tiny_networks import write_clip
 from torch.nn.functional import cross_entropy
+from whole_runs import certificate, grid_here, lasting
 
 import prepare
 import train
@@ -21,11 +23,6 @@ from src.grid.job_file import expand_grid, read_job
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
 from train import experiment_generator, run_experiment
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-from test_models_clip import write_clip
-from test_resume import end_of
-from whole_runs import certificate, grid_here, lasting
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("blue_stripes", "green_wall", "red_wall")

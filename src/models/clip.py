@@ -2,7 +2,7 @@
 
 NAME is one of SHORT_NAMES, an architecture of open_clip (`ViT-B-32`), one with the tag of its
 weights (`ViT-B-32.laion2b_s34b_b79k`), or a folder that holds open_clip_config.json. The text
-tower is built only where it is needed: to load weights of the whole, and for a zero-shot head.
+tower is built only where it is needed: to load weights of a full CLIP, and for a zero-shot head.
 """
 
 import json
@@ -186,7 +186,7 @@ def build(
     """'vit_b32', (3, 224, 224), 10 -> (model, names of its head).
 
     is_pretrained: with the weights that the name says, from the hub or its cache. weights: with
-    those of a file, a whole CLIP of open_clip's or a checkpoint of such a model. prompts: with
+    those of a file, a full CLIP of open_clip's or a checkpoint of such a model. prompts: with
     the head that the text tower makes of them. UserError where that can't be had or doesn't fit.
     """
     source = resolve(name, is_pretrained=is_pretrained)
@@ -194,32 +194,32 @@ def build(
     if is_resnet and input_shape[1] != input_shape[2]:
         expected = f"a model for inputs of shape {input_shape} (it takes squares only)"
         raise bad_value("model", f"clip/{name}", expected)
-    whole_file = weights if weights is not None and _holds_a_whole_clip(weights) else None
-    if whole_file and name == source.name and source.weights:  # a name without a tag
+    clip_file = weights if weights is not None and _is_full_clip(weights) else None
+    if clip_file and name == source.name and source.weights:  # a name without a tag
         kind = "QuickGELU" if source.weights.get("quick_gelu") else "GELU"
         logger.warning("clip/{0}: with {1}; clip/{0}.TAG has what TAG's weights need", name, kind)
     tokenizer = None
     if prompts is not None:
-        if weights is not None and whole_file is None:
+        if weights is not None and clip_file is None:
             raise UserError(
                 f"model_head_init: zero_shot reads the names with a text tower, which {weights!r} "
                 f"lacks: a checkpoint of train.py holds the image tower and a head"
             )
-        if not is_pretrained and whole_file is None:
+        if not is_pretrained and clip_file is None:
             logger.warning("model_head_init: zero_shot knows nothing without pretrained weights")
         tokenizer = _tokenizer(name, source, prompts.class_names, n_outputs)
-    whole, num_features = _create(
-        name, source, input_shape, whole_file, is_pretrained=is_pretrained, has_text=bool(prompts)
+    clip, num_features = _create(
+        name, source, input_shape, clip_file, is_pretrained=is_pretrained, has_text=bool(prompts)
     )
-    model = ClipClassifier(whole.visual, whole.logit_scale.exp(), num_features, n_outputs)
-    if weights is not None and whole_file is None:
+    model = ClipClassifier(clip.visual, clip.logit_scale.exp(), num_features, n_outputs)
+    if weights is not None and clip_file is None:
         load_weights(model, weights, HEADS)
     if prompts is not None:
-        init_zero_shot(model.head, whole, tokenizer, prompts)
+        init_zero_shot(model.head, clip, tokenizer, prompts)
     return model, HEADS
 
 
-def _holds_a_whole_clip(path: str) -> bool:
+def _is_full_clip(path: str) -> bool:
     """Whether open_clip saved the file, and not train.py; False for what neither can read."""
     try:
         if path.endswith(".safetensors"):
@@ -261,7 +261,7 @@ def _create(
     if not is_loaded:  # open_clip warns of random weights, which were asked for
         logging.disable(logging.WARNING)
     try:
-        whole = open_clip.create_model(
+        clip = open_clip.create_model(
             source.name,
             pretrained=file,
             load_weights=is_loaded,
@@ -272,12 +272,12 @@ def _create(
             **({} if has_text or key != "model" else {"text_cfg": dict(SMALL_TEXT)}),
         )
         if file is not None and not is_loaded:
-            open_clip.load_checkpoint(whole, file)
-        was_training = whole.visual.training
+            open_clip.load_checkpoint(clip, file)
+        was_training = clip.visual.training
         with torch.no_grad():
-            features = image_features(whole.visual.eval(), torch.zeros(1, *input_shape))
-        whole.visual.train(was_training)
-        return whole, features.shape[1]
+            features = image_features(clip.visual.eval(), torch.zeros(1, *input_shape))
+        clip.visual.train(was_training)
+        return clip, features.shape[1]
     except Exception as error:  # whatever a broken file leads to
         fit = f"for inputs of shape {input_shape} ({one_line(error, MAX_REASON)})"
         if key == "model":
@@ -340,11 +340,11 @@ def _tokenizer(
 
 
 @torch.no_grad()
-def init_zero_shot(head: nn.Linear, whole: Any, tokenizer: Any, prompts: Prompts) -> None:
+def init_zero_shot(head: nn.Linear, clip: Any, tokenizer: Any, prompts: Prompts) -> None:
     """Row c of the head is the mean of the sentences about class c, each of length 1, made of
     length 1 again (Radford et al. 2021, section 3.1.4); no bias.
 
-    whole: a model of open_clip with its text tower; it ends up on prompts.device.
+    clip: a model of open_clip with its text tower; it ends up on prompts.device.
     """
     import open_clip
 
@@ -355,10 +355,10 @@ def init_zero_shot(head: nn.Linear, whole: Any, tokenizer: Any, prompts: Prompts
     else:  # by replace, as format gives a meaning to other braces
         templates = [partial(sentence.replace, "{}") for sentence in prompts.templates]
     logger.info("zero-shot head: {} classes in {} sentences each", len(names), len(templates))
-    was_training = whole.training
+    was_training = clip.training
     columns = open_clip.build_zero_shot_classifier(  # (features, classes)
-        whole.to(prompts.device).eval(), tokenizer, names, templates, device=prompts.device
+        clip.to(prompts.device).eval(), tokenizer, names, templates, device=prompts.device
     )
-    whole.train(was_training)
+    clip.train(was_training)
     head.weight.copy_(columns.t().float())
     head.bias.zero_()

@@ -1,6 +1,5 @@
 """CLIPs of open_clip as classifiers: names, weights, heads from names of classes, layers."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from loguru import logger
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_networks import CLIP_TEXT, TOWERS, write_clip
 from torch import nn
 
 from src.data.transforms import image_transforms
@@ -24,31 +24,6 @@ from src.support.errors import UserError
 
 SHAPE = (3, 32, 32)
 NAMES = ("grass_snake", "palace", "tiger cat")
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-TOWERS = {
-    "vit": {"layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
-    "resnet": {"layers": [1, 2, 1, 1], "width": 8, "head_width": 32},
-    "timm": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"},
-}
-
-
-def write_clip(folder: Path, tower: str = "vit", **preprocess) -> str:
-    """A tiny CLIP with random weights as open_clip reads it from a folder; its name in YAML."""
-    settings = {"embed_dim": 32, "vision_cfg": {"image_size": 32, **TOWERS[tower]}}
-    settings |= {"text_cfg": TEXT, "custom_text": tower == "timm"}
-    folder.mkdir(exist_ok=True)
-    content = {"model_cfg": settings, "preprocess_cfg": preprocess}
-    (folder / clip.CONFIG).write_text(json.dumps(content))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(len(tower))
-        whole = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-        for parameter in whole.parameters():  # zeros in residual blocks and elsewhere say nothing
-            parameter.data += 0.02 * torch.randn_like(parameter)
-        for module in whole.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean += torch.rand_like(module.running_mean)
-    save_file(whole.state_dict(), folder / "open_clip_model.safetensors")
-    return f"clip/{folder}"
 
 
 def original(name: str) -> nn.Module:
@@ -121,19 +96,19 @@ def test_names_are_checked_without_building_and_without_weights(config):
         ("", r"unknown 'clip/'"),
     ],
 )
-def test_wrong_names_are_told(config, name, message):
+def test_wrong_names_are_reported(config, name, message):
     with pytest.raises(UserError, match=f"^model: .*{message}"):
         check_model(config(f"clip/{name}"))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_cfg": {"vision_cfg": {}}}'])
-def test_a_folder_with_a_broken_config_is_told(config, tmp_path, text):
+def test_a_folder_with_a_broken_config_is_reported(config, tmp_path, text):
     (tmp_path / clip.CONFIG).write_text(text)
     with pytest.raises(UserError, match=r"^model: .* a readable open_clip_config.json with"):
         check_model(config(f"clip/{tmp_path}"))
 
 
-def test_weights_that_there_are_not_are_told(config, tmp_path):
+def test_weights_that_there_are_not_are_reported(config, tmp_path):
     write_clip(tmp_path / "x")
     (tmp_path / "x" / "open_clip_model.safetensors").unlink()
     check_model(config(f"clip/{tmp_path / 'x'}"))
@@ -145,7 +120,7 @@ def test_weights_that_there_are_not_are_told(config, tmp_path):
             check_model(config(name, model_pretrained=True))
 
 
-def test_weights_that_cannot_be_fetched_are_told(config):
+def test_weights_that_cannot_be_fetched_are_reported(config):
     settings = config("clip/vit_b32", model_pretrained=True)
     with pytest.raises(UserError, match=r"'clip/vit_b32'.* a network.* model_weights"):
         build_model(settings, (3, 224, 224), 10)
@@ -181,7 +156,7 @@ def test_networks_take_the_shape_of_the_data(config, folders, tower, shape):
         ("vit", (64,), r"of shape \(64,\)"),
     ],
 )
-def test_shapes_that_do_not_fit_are_told(config, folders, tower, shape, message):
+def test_shapes_that_do_not_fit_are_reported(config, folders, tower, shape, message):
     with pytest.raises(UserError, match=f"^model: .*{message}"):
         build_model(config(folders[tower]), shape, 7)
 
@@ -220,7 +195,7 @@ def test_the_logits_are_those_of_the_scaled_features(config, folders, images, to
     ],
 )
 def test_the_activation_is_that_of_the_weights_even_without_them(config, name, activation):
-    """As a run that goes on takes its weights from its state."""
+    """As a resumed run takes its weights from its checkpoint."""
     model = build_model(config(f"clip/{name}"), SHAPE, 3)
     found = {type(m) for m in model.modules() if type(m).__name__.endswith("GELU")}
     assert found == {activation}
@@ -281,7 +256,7 @@ def test_a_checkpoint_of_ours_is_loaded_with_its_head(config, folders, tmp_path,
         )
 
 
-def test_files_that_do_not_fit_are_told(config, folders, tmp_path):
+def test_files_that_do_not_fit_are_reported(config, folders, tmp_path):
     save_file(original(folders["resnet"]).state_dict(), tmp_path / "resnet.safetensors")
     (tmp_path / "broken.pt").write_bytes(b"half of it")
     messages = {
@@ -296,7 +271,7 @@ def test_files_that_do_not_fit_are_told(config, folders, tmp_path):
         assert len(str(caught.value)) < 500
 
 
-def test_broken_weights_in_a_folder_are_told(config, tmp_path):
+def test_broken_weights_in_a_folder_are_reported(config, tmp_path):
     name = write_clip(tmp_path / "x")
     (tmp_path / "x" / "open_clip_model.safetensors").write_bytes(b"half of it")
     with pytest.raises(UserError, match=r"^model_pretrained: these weights do not make a 'clip/"):
@@ -307,7 +282,7 @@ def test_broken_weights_in_a_folder_are_told(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "templates"),
+    ("requested", "templates"),
     [
         ("simple", open_clip.SIMPLE_IMAGENET_TEMPLATES),
         ("openai", open_clip.OPENAI_IMAGENET_TEMPLATES),
@@ -315,8 +290,8 @@ def test_broken_weights_in_a_folder_are_told(config, tmp_path):
         (["{} {weird} {}"], [lambda name: f"{name} {{weird}} {name}"]),
     ],
 )
-def test_a_head_from_names_is_open_clip_s(config, folders, images, asked, templates):
-    model = zero_shot(config, folders["vit"], model_zero_shot_templates=asked)
+def test_a_head_from_names_is_open_clip_s(config, folders, images, requested, templates):
+    model = zero_shot(config, folders["vit"], model_zero_shot_templates=requested)
     whole, tokenizer = original(folders["vit"]), open_clip.get_tokenizer("ViT-B-32")
     names = ["grass snake", "palace", "tiger cat"]
     columns = open_clip.build_zero_shot_classifier(whole, tokenizer, names, templates)
@@ -347,7 +322,7 @@ def test_a_head_from_names_leaves_the_rest_alone(config, folders):
         ({"model_zero_shot_templates": ["{}", "a cat"]}, NAMES, "templates: got 'a cat', .* {}"),
     ],
 )
-def test_names_and_sentences_that_are_missing_are_told(config, folders, keys, names, message):
+def test_names_and_sentences_that_are_missing_are_reported(config, folders, keys, names, message):
     with pytest.raises(UserError, match=message):
         zero_shot(config, folders["vit"], names, **keys)
 
@@ -372,7 +347,7 @@ def test_random_weights_that_were_asked_for_are_not_warned_of(config, folders, c
     assert caplog.records == []
 
 
-def test_a_tokenizer_that_cannot_be_had_is_told(config):
+def test_a_tokenizer_that_cannot_be_had_is_reported(config):
     settings = config("clip/ViT-B-16-SigLIP", model_head_init="zero_shot")
     with pytest.raises(UserError, match=r"^model_head_init: there is no tokenizer for 'clip/ViT-B"):
         build_model(settings, SHAPE, 3, NAMES)
@@ -390,6 +365,10 @@ def in_hub_cache(folder: Path, repository: str, state: dict[str, torch.Tensor]) 
 def test_openai_s_weights_read_names_as_they_were_trained_to(config, tmp_path, monkeypatch):
     """Their text tower has another activation than open_clip's architecture of that name."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, keys in {"RN50": {}, "RN50-quickgelu": {"quick_gelu": True}}.items():
+        small = {"embed_dim": 32, "vision_cfg": {"image_size": 64, **TOWERS["resnet"]}}
+        small |= {"text_cfg": CLIP_TEXT} | keys
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, small)
     whole = open_clip.create_model("RN50-quickgelu", force_image_size=64).eval()
     with torch.no_grad():
         half = {name: t.half() for name, t in whole.state_dict().items()}  # as OpenAI's are
@@ -428,8 +407,8 @@ def picture(width: int, height: int) -> Image.Image:
 )
 def test_images_are_prepared_as_open_clip_does(config, tmp_path, preprocess, size):
     name = write_clip(tmp_path / "x", **preprocess)
-    looks = model_preprocessing(config(name, model_pretrained=True))
-    _, transform = image_transforms(looks, resize=True)
+    prepared = model_preprocessing(config(name, model_pretrained=True))
+    _, transform = image_transforms(prepared, resize=True)
     _, _, theirs = open_clip.create_model_and_transforms(name.replace("clip/", "local-dir:", 1))
     image = picture(*size)
     torch.testing.assert_close(transform(image), theirs(image), rtol=0, atol=1e-5)
@@ -445,10 +424,18 @@ def test_images_are_prepared_as_open_clip_does(config, tmp_path, preprocess, siz
     ],
 )
 def test_images_are_prepared_as_for_the_weights(config, name, shape, is_squashed):
-    looks = model_preprocessing(config(f"clip/{name}", model_pretrained=True))
+    prepared = model_preprocessing(config(f"clip/{name}", model_pretrained=True))
     wanted = clip.resolve(name).weights
-    assert (looks.input_shape, looks.mean, looks.std) == (shape, wanted["mean"], wanted["std"])
-    assert (looks.interpolation, looks.crop_pct, looks.is_squashed) == ("bicubic", 1, is_squashed)
+    assert (prepared.input_shape, prepared.mean, prepared.std) == (
+        shape,
+        wanted["mean"],
+        wanted["std"],
+    )
+    assert (prepared.interpolation, prepared.crop_pct, prepared.is_squashed) == (
+        "bicubic",
+        1,
+        is_squashed,
+    )
     assert model_preprocessing(config(f"clip/{name}")) is None
 
 

@@ -64,7 +64,7 @@ def test_of_a_pair_the_second_text_has_the_second_type(config, folder, kind):
 
 
 @torch.no_grad()
-def test_a_network_that_sees_the_padding_is_told(config, tmp_path, log_lines):
+def test_a_network_that_sees_the_padding_is_reported(config, tmp_path, log_lines):
     settings = {"model_type": "fnet", "hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 40}
     (tmp_path / "config.json").write_text(json.dumps(settings | {"intermediate_size": 32}))
     build_model(config(f"hf/{tmp_path}"), (LENGTH,), 3)
@@ -81,7 +81,7 @@ def test_embeddings_that_a_file_has_twice_are_not_the_settings_one(config, weigh
         language_model(config, path, model_pretrained=True)
 
 
-def test_settings_of_which_no_network_can_be_made_are_told(config, folder):
+def test_settings_of_which_no_network_can_be_made_are_reported(config, folder):
     with pytest.raises(UserError, match=r"^model: .* settings that make a network \(KeyError: 'ge"):
         build_model(config(f"hf/{folder('bert', hidden_act='gelux')}"), (LENGTH,), 3)
 
@@ -233,11 +233,9 @@ def test_a_head_stays_where_it_has_as_many_outputs(config, weights, log_lines, n
     assert head.shape[0] == n_outputs
     assert (n_outputs == 3) == (head.shape == file["classifier.weight"].shape)
     assert n_outputs == 5 or torch.equal(head, file["classifier.weight"])
-    told = [
-        f"hf/{path}: new, as the weights have none that fit: classifier.bias, classifier.weight"
-    ]
-    kept = [f"hf/{path}: its head is kept, for the classes a, b, c"]
-    assert log_lines == (told if n_outputs == 5 else kept)
+    new = "new, as the weights have none that fit: classifier.bias, classifier.weight"
+    kept = "its head is kept, for the classes a, b, c"
+    assert log_lines == [f"hf/{path}: {new if n_outputs == 5 else kept}"]
 
 
 @pytest.mark.parametrize("is_pretrained", [True, False])

@@ -61,23 +61,23 @@ def test_images_are_prepared_as_by_the_processor(config, folder, case):
     settings |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
     path = folder("vit", num_channels=3)
     getattr(transformers, name)(**settings).save_pretrained(path)
-    looks = model_preprocessing(config(f"hf/{path}", model_weights="w.pt"))
+    prepared = model_preprocessing(config(f"hf/{path}", model_weights="w.pt"))
     photo = Image.fromarray(load_sample_image("flower.jpg")).resize((60, 40))
-    _, transform = image_transforms(looks, resize=True)
+    _, transform = image_transforms(prepared, resize=True)
     processor = transformers.AutoImageProcessor.from_pretrained(path)
     theirs = processor(photo, return_tensors="pt")["pixel_values"][0]
     ours = transform(photo)
-    assert looks.input_shape == tuple(theirs.shape)
+    assert prepared.input_shape == tuple(theirs.shape)
     assert (ours - theirs).abs().max() < 0.06  # bytes are rounded at another place
     assert (ours - theirs).abs().mean() < 0.012
 
 
-def test_what_a_processor_does_beside_is_told(config, folder, log_lines):
+def test_what_a_processor_does_beside_is_reported(config, folder, log_lines):
     path = folder("vit", num_channels=3)
     transformers.MobileViTImageProcessor().save_pretrained(path)
     model_preprocessing(config(f"hf/{path}", model_weights="w.pt"))
-    told = "its MobileViTImageProcessor prepares images otherwise than is done here"
-    assert log_lines == [f"hf/{path}: {told}"]
+    warning = "its MobileViTImageProcessor prepares images otherwise than is done here"
+    assert log_lines == [f"hf/{path}: {warning}"]
 
 
 def test_images_without_weights_or_a_processor_are_left_as_they_are(config, folder):
@@ -103,8 +103,8 @@ def test_texts_come_from_the_model_s_tokenizer(
     path = folder(kind, **settings)
     assert model_preprocessing(config(f"hf/{path}")).tokenizer is None
     Path(path, "tokenizer_config.json").write_text(json.dumps(of_tokenizer))  # it is not built
-    looks = model_preprocessing(config(f"hf/{path}"))
-    assert looks == Preprocessing(tokenizer=path, text_length=expected)
+    prepared = model_preprocessing(config(f"hf/{path}"))
+    assert prepared == Preprocessing(tokenizer=path, text_length=expected)
 
 
 # ---- What is refused ---------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_the_hub_is_asked_when_the_model_is_built(config, is_pretrained):
         ('{"model_type": "x", "auto_map": {"AutoConfig": "x.Y"}}', "settings .* custom code"),
     ],
 )
-def test_settings_that_cannot_be_read_are_told(config, tmp_path, content, message):
+def test_settings_that_cannot_be_read_are_reported(config, tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "x.py").write_text("raise SystemExit")
     with refused(f"^model: got 'hf/.*{message}"):
@@ -174,7 +174,7 @@ def test_settings_that_cannot_be_read_are_told(config, tmp_path, content, messag
         ),
     ],
 )
-def test_networks_for_other_data_are_told(config, folder, kind, shape, loss, message):
+def test_networks_for_other_data_are_reported(config, folder, kind, shape, loss, message):
     with refused(f"^model: got 'hf/.*{kind}', expected a network for {message}"):
         build_model(config(f"hf/{folder(kind)}", loss=loss), shape, 10)
 
@@ -185,13 +185,13 @@ def test_next_tokens_are_for_networks_for_texts(config, model):
         check_model(config(model, loss="next_token"))
 
 
-def test_a_network_that_sees_the_next_token_is_told(config, folder):
+def test_a_network_that_sees_the_next_token_is_reported(config, folder):
     with refused("sees what comes before a token alone.*is_decoder"):
         language_model(config, folder("bert"))
     language_model(config, folder("bert", is_decoder=True))
 
 
-def test_images_of_a_wrong_size_are_told(config, folder, weights):
+def test_images_of_a_wrong_size_are_reported(config, folder, weights):
     with refused(r"model: .* a model for images of shape \(1, 2, 2\)"):
         build_model(config(f"hf/{folder('vit')}"), (1, 2, 2), 3)
     path, _ = weights("vit", "AutoModel")
@@ -201,7 +201,7 @@ def test_images_of_a_wrong_size_are_told(config, folder, weights):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "opt"])
-def test_texts_longer_than_the_table_of_positions_are_told(config, folder, kind):
+def test_texts_longer_than_the_table_of_positions_are_reported(config, folder, kind):
     path = folder(kind)
     build_model(config(f"hf/{path}"), (LENGTH,), 3)(padded(texts_of([LENGTH])))
     with refused(f"data_text_length: got {LENGTH + 1}, expected at most {LENGTH} tokens"):
@@ -213,7 +213,7 @@ def test_positions_without_a_table_have_no_end(config, folder):
     assert model(padded(texts_of([LENGTH + 9]))).shape == (1, 3)
 
 
-def test_tokens_of_another_tokenizer_are_told(config, folder, weights):
+def test_tokens_of_another_tokenizer_are_reported(config, folder, weights):
     model = build_model(config(f"hf/{folder('bert')}"), (LENGTH,), 3)
     with refused("data_tokenizer: .* beyond its vocabulary"):
         model(torch.tensor([[VOCABULARY]]))
@@ -222,7 +222,7 @@ def test_tokens_of_another_tokenizer_are_told(config, folder, weights):
         language_model(config, path, VOCABULARY + 1, model_pretrained=True)
 
 
-def test_rows_of_numbers_are_told(config, folder):
+def test_rows_of_numbers_are_reported(config, folder):
     model = build_model(config(f"hf/{folder('bert')}"), (LENGTH,), 3)
     with refused("model: hf/… takes images or texts, and the data are rows"):
         model(torch.rand(2, LENGTH))
@@ -233,7 +233,7 @@ class Harmful:
         return os.mkdir, ("harmed",)
 
 
-def test_weights_that_cannot_be_had_are_told(config, weights, tmp_path, monkeypatch):
+def test_weights_that_cannot_be_had_are_reported(config, weights, tmp_path, monkeypatch):
     path, file = weights("bert", "AutoModel")
     settings = config(f"hf/{path}", model_pretrained=True)
     full = Path(path, "model.safetensors")

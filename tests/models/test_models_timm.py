@@ -1,3 +1,5 @@
+"""timm's networks: names, inputs, heads, weights."""
+
 import pytest
 import torch
 from PIL import Image
@@ -12,13 +14,13 @@ PALACE = 698  # of ImageNet's classes
 
 def test_real_weights_recognise_a_palace(config, efficientnet):
     settings = config("timm/tf_efficientnet_lite0", model_weights=efficientnet)
-    looks = model_preprocessing(settings)
+    prepared = model_preprocessing(settings)
     photo = to_dtype(to_image(Image.fromarray(load_sample_image("china.jpg"))), torch.float32, True)
-    side = looks.input_shape[1]
-    photo = center_crop(resize(photo, [int(side / looks.crop_pct)]), [side, side])
-    model = build_model(settings, looks.input_shape, 1000).eval()
+    side = prepared.input_shape[1]
+    photo = center_crop(resize(photo, [int(side / prepared.crop_pct)]), [side, side])
+    model = build_model(settings, prepared.input_shape, 1000).eval()
     with torch.no_grad():
-        outputs = model(normalize(photo, looks.mean, looks.std)[None])
+        outputs = model(normalize(photo, prepared.mean, prepared.std)[None])
     assert outputs.argmax() == PALACE
 
 
@@ -60,7 +62,7 @@ def test_networks_take_the_shape_of_the_data(config, name, shape):
         ("vgg11", (1, 8, 8), r"a model for images of shape \(1, 8, 8\) \(.*; model_input_shape"),
     ],
 )
-def test_images_that_it_would_not_see_or_not_take_are_told(config, name, shape, message):
+def test_images_that_it_would_not_see_or_not_take_are_reported(config, name, shape, message):
     with pytest.raises(UserError, match=f"^model: got 'timm/{name}', expected .*{message}"):
         build_model(config(f"timm/{name}"), shape, 7)
 
@@ -72,7 +74,7 @@ def test_images_that_it_would_not_see_or_not_take_are_told(config, name, shape, 
         ("resnet50.a1_in2k", r"did you mean 'timm/resnet50.a1_in1k'\? there is: timm/resnet50\."),
     ],
 )
-def test_wrong_names_are_told(config, name, message):
+def test_wrong_names_are_reported(config, name, message):
     with pytest.raises(UserError, match=f"^model: .*{message}"):
         build_model(config(f"timm/{name}"), (3, 32, 32), 10)
 
@@ -94,10 +96,3 @@ def test_pretrained_and_a_file_exclude_each_other(config):
         build_model(
             config("timm/resnet18", model_pretrained=True, model_weights="w.pt"), (3, 32, 32), 10
         )
-
-
-def test_head_init_without_a_head_is_told(config):
-    from src.models.weights import init_head
-
-    with pytest.raises(UserError, match="model_head_init: got 'zero', expected null"):
-        init_head(torch.nn.ReLU(), (), "zero")

@@ -1,4 +1,7 @@
-"""Tiny networks of transformers, and texts for them."""
+"""Tiny networks of transformers, texts for them, and tiny networks of open_clip."""
+
+import json
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -53,3 +56,33 @@ def padded(texts: list[torch.Tensor]) -> torch.Tensor:
 
 def language_model(config, path: str, n_tokens: int = VOCABULARY, **keys) -> nn.Module:
     return build_model(config(f"hf/{path}", loss="next_token", **keys), (LENGTH,), n_tokens)
+
+
+CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+TOWERS = {
+    "vit": {"layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "resnet": {"layers": [1, 2, 1, 1], "width": 8, "head_width": 32},
+    "timm": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"},
+}
+
+
+def write_clip(folder: Path, tower: str = "vit", **preprocess) -> str:
+    """A tiny CLIP with random weights as open_clip reads it from a folder; its name in YAML."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    settings = {"embed_dim": 32, "vision_cfg": {"image_size": 32, **TOWERS[tower]}}
+    settings |= {"text_cfg": CLIP_TEXT, "custom_text": tower == "timm"}
+    folder.mkdir(exist_ok=True)
+    content = {"model_cfg": settings, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(len(tower))
+        whole = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        for parameter in whole.parameters():  # zeros in residual blocks and elsewhere say nothing
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        for module in whole.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean += torch.rand_like(module.running_mean)
+    save_file(whole.state_dict(), folder / "open_clip_model.safetensors")
+    return f"clip/{folder}"

@@ -1,22 +1,127 @@
-"""model_freeze: what keeps its values, and its statistics."""
+"""Where parameters start and which are trained: model_weights, model_head_init, model_freeze."""
 
 import copy
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from src.models.registry import build_model, check_model
-from src.models.weights import freeze
+from src.models.weights import freeze, init_head
 from src.optim.optimizers import build_optimizer
 from src.runtime.checkpoints import CheckpointFiles
 from src.support.errors import UserError
 from train import experiment_generator, run_experiment
 
+MODELS = ["linear", "linear/no_bias", "tiny/resnet_20", "tiny/lenet", "timm/test_resnet"]
+HEADS = {"linear": ("",), "tiny/resnet_20": ("head",), "timm/test_resnet": ("fc",)}
+HEADS |= {"timm/deit_tiny_distilled_patch16_224": ("head", "head_dist")}
+IMAGE = (3, 32, 32)
 SHAPE = (3, 8, 8)
 BODY = r"body\..*"
 WRN = {"model": "tiny/wrn_10_1", "model_input_shape": [1, 8, 8]}
+
+
+# ---- model_weights and model_head_init --------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "heads"), HEADS.items())
+@pytest.mark.parametrize("how", ["zero", "rand"])
+def test_head_init_touches_the_head_alone(config, model, heads, how):
+    shape = (3, 224, 224) if "224" in model else IMAGE
+    own = build_model(config(model), shape, 10).state_dict()
+    changed = build_model(config(model, model_head_init=how), shape, 10).state_dict()
+    for name, tensor in changed.items():
+        if any(not head or name.startswith(f"{head}.") for head in heads):
+            assert bool(tensor.any()) == (how == "rand"), name
+            assert how == "zero" or not torch.equal(tensor, own[name]), name
+        else:
+            assert torch.equal(tensor, own[name]), name
+
+
+def test_head_init_without_a_head_is_reported():
+    with pytest.raises(UserError, match="model_head_init: got 'zero', expected null"):
+        init_head(nn.ReLU(), (), "zero")
+
+
+def saved(model: torch.nn.Module, path: Path) -> str:
+    if path.suffix == ".safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("file", ["w.pt", "w.pth", "w.safetensors"])
+def test_weights_come_from_the_file(config, tmp_path, model, file):
+    wanted = build_model(config(model), IMAGE, 10)
+    path = saved(wanted, tmp_path / file)
+    got = build_model(config(model, seed_model=5, model_weights=path), IMAGE, 10).state_dict()
+    for name, tensor in wanted.state_dict().items():
+        assert torch.equal(got[name], tensor), name
+
+
+@pytest.mark.parametrize("model", ["tiny/resnet_20", "timm/test_resnet"])
+def test_a_head_of_another_shape_stays_new(config, tmp_path, model):
+    of_file = build_model(config(model), IMAGE, 10)
+    path = saved(of_file, tmp_path / "w.pt")
+    fresh = build_model(config(model, seed_model=5), IMAGE, 3).state_dict()
+    got = build_model(config(model, seed_model=5, model_weights=path), IMAGE, 3).state_dict()
+    (head,) = HEADS[model]
+    for name, tensor in got.items():
+        source = fresh if name.startswith(head) else of_file.state_dict()
+        assert torch.equal(tensor, source[name]), name
+
+
+def without(state: dict, name: str) -> dict:
+    return {k: v for k, v in state.items() if k != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "body.0.weight"), "does not fit the model: 1 missing: body.0.weight"),
+        (lambda s: without(s, "head.bias"), "1 missing: head.bias"),
+        (lambda s: s | {"extra": torch.ones(1)}, "1 unexpected: extra"),
+        (
+            lambda s: s | {"body.0.weight": torch.ones(6, 1, 5, 5)},
+            r"1 of another shape: body.0.weight \(6, 1, 5, 5\) instead of \(6, 3, 5, 5\)",
+        ),
+        (
+            lambda s: {f"module.{k}": v for k, v in s.items()},
+            "10 missing: body.0.weight, .*, …; 10 unexpected: module.body.0.weight, .*, …",
+        ),
+        (lambda s: {"epoch": 3, "weights": s}, "names and tensors; the file holds epoch, weights"),
+        (lambda s: [1], "names and tensors; the file holds <class 'list'>"),
+    ],
+)
+def test_weights_that_do_not_fit_are_reported(config, tmp_path, change, message):
+    path = tmp_path / "w.pt"
+    torch.save(change(build_model(config("tiny/lenet"), IMAGE, 10).state_dict()), path)
+    with pytest.raises(UserError, match=f"^model_weights: .*{message}"):
+        build_model(config("tiny/lenet", model_weights=str(path)), IMAGE, 10)
+
+
+def test_a_file_with_nothing_but_another_head_is_reported(config, tmp_path):
+    path = saved(build_model(config("linear"), IMAGE, 10), tmp_path / "w.pt")
+    with pytest.raises(UserError, match="nothing but a head of another shape"):
+        build_model(config("linear", model_weights=path), IMAGE, 3)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_broken_and_missing_files_are_reported(config, tmp_path, name):
+    settings = config("linear", model_weights=str(tmp_path / name))
+    with pytest.raises(UserError, match=r"model_weights: .*, expected a file that exists"):
+        build_model(settings, IMAGE, 10)
+    (tmp_path / name).write_bytes(b"half of it")
+    with pytest.raises(UserError, match=r"model_weights: .*, expected a readable state dict"):
+        build_model(settings, IMAGE, 10)
+
+
+# ---- model_freeze ------------------------------------------------------------------------
 
 
 def frozen(model: nn.Module) -> set[str]:
@@ -51,7 +156,7 @@ def test_patterns_match_whole_names(config, patterns, expected):
         ("body.(", r"model_freeze: got 'body.\(', expected a regular expression \(.*\)$"),
     ],
 )
-def test_what_freezes_nothing_or_all_is_told(config, patterns, message):
+def test_what_freezes_nothing_or_all_is_reported(config, patterns, message):
     with pytest.raises(UserError, match=message):
         build_model(config("tiny/lenet", model_freeze=patterns), SHAPE, 10)
 
@@ -94,7 +199,7 @@ def test_a_frozen_batch_norm_keeps_its_statistics_in_training(config, is_copied)
     assert norm.weight.grad is None
 
 
-def test_a_batch_norm_of_which_a_part_learns_goes_on_counting(config):
+def test_a_batch_norm_of_which_a_part_learns_keeps_counting(config):
     pattern = r"body\.1\.norm\.bias"
     model = build_model(config("tiny/wrn_10_1", model_freeze=pattern), SHAPE, 10)
     before = statistics(model)
@@ -127,7 +232,7 @@ def test_training_leaves_it_bit_for_bit_the_same(digits, tmp_path, averaging):
                 assert torch.equal(tensor, start[name]), name
 
 
-def test_a_run_that_goes_on_ends_as_one_that_went_through(digits, tmp_path):
+def test_a_resumed_run_ends_as_an_uninterrupted_one(digits, tmp_path):
     keys = WRN | {"model_freeze": [r"body\.[01]\..*"], "averaging": "ema_0.9"}
     straight = digits(**keys, output_dir=str(tmp_path / "straight"))
     *_, (_, expected) = experiment_generator(straight)
