@@ -159,7 +159,7 @@ def _draw_means(
 
 
 def line_look(found: Levels, style: Any) -> dict[str, Any]:
-    """Scores are joined in the style; between names is nothing, and the style is a shape."""
+    """Numbers are joined in the style; between names is nothing, and the style is a shape."""
     if found.is_numeric:
         return {"linestyle": style, "marker": "o"}
     return {"linestyle": "none", "marker": style}
