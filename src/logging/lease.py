@@ -13,8 +13,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +50,23 @@ class Lease:
 
     def take(self) -> None:
         """Raises UserError where another process that lives has the folder."""
-        with _one_at_a_time(self.path.parent):
+        folder = self.path.parent
+        challenge = os.open(folder, os.O_RDONLY)
+        try:
+            # Challengers of one machine judge one after the other. Where a network disk does not
+            # carry this lock, three at one moment could leave two, of which one soon notices.
+            with suppress(OSError):
+                fcntl.flock(challenge, fcntl.LOCK_EX)
             while not self._create():
                 if self.path.is_symlink():  # to nothing, it would be neither made nor read
                     raise UserError(f"output_dir: {self.path} is a link, no file; delete it")
                 if (other := _read(self.path)) is None:
                     continue  # released this very moment
                 if _is_alive(self.path, other):
-                    folder = self.path.parent
                     raise UserError(f"output_dir: another process runs in {folder} ({_who(other)})")
                 self._push_aside(other)
+        finally:
+            os.close(challenge)
         self.verified = time.time()
         self.thread.start()
 
@@ -181,19 +187,6 @@ def _is_alive(path: Path, owner: dict[str, Any]) -> bool:
 
 def _who(owner: dict[str, Any]) -> str:
     return f"process {owner.get('pid')} on {owner.get('host')}"
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Challengers of one machine judge one after the other. Where a network disk does not carry
-    this lock, three at the same moment could leave two, of which one soon notices."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
 
 
 def _machine() -> str:

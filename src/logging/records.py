@@ -129,11 +129,7 @@ class Progress:
         self.bar.close()
 
     def log_setup(
-        self,
-        config: Config,
-        num_parameters: int,
-        device: object,
-        chosen: Iterable[str | None],
+        self, config: Config, num_parameters: int, device: object, chosen: Iterable[str | None]
     ) -> None:
         """The first lines: what was inferred and chosen. chosen: how it computes, in words."""
         examples = ", ".join(f"{name} {n:,}" for name, n in (config.data_n_examples or {}).items())
@@ -160,18 +156,11 @@ class Progress:
         now = perf_counter()
         rate = (samples - self.last_samples) / max(now - self.last_time, 1e-9)
         self.last_time, self.last_samples = now, samples
-        accuracy = averages.get("accuracy")
-        logger.info(
-            "epoch {} | step {}/{} ({:.0%}) | loss {:.4f}{} | {:,.0f} examples/s | {} left",
-            epoch,
-            step,
-            self.num_steps,
-            step / self.num_steps,
-            averages["loss"],
-            "" if accuracy is None else f" | accuracy {accuracy:.4f}",
-            rate,
-            timedelta(seconds=round(self.seconds_left(step))),
-        )
+        accuracy = f" | accuracy {averages['accuracy']:.4f}" if "accuracy" in averages else ""
+        left = timedelta(seconds=round(self.seconds_left(step)))
+        words = "epoch {} | step {}/{} ({:.0%}) | loss {:.4f}{} | {:,.0f} examples/s | {} left"
+        done = step, self.num_steps, step / self.num_steps
+        logger.info(words, epoch, *done, averages["loss"], accuracy, rate, left)
         if not self.bar.disable:
             shown = f"epoch {epoch}, loss {averages['loss']:.4f}"
             self.bar.set_postfix_str(shown, refresh=False)

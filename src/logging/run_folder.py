@@ -35,7 +35,6 @@ from itertools import chain, count, islice
 from math import inf
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
@@ -156,12 +155,7 @@ class RunFolder:
         self.state["seconds_to_start"] = round(self.meter.start_up, 2)
         self._write_status()  # before other files: it is what shows that they are ours
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Record how it ended: in the status, and a traceback in the log if it died."""
         self.progress.close()
         try:
@@ -250,9 +244,8 @@ class RunFolder:
             return
         self.meter.start(self._step(), uses)
         if (path / "done").exists() and not self.is_resumed:
-            raise OtherRun(
-                f"output_dir: {path} holds a finished run and no state/ of it; choose another"
-            )
+            words = "holds a finished run and no state/ of it; choose another"
+            raise OtherRun(f"output_dir: {path} {words}")
         (path / "done").unlink(missing_ok=True)
         with write_errors(path):
             spec, is_same_spec = path / "spec.yaml", False
@@ -262,7 +255,7 @@ class RunFolder:
                 _put_earlier_run_aside(path)
                 # From scratch with other draws it is another run, to trackers as well.
                 if not is_same_spec or None in (requested.seed_model, requested.seed_training):
-                    _remove_tracked(path)
+                    _remove_tracked(path / "trackers")
             if not is_same_spec:
                 save_config(requested, spec)
             save_config(resolved, path / "config.yaml")
@@ -367,24 +360,19 @@ def check_run_folder(folder: Path) -> None:
     if not is_ours:
         below = islice(chain(folder.glob("*/"), folder.glob("*/*/")), MOST_LOOKED_AT)
         if run := next(filter(is_run_folder, below), None):
-            raise UserError(
-                f"output_dir: {folder} holds folders of runs (such as {run.relative_to(folder)}); "
-                f"write output_dir={folder / 'NAME'}"
-            )
+            such = f"folders of runs (such as {run.relative_to(folder)})"
+            words = f"holds {such}; write output_dir={folder / 'NAME'}"
+            raise UserError(f"output_dir: {folder} {words}")
     for name in (*FILES, *FOLDERS):
-        kind, is_right = ("file", os.path.isfile) if name in FILES else ("folder", os.path.isdir)
         if not os.path.lexists(folder / name):
             continue
         if not is_ours:
-            raise UserError(
-                f"output_dir: {folder} is not the folder of a run, and its {name} is in the "
-                "way; choose another output_dir"
-            )
+            words = f"is not the folder of a run, and its {name} is in the way; choose another"
+            raise UserError(f"output_dir: {folder} {words}")
+        kind, is_right = ("file", os.path.isfile) if name in FILES else ("folder", os.path.isdir)
         if not is_right(folder / name):
-            raise UserError(
-                f"output_dir: {folder / name} is no {kind}, and a run has a {kind} there; "
-                "move it away, or choose another output_dir"
-            )
+            words = f"is no {kind}, and a run has a {kind} there; move it away, or choose another"
+            raise UserError(f"output_dir: {folder / name} {words}")
 
 
 def _put_earlier_run_aside(folder: Path) -> None:
@@ -396,22 +384,19 @@ def _put_earlier_run_aside(folder: Path) -> None:
         for path in results:
             path.unlink()
         return
-    numbered = (folder / f"earlier-{number}" for number in count(1))
-    earlier = next(path for path in numbered if not path.exists())
+    earlier = next(p for n in count(1) if not (p := folder / f"earlier-{n}").exists())
     for path in (*results, *checkpoints, folder / "config.yaml"):
         if path.exists():
             target = earlier / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, target)
     _remove_if_empty(folder / "checkpoints")
-    logger.warning(
-        "no saved state: the run starts from scratch; its earlier results are now in {}", earlier
-    )
+    words = "no saved state: the run starts from scratch; its earlier results are now in {}"
+    logger.warning(words, earlier)
 
 
-def _remove_tracked(folder: Path) -> None:
+def _remove_tracked(trackers: Path) -> None:
     """What was logged to trackers of another run."""
-    trackers = folder / "trackers"
     _remove_files(trackers, TRACKER_FILE)
     for path in trackers.iterdir() if trackers.is_dir() else ():
         if TRACKER_FOLDER.fullmatch(path.name):
