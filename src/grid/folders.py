@@ -91,16 +91,27 @@ def open_batch(path: str | Path) -> Batch:
     folder = Path(os.path.abspath(path))
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder")
-    if (folder / "rows.jsonl").exists():
-        return _of_damaged_index(folder)
-    rows = _rows_of_specs(folder)
-    if not rows and not (folder / "job.yaml").exists():
-        raise UserError(f"{path}: no batch (it has neither rows.jsonl nor */spec.yaml)")
-    return Batch(folder, rows)
-
-
-def _read_index(folder: Path) -> list[Row]:
-    return [_row_of_line(folder, line) for line in _lines_of_index(folder)]
+    if not (folder / "rows.jsonl").exists():
+        rows = _rows_of_specs(folder)
+        if not rows and not (folder / "job.yaml").exists():
+            raise UserError(f"{path}: no batch (it has neither rows.jsonl nor */spec.yaml)")
+        return Batch(folder, rows)
+    rows, problems = [], []
+    by_number: dict[str, Row] = {}
+    for number, line in enumerate(_lines_of_index(folder)):
+        try:
+            rows.append(_row_of_line(folder, line))
+        except UserError as error:  # the row is the folder with its number
+            by_number = by_number or {
+                row.name.partition("_")[0].lstrip("0") or "0": row for row in _rows_of_specs(folder)
+            }
+            rows += [by_number[str(number)]] if str(number) in by_number else []
+            problems.append(error)
+    if problems and not rows:
+        raise problems[0]
+    more = f" and {len(problems) - 1:,} more lines" if len(problems) > 1 else ""
+    damage = f"{problems[0]}{more}; such rows are taken from their folders" if problems else ""
+    return Batch(folder, rows, damage)
 
 
 def _lines_of_index(folder: Path) -> list[str]:
@@ -126,42 +137,16 @@ def _row_of_line(folder: Path, line: str) -> Row:
     return Row(folder / name, values)
 
 
-def _of_damaged_index(folder: Path) -> Batch:
-    """All rows that can be known: a line that cannot be read is a folder with its number."""
-    rows: list[Row] = []
-    problems: list[UserError] = []
-    found: dict[int, Row] | None = None
-    for number, line in enumerate(_lines_of_index(folder)):
-        try:
-            rows.append(_row_of_line(folder, line))
-        except UserError as error:
-            problems.append(error)
-            found = _numbered(_rows_of_specs(folder)) if found is None else found
-            rows += [found[number]] if number in found else []
-    if problems and not rows:
-        raise problems[0]
-    if not problems:
-        return Batch(folder, rows)
-    more = f" and {len(problems) - 1:,} more lines" if len(problems) > 1 else ""
-    return Batch(folder, rows, f"{problems[0]}{more}; such rows are taken from their folders")
-
-
-def _numbered(rows: Sequence[Row]) -> dict[int, Row]:
-    numbers = [row.name.partition("_")[0] for row in rows]
-    return {int(n): row for n, row in zip(numbers, rows, strict=True) if n.isdecimal()}
-
-
 def _rows_of_specs(folder: Path) -> list[Row]:
-    return [_row_of_spec(spec) for spec in sorted(folder.glob("*/spec.yaml"))]
-
-
-def _row_of_spec(spec: Path) -> Row:
-    try:
-        values = read_yaml_file(spec)
-    except UserError:
-        values = None  # a broken file is a row all the same
-    values = values if isinstance(values, dict) else {}
-    return Row(spec.parent, {str(k): v for k, v in values.items() if k != "output_dir"})
+    rows = []
+    for spec in sorted(folder.glob("*/spec.yaml")):
+        try:
+            content = read_yaml_file(spec)
+        except UserError:
+            content = None  # a broken file is a row all the same
+        values = content if isinstance(content, dict) else {}
+        rows.append(Row(spec.parent, {str(k): v for k, v in values.items() if k != "output_dir"}))
+    return rows
 
 
 # ---- What a run asks for ------------------------------------------------------------------
@@ -309,7 +294,8 @@ def plan_batch(
     folder: Path, grid: Sequence[dict[str, Any]], *, job_text: str, common: Mapping[str, Any]
 ) -> Plan:
     """Rows that the folder holds keep their number and folder; others come after them."""
-    rows = _read_index(folder) if (folder / "rows.jsonl").exists() else []
+    lines = _lines_of_index(folder) if (folder / "rows.jsonl").exists() else []
+    rows = [_row_of_line(folder, line) for line in lines]
     known = {row_identity(row.values): row for row in rows}
     new = [values for values in grid if row_identity(values) not in known]
     varying = varying_keys([row.values for row in rows] + new)
@@ -322,14 +308,20 @@ def plan_batch(
 
 
 def write_batch(plan: Plan, root: Path) -> None:
-    """Make the folders. What is there already stays; after a crash, call it again.
-
-    The index comes first: a folder of the batch is one that the index names.
-    """
+    """Make the folders. What is there already stays, another job file as job.old.K.yaml; after a
+    crash, call it again. The index comes first: a folder of the batch is one that it names."""
     batch = plan.batch
     try:
         batch.submissions.mkdir(parents=True, exist_ok=True)
-        _keep_job_file(batch.path, plan.job_text)
+        job = batch.path / "job.yaml"
+        earlier = job.read_text(encoding="utf-8") if job.exists() else None
+        if earlier not in (None, plan.job_text):
+            numbers = [
+                int(old.name.split(".")[2]) for old in batch.path.glob("job.old.[0-9]*.yaml")
+            ]
+            os.replace(job, batch.path / f"job.old.{max(numbers, default=0) + 1}.yaml")
+        if earlier != plan.job_text:
+            write_atomically(job, plan.job_text)
         entries = ({"folder": row.name, "values": row.values} for row in batch.rows)
         text = "".join(json.dumps(entry, default=str) + "\n" for entry in entries)
         if not batch.index.exists() or batch.index.read_text(encoding="utf-8") != text:
@@ -352,17 +344,6 @@ def spec_of(row: Row, common: Mapping[str, Any], root: Path) -> dict[str, Any]:
         if isinstance(spec.get(key), str):
             spec[key] = os.path.abspath(root / os.path.expanduser(spec[key]))
     return spec
-
-
-def _keep_job_file(folder: Path, text: str) -> None:
-    """job.yaml is the newest; another one that was there becomes job.old.K.yaml."""
-    path = folder / "job.yaml"
-    if path.exists():
-        if path.read_text(encoding="utf-8") == text:
-            return
-        numbers = [int(old.name.split(".")[2]) for old in folder.glob("job.old.[0-9]*.yaml")]
-        os.replace(path, folder / f"job.old.{max(numbers, default=0) + 1}.yaml")
-    write_atomically(path, text)
 
 
 def check_writable(folder: Path) -> None:

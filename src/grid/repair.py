@@ -7,9 +7,9 @@ there. The original, if it is still there, is left alone.
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,16 @@ def repair_batch(batch: Batch, root: Path, *, is_dry: bool = False) -> Repaired:
     done = Repaired()
     journal = Journal(batch.submissions)
     if journal.is_of_elsewhere and not is_dry:
-        os.replace(journal.path, _free_name(batch.submissions))
+        kept = (batch.submissions / f"journal.old.{number}.jsonl" for number in count(1))
+        os.replace(journal.path, next(path for path in kept if not path.exists()))
     for row in batch.rows:
         try:
             if not _has_spec(row):
-                if not is_dry:
-                    _make_again(batch, row, root)
+                if not is_dry:  # from the index, and the job file for keys that all rows share
+                    common = read_job(batch.path / "job.yaml").common
+                    row.folder.mkdir(exist_ok=True)
+                    text = write_yaml(spec_of(row, common, root))
+                    write_atomically(row.spec, text, durable=False)
                 done.made_again.append(row.name)
             elif is_elsewhere(row.folder):
                 if not is_dry:
@@ -60,24 +64,12 @@ def repair_batch(batch: Batch, root: Path, *, is_dry: bool = False) -> Repaired:
     return done
 
 
-def _free_name(folder: Path) -> Path:
-    numbers = (n for n in range(1, 10_000) if not (folder / f"journal.old.{n}.jsonl").exists())
-    return folder / f"journal.old.{next(numbers)}.jsonl"
-
-
 def _has_spec(row: Row) -> bool:
     """A power cut may leave an empty file. Raises OSError where that cannot be known."""
     try:
         return row.spec.stat().st_size > 0
     except FileNotFoundError:
         return False
-
-
-def _make_again(batch: Batch, row: Row, root: Path) -> None:
-    """From the index, and from the job file for the keys that all rows share."""
-    common = read_job(batch.path / "job.yaml").common
-    row.folder.mkdir(exist_ok=True)
-    write_atomically(row.spec, write_yaml(spec_of(row, common, root)), durable=False)
 
 
 def _move_here(row: Row, root: Path) -> None:
@@ -90,8 +82,12 @@ def _move_here(row: Row, root: Path) -> None:
     with suppress(UserError, OSError):  # one that cannot be read does not keep it from running
         config = _mapping(row.folder / "config.yaml")
         write_atomically(row.folder / "config.yaml", write_yaml(config | here))
-    paths = {key: os.path.abspath(root / row.values[key]) for key in _paths_gone(row, spec, root)}
-    write_atomically(row.spec, write_yaml(spec | paths | here))
+    for key in PATH_KEYS:  # files that have moved together with the repository
+        given, path = row.values.get(key), spec.get(key)
+        is_path = isinstance(given, str) and isinstance(path, str)
+        if is_path and not os.path.exists(path) and os.path.exists(root / given):
+            spec[key] = os.path.abspath(root / given)
+    write_atomically(row.spec, write_yaml(spec | here))
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -99,18 +95,6 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected lines of the form `key: value`")
     return content
-
-
-def _paths_gone(row: Row, spec: Mapping[str, Any], root: Path) -> list[str]:
-    """Keys whose file has moved together with the repository."""
-    return [
-        key
-        for key in PATH_KEYS
-        if isinstance(given := row.values.get(key), str)
-        and isinstance(spec.get(key), str)
-        and not os.path.exists(spec[key])
-        and os.path.exists(root / given)
-    ]
 
 
 def _forget_owner(folder: Path, home: Path) -> None:
@@ -131,10 +115,8 @@ def _point_links_here(code: Path, root: Path) -> None:
     old = repository_of(code)
     if old.exists():  # or the copy does not say where it comes from
         return
-    for folder, folders, files in os.walk(code):
-        for link in (Path(folder, name) for name in [*folders, *files]):
-            if not link.is_symlink() or link.exists():
-                continue
+    for link in code.rglob("*"):
+        if link.is_symlink() and not link.exists():
             target = Path(os.readlink(link))
             if target.is_relative_to(old) and (root / target.relative_to(old)).exists():
                 link.unlink()

@@ -5,11 +5,11 @@ ignores (data, results, environments) is linked, so that every path leads where 
 """
 
 import hashlib
+import heapq
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
 from src.logging import CodeState
@@ -28,7 +28,13 @@ def freeze(root: Path, into: Path) -> Path:
     files = _code_files(root)
     if Path("train.py") not in files:
         raise UserError(f"{root}: git lists no train.py to freeze; --live runs the code as it lies")
-    _refuse_data(root, files)
+    sizes = {path: (root / path).lstat().st_size for path in files}
+    if (total := sum(sizes.values())) > MOST_BYTES:
+        largest = ", ".join(map(str, heapq.nlargest(3, sizes, key=sizes.__getitem__)))
+        raise UserError(
+            f"the code to freeze has {total / 1e6:,.0f} MB, above all {largest}:"
+            " name data in .gitignore, or run the code where it lies with --live"
+        )
     copy = into.with_name(f".{into.name}.{os.getpid()}")
     try:
         hashes = {str(path): _copy(root, path, copy) for path in files}
@@ -45,14 +51,17 @@ def freeze(root: Path, into: Path) -> Path:
 def frozen_copies(batch: Path) -> list[Path]:
     """code, code.2, … of a batch folder, the newest last."""
     copies = [path for path in batch.glob("code*") if re.fullmatch(r"code(\.\d+)?", path.name)]
-    return sorted(copies, key=lambda path: int(path.suffix[1:] or 1))
+    return sorted(copies, key=_number)
 
 
 def next_copy(batch: Path) -> Path:
     """Where the next one belongs; earlier ones stay, as jobs may run from them."""
     copies = frozen_copies(batch)
-    number = int(copies[-1].suffix[1:] or 1) + 1 if copies else 1
-    return batch / ("code" if number == 1 else f"code.{number}")
+    return batch / (f"code.{_number(copies[-1]) + 1}" if copies else "code")
+
+
+def _number(copy: Path) -> int:
+    return int(copy.suffix[1:] or 1)
 
 
 def changed_since(root: Path, frozen: Path) -> list[str]:
@@ -109,37 +118,27 @@ def _listed(root: Path, *kinds: str) -> list[Path]:
     paths = [Path(os.fsdecode(name)) for name in names if name]
     if "--directory" in kinds:
         return paths
-    inner = [path for path in paths if (root / path / ".git").exists()]
-    files = [path for path in paths if (root / path).is_symlink() or not (root / path).is_dir()]
-    return files + [path / file for path in inner for file in _listed(root / path, *kinds)]
-
-
-def _refuse_data(root: Path, files: Iterable[Path]) -> None:
-    sizes = {path: (root / path).lstat().st_size for path in files}
-    if sum(sizes.values()) > MOST_BYTES:
-        largest = ", ".join(str(path) for path in sorted(sizes, key=lambda p: -sizes[p])[:3])
-        raise UserError(
-            f"the code to freeze has {sum(sizes.values()) / 1e6:,.0f} MB, above all {largest}:"
-            " name data in .gitignore, or run the code where it lies with --live"
-        )
+    found = []
+    for path in paths:
+        if (root / path).is_symlink() or not (root / path).is_dir():
+            found.append(path)
+        elif (root / path / ".git").exists():
+            found += [path / file for file in _listed(root / path, *kinds)]
+    return found
 
 
 def _copy(root: Path, path: Path, copy: Path) -> str:
-    """Copy one file, read-only; its hash."""
-    target = copy / path
+    """Copy one file, read-only; its hash. A link leads where it did: within the copy, or out."""
+    source, target = root / path, copy / path
     target.parent.mkdir(parents=True, exist_ok=True)
-    if (root / path).is_symlink():
-        target.symlink_to(_link_target(root / path, root))
+    if source.is_symlink():
+        leads_to = os.path.normpath(source.parent / os.readlink(source))
+        is_within = Path(leads_to).is_relative_to(root)
+        target.symlink_to(os.readlink(source) if is_within else leads_to)
     else:
-        shutil.copy2(root / path, target)
+        shutil.copy2(source, target)
         target.chmod(target.stat().st_mode & ~0o222)
-    return _hash(root / path)
-
-
-def _link_target(link: Path, root: Path) -> str:
-    """Where a link leads from elsewhere: within the repository as it is, else absolute."""
-    target = os.path.normpath(link.parent / os.readlink(link))
-    return os.readlink(link) if Path(target).is_relative_to(root) else target
+    return _hash(source)
 
 
 def _hash(path: Path) -> str:
