@@ -8,13 +8,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
@@ -58,90 +56,92 @@ def runner(batch: Batch) -> dict[str, Any] | None:
     (jobs); None: nobody."""
     try:
         facts = json.loads((batch.submissions / "local.json").read_text())
-        is_here = facts["host"] == platform.node()
-        lives = (
-            is_here
+        is_alive = (
+            facts["host"] == platform.node()
             and facts["began"] is not None
             and processes.start_time(facts["pid"]) == facts["began"]
         )
         # A copy of the batch holds the notice as well.
-        return (
-            facts
-            if lives and os.path.samefile(facts.get("batch", batch.path), batch.path)
-            else None
-        )
+        is_of_batch = os.path.samefile(facts.get("batch", batch.path), batch.path)
+        return facts if is_alive and is_of_batch else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
 def run_rows(batch: Batch, rows: Sequence[Row], machine: Machine, *, code: Path) -> Counter[str]:
     """Run them all, each logging to its own folder; how many ended how (ENDS). Ctrl-C stops them
-    cleanly."""
+    cleanly, and so does a terminal that is closed, or `kill`."""
     if other := runner(batch):
         raise UserError(f"process {other['pid']} runs rows of {batch.path.name} already")
-    notice = batch.submissions / "local.json"
-    pid, names = os.getpid(), [row.name for row in rows]
-    facts = {"pid": pid, "began": processes.start_time(pid), "host": platform.node(), "rows": names}
-    facts["batch"] = str(batch.path)
-    facts["jobs"] = machine.jobs
+    notice, pid = batch.submissions / "local.json", os.getpid()
+    facts: dict[str, Any] = {
+        "pid": pid,
+        "began": processes.start_time(pid),
+        "host": platform.node(),
+    }
+    facts |= {"rows": [row.name for row in rows], "batch": str(batch.path), "jobs": machine.jobs}
     write_atomically(notice, json.dumps(facts))
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.signal(number, signal.default_int_handler) for number in signals]
     try:
-        with _terminations_as_interrupts(), _Line(len(rows)) as line:
-            return _Workers(rows, machine, code).run(line)
+        return _Workers(rows, machine, code).run()
     finally:
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
         notice.unlink(missing_ok=True)
 
 
 class _Workers:
-    """A slot a row that runs; the rows that wait."""
+    """The rows that wait, those that run, a slot each, and a line that shows how far they are."""
 
     def __init__(self, rows: Sequence[Row], machine: Machine, code: Path) -> None:
-        self.waiting = list(reversed(rows))
+        self.num_rows, self.waiting = len(rows), list(reversed(rows))
         self.machine, self.code = machine, code
         self.running: dict[int, tuple[Row, subprocess.Popen]] = {}
         self.ended: Counter[str] = Counter()  # of ENDS
         self.is_stopping = False
-        self.messages: list[subprocess.Popen | None] = []  # messages on their way
+        self.messages: list[subprocess.Popen | None] = []  # on their way
+        self.shown = time.monotonic()
 
-    def run(self, line: "_Line") -> Counter[str]:
-        try:
-            while self.waiting or self.running:
-                free = (s for s in range(self.machine.jobs) if s not in self.running)
-                for slot in free:
-                    if self.waiting:
-                        self._try_to_start(slot, self.waiting.pop())
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-                self._reap()
-                line.show(self.ended, [r for r, _ in self.running.values()])
-        except BaseException:  # Ctrl-C, a full disk: nothing runs on without us
-            self._stop()
-            raise
+    def run(self) -> Counter[str]:
+        form = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
+        no_bar = not sys.stderr.isatty()
+        with tqdm(total=self.num_rows, disable=no_bar, bar_format=form) as bar:
+            try:
+                while self.waiting or self.running:
+                    for slot in [s for s in range(self.machine.jobs) if s not in self.running]:
+                        if self.waiting:
+                            self._start(slot, self.waiting.pop())
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
+                    self._reap()
+                    self._show(bar)
+            except BaseException:  # Ctrl-C, a full disk: nothing runs on without us
+                self._stop()
+                raise
         for process in self.messages:
             wait_until_sent(process)
         return self.ended
 
-    def _try_to_start(self, slot: int, row: Row) -> None:
-        """A folder or a log that is not what it should be is the row's own matter."""
+    def _start(self, slot: int, row: Row) -> None:
         try:
-            self._start(slot, row)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            _note(row, f"{now} local {os.getpid()} on {platform.node()}")
+            # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
+            with open(row.log, "ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "train.py", str(row.spec)],
+                    cwd=self.code,
+                    env=self.machine.variables(slot),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self.running[slot] = row, process
+        # A folder or a log that is not what it should be is the row's own matter.
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
             print(f"{row.name}: {error.filename}: {error.strerror}", file=sys.stderr)
             self.ended["failed"] += 1
-
-    def _start(self, slot: int, row: Row) -> None:
-        _note(row, f"local {os.getpid()} on {platform.node()}", time_too=True)
-        # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
-        with open(row.log, "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "train.py", str(row.spec)],
-                cwd=self.code,
-                env=self.machine.variables(slot),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.running[slot] = row, process
 
     def _reap(self) -> None:
         for slot, (row, process) in list(self.running.items()):
@@ -177,60 +177,26 @@ class _Workers:
             process.wait()
         self._reap()
 
+    def _show(self, bar: tqdm) -> None:
+        """A bar on a terminal, else a line of text every minute."""
+        is_due = time.monotonic() - self.shown > (SECONDS_BETWEEN_LINES if bar.disable else 1)
+        if not is_due and (bar.disable or self.running):
+            return
+        self.shown = time.monotonic()
+        parts = [f"{self.ended['done']}/{self.num_rows} done"]
+        parts += [f"{self.ended[how]} {how}" for how in ENDS[1:] if self.ended[how]]
+        text = ", ".join([*parts, f"{len(self.running)} running"])
+        if bar.disable:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            bar.n = self.ended.total() + sum(_progress(row) for row, _ in self.running.values())
+            bar.set_description_str(text)
 
-def _note(row: Row, what: str, *, time_too: bool = False) -> None:
+
+def _note(row: Row, what: str) -> None:
     """A line in job.log that marks where an attempt begins or ends."""
-    moment = f"{datetime.now(UTC).isoformat(timespec='seconds')} " if time_too else ""
     with open(row.log, "a") as log:
-        log.write(f"--- {moment}{what} ---\n")
-
-
-@contextmanager
-def _terminations_as_interrupts() -> Iterator[None]:
-    """A terminal that is closed, or `kill`, stops the rows as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Line:
-    """One line for the batch: a bar on a terminal, else a line of text every minute."""
-
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
-        self.bar = tqdm(
-            total=num_rows,
-            disable=not sys.stderr.isatty(),
-            bar_format="{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]",
-        )
-        self.started = self.shown = time.monotonic()
-
-    def __enter__(self) -> "_Line":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def show(self, ended: Counter[str], running: Sequence[Row]) -> None:
-        parts = [f"{ended['done']}/{self.num_rows} done"]
-        text = ", ".join(parts + [f"{ended[how]} {how}" for how in ENDS[1:] if ended[how]])
-        if not self.bar.disable:
-            if time.monotonic() - self.shown > 1 or not running:
-                self.bar.n = ended.total() + sum(_progress(row) for row in running)
-                self.bar.set_description_str(f"{text}, {len(running)} running")
-                self.shown = time.monotonic()
-        elif time.monotonic() - self.shown > SECONDS_BETWEEN_LINES:
-            self.shown = time.monotonic()
-            print(f"{text}, {len(running)} running", file=sys.stderr, flush=True)
+        log.write(f"--- {what} ---\n")
 
 
 def _progress(row: Row) -> float:

@@ -84,8 +84,12 @@ def _move_here(row: Row, root: Path) -> None:
         write_atomically(row.folder / "config.yaml", write_yaml(config | here))
     for key in PATH_KEYS:  # files that have moved together with the repository
         given, path = row.values.get(key), spec.get(key)
-        is_path = isinstance(given, str) and isinstance(path, str)
-        if is_path and not os.path.exists(path) and os.path.exists(root / given):
+        if (
+            isinstance(given, str)
+            and isinstance(path, str)
+            and not os.path.exists(path)
+            and os.path.exists(root / given)
+        ):
             spec[key] = os.path.abspath(root / given)
     write_atomically(row.spec, write_yaml(spec | here))
 

@@ -9,7 +9,7 @@ Nothing is written before every run has been checked; both may be called again a
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
@@ -177,9 +177,17 @@ def retry(folder: str, options: SubmitOptions) -> int:
         raise UserError("\n".join(errors))
     with nullcontext() if options.dry_run else only_here(batch.path):
         broken = _repair(batch, options)
+        queue = None
         if not options.dry_run:
             Submission(batch, options, ROOT).settle()
-        statuses = row_statuses(batch, _ask_queue_or_warn(batch, options))
+            queue = ask_queue(batch)
+        else:
+            try:
+                queue = ask_queue(batch)
+            except UserError as error:  # a dry run needs no answer of Slurm
+                what = "what waits or runs there is shown as lost or unstarted"
+                logger.warning("{}; {}", error, what)
+        statuses = row_statuses(batch, queue)
         chosen = [s for s in statuses if s.state in RETRYABLE and s.row.name not in broken]
         if options.only:
             chosen = [s for s in chosen if {s.state, s.kind} & set(options.only)]
@@ -201,17 +209,6 @@ def retry(folder: str, options: SubmitOptions) -> int:
         if _confirm(question, options, is_older=is_older) == "r":
             options = replace(options, refreeze=True)
         return _start(batch, rows, options) or int(bool(broken))
-
-
-def _ask_queue_or_warn(batch: Batch, options: SubmitOptions) -> Mapping[str, Any] | None:
-    """A dry run needs no answer of Slurm."""
-    try:
-        return ask_queue(batch)
-    except UserError as error:
-        if not options.dry_run:
-            raise
-        logger.warning("{}; what waits or runs there is shown as lost or unstarted", error)
-        return None
 
 
 # ---- Both --------------------------------------------------------------------------------
@@ -287,14 +284,11 @@ def _run_here(rows: Sequence[Row], batch: Batch, options: SubmitOptions, code: P
 
 
 def _print_sbatch(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> None:
-    """Each call of sbatch that would submit these runs."""
-    if options.is_local or not rows:
-        return
-    copies = frozen_copies(batch.path)
-    is_new = options.refreeze or not copies
-    code = ROOT if options.live else next_copy(batch.path) if is_new else copies[-1]
-    for command in Submission(batch, options, code).planned(rows):
-        print(f"  {shlex.join(command)}")
+    """In a dry run: each call of sbatch that would submit these runs."""
+    if rows and not options.is_local:
+        code = _code_to_run(batch, options)
+        for command in Submission(batch, options, code).planned(rows):
+            print(f"  {shlex.join(command)}")
 
 
 def _code_to_run(batch: Batch, options: SubmitOptions) -> Path:
@@ -302,9 +296,10 @@ def _code_to_run(batch: Batch, options: SubmitOptions) -> Path:
     if options.live:
         return ROOT
     copies = frozen_copies(batch.path)
-    if not copies or options.refreeze:
-        return freeze(ROOT, next_copy(batch.path))
-    return copies[-1]
+    if copies and not options.refreeze:
+        return copies[-1]
+    copy = next_copy(batch.path)
+    return copy if options.dry_run else freeze(ROOT, copy)
 
 
 def _say_if_code_is_older(batch: Batch, options: SubmitOptions) -> bool:
