@@ -43,10 +43,9 @@ from benchmarks.references import (
     squared_error,
     t_interval,
 )
-from src.analysis.choice import choose, paired, table
+from src.analysis import choose, paired, read_experiments, table
 from src.analysis.curves import at, at_best, best, last
 from src.analysis.plots.curves import first_reached
-from src.analysis.read import read_experiments
 from src.analysis.scores import mean_interval
 from src.config.config import make_config
 from src.data.splits import NO_TOKEN

@@ -34,7 +34,7 @@ READ = """
 import json, resource, sys, time
 sys.path.insert(0, {root!r})
 import pandas
-from src.analysis.read import read_experiments
+from src.analysis import read_experiments
 from src.analysis.curves import last
 started = time.perf_counter()
 df = read_experiments([{batch!r}], index_field="train/seen_examples")

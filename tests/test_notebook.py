@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
-from src.analysis.read import read_experiments
+from src.analysis import read_experiments
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]

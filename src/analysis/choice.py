@@ -1,7 +1,7 @@
 """The best setting of a grid, chosen by validation; a table of all settings; paired comparisons."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from src.ranking import SEEDS, Run, Standing, rank
 from src.support import UserError, bad_value
 
 SPLITS = "data_splits_map: {train: 'train[:90%]', val: 'train[90%:]', test: test}"
+PARTS = ("std", "low", "high")  # of a mean over seeds
 TERMINAL = 80  # characters of a line
 
 
@@ -51,25 +52,31 @@ def choose(
     """
     _check_not_empty(df, "df")
     by, report = by or main_metrics(df)[0], report or main_metrics(df)[1]
-    values = np.stack([scores_of(df, by, when), _reported(df, by, report, when)], axis=1)
-    sign = direction_of(by)
+    is_best_epoch = str(when).strip() == "best"
+    scores = scores_of(df, by, when)
+    if is_best_epoch and df[by].dtype != "curve":
+        raise bad_value("when", when, f"'last': {by} is no curve that has a best epoch")
+    if is_best_epoch and report in df and df[report].dtype == "curve":
+        found = at_best(df[report], df[by])  # its own best epoch would be chosen on test
+        reported = np.where(np.isfinite(found), found, np.nan)
+    else:
+        reported = scores_of(df, report, when)
     first = [per] if isinstance(per, str) else list(dict.fromkeys(per))
     keys = first + [key for key in varying(df) if key not in first]
+    sign = direction_of(by)
     rivals: dict[tuple, list[_Ranked]] = {}  # of each combination, the best setting first
-    for setting in _ranked_settings(df, keys, values, sign):
+    for setting in _ranked_settings(df, keys, np.stack([scores, reported], axis=1), sign):
         combination = tuple(sort_key(setting.keys[key]) for key in first)
         rivals.setdefault(combination, []).append(setting)
     ordered = [rivals[combination] for combination in sorted(rivals)]
-    is_choice = _is_best_epoch(when) or any(len(settings) > 1 for settings in ordered)
+    is_choice = is_best_epoch or any(len(settings) > 1 for settings in ordered)
     texts = _same_split(by, report) if is_choice else []
     texts += [f"{text}: not comparable" for text in unlike_losses(df, [by], first)]
-    texts += _ties(ordered, sign)
-    _warn(texts + _weak_means(df, keys, by, values[:, 0]))
-    chosen = [settings[0] for settings in ordered]
-    mean, std, low, high = _over_seeds(chosen)
-    columns = {by: mean[:, 0], report: mean[:, 1]}
-    columns |= {"std": std[:, 1], "low": low[:, 1], "high": high[:, 1]}
-    return _frame(chosen, keys, columns)
+    _warn(texts + _ties(ordered, sign) + _weak_means(df, keys, by, scores))
+    chosen = _summary([settings[0] for settings in ordered], keys, [by, report])
+    if by != report:
+        chosen = chosen.drop(columns=[f"{by} {part}" for part in PARTS])
+    return chosen.rename(columns={f"{report} {part}": part for part in PARTS})
 
 
 def table(
@@ -94,12 +101,7 @@ def table(
     settings = _ranked_settings(df, keys, values, direction_of(names[0]))
     texts = [f"{text}: not comparable" for text in unlike_losses(df, names)]
     _warn(texts + _weak_means(df, keys, names[0], values[:, 0]))
-    mean, std, low, high = _over_seeds(settings)
-    columns: dict[str, np.ndarray] = {}
-    for i, name in enumerate(names):
-        columns |= {name: mean[:, i], f"{name} std": std[:, i]}
-        columns |= {f"{name} low": low[:, i], f"{name} high": high[:, i]}
-    return _frame(settings, keys, columns)
+    return _summary(settings, keys, names)
 
 
 @dataclass(frozen=True)
@@ -134,41 +136,24 @@ def _ranked_settings(
     return found
 
 
-def _over_seeds(settings: Sequence[_Ranked]) -> np.ndarray:
-    """(4, settings, metrics): means, standard deviations, lower and upper ends of intervals."""
-    found = np.full((4, len(settings), settings[0].values.shape[1]), np.nan)
+def _summary(
+    settings: Sequence[_Ranked], keys: Sequence[str], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """One row for each setting: keys, counts of seeds, and each metric over the seeds."""
+    columns: dict[str, Any] = {key: [setting.keys[key] for setting in settings] for key in keys}
+    for count in ("num_seeds", "num_expected", "num_diverged"):
+        columns[count] = [getattr(setting.standing, count) for setting in settings]
+    found = np.full((4, len(settings), len(metrics)), np.nan)  # the mean and its PARTS
     counts = np.array([len(setting.values) for setting in settings])
     for count in np.unique(counts[counts > 0]):  # many settings at once
         same = np.flatnonzero(counts == count)
         values = np.stack([settings[i].values for i in same.tolist()], axis=1)
         found[[[0], [2], [3]], same] = mean_interval(values)
         found[1, same] = values.std(axis=0, ddof=1) if count > 1 else np.nan
-    return found
-
-
-def _frame(
-    settings: Sequence[_Ranked], keys: Sequence[str], columns: Mapping[str, np.ndarray]
-) -> pd.DataFrame:
-    found: dict[str, Any] = {key: [setting.keys[key] for setting in settings] for key in keys}
-    for count in ("num_seeds", "num_expected", "num_diverged"):
-        found[count] = [getattr(setting.standing, count) for setting in settings]
-    return pd.DataFrame(found | dict(columns))
-
-
-def _reported(df: pd.DataFrame, by: str, report: str, when: str | float) -> np.ndarray:
-    """With 'best' in the epoch that `by` chooses: the best one of `report` is chosen on test."""
-    if not _is_best_epoch(when):
-        return scores_of(df, report, when)
-    if df[by].dtype != "curve":
-        raise bad_value("when", when, f"'last': {by} is no curve that has a best epoch")
-    if report not in df or df[report].dtype != "curve":
-        return scores_of(df, report, when)
-    values = at_best(df[report], df[by]).to_numpy()
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def _is_best_epoch(when: str | float) -> bool:
-    return str(when).strip() == "best"
+    for i, name in enumerate(metrics):
+        names = name, *(f"{name} {part}" for part in PARTS)
+        columns |= dict(zip(names, found[:, :, i], strict=True))
+    return pd.DataFrame(columns)
 
 
 # ---- Two kinds of runs, seed by seed -----------------------------------------------------

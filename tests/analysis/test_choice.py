@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.analysis.choice import ChoiceWarning, choose, paired, table
+from src.analysis import choose, paired, read_experiments, table
+from src.analysis.choice import ChoiceWarning
 from src.analysis.curves import CurveArray
-from src.analysis.read import read_experiments
 from src.support.errors import UserError
 from train import run_experiment
 

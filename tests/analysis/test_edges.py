@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.results import finish
+from src.analysis import edge_alarm, read_experiments
 from src.analysis.curves import CurveArray
-from src.analysis.edges import edge_alarm, edges, extension, extrapolate
-from src.analysis.read import read_experiments
+from src.analysis.edges import edges, extension, extrapolate
 from src.config.config import make_config
 from src.grid.check import check_rows
 from src.grid.folders import plan_batch, write_batch

@@ -14,15 +14,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.analysis import page
+from src.analysis import choose, page, read_experiments, select, varying
 from src.analysis import read as experiments
-from src.analysis.choice import ChoiceWarning, choose
+from src.analysis.choice import ChoiceWarning
 from src.analysis.curves import best, last, numbers
 from src.analysis.edges import edges, extension
 from src.analysis.plots import against, learning_curves
-from src.analysis.read import OlderCopyWarning, read_experiments
+from src.analysis.read import OlderCopyWarning
 from src.analysis.run_files import Unreadable, read_flat_yaml
-from src.analysis.settings import differing, groups, select, varying
+from src.analysis.settings import differing, groups
 from src.config.yaml_files import read_yaml, write_yaml
 from src.support.errors import UserError
 from train import run_experiment

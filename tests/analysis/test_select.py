@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from src.analysis.settings import between, select
+from src.analysis import between, select
 from src.support.errors import UserError
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src.analysis import varying
 from src.analysis.choice import seed_warnings
 from src.analysis.curves import CurveArray
-from src.analysis.settings import format_setting, format_value, groups, varying
+from src.analysis.settings import format_setting, format_value, groups
 from src.support.errors import UserError
 
 

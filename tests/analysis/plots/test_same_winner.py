@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from figures import LOSS, METRIC, bars, batch, curve, drawn, entries, lines, texts
 
-from src.analysis.choice import choose, table
+from src.analysis import best_settings, choose, table
 from src.analysis.curves import CurveArray, direction_of, last
-from src.analysis.page import MOST_CURVES, best_settings
+from src.analysis.page import MOST_CURVES
 from src.analysis.plots import against, heat_map, learning_curves, summary, tradeoff
 from src.analysis.scores import scores_by, settings_of
 from src.grid.best_settings import rank_settings
