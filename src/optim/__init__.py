@@ -1,9 +1,9 @@
 """What moves the weights: optimizers, learning rates, parameter groups, averaged models.
 
-    optimizers.py    optim_alg -> torch's or timm's optimizer, built on the parameter groups
-    param_groups.py  which parameter decays how much, and how fast each layer learns
-    schedules.py     lr_schedule -> a pure function: optimizer step -> factor of base_lr
-    averaging.py     averaging -> copies of the model with running averages of its weights
+    optimizers.py  optim_alg -> torch's or timm's optimizer; its parameter groups: which parameter
+                   decays how much, and how fast each layer learns
+    schedules.py   lr_schedule -> a pure function: optimizer step -> factor of base_lr
+    averaging.py   averaging -> copies of the model with running averages of its weights
 
 Each table (OPTIMIZERS, SCHEDULES, COEFFICIENTS) maps the names of YAML to functions or classes:
 a new one is a function and a line there. train.py multiplies base_lr by the schedule's factor

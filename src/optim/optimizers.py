@@ -1,13 +1,14 @@
-"""Optimizers: torch's by our names, all of timm's as timm/NAME."""
+"""Optimizers, torch's by our names and all of timm's as timm/NAME, and their parameter groups:
+which parameter decays how much, and how fast each layer learns."""
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from src.config import Config
-from src.optim.param_groups import param_groups
 from src.support import UserError, bad_value, unknown_name
 
 # name in YAML -> torch's class, and its arguments beside those that have keys of their own
@@ -130,3 +131,89 @@ def _check_arguments(optim_args: dict[str, Any], optimizer: Any) -> None:
     for name in optim_args:
         if name not in known:
             raise unknown_name("optim_args", name, known)
+
+
+# ---- Parameter groups --------------------------------------------------------------------
+
+LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    weight_decay_biases: float,
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """The groups for an optimizer: first the weights, then whatever has `bias` in its name.
+
+    Frozen parameters are in no group, and no group is empty. With layer_decay there are such
+    groups for each layer, first the first layer's, with the `lr_scale` that the learning rate is
+    to be multiplied by.
+    """
+    scales = {} if layer_decay in (None, 1) else layer_scales(model, layer_decay)
+    parts: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # One group takes half the time of two, so there are two only where they differ.
+            is_bias = "bias" in name and weight_decay != weight_decay_biases
+            parts.setdefault((is_bias, scales.get(parameter, 1.0)), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (is_bias, scale), parameters in sorted(parts.items(), key=lambda part: part[0]):
+        decay = weight_decay_biases if is_bias else weight_decay
+        groups.append({"params": parameters, "weight_decay": decay})
+        if scales:
+            groups[-1]["lr_scale"] = scale
+    return groups
+
+
+def layer_scales(model: nn.Module, layer_decay: float) -> dict[nn.Parameter, float]:
+    """layer_decay ^ (number of layers above) for each parameter: 1 for the last layer (Clark et
+    al. 2020, ELECTRA, appendix A). UserError for a model of a single layer."""
+    numbers = layer_numbers(model)
+    last = max(numbers.values(), default=0)
+    if last == 0:
+        expected = "null, as no layers are known of this model; a method group_matcher, as timm's"
+        raise bad_value("layer_decay", layer_decay, f"{expected} networks have it, would say them")
+    return {p: layer_decay ** (last - numbers[name]) for name, p in model.named_parameters()}
+
+
+def layer_numbers(model: nn.Module) -> dict[str, int]:
+    """Name of a parameter -> number of its layer, counted from the inputs: 0 is the first.
+
+    A model with a method group_matcher is asked: timm's networks have it, ours of clip/… and
+    hf/… too, and a network of your own may have it. Any other model's children are its layers,
+    in the order in which they were made; of children that are lists the items are.
+    """
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is not None:
+        from timm.models import group_parameters
+
+        return group_parameters(model, matcher(coarse=False), reverse=True)
+    numbers: dict[str, int] = {}
+    number, has_layer = 0, False
+    known = dict(model.named_parameters())  # a shared parameter is listed under its first name
+    for block, has_weights in _blocks(model):
+        names = [name for name in block if name in known]
+        is_layer = has_weights and bool(names)
+        number += is_layer and has_layer
+        has_layer = has_layer or is_layer
+        numbers |= dict.fromkeys(names, number)
+    return numbers
+
+
+def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[list[str], bool]]:
+    """Names of parameters that belong together, and whether they make a layer of their own.
+
+    Normalisations, and parameters outside of child modules such as a table of positions, make
+    none: they count to the layer before them.
+    """
+    yield [f"{prefix}{name}" for name, _ in module.named_parameters(recurse=False)], False
+    for name, child in module.named_children():
+        path = f"{prefix}{name}."
+        # The encoder of torchvision's ViT is little more than a list of blocks.
+        is_encoder = not prefix and isinstance(getattr(child, "layers", None), LISTS)
+        if is_encoder or isinstance(child, LISTS):
+            yield from _blocks(child, path)
+        elif names := [f"{path}{n}" for n, _ in child.named_parameters()]:
+            yield names, "Norm" not in type(child).__name__

@@ -1,6 +1,6 @@
 """Learning-rate schedules: pure functions of the optimizer step that give a factor of base_lr.
 
-As they have no state, a resumed run needs the step alone to go on with the right rate.
+As they have no state, a resumed run needs nothing but the step for the right rate.
 """
 
 import math

@@ -19,7 +19,7 @@ from src.data.transforms import image_transforms
 from src.grid.check import answer
 from src.models import clip
 from src.models.registry import build_model, check_model, model_preprocessing
-from src.optim.param_groups import layer_scales
+from src.optim.optimizers import layer_scales
 from src.support.errors import UserError
 
 SHAPE = (3, 32, 32)

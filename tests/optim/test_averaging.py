@@ -191,7 +191,7 @@ def test_several_are_named_in_the_order_they_are_listed():
         ("", "expected one of"),
     ],
 )
-def test_what_is_no_average_is_told(name, hint):
+def test_what_is_no_average_is_reported(name, hint):
     with pytest.raises(UserError) as info:
         build_averaged_models([name], nn.Linear(1, 1))
     assert f"averaging: got {name!r}" in str(info.value)

@@ -1,4 +1,4 @@
-"""Optimizers by name: what they do in a step, and what is said where they cannot be built."""
+"""Optimizers by name: what they do in a step, and the errors where they cannot be built."""
 
 import pytest
 import torch
@@ -133,7 +133,7 @@ def test_optim_args_reach_the_optimizer_and_come_first():
         ({"optim_args": {"dampening": 0.5}}, "optim_alg 'sgd': Nesterov momentum requires"),
     ],
 )
-def test_what_cannot_be_built_is_told(keys, message):
+def test_what_cannot_be_built_is_reported(keys, message):
     with pytest.raises(UserError) as info:
         build_optimizer(Config(**keys), model_with_gradients())
     assert message in str(info.value)

@@ -9,8 +9,7 @@ from torchvision import models
 from src.config.config import Config
 from src.models.linear import Linear
 from src.models.tiny import build as tiny
-from src.optim.optimizers import build_optimizer
-from src.optim.param_groups import param_groups
+from src.optim.optimizers import build_optimizer, param_groups
 from src.support.errors import UserError
 from train import experiment_generator
 
@@ -153,7 +152,7 @@ def test_without_layer_decay_there_are_no_layers(layer_decay):
         ]
 
 
-def test_a_model_without_layers_is_told():
+def test_a_model_without_layers_is_reported():
     with pytest.raises(UserError, match=r"layer_decay: got 0\.5, expected null, .* group_matcher"):
         scales(Linear(3, 2))
 
@@ -197,7 +196,7 @@ def test_a_step_of_a_layer_is_its_scale_times_the_step_without(digits):
 
 
 @pytest.mark.parametrize("name", ["adamw", "timm/lion"])
-def test_a_run_that_goes_on_ends_as_one_that_went_through(digits, tmp_path, name):
+def test_a_resumed_run_ends_as_an_uninterrupted_one(digits, tmp_path, name):
     keys = LENET | {"optim_alg": name, "base_lr": 1e-3, "weight_decay": 0.1}
     straight = weights_after(digits(**keys, output_dir=str(tmp_path / "straight")))
     weights_after(digits(**keys, train_length=1))

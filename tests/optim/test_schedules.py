@@ -83,7 +83,7 @@ def test_a_run_may_end_within_its_warm_up(num_steps):
         ),
     ],
 )
-def test_what_is_no_schedule_is_told(name, hint):
+def test_what_is_no_schedule_is_reported(name, hint):
     with pytest.raises(UserError) as info:
         build_schedule(name, num_steps=10)
     assert f"lr_schedule: got {name!r}" in str(info.value)
