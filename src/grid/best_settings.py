@@ -17,6 +17,8 @@ from src.grid.status import RowStatus
 from src.metrics import direction, main_columns, metric_columns
 from src.ranking import NON_SEMANTIC_KEYS, SEEDS, Run, Standing, rank
 
+WITHIN_A_SETTING = {*SEEDS, *NON_SEMANTIC_KEYS}  # keys in which the runs of a setting may differ
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -72,11 +74,11 @@ def rank_settings(
     settings: dict[Any, list[RunResult]] = {}
     for status in statuses:
         values = status.row.values
-        asked = {k: v for k, v in values.items() if k not in SEEDS and k not in NON_SEMANTIC_KEYS}
+        setting = {k: v for k, v in values.items() if k not in WITHIN_A_SETTING}
         # a learning rate that each run draws by its seed is another one in each
         drawn = status.row.name if _is_expression(values.get("base_lr")) else ""
         result = RunResult(status, *last_epoch(stats.get(status.row.name, "")))
-        settings.setdefault((row_identity(asked), drawn), []).append(result)
+        settings.setdefault((row_identity(setting), drawn), []).append(result)
     found = []
     for column in columns:
         sign = direction(column)
@@ -85,10 +87,9 @@ def rank_settings(
             if standing.num_seeds or standing.num_diverged:
                 found.append((standing.order(sign), column, standing))
     best: dict[int, RankedSetting] = {}
-    results_of = list(settings.values())
+    runs_of = list(settings.values())
     for _, column, standing in sorted(found, key=lambda one: one[0]):
-        setting = RankedSetting(results_of[standing.index], column, standing)
-        best.setdefault(standing.index, setting)
+        best.setdefault(standing.index, RankedSetting(runs_of[standing.index], column, standing))
     return list(best.values())
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from loguru import logger
+
 from src.grid.folders import Batch, count_runs, open_batch
 from src.grid.notices import Notices, submit_later_digest
 from src.grid.reports import Report, describe, read_reports
@@ -41,18 +43,16 @@ def address_file() -> Path:
     return Path(folder) / "experiment-starter" / "notify"
 
 
-def has_address() -> bool:
-    """Whether anybody wants messages; apprise is not imported for that."""
-    return bool(os.environ.get(VARIABLE, "").strip()) or address_file().is_file()
-
-
-def unreadable() -> str | None:
-    """Why nothing could be sent to the addresses; None: they can be read, which is all it asks."""
+def wants_messages() -> bool:
+    """Whether there is an address. Without one, apprise is not imported; one that cannot be read
+    counts as none, and a warning is logged."""
+    if not os.environ.get(VARIABLE, "").strip() and not address_file().is_file():
+        return False
     try:
-        _servers()
+        return bool(_servers())
     except UserError as error:
-        return str(error)
-    return None
+        logger.warning("no messages will be sent: {}", error)
+        return False
 
 
 def send(title: str, body: str, *, picture: Path | None = None, is_bad: bool) -> bool:
@@ -128,8 +128,7 @@ def digest_of(report: Report) -> tuple[str, str]:
     if len(groups) > MOST_GROUPS:
         lines.append(f"- and {len(groups) - MOST_GROUPS} more kinds of failure")
     if report.best:
-        doubts = f" ({'; '.join(report.doubts)})" if report.doubts else ""
-        lines.append(f"best by {', '.join(report.columns)}{doubts}:")
+        lines.append(f"best {report.ranking_in_words}:")
     for best in report.best:
         values = describe(best.values(report.keys))
         lines.append(f"- {best.value_in_words} ({best.seeds_in_words}) {values}".rstrip())

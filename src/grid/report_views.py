@@ -15,7 +15,7 @@ from rich.table import Table
 
 from src.grid.best_settings import RankedSetting
 from src.grid.reports import RESULTS, Report, describe, short_path
-from src.grid.status import STATES
+from src.grid.status import NAMES, STATES
 from src.support import UserError, write_atomically
 
 MOST_RUNS = 5  # of a setting, by number
@@ -58,8 +58,7 @@ def show_report(report: Report, console: Console) -> None:
     if report.cost_in_words:
         line(f"cost: {report.cost_in_words}")
     if report.best:
-        doubts = f" ({'; '.join(report.doubts)})" if report.doubts else ""
-        line(f"best so far by {', '.join(report.columns)}{doubts}:")
+        line(f"best so far {report.ranking_in_words}:")
         console.print(_best_table(report))
     for i, group in enumerate(report.groups):
         line(group.headline)
@@ -79,7 +78,7 @@ def _counts_table(report: Report) -> Table:
     where the names stand closer and break into lines."""
     is_wide = report.counts["interrupted"] > 0
     states = [state for state in STATES if state != "interrupted" or is_wide]
-    names = [_name_of_state(state) for state in states]
+    names = [NAMES.get(state, state) for state in states]
     table = Table(box=None, padding=(0, 1 if is_wide else 2, 0, 0), pad_edge=False)
     for name in ["runs", *names, "progress", "time left"]:
         table.add_column(name, justify="right", no_wrap=" " not in name or not is_wide)
@@ -87,10 +86,6 @@ def _counts_table(report: Report) -> Table:
     left = _time_left(report) or "-"
     table.add_row(str(len(report.statuses)), *counts, f"{report.progress:.0%}", left)
     return table
-
-
-def _name_of_state(state: str) -> str:
-    return "never started" if state == "unstarted" else state
 
 
 def _time_left(report: Report) -> str | None:
@@ -121,8 +116,8 @@ def _best_table(report: Report) -> Padding:
         runs = []
         for status in (result.status for result in best.results[:MOST_RUNS]):
             number = status.row.name.partition("_")[0]
-            state = "" if status.state == "done" else f" ({_name_of_state(status.state)})"
-            runs.append(number + state)
+            state = NAMES.get(status.state, status.state)
+            runs.append(number if state == "done" else f"{number} ({state})")
         numbers = ", ".join(runs) + ", …" * (len(best.results) > MOST_RUNS)
         values = describe(best.values(report.keys))
         table.add_row(best.value_in_words, *column, best.seeds_in_words, numbers, values)

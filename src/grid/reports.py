@@ -14,6 +14,7 @@ from typing import Any
 
 from src.config import read_yaml
 from src.grid.best_settings import (
+    WITHIN_A_SETTING,
     RankedSetting,
     columns_of,
     columns_to_rank_by,
@@ -24,11 +25,10 @@ from src.grid.failures import KINDS, LONGEST_CAUSE
 from src.grid.folders import Batch, count_runs, open_batch
 from src.grid.local import runner
 from src.grid.slurm import NoSlurm, read_queue
-from src.grid.status import RowStatus, read_journal, row_statuses
+from src.grid.status import NAMES, RowStatus, read_journal, row_statuses
 from src.grid.submission import Journal, queued_rows
 from src.logging import Cost
 from src.metrics import LOSS_KEYS, OF_LOSS, metric_columns, metric_name
-from src.ranking import NON_SEMANTIC_KEYS, SEEDS
 from src.support import ROOT, UserError, one_line
 
 RESULTS = Path("results")
@@ -58,7 +58,7 @@ class Report:
     @property
     def keys(self) -> list[str]:
         """Those in which settings differ."""
-        return [k for k in self.batch.varying if k not in SEEDS and k not in NON_SEMANTIC_KEYS]
+        return [key for key in self.batch.varying if key not in WITHIN_A_SETTING]
 
     @property
     def doubts(self) -> list[str]:
@@ -69,6 +69,12 @@ class Report:
         if any(column.startswith("test/") for column in self.columns):
             found.append("chosen and reported on the same split")
         return found
+
+    @property
+    def ranking_in_words(self) -> str:
+        """'by test/last/accuracy (chosen and reported on the same split)'"""
+        doubts = f" ({'; '.join(self.doubts)})" if self.doubts else ""
+        return f"by {', '.join(self.columns)}{doubts}"
 
     @property
     def num_diverged(self) -> int:
@@ -310,7 +316,7 @@ class FailureGroup:
     @property
     def headline(self) -> str:
         """'17 runs: out of memory, all with batch_size=8192'; of a single run its name."""
-        what = KINDS.get(self.only) or {"unstarted": "never started"}.get(self.only, self.only)
+        what = (KINDS | NAMES).get(self.only, self.only)
         if len(self.rows) == 1:
             return f"1 run: {what}, {self.rows[0]}"
         shared = f", all with {describe(self.shared)}" if self.shared else ""

@@ -42,6 +42,7 @@ from src.logging import Cost
 from src.support import UserError, one_line, processes
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "lost", "unstarted")
+NAMES = {"unstarted": "never started"}  # of states, where a person reads another word
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 RESUMABLE = ("interrupted", "timeout", "preempted")  # kinds of failure: the state was saved

@@ -38,7 +38,7 @@ from src.grid.folders import (
 )
 from src.grid.job_file import read_grid, try_job
 from src.grid.local import ENDS, Machine, default_jobs, run_rows
-from src.grid.messages import has_address, unreadable
+from src.grid.messages import wants_messages
 from src.grid.notices import Notices, start_sending, submit_digest, wait_until_sent
 from src.grid.repair import repair_batch
 from src.grid.reports import group_failures, short_path
@@ -241,9 +241,7 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
     Journal(batch.submissions).remember(options)
     notices = Notices(batch.path)
     earlier, new_round = notices.wanted_text, None
-    if has_address() and (why := unreadable()):
-        logger.warning("no messages will be sent: {}", why)
-    elif has_address():
+    if wants_messages():
         new_round = notices.begin([row.name for row in rows], len(batch.rows))
 
     exit_code = 0

@@ -21,10 +21,10 @@ from src.grid.messages import (
     address_file,
     digest_of,
     fit,
-    has_address,
     main,
     picture_of,
     send,
+    wants_messages,
 )
 from src.grid.notices import Notices, report_failure, wait_until_sent
 from src.grid.reports import Report, read_reports
@@ -59,13 +59,13 @@ def test_a_message_arrives_with_its_picture(tmp_path, monkeypatch):
 
 
 def test_addresses_come_from_the_environment_or_a_file_of_the_user_s(monkeypatch):
-    assert not has_address()
+    assert not wants_messages()
     with pytest.raises(UserError, match=f"^notify: no address: set {VARIABLE}, or write one into"):
         send("t", "b", is_bad=False)
     with mailbox() as first, mailbox() as second:
         address_file().parent.mkdir(parents=True)
         address_file().write_text(f"# mine\n{first.address}\n")
-        assert has_address()
+        assert wants_messages()
         send("by file", "b", is_bad=False)
         monkeypatch.setenv(VARIABLE, f"{second.address} {DEAD}")
         assert not send("by environment", "b", is_bad=False)
