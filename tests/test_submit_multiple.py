@@ -123,7 +123,7 @@ def test_what_the_grid_cannot_read_hides_no_mistake_of_rows(fork, capsys):
 
 
 @pytest.mark.usefixtures("names_are_right")
-def test_that_equal_rows_were_merged_is_said(fork, capsys):
+def test_that_equal_rows_were_merged_is_reported(fork, capsys):
     (fork / "job.yaml").write_text(
         JOB.replace("base_lr: [1.0, 2.0]", "LIST: [{base_lr: [1, 2]}, {base_lr: 2.0}]")
     )
@@ -409,7 +409,7 @@ def test_one_submission_at_a_time(capsys):
 
 
 @pytest.mark.usefixtures("names_are_right")
-def test_an_interrupted_submission_of_yesterday_goes_on_there(capsys):
+def test_an_interrupted_submission_of_yesterday_continues_there(capsys):
     run("job.yaml", "-s", "local", capsys=capsys)
     yesterday = f"{date.today() - timedelta(days=1):%y-%m-%d}-x"
     folder = today().rename(today().with_name(yesterday))
@@ -445,7 +445,7 @@ def test_a_question_takes_yes_for_yes_alone(monkeypatch, answer, is_asked_again,
 
 @pytest.mark.parametrize(("answer", "code"), [("y", "1"), ("r", "2"), ("", None)])
 @pytest.mark.usefixtures("names_are_right")
-def test_that_the_frozen_code_is_older_is_said_before_the_question(
+def test_that_the_frozen_code_is_older_is_printed_before_the_question(
     fork, monkeypatch, answer, code, capsys
 ):
     run("job.yaml", "-s", "local", capsys=capsys)

@@ -255,7 +255,7 @@ def request_attempt(job: str, specs: Sequence[str], folders: Sequence[Path]) -> 
     def ask_once() -> None:
         state, reason = slurm.state_and_reason(job)
         if state != "RUNNING" and reason != "TimeLimit":
-            return  # Slurm has heard us already, or somebody has cancelled the job meanwhile
+            return  # Slurm does it already, or somebody has cancelled the job meanwhile
         try:
             slurm.ask(["scontrol", "requeue", job])  # a task of an array by its '123_4'
         except NoSlurm as error:

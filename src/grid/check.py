@@ -1,4 +1,4 @@
-"""All that is wrong with the rows of a grid, said once, before the first is submitted.
+"""All that is wrong with the rows of a grid, reported once, before the first is submitted.
 
 check_rows() loads each row as a Config. Whether names and their arguments exist only the code that
 will run knows, which imports torch: a process beside is asked, `python -m src.grid.check`. It reads
@@ -65,7 +65,7 @@ def check_rows(rows: Sequence[Row], *, unread: Collection[str] = ()) -> list[str
     a process beside; where that can't be, a warning says why. Rows are counted from 0.
 
     unread: keys that the rows lack as their values could not be read. Then rows are not counted,
-    and nothing is said of what may hang on those keys.
+    and what may depend on those keys is not reported.
     """
     problems: list[tuple[int, str]] = []  # number of the row, line
     seen: dict[str, int] = {}
@@ -75,7 +75,7 @@ def check_rows(rows: Sequence[Row], *, unread: Collection[str] = ()) -> list[str
             problems += [(number, error) for error in errors]
             if config and not unread:
                 first = seen.setdefault(repr(config), number)
-                # where the rows are equal as well, the grid has told of it
+                # where the rows are equal as well, the grid has reported it
                 if first != number and row_identity(row) != row_identity(rows[first]):
                     problems.append((number, f"the same experiment as run {first}"))
         questions = distinct_questions(rows, unread)
@@ -262,7 +262,7 @@ def name_checks() -> dict[str, Callable[[Config], object]]:
 
 
 def answer(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What is wrong with these settings, or why that can't be said on this machine.
+    """What is wrong with these settings, or why this machine cannot know.
 
     Settings that make no Config have no answer: whoever loads the whole row explains them.
     """

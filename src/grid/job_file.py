@@ -36,7 +36,7 @@ MOST_SHOWN = 3  # sets of equal rows, and rows of a set
 LARGEST = 8e307  # of a bound: floats hold the difference of two
 DRAWS = ("uniform", "loguniform", "choice")
 TOP_KEYS = ("job_details", "parameters")
-# keys of a run that are said once for the batch
+# keys of a run that are given once for the batch
 PASSED_ON = ("trackers", "wandb", "wandb_project_name", "wandb_tags")
 DETAILS = ("name", "output_dir", *PASSED_ON)
 

@@ -26,7 +26,7 @@ WAITS = (2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds before asking again; the la
 SEPARATOR = "\x1f"
 SUBMISSION = "EXPERIMENT_SUBMISSION"  # a variable: how a job was submitted, as JSON
 
-# Every refusal has exit code 1: only the text tells. What is not here stops at once.
+# Every refusal has exit code 1: only the text shows which may pass. Others stop at once.
 NO_ANSWER = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted"
     r"|Connection (refused|reset|timed out)|Protocol authentication error|Unexpected message"

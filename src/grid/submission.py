@@ -114,8 +114,8 @@ class Journal:
             except (ValueError, LookupError, TypeError, RecursionError):
                 if number < len(lines):  # the last one may have been cut short by a crash
                     logger.warning("{}: line {} cannot be read", self.path, number)
-        # In a batch that was moved or copied Slurm runs these rows elsewhere, if at all. The first
-        # row that says where it was made tells.
+        # In a batch that was moved or copied Slurm runs these rows elsewhere, if at all: the first
+        # row whose spec.yaml names a folder shows it.
         rows = (folder.parent / row for call in self.calls.values() for row in call.rows)
         first = next((row for row in rows if spec_home(row) is not None), None)
         self.is_of_elsewhere = first is not None and is_elsewhere(first)
@@ -328,7 +328,7 @@ class Submission:
         return self.jobs
 
     def planned(self, rows: Sequence[Row]) -> list[list[str]]:
-        """The calls of sbatch that submit() would make; where Slurm does not tell its limits, as
+        """The calls of sbatch that submit() would make; where Slurm does not name its limits, as
         if there were none. Scripts that are not written yet are 001-XXXX.sh."""
         if self.options.no_array:
             return [self._single(row) for row in rows]
@@ -373,22 +373,19 @@ class Submission:
     def _write_array(self, script: Path, rows: Sequence[Row]) -> None:
         """NNN.sh; NNN.script, a copy of the submit script, as sbatch takes one as well; and NNN/,
         where K links to the run of task K, or is a folder of links to its runs."""
-        folder, copy, pack = (
-            script.with_suffix(""),
-            script.with_suffix(".script"),
-            self.options.pack,
-        )
+        folder, copy = script.with_suffix(""), script.with_suffix(".script")
+        pack = self.options.pack
         copy.write_bytes(self.options.script_path.read_bytes())
         folder.mkdir()
         for number, row in enumerate(rows):
-            if (pack := self.options.pack) == 1:
+            if pack == 1:
                 (folder / str(number)).symlink_to(f"../../{row.name}")
             else:
                 beside = folder / str(number // pack)
                 beside.mkdir(exist_ok=True)
                 (beside / row.name).symlink_to(f"../../../{row.name}")
         variables = job_variables(copy, self.options.extra)
-        script.write_text(array_script(copy, folder, variables, pack=self.options.pack))
+        script.write_text(array_script(copy, folder, variables, pack=pack))
 
     def _single(self, row: Row) -> list[str]:
         options = self.options

@@ -39,14 +39,14 @@ exit 0
 STOPS = """\
 import signal, sys, time
 from pathlib import Path
-heard = []
+received = []
 for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda number, frame: heard.append(signal.Signals(number).name))
+    signal.signal(number, lambda number, frame: received.append(signal.Signals(number).name))
 print("ready", flush=True)
-while not heard:
+while not received:
     time.sleep(0.02)
 time.sleep(0.2)
-print(*heard, flush=True)
+print(*received, flush=True)
 sys.exit(75)
 """
 
@@ -180,7 +180,7 @@ print({signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGC
     assert output == f"[]\n{ {signal.SIG_DFL}!r}\n"
 
 
-def test_a_signal_before_the_program_listens_kills_it_and_is_one_to_go_on_after(slurm):
+def test_a_signal_before_the_program_listens_kills_it_and_the_run_resumes(slurm):
     def send_early() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -278,7 +278,7 @@ def test_near_the_time_limit_this_task_alone_is_requeued(slurm):
     [
         ("COMPLETING", "TimeLimit", True),
         ("COMPLETING", "None", False),  # cancelled
-        ("RUNNING", "None", False),  # told to stop by somebody
+        ("RUNNING", "None", False),  # somebody stops it
         ("PENDING", "BeginTime", False),  # Slurm begins it again by itself
         ("", "", False),
     ],
@@ -337,7 +337,7 @@ def test_limits_and_lack_of_progress_end_it(slurm):
 
 
 @pytest.mark.parametrize(
-    ("program", "options", "is_told"),
+    ("program", "options", "is_reported"),
     [
         ("raise SystemExit(1)", [], True),
         ("print('begun')", ["--max-preemptions", "3"], True),  # given up before it began
@@ -345,11 +345,11 @@ def test_limits_and_lack_of_progress_end_it(slurm):
         ("raise SystemExit(75)", [], False),
     ],
 )
-def test_a_row_that_fails_or_is_given_up_tells_of_it(slurm, program, options, is_told):
+def test_a_run_that_fails_or_is_given_up_is_reported(slurm, program, options, is_reported):
     slurm.task(SLURM_RESTART_COUNT="9")
     Notices(slurm.path).begin(["row"], num_rows=20)
     slurm.start(program, *options).communicate(timeout=PATIENCE)
-    assert Notices(slurm.path).num_failed == is_told
+    assert Notices(slurm.path).num_failed == is_reported
 
 
 def test_counts_stand_where_the_run_writes(slurm):
@@ -376,8 +376,8 @@ def test_a_run_without_a_folder_gets_one_that_all_attempts_agree_on(slurm, given
             [*command, *[given] * is_override], cwd=slurm.path, env=env, capture_output=True
         )
         assert (done.returncode, done.stderr) == (0, b"")
-        told = {"": ["output_dir=results/cfg"], "output_dir=elsewhere": [given]}.get(given, [])
-        assert done.stdout.decode().splitlines()[-1] == str(told)
+        expected = {"": ["output_dir=results/cfg"], "output_dir=elsewhere": [given]}.get(given, [])
+        assert done.stdout.decode().splitlines()[-1] == str(expected)
     counted = {"": "results/cfg", "output_dir=elsewhere": "elsewhere"}.get(given, ".")
     assert RestartCount.read(slurm.path / counted) == RestartCount("7_2")
 
@@ -400,9 +400,9 @@ def test_where_requeueing_is_forbidden_the_same_is_submitted_again(slurm):
         f"sbatch --parsable --job-name=row --chdir={ROOT} --output={log} --error={log} "
         f"--open-mode=append --dependency=afterany:7_2 --time=9 /a fork/submit.sh {spec}"
     ]
-    told = (slurm.bin / "sbatch.env").read_text()
-    assert "SLURM_" not in told
-    assert SUBMISSION in told
+    environment = (slurm.bin / "sbatch.env").read_text()
+    assert "SLURM_" not in environment
+    assert SUBMISSION in environment
     assert RestartCount.read(slurm.folder).follow_up == "8"
 
 
@@ -440,7 +440,7 @@ def test_the_script_of_a_job_submitted_by_hand_is_known_from_the_queue(slurm):
     assert "which script to submit again is not known" in errors
 
 
-# ---- Rows that share a job ---------------------------------------------------------------
+# ---- Runs that share a job ---------------------------------------------------------------
 
 
 def test_a_row_that_shares_its_job_leaves_asking_to_the_job(slurm):
@@ -462,7 +462,7 @@ def test_a_row_that_shares_its_job_leaves_asking_to_the_job(slurm):
         assert slurm.asked == asked
 
 
-def test_rows_of_a_job_that_slurm_does_not_take_again_tell_of_it(slurm):
+def test_runs_of_a_job_that_slurm_does_not_take_again_are_reported(slurm):
     slurm.task()
     rows = [slurm.folder, slurm.path / "other"]
     rows[1].mkdir()

@@ -38,7 +38,7 @@ def other_lookup(tmp_path, monkeypatch):
     return replace
 
 
-# ---- What is told about rows
+# ---- What is reported of rows
 
 
 def test_good_rows_have_no_errors(warnings):
@@ -72,7 +72,7 @@ def test_the_errors_of_all_rows_come_at_once_those_of_most_rows_first():
     ]
 
 
-def test_rows_that_the_grid_calls_equal_are_not_told_again():
+def test_rows_that_the_grid_calls_equal_are_not_reported_again():
     assert check_rows([{"batch_size": 8}, {"batch_size": 8}]) == []
     (line,) = check_rows([{}, {"momentum": KEYS["momentum"].default}])
     assert line == "run 1: the same experiment as run 0"
@@ -91,7 +91,7 @@ def test_what_is_wrong_with_one_key_hides_no_other():
     ]
 
 
-def test_of_what_hangs_on_keys_that_could_not_be_read_nothing_is_said():
+def test_of_what_hangs_on_keys_that_could_not_be_read_nothing_is_reported():
     row = {"grad_accum_steps": 3, "model_pretrained": True, "optim_alg": "sgdd", "warmup_steps": -1}
     row |= {"label_smoothing": 0.1}
     lines = check_rows([row], unread={"batch_size", "model", "loss"})
@@ -156,7 +156,7 @@ def test_many_rows_ask_few_questions():
     }
 
 
-def test_values_that_no_json_holds_are_told_once(warnings):
+def test_values_that_no_json_holds_are_reported_once(warnings):
     (line,) = check_rows([{"model": date(2024, 1, 2), "loss": "log"}])
     assert line == "run 0: model: got datetime.date(2024, 1, 2), expected string"
     assert warnings == []

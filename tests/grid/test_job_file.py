@@ -71,7 +71,7 @@ def test_what_is_not_said_has_defaults(job, details):
         ),
     ],
 )
-def test_mistakes_are_told(job, text, words):
+def test_mistakes_are_reported(job, text, words):
     with pytest.raises(UserError, match=words):
         job(text)
 
@@ -104,7 +104,7 @@ def test_of_many_unknown_keys_some_are_named(job):
     assert (len(lines), lines[-1]) == (6, "job_details: … and 995 more")
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_file_that_is_not_there_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml: No such file"):
         read_job(tmp_path / "nowhere.yaml")
 

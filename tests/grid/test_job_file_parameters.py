@@ -346,7 +346,7 @@ def test_a_null_sets_as_much_as_no_key():
         ({"LIST": [{"a": 1}, {"b": 1}]}, [{"a": 1}, {"b": 1}], []),
     ],
 )
-def test_equal_rows_of_one_list_are_merged_and_it_is_said(parameters, expected, notes):
+def test_equal_rows_of_one_list_are_merged_and_it_is_reported(parameters, expected, notes):
     grid = expand_grid(parameters)
     assert (grid.rows, grid.notes) == (expected, notes)
     assert len(grid.rows) == math.prod(len(factor.options) for factor in grid.factors)
@@ -364,7 +364,7 @@ def test_of_many_equal_rows_some_are_shown():
     )
 
 
-# ---- What is told about it
+# ---- Its description
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_of_many_equal_rows_some_are_shown():
         ({"a": list(range(1500))}, "1,500 runs = 1,500 a"),
     ],
 )
-def test_description_tells_what_varies(parameters, words):
+def test_a_description_names_what_varies(parameters, words):
     assert expand_grid(parameters).description() == words
 
 

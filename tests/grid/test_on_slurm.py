@@ -123,9 +123,9 @@ def test_packed_rows_have_an_outcome_each(cluster, repository):
 
 
 def test_packed_rows_share_cores_and_hear_of_the_end(cluster, repository):
-    """One is over at once, which is said at once; the others are told that the job ends."""
+    """One is over at once, which is logged at once; the others get the signal that the job ends."""
     text = 'echo threads $OMP_NUM_THREADS; [ -e "$(dirname "$1")/quick" ] && exit 3\n'
-    text += "trap 'echo told; exit 4' TERM; sleep 120 & wait $!\n"
+    text += "trap 'echo signalled; exit 4' TERM; sleep 120 & wait $!\n"
     repository.write("quick.sh", f"#!/bin/bash\n#SBATCH -c 2\n{text}")
     repository.job(learning_rates(2))
     arguments = ("job.yaml", "-s", "quick.sh", "--pack", "2", "--", "--hold")
@@ -138,7 +138,7 @@ def test_packed_rows_share_cores_and_hear_of_the_end(cluster, repository):
     wait_until(lambda: all("threads 1" in log for log in logs(repository)))
     cluster.slurm("scancel", "--signal=TERM", "--batch", job)
     cluster.wait()
-    assert "told\n--- ended: exit code 4 ---" in logs(repository)[0]
+    assert "signalled\n--- ended: exit code 4 ---" in logs(repository)[0]
 
 
 def test_a_job_runs_the_interpreter_that_submitted(cluster, repository):
@@ -334,7 +334,7 @@ def test_a_grid_over_the_limit_of_arrays_goes_in_chunks(cluster, repository):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_refusal_stops_with_slurms_words_and_a_corrected_call_goes_on(
+def test_a_refusal_stops_with_slurms_words_and_a_corrected_call_resumes(
     cluster, repository, options, words
 ):
     repository.job(learning_rates(3))

@@ -50,7 +50,7 @@ def test_a_link_to_a_batch_is_no_other_place(original, tmp_path):
 
 
 def test_what_runs_in_the_original_does_not_run_in_its_copy(original, tmp_path):
-    """Its runs are told by live processes of this machine, its jobs by Slurm."""
+    """Its runs are known by live processes of this machine, its jobs by Slurm."""
     here = {"pid": os.getpid(), "host": platform.node(), "began": start_time(os.getpid())}
     for row in original.rows:
         (row.folder / "status.json").write_text(json.dumps({"state": "running", **here}))

@@ -33,15 +33,15 @@ step = json.loads((folder / "status.json").read_text())["step"] if (
 with open(folder / "begun", "a") as file:
     print(step, file=file)
 time.sleep(seconds("slow_start"))
-heard = []
+received = []
 for number in (signal.SIGUSR1, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: heard.append(number))
+    signal.signal(number, lambda number, frame: received.append(number))
 while not (folder / "finish").exists():
     if (folder / "fail").exists():
         sys.exit("it failed")
-    if heard:
+    if received:
         time.sleep(seconds("slow_save"))
-        name = signal.Signals(heard[0]).name
+        name = signal.Signals(received[0]).name
         write(state="stopped", signal=name, step=step)
         sys.exit(75)
     step += not (folder / "stuck").exists()
@@ -137,7 +137,7 @@ def rows(cluster, repository) -> Rows:
     return Rows(cluster, repository)
 
 
-def test_near_its_time_limit_a_row_goes_on_and_its_neighbours_do_not_notice(rows):
+def test_near_its_time_limit_a_run_resumes_and_its_neighbours_do_not_notice(rows):
     """Of the last task of an array, the job's own number is that of the whole array."""
     rows.submit(3)
     for row in range(3):
@@ -233,7 +233,7 @@ def test_a_time_limit_that_came_without_a_warning_is_one(rows):
     rows.finish()
 
 
-def test_where_requeueing_is_forbidden_a_follow_up_goes_on(rows):
+def test_where_requeueing_is_forbidden_a_follow_up_resumes(rows):
     """And another one after it, with the same options, counted together."""
     rows.submit(1, "--", "--no-requeue", "--time=7")
     rows.await_steps(0)
@@ -255,7 +255,7 @@ def test_where_requeueing_is_forbidden_a_follow_up_goes_on(rows):
 
 
 @pytest.mark.parametrize("option", ["--requeue", "--no-requeue"])
-def test_a_job_submitted_by_hand_goes_on(cluster, repository, option):
+def test_a_job_submitted_by_hand_resumes(cluster, repository, option):
     repository.write("train.py", TRAIN)
     (repository.path / ".venv").symlink_to(sys.prefix)
     folder = repository.path / "results" / "by hand"
@@ -328,7 +328,7 @@ def test_rows_that_share_a_cancelled_job_do_not_come_back(rows):
 
 
 @pytest.mark.parametrize("is_warned", [True, False])
-def test_a_preempted_row_goes_on_when_there_is_room_again(start_cluster, repository, is_warned):
+def test_a_preempted_run_resumes_when_there_is_room_again(start_cluster, repository, is_warned):
     """Of a job that ends by itself after the warning Slurm would think that it is done."""
     grace = {"PREEMPT_SIGNAL": "1", "GRACE": "60"} if is_warned else {"GRACE": "0"}
     rows = Rows(start_cluster(NODES="1", **grace), repository)

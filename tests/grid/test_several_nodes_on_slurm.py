@@ -84,8 +84,10 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_as_one_process_does(
     assert "2 processes, a share of each batch each" in log
     assert said.count("test/last/accuracy") == 1
     assert not list(row.glob("training.rank*"))
-    is_told_first = preempt is preempt_by_another  # the tasks are, when the time of grace begins
-    assert ("waiting for what Slurm does with the job" in said) == is_told_first
+    is_signalled_first = (
+        preempt is preempt_by_another
+    )  # the tasks are, when the time of grace begins
+    assert ("waiting for what Slurm does with the job" in said) == is_signalled_first
     one = digits(**KEYS, train_length=length, optim_alg="sgd", output_dir=str(tmp_path / "one"))
     run_experiment(one)
     stats, of_one = read_stats(row), read_stats(tmp_path / "one")

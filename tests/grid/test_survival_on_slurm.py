@@ -92,9 +92,9 @@ class Misfortune:
         self.cluster.call("ctld-up")
 
     def loss_of_node(self) -> tuple[Path, str]:
-        """slurmd dies; what runs there goes on, though Slurm begins it again elsewhere.
+        """slurmd dies; what runs there continues, though Slurm begins it again elsewhere.
 
-        Slurm is told, as it may find out only when the row has ended.
+        Slurm is informed, as it may find out only when the row has ended.
         """
         job, node = self.victim()
         pid = Path(self.cluster.folder, "run", f"{node}.pid").read_text()
