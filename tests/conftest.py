@@ -81,3 +81,27 @@ def log_lines():
     handle = logger.add(lambda message: lines.append(message.record["message"]))
     yield lines
     logger.remove(handle)
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """interrupt(12, …): a signal comes during these steps, or calls of a function in train.py."""
+
+    def at(*calls: int, during: str = "train_step", number: int = signal.SIGTERM) -> None:
+        import train
+        from src import analysis
+        from src.runtime import evaluation, session
+
+        owner = next(x for x in (train, session, evaluation, analysis) if hasattr(x, during))
+        count, whole = 0, getattr(owner, during)
+
+        def signalled(*arguments, **keys):
+            nonlocal count
+            count += 1
+            if count in calls:
+                os.kill(os.getpid(), number)
+            return whole(*arguments, **keys)
+
+        monkeypatch.setattr(owner, during, signalled)
+
+    return at

@@ -16,12 +16,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from whole_runs import end_of, lasting, run_through
 
 import train
-from src import analysis
 from src.config.config import make_config, save_config
 from src.logging import lease
-from src.metrics import is_time
 from src.runtime import checkpoints as saving
 from src.runtime import evaluation, session
 from src.runtime.checkpoints import CheckpointFiles
@@ -30,60 +29,6 @@ from src.support.errors import UserError
 from train import experiment_generator, main, run_experiment
 
 ROOT = Path(__file__).parents[1]
-SECONDS = ("training_seconds", "run_seconds")  # of a state
-
-
-def lasting(value):
-    """A state without times, and with tensors as bytes."""
-    if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if k not in SECONDS and not is_time(str(k))}
-        return {key: lasting(item) for key, item in kept.items()}
-    if isinstance(value, list | tuple):
-        return [lasting(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
-    return repr(value)  # NaN is NaN, -0.0 is not 0.0
-
-
-def end_of(config) -> dict:
-    """The last state of a run, and its stats, without times."""
-    state = CheckpointFiles(Path(config.output_dir) / "state").newest()
-    state.pop("config")
-    stats = pd.read_csv(Path(config.output_dir) / "stats.csv", index_col=0)
-    kept = stats[[c for c in stats if not is_time(c)]]
-    return {"state": lasting(state), "stats": kept.to_csv()}
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """interrupt(12, …): a signal comes during these steps, or calls of a function in train.py."""
-
-    def at(*calls: int, during: str = "train_step", number: int = signal.SIGTERM) -> None:
-        owner = next(x for x in (train, session, evaluation, analysis) if hasattr(x, during))
-        count, whole = 0, getattr(owner, during)
-
-        def signalled(*arguments, **keys):
-            nonlocal count
-            count += 1
-            if count in calls:
-                os.kill(os.getpid(), number)
-            return whole(*arguments, **keys)
-
-        monkeypatch.setattr(owner, during, signalled)
-
-    return at
-
-
-def run_through(config) -> int:
-    """Start it again until it is done; how many attempts it took."""
-    for attempt in range(1, 100):
-        try:
-            run_experiment(config)
-            return attempt
-        except StopRequested:
-            assert not (Path(config.output_dir) / "done").exists()
-    raise AssertionError("it never ends")
-
 
 KINDS = {
     "everything": {

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_resume import end_of, interrupt, run_through  # noqa: F401 - one is a fixture
+from whole_runs import end_of, run_through, without_times
 
 from src.config.config import load_config, make_config
-from src.metrics import is_time
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
 from train import run_experiment
@@ -54,16 +53,12 @@ def fashion(tmp_path):
     return build
 
 
-def without_times(stats: pd.DataFrame) -> pd.DataFrame:
-    return stats[[c for c in stats if not is_time(c)]]
-
-
 CROPPED = EVERYTHING | {"aug_pad_crop": 0, "aug_crop_scale": [0.3, 1.0], "aug_repeats": 4}
 
 
 @pytest.mark.parametrize("keys", [EVERYTHING, CROPPED], ids=["everything", "cropped"])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_stopped_anywhere_it_ends_the_same(fashion, tmp_path, interrupt, keys, num_workers):  # noqa: F811
+def test_stopped_anywhere_it_ends_the_same(fashion, tmp_path, interrupt, keys, num_workers):
     straight = fashion(output_dir=str(tmp_path / "straight"), **keys)
     run_experiment(straight)
     interrupt(2, 3, 7, 12)
@@ -142,7 +137,7 @@ def test_without_augmentation_held_images_give_the_very_stats_of_those_that_are_
 def test_a_run_on_held_images_repeats_and_ends_the_same_stopped_anywhere(
     fashion,
     tmp_path,
-    interrupt,  # noqa: F811
+    interrupt,
     repeats,
 ):
     keys = HELD | {"aug_repeats": repeats}
@@ -163,7 +158,7 @@ def test_each_key_has_a_say_in_training_on_held_images(fashion, key):
     assert some["train/loss"].iloc[0] != all_on["train/loss"].iloc[0]
 
 
-def test_what_auto_finds_is_kept_when_the_run_goes_on(fashion, tmp_path, interrupt, monkeypatch):  # noqa: F811
+def test_what_auto_finds_is_kept_when_the_run_goes_on(fashion, tmp_path, interrupt, monkeypatch):
     """The memory that is free then has no say: other numbers would be drawn."""
     keys = HELD | {"data_on_device": "auto"}
     straight = fashion(output_dir=str(tmp_path / "straight"), **keys)

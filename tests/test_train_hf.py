@@ -10,9 +10,8 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from test_resume import end_of, interrupt, run_through  # noqa: F401 - one is a fixture
 from torch.nn.functional import cross_entropy
-from whole_runs import certificate, grid_here
+from whole_runs import certificate, end_of, grid_here, run_through
 
 from src.config.config import make_config
 from src.grid.check import check_rows
@@ -133,7 +132,7 @@ FREEZE = {"vit": r"network\.vit\.embeddings\..*", "resnet": r"network\.resnet\.e
 def test_stopped_and_gone_on_with_it_ends_the_same(
     trained,
     tmp_path,
-    interrupt,  # noqa: F811
+    interrupt,
     kind,
 ):
     """Without the file of weights that it started from: the state has them."""

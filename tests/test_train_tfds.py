@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_resume import end_of, interrupt, run_through  # noqa: F401 - one is a fixture
+from whole_runs import end_of, run_through
 
 from src.config.config import load_config, make_config
 from src.grid.check import check_rows
@@ -90,7 +90,7 @@ def test_neither_form_nor_workers_nor_timm_s_name_change_anything(colours, is_au
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_stopped_it_ends_as_the_run_that_never_was(colours, interrupt, form):  # noqa: F811
+def test_stopped_it_ends_as_the_run_that_never_was(colours, interrupt, form):
     keys = {"num_workers": 2, "averaging": "ema_0.9", "log_interval": 3}
     straight = colours(form, "straight", **keys)
     run_experiment(straight)

@@ -1,4 +1,4 @@
-"""What tests of whole runs share: the certificate, a grid on this machine, stats without times."""
+"""What tests of whole runs share: how they end, the certificate, a grid on this machine."""
 
 import os
 import shutil
@@ -9,18 +9,54 @@ from datetime import date
 from pathlib import Path
 
 import pandas as pd
+import torch
 import yaml
 
 from src.logging.records import read_stats
 from src.metrics import is_time
+from src.runtime.checkpoints import CheckpointFiles
+from src.runtime.signals import StopRequested
+from train import run_experiment
 
 ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = 900
+SECONDS = ("training_seconds", "run_seconds")  # of a state
 
 
-def lasting(stats: pd.DataFrame) -> str:
-    """What is the same in each run of a configuration: all but the times."""
-    return stats.drop(columns=[c for c in stats if is_time(c)]).to_csv()
+def without_times(stats: pd.DataFrame) -> pd.DataFrame:
+    """What is the same in each run of a configuration."""
+    return stats.drop(columns=[c for c in stats if is_time(c)])
+
+
+def lasting(value):
+    """A state without times, and with tensors as bytes."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if k not in SECONDS and not is_time(str(k))}
+        return {key: lasting(item) for key, item in kept.items()}
+    if isinstance(value, list | tuple):
+        return [lasting(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    return repr(value)  # NaN is NaN, -0.0 is not 0.0
+
+
+def end_of(config) -> dict:
+    """The last state of a run, and its stats, without times."""
+    state = CheckpointFiles(Path(config.output_dir) / "state").newest()
+    state.pop("config")
+    stats = pd.read_csv(Path(config.output_dir) / "stats.csv", index_col=0)
+    return {"state": lasting(state), "stats": without_times(stats).to_csv()}
+
+
+def run_through(config) -> int:
+    """Start it again until it is done; how many attempts it took."""
+    for attempt in range(1, 100):
+        try:
+            run_experiment(config)
+            return attempt
+        except StopRequested:
+            assert not (Path(config.output_dir) / "done").exists()
+    raise AssertionError("it never ends")
 
 
 def certificate(keys: dict, folder: Path, *options: str, code: Path = ROOT) -> tuple[int, str]:
