@@ -63,33 +63,23 @@ class Uses:
 
 
 class MachineUse:
-    """Takes samples at intervals, in a thread; without a folder, or at an interval of 0, none."""
+    """Takes samples at intervals, in a thread, from start() on until stop()."""
 
-    def __init__(self) -> None:
-        self.uses = Uses()
+    def __init__(self, may_write: Callable[[], bool] = lambda: True) -> None:
+        """may_write: called before each line; where it says no, sampling ends."""
+        self.may_write = may_write
         self.thread: threading.Thread | None = None
         self.reported: set[str] = set()  # kinds of warnings that are in the log
         self.samples: list[Sample] = []  # since the last epoch
         self.lock = threading.Lock()
         self.stopping = threading.Event()
 
-    def start(
-        self,
-        path: Path,
-        interval: float,
-        uses: Uses,
-        *,
-        num_workers: int = 0,
-        may_write: Callable[[], bool] = lambda: True,
-    ) -> None:
-        """path: system.csv, to which an attempt that resumes appends.
-
-        interval: in seconds; 0: never. num_workers: that load data. may_write: asked before each
-        line; where it says no, sampling ends.
-        """
+    def start(self, path: Path, interval: float, uses: Uses, num_workers: int = 0) -> None:
+        """path: system.csv, to which an attempt that resumes appends. interval: in seconds; 0:
+        no samples are taken. num_workers: that load data."""
         if not interval:
             return
-        self.uses, self.num_workers, self.may_write = uses, num_workers, may_write
+        self.uses, self.num_workers = uses, num_workers
         try:
             sampler = Sampler(uses)
         except Exception as error:  # a /proc that is hidden, an odd driver

@@ -104,7 +104,7 @@ class RunFolder:
         self.configs: dict[str, Any] = {}  # requested and resolved, as plain values
         self.stats_text: str | None = None  # that could not be written yet
         self.earlier_status = ""  # status.json as the attempt before has left it
-        self.machine_use = MachineUse()
+        self.machine_use = MachineUse(self.lease.is_held)
         self.trackers = TrackerProcesses()
 
     # ---- Opening and closing -------------------------------------------------------------
@@ -137,8 +137,8 @@ class RunFolder:
         except ValueError as error:  # a zero byte in it
             raise UserError(f"output_dir: cannot write to {str(path)!r}: {error}") from None
         self.lease.take()
-        is_ended, is_shown = ((path / name).exists() for name in ("done", "stats.csv"))
-        if is_ended and (is_finished(self.requested) or not is_shown):
+        is_ended, has_stats = ((path / name).exists() for name in ("done", "stats.csv"))
+        if is_ended and (is_finished(self.requested) or not has_stats):
             raise UserError(f"output_dir: {path} holds a finished run; choose another or delete it")
         _remove_files(path, TORN)
         _remove_files(path / "checkpoints", TORN_CHECKPOINT)
@@ -262,13 +262,8 @@ class RunFolder:
             differences = write_provenance(path)
         for difference in differences if self.is_resumed else ():
             logger.warning("resumes with other means: {}", difference)
-        self.machine_use.start(
-            path / "system.csv",
-            resolved.system_interval,
-            uses,
-            num_workers=resolved.num_workers,
-            may_write=self.lease.is_held,
-        )
+        interval, num_workers = resolved.system_interval, resolved.num_workers
+        self.machine_use.start(path / "system.csv", interval, uses, num_workers)
         self.trackers.start(path, tracker_names(resolved))
 
     # ---- Writing -------------------------------------------------------------------------

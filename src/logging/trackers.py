@@ -97,6 +97,10 @@ class Wandb(Service):
     def __init__(self, run: TrackedRun, archive: Path, *, is_online: bool) -> None:
         import wandb
 
+        # What it would find out by itself is about our process, which computes nothing; of the run
+        # there are columns system/….
+        quiet: dict[str, Any] = {"x_disable_stats": True, "disable_git": True, "save_code": False}
+        quiet |= {"console": "off", "silent": True}
         self.run = wandb.init(
             mode="online" if is_online else "offline",
             id=run.id,
@@ -107,15 +111,7 @@ class Wandb(Service):
             tags=run.tags,
             config=run.config | {"commit": run.commit},
             dir=archive,
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                init_timeout=SECONDS_TO_START,
-                # Of our process, which computes nothing; the run's own are columns system/…
-                x_disable_stats=True,
-                disable_git=True,
-                save_code=False,
-            ),
+            settings=wandb.Settings(init_timeout=SECONDS_TO_START, **quiet),
         )
 
     @staticmethod
@@ -304,12 +300,8 @@ class Trackio(Service):
         self.run.finish()
 
 
-SERVICES: dict[str, type[Service]] = {
-    "comet": Comet,
-    "tensorboard": TensorBoard,
-    "trackio": Trackio,
-    "wandb": Wandb,
-}
+SERVICES: dict[str, type[Service]]
+SERVICES = {"comet": Comet, "tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
 
 
 def load_service(name: str) -> type[Service]:

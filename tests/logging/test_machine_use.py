@@ -112,7 +112,6 @@ def test_only_a_small_share_of_a_core_is_taken_however_long_a_sample_takes(tmp_p
     use = MachineUse()
     monkeypatch.setattr(use.stopping, "wait", wait)
     use.file = machine_use.SystemFile(tmp_path / "system.csv")
-    use.may_write = lambda: True
     use._run(lambda: burn_in_thread(0.05) or {"cores": 1.0}, interval=1.0)
     assert waits[0] == 1.0
     assert all(0.05 / seconds < 0.005 for seconds in waits[1:])
@@ -151,7 +150,7 @@ def test_a_warning_names_the_key_to_change(samples, train, key):
 def test_memory_that_runs_short_is_reported_at_once_and_once(tmp_path, monkeypatch, log_lines):
     use = MachineUse()
     samples = iter([{"memory_share": share} for share in (0.5, 0.9, 0.93, 0.95)])
-    use.file, use.may_write = machine_use.SystemFile(tmp_path / "system.csv"), lambda: True
+    use.file = machine_use.SystemFile(tmp_path / "system.csv")
     monkeypatch.setattr(use.stopping, "wait", lambda _: len(use.samples) == 4)
     use._run(lambda: next(samples), interval=1.0)
     (line,) = log_lines
