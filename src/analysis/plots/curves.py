@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from src.analysis.curves import CurveArray, aligned, direction_of
+from src.analysis.plots import panels
 from src.analysis.plots.encoding import (
     LINES,
     POINTS,
@@ -22,25 +23,6 @@ from src.analysis.plots.encoding import (
     names_of,
     spans,
     styles_of,
-)
-from src.analysis.plots.panels import (
-    CUT,
-    FacetGrid,
-    Panel,
-    PlotSpec,
-    add_legends,
-    facet_grid,
-    fit_y,
-    grouped,
-    is_log_loss,
-    key_axis,
-    label_of,
-    log_ticks,
-    log_y,
-    losses_note,
-    name_axes,
-    number_axis,
-    seeds_note,
 )
 from src.analysis.plots.results import joined_along, line_look
 from src.analysis.scores import Setting, curves_of, mean_interval, metrics_of, scores_by
@@ -76,11 +58,12 @@ def learning_curves(
     """
     metric = metrics_of(df, metric)[1]
     curves = curves_of(df, metric)
-    spec = PlotSpec(row, col, colour, style, ax)
-    grid = facet_grid(df, spec, fine=True, styles=LINES)
+    spec = panels.PlotSpec(row, col, colour, style, ax)
+    grid = panels.facet_grid(df, spec, fine=True, styles=LINES)
+    if style is None and len(grid.settings) > panels.MANY:
+        grid.styles = styles_of(None, LINES)  # nobody sees whether thin lines are dashed
     is_diverged = scores_by(df, metric).is_diverged
     drawn = {s.row: _average(curves.iloc[s.rows], is_diverged[s.rows]) for s in grid.settings}
-    is_ours = not any(grid.each(lambda axis: axis.has_data()))
     for panel in grid.panels:
         for setting in panel.settings:
             _draw_average(panel.axis, drawn[setting.row], grid, setting)
@@ -88,28 +71,28 @@ def learning_curves(
     index = np.concatenate([np.zeros(0), *(average.index for average in averages)])
     means = np.concatenate([np.zeros(0), *(average.mean for average in averages)])
     for panel in grid.panels:
-        number_axis(panel.axis.xaxis, index)
-        if is_log_loss(metric, means):
-            log_y(panel.axis)
+        panels.number_axis(panel.axis.xaxis, index)
+        if panels.is_log_loss(metric, means):
+            panels.log_y(panel.axis)
     seeds = np.concatenate([np.zeros(0), *(average.values.reshape(-1) for average in averages)])
-    is_cut = is_ours and any(grid.each(lambda axis: fit_y(axis, seeds)))
-    name_axes(grid, label_of(_index_name(curves)), metric)
+    cut_note = grid.fit_y(seeds)
+    grid.name_axes(_index_label(curves), metric)
     counts = [len(average.values) for average in averages]
     some_seeds = any(not average.is_complete.all() for average in averages)
     notes = [
-        seeds_note(counts, "" if grid.is_crowded else "shade"),
-        f"lines differ in {keys} as well" if (keys := grid.unencoded_keys()) else "",
+        panels.seeds_note(counts, "" if grid.is_crowded else "shade"),
+        grid.unencoded_keys("lines differ in {} as well"),
         "dotted: some seeds only" if some_seeds else "",
         "x: a seed diverged" if any(len(average.ends) for average in averages) else "",
-        CUT if is_cut else "",
-        losses_note(df, [metric], spec),
+        cut_note,
+        panels.losses_note(df, [metric], spec),
     ]
-    add_legends(grid, lambda c, s: Line2D([], [], color=c, linestyle=s, linewidth=1.8), notes)
+    grid.add_legends(lambda c, s: Line2D([], [], color=c, linestyle=s, linewidth=1.8), notes)
     return grid.figure
 
 
-def _index_name(curves: pd.Series) -> str:
-    return cast(CurveArray, curves.array).names[1]
+def _index_label(curves: pd.Series) -> str:
+    return panels.label_of(cast(CurveArray, curves.array).names[1])
 
 
 @dataclass(frozen=True)
@@ -142,7 +125,7 @@ def _average(curves: pd.Series, is_diverged: np.ndarray) -> Average:
     return Average(index, values, mean, np.unique(ends))
 
 
-def _draw_average(axis: Axes, average: Average, grid: FacetGrid, setting: Setting) -> None:
+def _draw_average(axis: Axes, average: Average, grid: panels.FacetGrid, setting: Setting) -> None:
     """The line, its shade where all seeds have points, and crosses where seeds diverge."""
     colour, style = grid.marks(setting)
     index, mean, is_complete = average.index, average.mean, average.is_complete
@@ -205,43 +188,42 @@ def to_target(
     curves = curves_of(df, metric)
     times = first_reached(curves, target)
     found = levels(df, key) if key else None
-    spec = PlotSpec(row, col, colour, style, ax)
+    spec = panels.PlotSpec(row, col, colour, style, ax)
     styles = LINES if found and found.is_numeric else POINTS
-    grid = facet_grid(df, spec, used=[key] if key else [], styles=styles)
+    grid = panels.facet_grid(df, spec, used=[key] if key else [], styles=styles)
     time_axis = TimeAxis.of(times, "y" if found else "x")
-    reached = f"{label_of(_index_name(curves))}\nto {metric} {format_value(target)}"
+    reached = f"{_index_label(curves)}\nto {metric} {format_value(target)}"
     notes = []
     if any(len(setting.rows) > 1 for setting in grid.settings):
         notes.append("large: median over seeds, small: the seeds")
     if found:
         for panel in grid.panels:
-            places = key_axis(panel.axis, found)
+            places = panels.key_axis(panel.axis, found)
             for settings in grid.series(panel.settings):
                 for line in joined_along(settings, found):
                     at = [float(places[found.codes[setting.row]]) for setting in line]
                     look = line_look(found, grid.marks(line[0])[1])
                     look |= {"linewidth": 1.0, "markersize": 3 if grid.is_crowded else 5}
                     _draw_times(panel, line, at=at, grid=grid, time_axis=time_axis, look=look)
-        name_axes(grid, found.key, reached)
-        if keys := grid.unencoded_keys():
-            notes.append(f"lines differ in {keys} as well")
+        grid.name_axes(found.key, reached)
+        notes.append(grid.unencoded_keys("lines differ in {} as well"))
     else:
         # Rows have names: a colour that nobody requested would tell nothing more.
         grid.colours = grid.colours if colour else colours_of(None)
         grid.styles = grid.styles if style else styles_of(None, POINTS)
         row_keys, row_notes = _draw_rows(grid, time_axis)
-        name_axes(grid, reached, row_keys)
+        grid.name_axes(reached, row_keys)
         notes += row_notes
     grid.each(time_axis.apply)
     if "state" in df and (num := (np.isinf(times) & (df["state"] != "done")).sum()):
         notes.append(f"never: also {num} that have not ended")
-    notes.append(losses_note(df, [metric], spec))
+    notes.append(panels.losses_note(df, [metric], spec))
 
     def handle(colour: Any, style: Any) -> Line2D:
         look = line_look(found, style) if found else {"linestyle": "none", "marker": style}
         return Line2D([], [], markersize=5, color=colour, **look)
 
-    add_legends(grid, handle, notes)
+    grid.add_legends(handle, notes)
     return grid.figure
 
 
@@ -299,11 +281,11 @@ class TimeAxis:
         if self.is_logarithmic:
             axis.set(**{f"{self.name}scale": "log"})
         else:
-            number_axis(side, [self.low, self.high])
+            panels.number_axis(side, [self.low, self.high])
         high = self.high if self.has_never else 2 * self.high - self.never
         axis.set(**{f"{self.name}lim": (self.low, high)})
         if self.is_logarithmic:
-            log_ticks(side)
+            panels.log_ticks(side)
         if self.has_never:
             begin = 2 * self.never - self.high
             if self.is_logarithmic:
@@ -317,11 +299,11 @@ class TimeAxis:
 
 
 def _draw_times(
-    panel: Panel,
+    panel: panels.Panel,
     settings: Sequence[Setting],
     *,
     at: Sequence[float],
-    grid: FacetGrid,
+    grid: panels.FacetGrid,
     time_axis: TimeAxis,
     look: dict[str, Any],
 ) -> None:
@@ -342,7 +324,7 @@ def _draw_times(
             draw(places, time_axis.times[setting.rows], label="_seeds", **of_seeds)
 
 
-def _draw_rows(grid: FacetGrid, time_axis: TimeAxis) -> tuple[str, list[str]]:
+def _draw_rows(grid: panels.FacetGrid, time_axis: TimeAxis) -> tuple[str, list[str]]:
     """A row a setting, the fastest at the top: (the keys that name them, notes).
 
     Settings that differ in their panel alone are one row.
@@ -357,7 +339,7 @@ def _draw_rows(grid: FacetGrid, time_axis: TimeAxis) -> tuple[str, list[str]]:
         return not fastest, min(there, default=np.inf), min(fastest, default=np.inf)
 
     keys = [key for key in grid.keys if key not in grid.taken]
-    by_values = grouped(grid.settings, lambda s: repr([s.values[key] for key in keys]))
+    by_values = panels.grouped(grid.settings, lambda s: repr([s.values[key] for key in keys]))
     all_rows = sorted(by_values.values(), key=order)
     rows = all_rows[:MOST_SETTINGS]
     values = {key: [row[0].values[key] for row in rows] for key in keys}

@@ -140,7 +140,12 @@ def _draw_table(axis: Axes, results: Results) -> None:
         text = "no run has a value yet"
         if best:
             text = f"{results.metric}: {_score(results.scores.of(best[0]))}"
-        look: Any = {"ha": "center", "va": "center", "transform": axis.transAxes, "color": GREY}
+        look: Any = {
+            "ha": "center",
+            "va": "center",
+            "transform": axis.transAxes,
+            "color": GREY,
+        }
         axis.text(0.5, 0.5, literal(text), **look)
         return
     keys = sorted(results.keys, key=lambda found: list(best[0].values).index(found.key))

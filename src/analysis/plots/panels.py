@@ -15,36 +15,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.ticker import (
-    EngFormatter,
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    NullLocator,
-)
 
 from src.analysis.choice import ChoiceWarning, unlike_losses
-from src.analysis.plots.encoding import (
-    LINES,
-    MOST_STYLES,
-    Encoding,
-    Levels,
-    add_colour_bar,
-    colours_of,
-    cut,
-    encoded_keys,
-    legend_entries,
-    levels,
-    literal,
-    names_of,
-    spans,
-    styles_of,
-    width_of,
-)
+from src.analysis.plots import encoding
+from src.analysis.plots.encoding import Encoding, Levels, levels, literal, spans, width_of
 from src.analysis.scores import INTERVAL, Setting, settings_of
 from src.analysis.settings import LONGEST
 from src.support import UserError, bad_value
@@ -55,7 +33,6 @@ WRAP = 4  # columns of panels, where rows are free
 MOST_COLUMNS, MOST_ROWS, MOST_PANELS = 8, 12, 48
 MANY = 24  # lines of a panel: beyond, they are thin and without intervals
 GREY = "#666666"
-CUT = "longer ones leave the picture"  # intervals, in captions
 LEGEND: Any = {"frameon": False, "handlelength": 2.6, "borderaxespad": 0.2, "alignment": "left"}
 CAPTION, ENTRY = 0.155, 0.2  # inches of a line below the panels, and of one of a legend
 TITLE, SHORTEST = 9, 6  # points of a panel's title; letters of a value in it, at least
@@ -120,6 +97,7 @@ class FacetGrid:
     styles: Encoding
     taken: list[str]  # keys that axes and panels stand for
     is_whole: bool  # the figure is ours: its legends and notes stand around the panels
+    is_shared: bool  # something else is drawn into the axis already
 
     @property
     def is_crowded(self) -> bool:
@@ -143,10 +121,90 @@ class FacetGrid:
         """In which settings differ."""
         return list(self.settings[0].values) if self.settings else []
 
-    def unencoded_keys(self) -> str:
-        """The keys in which settings differ that the picture does not tell apart, as a list."""
+    def unencoded_keys(self, note: str) -> str:
+        """The note on the keys in which settings differ and the picture does not tell them apart:
+        'lines differ in {} as well', say; empty where there are none."""
         encoded = {*self.taken, self.colours.key, self.styles.key}
-        return ", ".join(key for key in self.keys if key not in encoded)
+        keys = ", ".join(key for key in self.keys if key not in encoded)
+        return note.format(keys) if keys else ""
+
+    def fit_y(self, values: Any) -> str:
+        """Keep y axes near the values of seeds, when all is drawn; a note where something leaves.
+
+        The interval of two seeds is 12.7 times as long as their distance: whole, it would be all
+        that one sees.
+        """
+        axis = self.panels[0].axis
+        numbers, is_log = np.asarray(values, dtype=float), axis.get_yscale() == "log"
+        numbers = numbers[np.isfinite(numbers) & ((numbers > 0) | (not is_log))]
+        if self.is_shared or not len(numbers) or np.ptp(numbers) == 0:
+            return ""
+        scale = axis.yaxis.get_transform()
+        low, high = scale.transform(np.array([numbers.min(), numbers.max()]))
+        margin = (high - low) / 4
+        nearest, furthest = scale.inverted().transform(np.array([low - margin, high + margin]))
+        is_cut = False
+        for panel in self.panels:
+            bottom, top = panel.axis.get_ylim()
+            bottom, top = max(bottom, nearest), min(top, furthest)
+            panel.axis.set_ylim(bottom, top)
+            is_cut |= bool(panel.axis.dataLim.y0 < bottom or panel.axis.dataLim.y1 > top)
+        return "longer ones leave the picture" if is_cut else ""
+
+    def name_axes(self, x: str, y: str) -> None:
+        """On the outermost panels."""
+        places = [panel.axis.get_subplotspec() for panel in self.panels]
+        for panel, place in zip(self.panels, places, strict=True):
+            is_left = is_lowest = True
+            if self.is_whole and place:
+                column = [p for p in places if p and p.colspan.start == place.colspan.start]
+                is_lowest = all(p.rowspan.start <= place.rowspan.start for p in column)
+                is_left = place.is_first_col()
+            if is_lowest:
+                panel.axis.set_xlabel(literal(x))
+                panel.axis.tick_params(labelbottom=True)
+            if is_left:
+                panel.axis.set_ylabel(literal(y))
+            panel.axis.grid(alpha=0.25, linewidth=0.6)
+            panel.axis.set_axisbelow(True)
+            if panel.settings and not np.isfinite(panel.axis.dataLim.get_points()).all():
+                _write(panel.axis, "no values")
+
+    def add_legends(
+        self, handle: Callable[..., Any] | None = None, notes: Sequence[str] = ()
+    ) -> None:
+        """Colours on the right, styles below, and the notes as a caption. handle(colour, style)."""
+        by_colour: tuple[list[Any], list[str]] = ([], [])
+        by_style, entries = by_colour, encoding.legend_entries
+        if handle:
+            colours, styles = self.colours, self.styles
+            if colours.has_bar:
+                encoding.add_colour_bar(colours, [panel.axis for panel in self.panels])
+            neutral = "#333333" if colours.levels else colours.marks[0]
+            plain = styles.marks[0]
+            twins = {}  # colour -> style, where both stand for one key: one legend shows both
+            if colours.key == styles.key:
+                twins = dict(zip(map(str, colours.marks), styles.marks, strict=False))
+            else:
+                by_style = entries(styles, lambda style: handle(neutral, style))
+            by_colour = entries(
+                colours, lambda colour: handle(colour, twins.get(str(colour), plain))
+            )
+        titles = [literal(which.key or "") for which in (self.colours, self.styles)]
+        if self.is_whole:
+            _surround(self.figure, titles, by_colour, by_style, "; ".join(filter(None, notes)))
+            return
+        axis: Any = self.panels[0].axis
+        look: Any = {**LEGEND, "fontsize": 8, "title_fontsize": 8}
+        corners = (("upper left", (1.0, 1.0)), ("lower left", (1.0, 0.0)))
+        for title, (handles, names), (corner, place) in zip(
+            titles, (by_colour, by_style), corners, strict=True
+        ):
+            if handles:  # right of the one axis, colours above styles
+                look |= {"title": title, "loc": corner, "bbox_to_anchor": place}
+                legend = Legend(axis, handles, names, **look)
+                axis.add_artist(legend)
+                legend.set_clip_on(False)  # else the layout leaves no room for it
 
 
 def facet_grid(
@@ -170,14 +228,21 @@ def facet_grid(
     taken = [*used, *(found.key for found in facets.values())]
     by_colour, by_style = None, None
     if styles:
-        by_colour, by_style = encoded_keys(df, spec.colour, spec.style, used=taken, fine=fine)
+        requested = (spec.colour, spec.style)
+        by_colour, by_style = encoding.encoded_keys(df, *requested, used=taken, fine=fine)
     settings = settings_of(df, [*taken, *(found.key for found in (by_colour, by_style) if found)])
-    if styles[:1] == LINES[:1] and spec.style is None and fine and len(settings) > MANY:
-        by_style = None  # nobody sees whether thin lines are dashed
     figure, panels = _panels(settings, row, col, spec.ax)
     _add_titles(figure, panels, [found for found in facets.values() if found.values], by_colour)
-    encodings = colours_of(by_colour), styles_of(by_style, styles or ("-",))
-    return FacetGrid(figure, panels, settings, *encodings, taken, is_whole=spec.ax is None)
+    return FacetGrid(
+        figure,
+        panels,
+        settings,
+        encoding.colours_of(by_colour),
+        encoding.styles_of(by_style, styles or ("-",)),
+        taken,
+        is_whole=spec.ax is None,
+        is_shared=spec.ax is not None and spec.ax.has_data(),
+    )
 
 
 def _panels(
@@ -227,7 +292,7 @@ def _add_titles(
     lines = []
     for found in facets:
         for most in range(LONGEST, SHORTEST - 1, -2):
-            key, values = cut(found.key, most), names_of(found.values, most)
+            key, values = encoding.cut(found.key, most), encoding.names_of(found.values, most)
             titles = [f"{key}={value}" for value in values]
             if max(width_of(title, TITLE) for title in titles) <= room:
                 break
@@ -251,50 +316,11 @@ def label_of(column: str, when: str | float = "last") -> str:
     return f"{name} ({when})" if isinstance(when, str) else f"{name} (at {when:g})"
 
 
-def name_axes(grid: FacetGrid, x: str, y: str) -> None:
-    """On the outermost panels."""
-    places = [panel.axis.get_subplotspec() for panel in grid.panels]
-    for panel, place in zip(grid.panels, places, strict=True):
-        is_left = is_lowest = True
-        if grid.is_whole and place:
-            column = [p for p in places if p and p.colspan.start == place.colspan.start]
-            is_lowest = all(p.rowspan.start <= place.rowspan.start for p in column)
-            is_left = place.is_first_col()
-        if is_lowest:
-            panel.axis.set_xlabel(literal(x))
-            panel.axis.tick_params(labelbottom=True)
-        if is_left:
-            panel.axis.set_ylabel(literal(y))
-        panel.axis.grid(alpha=0.25, linewidth=0.6)
-        panel.axis.set_axisbelow(True)
-        if panel.settings and not np.isfinite(panel.axis.dataLim.get_points()).all():
-            _write(panel.axis, "no values")
-
-
 def is_log_loss(metric: str, values: Any) -> bool:
     """Whether it is a loss that spans so much that a linear axis shows the worst alone."""
     numbers = np.asarray(values, dtype=float)
     is_loss = metric.rpartition("/")[2] in LOSSES
     return is_loss and spans(numbers[np.isfinite(numbers)], LOSS_SPANS)
-
-
-def fit_y(axis: Axes, values: Any) -> bool:
-    """Keep the y axis near the values of seeds; whether something drawn leaves it then.
-
-    The interval of two seeds is 12.7 times as long as their distance: whole, it would be all that
-    one sees. Call it when all is drawn, and the scale is set.
-    """
-    numbers, is_log = np.asarray(values, dtype=float), axis.get_yscale() == "log"
-    numbers = numbers[np.isfinite(numbers) & ((numbers > 0) | (not is_log))]
-    if not len(numbers) or np.ptp(numbers) == 0:
-        return False
-    low, high = np.log([numbers.min(), numbers.max()]) if is_log else (numbers.min(), numbers.max())
-    ends = np.array([low - (high - low) / 4, high + (high - low) / 4])
-    nearest, furthest = np.exp(ends) if is_log else ends
-    bottom, top = axis.get_ylim()
-    bottom, top = max(bottom, nearest), min(top, furthest)
-    axis.set_ylim(bottom, top)
-    return bool(axis.dataLim.y0 < bottom or axis.dataLim.y1 > top)
 
 
 def log_y(axis: Axes) -> None:
@@ -309,9 +335,9 @@ def log_ticks(axis: Any) -> None:
     """
     low, high = axis.get_view_interval()
     if low > 0 and high < 1000 * low:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def number_axis(axis: Any, values: Any) -> None:
@@ -319,9 +345,9 @@ def number_axis(axis: Any, values: Any) -> None:
     numbers = np.asarray(values, dtype=float)
     numbers = numbers[np.isfinite(numbers)]
     if len(numbers) and (numbers == np.trunc(numbers)).all():
-        axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        axis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     if np.abs(numbers).max(initial=0) >= 10_000:
-        axis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_major_formatter(ticker.EngFormatter(sep=""))
 
 
 def key_axis(axis: Axes, found: Levels) -> np.ndarray:
@@ -347,7 +373,7 @@ def key_axis(axis: Axes, found: Levels) -> np.ndarray:
             places = numbers
         if not (is_few and has_room) and (is_log or not is_few):
             return places
-        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
     _name_ticks(axis.xaxis, places, found.names, gap=gap(np.log(places) if is_log else places))
     if not found.is_numeric:
         axis.set_xlim(-0.6, max(len(places) - 0.4, 0.6))
@@ -382,43 +408,10 @@ def _name_ticks(axis: Any, places: np.ndarray, names: Sequence[str], *, gap: flo
 # ---- Around the panels -------------------------------------------------------------------
 
 
-def add_legends(
-    grid: FacetGrid, handle: Callable[..., Any] | None = None, notes: Sequence[str] = ()
-) -> None:
-    """Colours on the right, styles below, and the notes as a caption. handle(colour, style)."""
-    by_colour: tuple[list[Any], list[str]] = ([], [])
-    by_style = by_colour
-    if handle:
-        colours, styles = grid.colours, grid.styles
-        if colours.has_bar:
-            add_colour_bar(colours, [panel.axis for panel in grid.panels])
-        neutral = "#333333" if colours.levels else colours.marks[0]
-        plain = styles.marks[0]
-        twins = {}  # colour -> style, where both stand for one key: one legend shows both
-        if colours.key == styles.key:
-            twins = dict(zip(map(str, colours.marks), styles.marks, strict=False))
-        else:
-            by_style = legend_entries(styles, lambda style: handle(neutral, style))
-        by_colour = legend_entries(colours, lambda c: handle(c, twins.get(str(c), plain)))
-    titles = [literal(encoding.key or "") for encoding in (grid.colours, grid.styles)]
-    if grid.is_whole:
-        _surround(grid.figure, titles, by_colour, by_style, "; ".join(filter(None, notes)))
-        return
-    axis: Any = grid.panels[0].axis
-    for title, (handles, names), corner, height in zip(
-        titles, (by_colour, by_style), ("upper left", "lower left"), (1.0, 0.0), strict=True
-    ):
-        if handles:  # right of the one axis, colours above styles
-            look: Any = {**LEGEND, "loc": corner, "bbox_to_anchor": (1.0, height)}
-            legend = Legend(axis, handles, names, title=title, fontsize=8, title_fontsize=8, **look)
-            axis.add_artist(legend)
-            legend.set_clip_on(False)  # else the layout leaves no room for it
-
-
 def _surround(figure: Any, titles: Sequence[str], by_colour: Any, by_style: Any, note: str) -> None:
     """The figure grows by what stands below the panels."""
     lines = textwrap.wrap(note, int(figure.get_figwidth() * 13))
-    columns = max(1, min(MOST_STYLES, 40 // max(map(len, by_style[1]), default=40)))
+    columns = max(1, min(encoding.MOST_STYLES, 40 // max(map(len, by_style[1]), default=40)))
     num_rows = -(-len(by_style[0]) // columns)
     caption = CAPTION * (len(lines) + 0.5 * bool(lines))
     below = caption + ENTRY * (num_rows + 1.5) * bool(num_rows)

@@ -16,31 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from src.analysis.curves import COSTS, direction_of
+from src.analysis.plots import panels
 from src.analysis.plots.encoding import LINES, POINTS, Levels, levels, literal, spans, width_of
-from src.analysis.plots.panels import (
-    CUT,
-    GREY,
-    MANY,
-    FacetGrid,
-    Panel,
-    PlotSpec,
-    add_legends,
-    facet_grid,
-    fit_y,
-    grouped,
-    is_log_loss,
-    key_axis,
-    label_of,
-    log_ticks,
-    log_y,
-    losses_note,
-    name_axes,
-    name_ticks,
-    number_axis,
-    seeds_note,
-    size_of,
-    unended_note,
-)
 from src.analysis.run_plot import COLOURS
 from src.analysis.scores import Scores, Setting, mean_interval, metrics_of, scores_by
 from src.metrics import metric_name
@@ -85,10 +62,9 @@ def against(
     judge, metric = metrics_of(df, metric)
     shown, judged = scores_by(df, metric, when), scores_by(df, judge, when)
     sign = direction_of(judge) if which == "best" else 1
-    spec = PlotSpec(row, col, colour, style, ax)
-    grid = facet_grid(df, spec, used=[key], styles=LINES if found.is_numeric else POINTS)
-    places = grid.each(lambda axis: key_axis(axis, found))[0]
-    is_ours = not any(grid.each(lambda axis: axis.has_data()))
+    spec = panels.PlotSpec(row, col, colour, style, ax)
+    grid = panels.facet_grid(df, spec, used=[key], styles=LINES if found.is_numeric else POINTS)
+    places = grid.each(lambda axis: panels.key_axis(axis, found))[0]
     drawn: list[float] = []
     seeds: list[float] = []
     for panel in grid.panels:
@@ -98,38 +74,41 @@ def against(
                 for line in joined_along(settings, found):
                     drawn += _draw_means(panel, line, shown, (found, places), grid, is_best=False)
                 continue
-            of_values = grouped(settings, lambda s: int(found.codes[s.row]))
+            of_values = panels.grouped(settings, lambda s: int(found.codes[s.row]))
             best = [judged.best(of_values[code], sign) for code in sorted(of_values)]
             beside = 0 if found.is_numeric else DODGE * (number - (len(series) - 1) / 2)
             drawn += _draw_means(panel, best, shown, (found, places + beside), grid, is_best=True)
             seeds += [value for setting in best for value in shown.of(setting).tolist()]
-    if is_log_loss(metric, drawn):
-        grid.each(log_y)
-    is_cut = is_ours and any(grid.each(lambda axis: fit_y(axis, seeds)))
-    name_axes(grid, key, label_of(metric, when))
+    if panels.is_log_loss(metric, drawn):
+        grid.each(panels.log_y)
+    cut_note = grid.fit_y(seeds)
+    grid.name_axes(key, panels.label_of(metric, when))
 
-    counts, rest = shown.counts(grid.settings), grid.unencoded_keys()
-    if which == "best":
-        notes = [f"best of {rest} by {judge}" if rest else "", seeds_note(counts, "bars")]
-    else:
-        notes = [f"points differ in {rest} as well" if rest else "", seeds_note(counts)]
-    notes.append("x: diverged" if any(map(shown.has_diverged, grid.settings)) else "")
-    notes += [CUT if is_cut else "", unended_note(df), losses_note(df, [judge, metric], spec)]
+    is_best = which == "best"
+    rest = f"best of {{}} by {judge}" if is_best else "points differ in {} as well"
+    notes = [
+        grid.unencoded_keys(rest),
+        panels.seeds_note(shown.counts(grid.settings), "bars" if is_best else ""),
+        "x: diverged" if any(map(shown.has_diverged, grid.settings)) else "",
+        cut_note,
+        panels.unended_note(df),
+        panels.losses_note(df, [judge, metric], spec),
+    ]
 
     def handle(colour: Any, style: Any) -> Line2D:
         look = {"color": colour, "markersize": 4.5, "linewidth": 1.6, **line_look(found, style)}
         return Line2D([], [], **(look | ({"marker": ""} if found.is_numeric else {})))
 
-    add_legends(grid, handle, notes)
+    grid.add_legends(handle, notes)
     return grid.figure
 
 
 def _draw_means(
-    panel: Panel,
+    panel: panels.Panel,
     settings: Sequence[Setting],
     shown: Scores,
     axis: tuple[Levels, np.ndarray],  # a key, and the place of each of its values
-    grid: FacetGrid,
+    grid: panels.FacetGrid,
     *,
     is_best: bool,  # of the settings with the same value: with its interval, and larger
 ) -> list[float]:
@@ -139,7 +118,7 @@ def _draw_means(
     x = np.array([places[found.codes[setting.row]] for setting in settings])
     look: dict[str, Any] = {"color": colour, **line_look(found, style)}
     # where points are dense, large ones would hide how the line is dashed
-    look["markersize"] = (4.5 if is_best else 3) if len(found.values) <= MANY else 1.2
+    look["markersize"] = (4.5 if is_best else 3) if len(found.values) <= panels.MANY else 1.2
     if is_best:
         parts = [mean_interval(shown.of(setting)) for setting in settings]
         means, low, high = (np.array(part, dtype=float) for part in zip(*parts, strict=True))
@@ -147,7 +126,7 @@ def _draw_means(
         panel.axis.errorbar(x, means, bars, linewidth=1.5, elinewidth=1, **look)
     else:
         means = np.array([shown.mean(setting) for setting in settings])
-        alpha = 0.35 if len(panel.settings) > 4 * MANY else 0.8
+        alpha = 0.35 if len(panel.settings) > 4 * panels.MANY else 0.8
         panel.axis.plot(x, means, linewidth=0.7, alpha=alpha, **look)
     crossed = x[[shown.has_diverged(setting) for setting in settings]]
     if len(crossed):  # those of colours above each other
@@ -171,7 +150,7 @@ def joined_along(settings: Iterable[Setting], found: Levels) -> list[list[Settin
     def rest(setting: Setting) -> Hashable:
         return repr({name: value for name, value in setting.values.items() if name != found.key})
 
-    lines = grouped(settings, rest).values()
+    lines = panels.grouped(settings, rest).values()
     return [sorted(line, key=lambda s: int(found.codes[s.row])) for line in lines]
 
 
@@ -202,8 +181,8 @@ def heat_map(
     across, up = levels(df, x, "x"), levels(df, y, "y")
     judge, metric = metrics_of(df, metric)
     shown, judged = scores_by(df, metric, when), scores_by(df, judge, when)
-    spec = PlotSpec(row, col, ax=ax)
-    grid = facet_grid(df, spec, used=[x, y])
+    spec = panels.PlotSpec(row, col, ax=ax)
+    grid = panels.facet_grid(df, spec, used=[x, y])
     best = partial(judged.best, sign=direction_of(judge))
     rank = partial(judged.rank, sign=direction_of(judge))
     tables = [_cells(panel.settings, (up, across), shown, best, rank) for panel in grid.panels]
@@ -221,20 +200,19 @@ def heat_map(
             pad=0.02,
             extend=ends.get((num_below > 0, num_above > 0), "neither"),
         )
-        bar.set_label(literal(label_of(metric, when)))
+        bar.set_label(literal(panels.label_of(metric, when)))
         if isinstance(norm, LogNorm):
-            log_ticks(bar.ax.yaxis)
+            panels.log_ticks(bar.ax.yaxis)
     for panel, table in zip(grid.panels, tables, strict=True):
-        name_ticks(panel.axis.xaxis, across.names)
-        name_ticks(panel.axis.yaxis, up.names)
+        panels.name_ticks(panel.axis.xaxis, across.names)
+        panels.name_ticks(panel.axis.yaxis, up.names)
         _mark(panel.axis, table)
-    name_axes(grid, x, y)
+    grid.name_axes(x, y)
     grid.each(lambda axis: axis.grid(False))
 
-    rest = grid.unencoded_keys()
     notes = [
-        f"best of {rest} by {judge}" if rest else "",
-        seeds_note(shown.counts(grid.settings)),
+        grid.unencoded_keys(f"best of {{}} by {judge}"),
+        panels.seeds_note(shown.counts(grid.settings)),
         "framed: the best" if any(table.best is not None for table in tables) else "",
         "×: diverged" if any(table.is_diverged.any() for table in tables) else "",
         "hatched: nothing there" if any(table.is_empty.any() for table in tables) else "",
@@ -242,8 +220,8 @@ def heat_map(
     sides = ((num_below, norm.vmin, "below"), (num_above, norm.vmax, "above"))
     beyond = [f"{end:.3g}: {n} cell{'s are' if n > 1 else ' is'} {s}" for n, end, s in sides if n]
     notes.append(f"colours end at {', at '.join(beyond)}" if beyond else "")
-    notes += [unended_note(df), losses_note(df, [judge, metric], spec)]
-    add_legends(grid, notes=notes)
+    notes += [panels.unended_note(df), panels.losses_note(df, [judge, metric], spec)]
+    grid.add_legends(notes=notes)
     if grid.is_whole:
         grid.figure.draw_without_rendering()  # now axes have their size
     _write_numbers(grid, tables)
@@ -272,7 +250,7 @@ def _cells(
 ) -> Cells:
     shape = tuple(len(key.values) for key in keys)
     values, is_diverged, ranks = np.full(shape, np.nan), np.zeros(shape, dtype=bool), {}
-    cells = grouped(settings, lambda s: tuple(int(key.codes[s.row]) for key in keys))
+    cells = panels.grouped(settings, lambda s: tuple(int(key.codes[s.row]) for key in keys))
     for at, inside in cells.items():
         setting = best(inside)
         values[at], is_diverged[at] = shown.mean(setting), shown.has_diverged(setting)
@@ -288,7 +266,7 @@ def _norm(finite: np.ndarray, metric: str, *, robust: bool) -> tuple[Normalize, 
     """
     inside = finite
     if robust and len(finite):
-        numbers = np.log(finite) if is_log_loss(metric, finite) else finite
+        numbers = np.log(finite) if panels.is_log_loss(metric, finite) else finite
         first, third = np.quantile(numbers, [0.25, 0.75])
         fence = 1.5 * (third - first)
         if fence > 0:
@@ -296,7 +274,7 @@ def _norm(finite: np.ndarray, metric: str, *, robust: bool) -> tuple[Normalize, 
     low, high = (inside.min(), inside.max()) if len(inside) else (0.0, 1.0)
     if high - low <= 1e-9 * abs(high):  # one colour, and a bar that can be read
         low, high = low - 0.05 * abs(low or 1), high + 0.05 * abs(high or 1)
-    kind = LogNorm if is_log_loss(metric, inside) else Normalize
+    kind = LogNorm if panels.is_log_loss(metric, inside) else Normalize
     return kind(float(low), float(high)), int((finite < low).sum()), int((finite > high).sum())
 
 
@@ -309,13 +287,13 @@ def _mark(axis: Axes, table: Cells) -> None:
     for up, across in np.argwhere(table.is_empty):
         outline(up, across, hatch="////", edgecolor="#bbbbbb", linewidth=0)
     for up, across in np.argwhere(table.is_diverged):
-        axis.text(across, up, "×", color=GREY, ha="center", va="center", fontsize=8)
+        axis.text(across, up, "×", color=panels.GREY, ha="center", va="center", fontsize=8)
     if table.best is not None:
         width = 2.5 if max(table.values.shape) <= MOST_CELLS else 1.2
         outline(*table.best, edgecolor=FRAME, linewidth=width)
 
 
-def _write_numbers(grid: FacetGrid, tables: Sequence[Cells]) -> None:
+def _write_numbers(grid: panels.FacetGrid, tables: Sequence[Cells]) -> None:
     """In the largest letters in which all fit, or none; enough digits to tell them apart."""
     texts: list[dict[tuple[int, int], str]] = []
     for table in tables:
@@ -328,7 +306,7 @@ def _write_numbers(grid: FacetGrid, tables: Sequence[Cells]) -> None:
     def fits(size: int) -> bool:
         for panel, table, of_table in zip(grid.panels, tables, texts, strict=True):
             num_up, num_across = table.values.shape
-            width, height = size_of(panel.axis)
+            width, height = panels.size_of(panel.axis)
             widest = max((width_of(text, size) for text in of_table.values()), default=0.0)
             if widest * MARGIN * num_across > width or size / 72 * MARGIN * num_up > height:
                 return False
@@ -373,8 +351,8 @@ def tradeoff(
         for one in both
     ]
     signs = direction_of(x), direction_of(y)
-    spec = PlotSpec(row, col, colour, style, ax)
-    grid = facet_grid(df, spec, fine=True, styles=POINTS)
+    spec = panels.PlotSpec(row, col, colour, style, ax)
+    grid = panels.facet_grid(df, spec, fine=True, styles=POINTS)
     means = {s.row: [scores.mean(s) for scores in both] for s in grid.settings}
     points = np.array(list(means.values()), dtype=float).reshape(-1, 2)
     finite = points[np.isfinite(points).all(axis=1)]
@@ -393,22 +371,22 @@ def tradeoff(
             panel.axis.plot(front[:, 0], front[:, 1], drawstyle=where, **look)
         for column, values, name in zip((x, y), finite.T, "xy", strict=True):
             is_cost = metric_name(column) in COSTS and spans(values, COST_SPANS)
-            if is_cost or is_log_loss(column, values):
+            if is_cost or panels.is_log_loss(column, values):
                 panel.axis.set(**{f"{name}scale": "log"})
             else:
-                number_axis(getattr(panel.axis, f"{name}axis"), values)
-    name_axes(grid, label_of(x, when), label_of(y, when))
+                panels.number_axis(getattr(panel.axis, f"{name}axis"), values)
+    grid.name_axes(panels.label_of(x, when), panels.label_of(y, when))
     num_diverged = sum(map(both[1].has_diverged, grid.settings))
     notes = [
-        f"points differ in {keys} as well" if (keys := grid.unencoded_keys()) else "",
-        seeds_note(both[1].counts(grid.settings)),
+        grid.unencoded_keys("points differ in {} as well"),
+        panels.seeds_note(both[1].counts(grid.settings)),
         "line: Pareto front",
         f"left out: {num_diverged} that diverged" if num_diverged else "",
-        unended_note(df),
-        losses_note(df, [x, y], spec),
+        panels.unended_note(df),
+        panels.losses_note(df, [x, y], spec),
     ]
     look = {"linestyle": "none", "markersize": 6}
-    add_legends(grid, lambda dye, shape: Line2D([], [], color=dye, marker=shape, **look), notes)
+    grid.add_legends(lambda dye, shape: Line2D([], [], color=dye, marker=shape, **look), notes)
     return grid.figure
 
 
