@@ -81,7 +81,7 @@ def learning_curves(
     some_seeds = any(not average.is_complete.all() for average in averages)
     notes = [
         panels.seeds_note(counts, "" if grid.is_crowded else "shade"),
-        grid.unencoded_keys("lines differ in {} as well"),
+        grid.unencoded_keys("lines differ in", "as well"),
         "dotted: some seeds only" if some_seeds else "",
         "x: a seed diverged" if any(len(average.ends) for average in averages) else "",
         cut_note,
@@ -206,7 +206,7 @@ def to_target(
                     look |= {"linewidth": 1.0, "markersize": 3 if grid.is_crowded else 5}
                     _draw_times(panel, line, at=at, grid=grid, time_axis=time_axis, look=look)
         grid.name_axes(found.key, reached)
-        notes.append(grid.unencoded_keys("lines differ in {} as well"))
+        notes.append(grid.unencoded_keys("lines differ in", "as well"))
     else:
         # Rows have names: a colour that nobody requested would tell nothing more.
         grid.colours = grid.colours if colour else colours_of(None)
@@ -270,10 +270,9 @@ class TimeAxis:
 
     def median(self, setting: Setting) -> float:
         """Of the seeds that have curves; infinite where the half of them never arrive."""
-        there = np.sort(self.times[setting.rows])
+        there = self.times[setting.rows]
         there = there[~np.isnan(there)]
-        middle = there[(len(there) - 1) // 2 : len(there) // 2 + 1]
-        return float(middle.sum() / len(middle)) if len(there) else np.nan
+        return float(np.median(there)) if len(there) else np.nan
 
     def apply(self, axis: Axes) -> None:
         """Set its scale, limits and ticks; never is grey, and its tick has no number."""

@@ -3,9 +3,8 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -75,7 +74,10 @@ def names_of(values: Sequence[Any], most: int = LONGEST) -> list[str]:
     for name in [name for name, number in Counter(names).items() if number > 1]:
         alike = [i for i, other in enumerate(names) if other == name]
         taken = {other for other in names if other != name}
-        for i, new in zip(alike, _apart([texts[i] for i in alike], most, taken), strict=True):
+        candidates = [*_shortened([texts[i] for i in alike], most)]
+        candidates.append([f"{cut(texts[i], most - 4)}#{i + 1}" for i in alike])
+        different = next(new for new in candidates if len(set(new) - taken) == len(alike))
+        for i, new in zip(alike, different, strict=True):
             names[i] = new
     return names
 
@@ -93,8 +95,8 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _apart(texts: Sequence[str], most: int, taken: set[str]) -> list[str]:
-    """Short names of texts that begin alike: of the part in which they differ, else numbered."""
+def _shortened(texts: Sequence[str], most: int) -> Iterator[list[str]]:
+    """Without the begin they share; without the end either; with both, but not the middle."""
 
     def without_middle(text: str) -> str:
         head = most // 2
@@ -103,19 +105,9 @@ def _apart(texts: Sequence[str], most: int, taken: set[str]) -> list[str]:
     begin = _num_shared(texts)
     rests = [text[begin:] for text in texts]
     end = _num_shared([rest[::-1] for rest in rests])
-    for names in (
-        [cut("…" + rest, most) for rest in rests],
-        [without_middle(f"…{rest[: len(rest) - end]}…") for rest in rests],
-        [without_middle(text) for text in texts],
-    ):
-        if len(set(names) - taken) == len(texts):
-            return names
-    names = []
-    for text in texts:
-        numbered = (f"{cut(text, most - len(f'#{i}'))}#{i}" for i in count(len(names) + 1))
-        names.append(next(name for name in numbered if name not in taken))
-        taken = taken | {names[-1]}
-    return names
+    yield [cut("…" + rest, most) for rest in rests]
+    yield [without_middle(f"…{rest[: len(rest) - end]}…") for rest in rests]
+    yield [without_middle(text) for text in texts]
 
 
 def _num_shared(texts: Sequence[str]) -> int:

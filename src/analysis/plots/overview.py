@@ -1,7 +1,6 @@
 """A batch on one page: the picture to look at first."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ from src.analysis.plots.panels import GREY, grouped, new_figure
 from src.analysis.plots.results import against, heat_map, tradeoff
 from src.analysis.scores import (
     INTERVAL,
-    Scores,
     Setting,
     mean_interval,
     metrics_of,
@@ -36,19 +34,6 @@ SIGNS = (
 )
 
 
-@dataclass(frozen=True)
-class Results:
-    """What all parts of the page are about."""
-
-    df: pd.DataFrame
-    requested: str | None  # the metric, where one was requested
-    judge: str  # the column to choose by
-    metric: str  # the one that is shown
-    settings: list[Setting]  # as choose() ranks them; without those that have no number
-    scores: Scores  # of metric
-    keys: list[Levels]  # that vary, the most telling first
-
-
 def summary(df: pd.DataFrame, metric: str | None = None) -> Figure:
     """A batch on one page: learning curves of the best settings, each key that is a number,
     what it costs, and the best settings in a table.
@@ -65,13 +50,25 @@ def summary(df: pd.DataFrame, metric: str | None = None) -> Figure:
     if metric is None and not any(df[name].dtype == "curve" for name in df.columns):
         figure.suptitle(literal(f"{title}no run has been evaluated yet"), fontsize=12)
         return figure
-    results = _results(df, metric)
-    figure.suptitle(literal(title + results.metric), fontsize=12)
+    judge, reported = metrics_of(df, metric)
+    figure.suptitle(literal(title + reported), fontsize=12)
 
-    halves = _halves(results)  # rows of two panels, each of which has its own room for legends
+    settings, keys = _ranked(df, judge)
+    numeric = [found.key for found in keys if found.is_numeric]
+    halves: list[tuple[str, Callable[..., Any]]] = [
+        ("the best of each value", partial(against, df, key, metric))
+        for key in numeric[:MOST_KEYS] or [found.key for found in keys[:1]]
+    ]
+    if len(numeric) > 1:
+        x, y = numeric[:2]
+        halves.append(("the best of each pair", partial(heat_map, df, x, y, metric)))
+    if "seconds" in df and len(settings) > 1:
+        halves.append(("all settings", partial(tradeoff, df, "seconds", reported)))
+
+    # Rows of two panels, each of which has its own room for legends.
     num_rows = -(-len(halves) // 2)
     rows = figure.subfigures(num_rows + 2, 1, height_ratios=[1.1, *[1] * num_rows, 0.55])
-    _draw_curves(rows[0].subplots(), results)
+    _draw_curves(rows[0].subplots(), df, metric=reported, settings=settings, keys=keys)
     for number, row in enumerate(rows[1:-1]):
         inside = halves[2 * number : 2 * number + 2]
         parts = row.subfigures(1, len(inside), squeeze=False)[0]
@@ -79,94 +76,74 @@ def summary(df: pd.DataFrame, metric: str | None = None) -> Figure:
             axis = part.subplots()
             draw(ax=axis)
             axis.set_title(name, fontsize=10)
-    _draw_table(rows[-1].subplots(), results)
+    best = settings[:BEST]
+    scores = {reported: [_score(scores_by(df, reported).of(setting)) for setting in best]}
+    by = "" if judge == reported else f" by {judge}"
+    _draw_table(rows[-1].subplots(), best, keys=keys, scores=scores, by=by)
     figure.supxlabel(SIGNS, fontsize=8, color=GREY)
     return figure
 
 
-def _results(df: pd.DataFrame, requested: str | None) -> Results:
-    judge, metric = metrics_of(df, requested)
+def _ranked(df: pd.DataFrame, judge: str) -> tuple[list[Setting], list[Levels]]:
+    """(the settings that have a score, as choose() ranks them; the keys that vary, that one first
+    between whose values the best settings differ most)."""
     judged, sign = scores_by(df, judge), direction_of(judge)
     ranks = {setting.row: judged.rank(setting, sign) for setting in settings_of(df)}
     settings = [s for s in settings_of(df) if np.isfinite(ranks[s.row][1])]
     settings.sort(key=lambda setting: ranks[setting.row])
 
     def spread(key: Levels) -> float:
-        """How far apart the best settings of its values are."""
         of_values = grouped(settings, lambda s: int(key.codes[s.row])).values()
         best = [judged.mean(judged.best(inside, sign)) for inside in of_values]
         there = np.array(best)[np.isfinite(best)]
         return float(np.ptp(there)) if len(there) else 0.0
 
-    keys = sorted((levels(df, key) for key in varying(df)), key=spread, reverse=True)
-    return Results(df, requested, judge, metric, settings, scores_by(df, metric), keys)
+    return settings, sorted((levels(df, key) for key in varying(df)), key=spread, reverse=True)
 
 
-def _halves(results: Results) -> list[tuple[str, Callable[..., Any]]]:
-    """(title, what draws into ax): each key that is a number, two of them, costs."""
-    df, metric = results.df, results.requested
-    numeric = [found.key for found in results.keys if found.is_numeric]
-    keys = numeric[:MOST_KEYS] or [found.key for found in results.keys[:1]]
-    halves: list[tuple[str, Callable[..., Any]]] = [
-        ("the best of each value", partial(against, df, key, metric)) for key in keys
-    ]
-    if len(numeric) > 1:
-        halves.append(
-            ("the best of each pair", partial(heat_map, df, numeric[0], numeric[1], metric))
-        )
-    if "seconds" in df and len(results.settings) > 1:
-        halves.append(("all settings", partial(tradeoff, df, "seconds", results.metric)))
-    return halves
-
-
-def _draw_curves(axis: Axes, results: Results) -> None:
-    """Of each value of the most telling key, the best setting."""
-    best = results.settings[:1]
-    if results.keys:
-        codes = results.keys[0].codes
-        of_values = grouped(results.settings, lambda s: int(codes[s.row])).values()
-        best = [settings[0] for settings in of_values][:MOST_LINES]
+def _draw_curves(
+    axis: Axes, df: pd.DataFrame, *, metric: str, settings: list[Setting], keys: list[Levels]
+) -> None:
+    """Of each value of the first key, the best setting."""
+    best = settings[:1]
+    if keys:
+        of_values = grouped(settings, lambda s: int(keys[0].codes[s.row])).values()
+        best = [inside[0] for inside in of_values][:MOST_LINES]
     rows = np.sort(np.concatenate([np.zeros(0, dtype=int), *(setting.rows for setting in best)]))
-    colour = results.keys[0].key if results.keys and len(best) > 1 else None
-    learning_curves(results.df.iloc[rows], results.metric, colour=colour, ax=axis)
+    colour = keys[0].key if keys and len(best) > 1 else None
+    learning_curves(df.iloc[rows], metric, colour=colour, ax=axis)
     if colour:
         axis.set_title(literal(f"the best setting of each {colour}"), fontsize=10)
 
 
-def _draw_table(axis: Axes, results: Results) -> None:
+def _draw_table(
+    axis: Axes, best: list[Setting], *, keys: list[Levels], scores: dict[str, list[str]], by: str
+) -> None:
+    """A row for each of the best settings. scores: the metric -> its text for each of them."""
     axis.axis("off")
-    best = results.settings[:BEST]
-    if not best or not results.keys:
-        text = "no run has a value yet"
-        if best:
-            text = f"{results.metric}: {_score(results.scores.of(best[0]))}"
-        look: Any = {
-            "ha": "center",
-            "va": "center",
-            "transform": axis.transAxes,
-            "color": GREY,
-        }
-        axis.text(0.5, 0.5, literal(text), **look)
+    if not best or not keys:
+        texts = [f"{metric}: {of_best[0]}" for metric, of_best in scores.items() if best]
+        look: Any = {"ha": "center", "va": "center", "transform": axis.transAxes, "color": GREY}
+        axis.text(0.5, 0.5, literal("".join(texts) or "no run has a value yet"), **look)
         return
-    keys = sorted(results.keys, key=lambda found: list(best[0].values).index(found.key))
-    columns = {found.key: [found.names[found.codes[s.row]] for s in best] for found in keys}
-    columns[results.metric] = [_score(results.scores.of(setting)) for setting in best]
-    cells = pd.DataFrame(columns).map(literal).to_numpy().tolist()
+    in_order = sorted(keys, key=lambda found: list(best[0].values).index(found.key))
+    columns = {found.key: [found.names[found.codes[s.row]] for s in best] for found in in_order}
+    columns |= scores
+    lines = [list(map(literal, line)) for line in zip(*columns.values(), strict=True)]
     titles = list(map(literal, columns))
-    table = axis.table(cells, colLabels=titles, loc="center", cellLoc="left")
+    table = axis.table(lines, colLabels=titles, loc="center", cellLoc="left")
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     table.auto_set_column_width(range(len(titles)))
     for (line, _), cell in table.get_celld().items():
         cell.set(linewidth=0, height=0.16)
         cell.set_text_props(color=GREY if line == 0 else "black")
-    by = "" if results.judge == results.metric else f" by {results.judge}"
     axis.set_title(literal(f"the best {len(best)}{by}: mean and 95 % interval"), fontsize=10)
 
 
-def _score(seeds: Sequence[float] | np.ndarray) -> str:
+def _score(seeds: np.ndarray) -> str:
     """'0.9512 (0.9480 to 0.9531)', '0.9512 (of 2 seeds, 1 diverged)'; NaN of a diverged seed."""
-    there = np.asarray(seeds)[np.isfinite(seeds)]
+    there = seeds[np.isfinite(seeds)]
     mean, low, high = (float(part) for part in mean_interval(there))
     if num := len(seeds) - len(there):
         mean_of = f"{mean:.4g} " if len(there) else ""

@@ -121,12 +121,12 @@ class FacetGrid:
         """In which settings differ."""
         return list(self.settings[0].values) if self.settings else []
 
-    def unencoded_keys(self, note: str) -> str:
-        """The note on the keys in which settings differ and the picture does not tell them apart:
-        'lines differ in {} as well', say; empty where there are none."""
+    def unencoded_keys(self, before: str, after: str) -> str:
+        """'lines differ in base_lr, momentum as well': the keys in which settings differ that the
+        picture does not tell apart, between these words; '' where there are none."""
         encoded = {*self.taken, self.colours.key, self.styles.key}
         keys = ", ".join(key for key in self.keys if key not in encoded)
-        return note.format(keys) if keys else ""
+        return f"{before} {keys} {after}" if keys else ""
 
     def fit_y(self, values: Any) -> str:
         """Keep y axes near the values of seeds, when all is drawn; a note where something leaves.
@@ -187,9 +187,7 @@ class FacetGrid:
                 twins = dict(zip(map(str, colours.marks), styles.marks, strict=False))
             else:
                 by_style = entries(styles, lambda style: handle(neutral, style))
-            by_colour = entries(
-                colours, lambda colour: handle(colour, twins.get(str(colour), plain))
-            )
+            by_colour = entries(colours, lambda dye: handle(dye, twins.get(str(dye), plain)))
         titles = [literal(which.key or "") for which in (self.colours, self.styles)]
         if self.is_whole:
             _surround(self.figure, titles, by_colour, by_style, "; ".join(filter(None, notes)))

@@ -61,33 +61,32 @@ def against(
     found = levels(df, key)
     judge, metric = metrics_of(df, metric)
     shown, judged = scores_by(df, metric, when), scores_by(df, judge, when)
-    sign = direction_of(judge) if which == "best" else 1
+    is_best = which == "best"
+    sign = direction_of(judge) if is_best else 1
     spec = panels.PlotSpec(row, col, colour, style, ax)
     grid = panels.facet_grid(df, spec, used=[key], styles=LINES if found.is_numeric else POINTS)
     places = grid.each(lambda axis: panels.key_axis(axis, found))[0]
-    drawn: list[float] = []
+    means: list[float] = []
     seeds: list[float] = []
     for panel in grid.panels:
         series = grid.series(panel.settings)
         for number, settings in enumerate(series):
-            if which == "every":
-                for line in joined_along(settings, found):
-                    drawn += _draw_means(panel, line, shown, (found, places), grid, is_best=False)
-                continue
-            of_values = panels.grouped(settings, lambda s: int(found.codes[s.row]))
-            best = [judged.best(of_values[code], sign) for code in sorted(of_values)]
-            beside = 0 if found.is_numeric else DODGE * (number - (len(series) - 1) / 2)
-            drawn += _draw_means(panel, best, shown, (found, places + beside), grid, is_best=True)
-            seeds += [value for setting in best for value in shown.of(setting).tolist()]
-    if panels.is_log_loss(metric, drawn):
+            lines, at = joined_along(settings, found), places
+            if is_best:
+                of_values = panels.grouped(settings, lambda s: int(found.codes[s.row]))
+                lines = [[judged.best(of_values[code], sign) for code in sorted(of_values)]]
+                seeds += [value for best in lines[0] for value in shown.of(best).tolist()]
+            if is_best and not found.is_numeric:
+                at = places + DODGE * (number - (len(series) - 1) / 2)
+            for line in lines:
+                means += _draw_means(panel, line, shown, (found, at), grid, is_best=is_best)
+    if panels.is_log_loss(metric, means):
         grid.each(panels.log_y)
     cut_note = grid.fit_y(seeds)
     grid.name_axes(key, panels.label_of(metric, when))
-
-    is_best = which == "best"
-    rest = f"best of {{}} by {judge}" if is_best else "points differ in {} as well"
+    rest = ("best of", f"by {judge}") if is_best else ("points differ in", "as well")
     notes = [
-        grid.unencoded_keys(rest),
+        grid.unencoded_keys(*rest),
         panels.seeds_note(shown.counts(grid.settings), "bars" if is_best else ""),
         "x: diverged" if any(map(shown.has_diverged, grid.settings)) else "",
         cut_note,
@@ -211,7 +210,7 @@ def heat_map(
     grid.each(lambda axis: axis.grid(False))
 
     notes = [
-        grid.unencoded_keys(f"best of {{}} by {judge}"),
+        grid.unencoded_keys("best of", f"by {judge}"),
         panels.seeds_note(shown.counts(grid.settings)),
         "framed: the best" if any(table.best is not None for table in tables) else "",
         "×: diverged" if any(table.is_diverged.any() for table in tables) else "",
@@ -378,7 +377,7 @@ def tradeoff(
     grid.name_axes(panels.label_of(x, when), panels.label_of(y, when))
     num_diverged = sum(map(both[1].has_diverged, grid.settings))
     notes = [
-        grid.unencoded_keys("points differ in {} as well"),
+        grid.unencoded_keys("points differ in", "as well"),
         panels.seeds_note(both[1].counts(grid.settings)),
         "line: Pareto front",
         f"left out: {num_diverged} that diverged" if num_diverged else "",
