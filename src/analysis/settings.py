@@ -136,13 +136,9 @@ def groups(df: pd.DataFrame, keys: Sequence[str]) -> list[tuple[dict[str, Any], 
             raise bad_value("key", key, "a column of the configuration, not of curves")
     if not len(df) or not keys:
         return [({}, df)] if len(df) else []
-    codes = np.stack([value_codes(df[key]) for key in keys])
-    _, first, group = np.unique(codes, axis=1, return_index=True, return_inverse=True)
-    order = np.argsort(group.reshape(-1), kind="stable")
-    rows = np.split(order, np.cumsum(np.bincount(group.reshape(-1)))[:-1])
     found = [
-        ({key: plain(df[key].iloc[at]) for key in keys}, df.iloc[of_group])
-        for at, of_group in zip(first, rows, strict=True)
+        ({key: plain(rows[key].iloc[0]) for key in keys}, rows)
+        for _, rows in df.groupby([value_codes(df[key]) for key in keys])
     ]
     return sorted(found, key=lambda pair: [sort_key(value) for value in pair[0].values()])
 

@@ -1,4 +1,4 @@
-"""Intervals of means."""
+"""Intervals of means over seeds."""
 
 import numpy as np
 import pytest

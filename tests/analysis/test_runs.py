@@ -1,4 +1,4 @@
-"""What is read from the cache is what would be read without it."""
+"""The cache of a batch: what is read from it is what would be read without it."""
 
 import json
 import os
