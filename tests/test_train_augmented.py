@@ -1,8 +1,5 @@
 """Whole runs on augmented and mixed images: stopped, cut into micro-batches, by other workers."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +8,8 @@ from whole_runs import end_of, run_through, without_times
 from src.config.config import load_config, make_config
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
+from tests.data.sources.written_sets import write_cifar, write_mnist
 from train import run_experiment
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-from test_data_timm import write_cifar, write_mnist
 
 MIXED = {"aug_mixup": 0.2, "aug_cutmix": 1.0, "aug_mix_prob": 0.8}
 EVERYTHING = MIXED | {

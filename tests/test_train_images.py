@@ -14,11 +14,9 @@ import torch
 
 from src.config.config import load_config, make_config, save_config
 from src.metrics import is_time
+from tests.data.sources.written_sets import write_cifar
 from tests.waiting import PATIENCE
 from train import experiment_generator, run_experiment
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-from test_data_timm import write_cifar
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 

@@ -7,16 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from whole_runs import end_of, run_through
+from whole_runs import certificate, end_of, grid_here, run_through
 
 from src.config.config import load_config, make_config
 from src.grid.check import check_rows
 from src.metrics import is_time
+from tests.data.sources.tfds_folders import FORMS, written
 from train import experiment_generator, run_experiment
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-from tfds_folders import FORMS, written
-from whole_runs import certificate, grid_here
 
 ROOT = Path(__file__).parents[1]
 

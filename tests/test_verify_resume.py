@@ -13,16 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from whole_runs import certificate
 
 import verify_resume
 from src.runtime import certificate as kills
 from src.runtime.certificate import Kill, KilledRun, NotCertified, Pace, TooShort, plan
+from tests.data.sources.written_sets import idx, seed_cache, table
 from tests.waiting import PATIENCE
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-from test_data_libsvm import seed_cache, table
-from test_data_timm import idx
-from whole_runs import certificate
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from loguru import logger
 
-from src.config import is_import_path
+from src.config import import_function, is_import_path
 from src.data.arrays import to_shape, warn_of_absent_classes, with_classes
 from src.data.augmentation import check_augmentation, switched_on
 from src.data.batch_augmentation import not_in_batches
@@ -16,10 +16,7 @@ from src.data.class_names import imagenet_names, named_classes
 from src.data.mixing import MIXABLE_LOSSES, Mixing
 from src.data.order import check_shards
 from src.data.other_sets import by_dataset, joined
-from src.data.sources import libsvm, own, sklearn, timm
-from src.data.sources.hf import files as hf_files
-from src.data.sources.hf import source as hf
-from src.data.sources.tfds import source as tfds
+from src.data.sources import custom, hf, libsvm, sklearn, tfds, timm
 from src.data.splits import Augmentation, Data, LoaderConfig, Preprocessing
 from src.support import UserError, bad_value, pick
 
@@ -166,7 +163,7 @@ def _load(config: "Config", source: Source, looks: Preprocessing) -> Data:
 def family_of(dataset: str) -> tuple["Check", "Build"]:
     """What checks and builds it."""
     if is_import_path(dataset):
-        return check_own, build_own
+        return check_custom, build_custom
     return pick(FAMILIES, dataset.partition("/")[0], "dataset")
 
 
@@ -238,7 +235,7 @@ def build_timm(config: "Config", source: Source, looks: Preprocessing) -> Data:
         source.splits_map,
         data_dir=Path(config.data_dir),
         download=config.data_download,
-        looks=_pixels(config, looks),
+        preprocessing=_pixels(config, looks),
     )
 
 
@@ -255,13 +252,13 @@ def build_tfds(config: "Config", source: Source, looks: Preprocessing) -> Data:
         data_dir=Path(config.data_dir),
         download=config.data_download,
         version=source.version,
-        looks=_pixels(config, looks),
+        preprocessing=_pixels(config, looks),
         has_workers=config.num_workers > 0,
     )
 
 
 def check_hf(config: "Config", source: Source) -> None:
-    hf_files.check_name(source.name, source.splits_map, revision=source.version)
+    hf.check_name(source.name, source.splits_map, revision=source.version)
     if config.data_group_by_length and config.loss == "next_token":
         # a batch's loss is a mean over its tokens, so those of short texts would count for more
         expected = "false, as loss is next_token; data_text_pack leaves no padding at all"
@@ -270,17 +267,18 @@ def check_hf(config: "Config", source: Source) -> None:
 
 def build_hf(config: "Config", source: Source, looks: Preprocessing) -> Data:
     """Images, texts or rows: the data tell which keys have a say."""
-    wanted = hf.Wanted(
-        config.data_input_columns,
-        config.data_target_column,
-        is_continued=config.loss == "next_token",
+    options = hf.HFOptions(
+        Path(config.data_dir),
+        download=config.data_download,
+        revision=source.version,
+        input_columns=config.data_input_columns,
+        target_column=config.data_target_column,
+        predicts_next_token=config.loss == "next_token",
         is_packed=config.data_text_pack,
         is_grouped=config.data_group_by_length,
         normalize=config.data_normalize,
     )
-    place = hf_files.Place(Path(config.data_dir), config.data_download, source.version)
-    seen = _pixels(config, looks)
-    data = hf.load(source.name, source.splits_map, place, looks=seen, wanted=wanted)
+    data = hf.load(source.name, source.splits_map, options, _pixels(config, looks))
     split = next(iter(data.splits.values()))
     if not split.is_fitted:
         return _shaped(config, source, data, looks)
@@ -291,17 +289,17 @@ def build_hf(config: "Config", source: Source, looks: Preprocessing) -> Data:
     return data
 
 
-def check_own(config: "Config", source: Source) -> None:
-    own.look_up(source.name)
+def check_custom(config: "Config", source: Source) -> None:
+    import_function(source.name, "dataset")
 
 
-def build_own(config: "Config", source: Source, looks: Preprocessing) -> Data:
-    data = own.load(
+def build_custom(config: "Config", source: Source, looks: Preprocessing) -> Data:
+    data = custom.load(
         source.name,
         source.splits_map,
         data_dir=Path(config.data_dir),
         normalize=config.data_normalize,
-        looks=looks,
+        preprocessing=looks,
     )
     if any(split.is_fitted for split in data.splits.values()):
         return data  # its transforms do the rest

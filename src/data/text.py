@@ -14,8 +14,7 @@ from loguru import logger
 from torch import Tensor
 
 from src.data.slices import Range
-from src.data.sources.fetch import alone
-from src.data.sources.hf.hub import why_out_of_reach
+from src.data.sources.fetch import alone, why_out_of_reach
 from src.data.splits import NO_TOKEN, SECOND, Batch, Batches, LoaderConfig, Split, renumbered
 from src.support import UserError, bad_value, one_line
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data_timm import write_mnist
 from timm.data import create_transform
 from torchvision.transforms import Compose, Normalize, ToTensor
 
@@ -16,6 +15,7 @@ from src.data.registry import build_data
 from src.data.splits import Preprocessing
 from src.data.transforms import STATISTICS, image_transforms
 from src.support.errors import UserError
+from tests.data.sources.written_sets import write_mnist
 
 MEAN, STD = STATISTICS["cifar10"]
 

@@ -382,4 +382,4 @@ def test_a_tokenizer_that_cannot_be_had_is_told_at_once(load, tmp_path):
     with pytest.raises(UserError, match=r"expected a folder that holds a tokenizer \(.*\)") as one:
         load(None, data_tokenizer=str(tmp_path / "empty"))
     assert "\n" not in str(one.value)
-    assert "HF_HUB_OFFLINE" in os.environ  # and where it is not: test_hub.py
+    assert "HF_HUB_OFFLINE" in os.environ  # and where it is not: test_hf_hub.py

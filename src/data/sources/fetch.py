@@ -1,4 +1,5 @@
-"""Fetching what is missing: one process at a time, and never waiting for a dead network."""
+"""What all families share: fetch what is missing, one process at a time, and give up on a dead
+network."""
 
 import socket
 from collections.abc import Iterator
@@ -12,25 +13,21 @@ from src.support import UserError
 
 NO_PROGRESS_SECONDS = 20.0  # a connection that is silent for so long is given up
 SECONDS_BETWEEN_REMINDERS = 60.0
+SECONDS_TO_ANSWER = 5.0
 
 
 @contextmanager
 def alone(lock: Path, doing: str) -> Iterator[None]:
-    """Hold a lock; where another process has it, say so and wait.
-
-    The lock ends with the process that holds it. On file systems that do not
-    lock (some NFS) two processes may both fetch, which costs time alone: each
-    writes aside and renames.
-    """
+    """Hold a lock, which ends with its process; where another process holds it, say so and wait."""
     held = FileLock(lock)
-    patience = 0.0
+    timeout = 0.0
     while not held.is_locked:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            held.acquire(timeout=patience)
+            held.acquire(timeout=timeout)
         except Timeout:
             logger.warning("waiting for another process that {} (lock: {})", doing, lock)
-            patience = SECONDS_BETWEEN_REMINDERS
+            timeout = SECONDS_BETWEEN_REMINDERS
         except OSError as error:
             raise UserError(f"data_dir: cannot write into {lock.parent}: {error}") from error
     try:
@@ -43,8 +40,7 @@ def alone(lock: Path, doing: str) -> Iterator[None]:
 def read_timeout() -> Iterator[None]:
     """Sockets opened inside raise TimeoutError after NO_PROGRESS_SECONDS of silence.
 
-    For libraries that set no timeout of their own, where a stalled server
-    would hold a run for ever.
+    For libraries that set no timeout of their own: a stalled server would hold a run for ever.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NO_PROGRESS_SECONDS)
@@ -54,8 +50,28 @@ def read_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+def why_out_of_reach() -> str | None:
+    """Why the hub of Hugging Face does not answer; None where it does.
+
+    Asked once and first: the libraries themselves try for 23 seconds, and for each file.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_ANSWER)
+    except Exception as error:  # of whichever library it has for HTTP
+        return f"{constants.ENDPOINT} does not answer: {type(error).__name__}"
+    return None
+
+
 def missing(dataset: str, reason: str, folder: Path, files: str) -> UserError:
-    """The error for data that are not there and cannot be had."""
-    return UserError(
-        f"dataset: {dataset} {reason}; it would be read from {files} in the folder {folder}"
-    )
+    """The error for data that are not there and cannot be fetched."""
+    where = f"it would be read from {files} in the folder {folder}"
+    return UserError(f"dataset: {dataset} {reason}; {where}")
+
+
+def file_stamp(file: Path) -> list[int]:
+    """What tells one version of a file from another: bytes, time of change (ns)."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]

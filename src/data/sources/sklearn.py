@@ -1,6 +1,10 @@
-"""sklearn/NAME: the small data sets that ship inside scikit-learn, so that nothing is fetched."""
+"""sklearn/NAME: the small data sets that ship inside scikit-learn, so that nothing is fetched.
+
+They are read from the files of the package: importing sklearn takes longer than training on them.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,19 +16,22 @@ from src.data.slices import check_bases
 from src.data.splits import Data
 from src.support import UserError, pick
 
-# name -> how it is normalised unless data_normalize says otherwise
+
+@dataclass(frozen=True)
+class BundledSet:
+    """A file of the package, and how its inputs are normalised unless data_normalize says so."""
+
+    file: str
+    normalize: str = "columns"
+    has_header: bool = True  # number of rows, of columns, and what the classes are called
+
+
 SETS = {
-    "breast_cancer": "columns",
-    "diabetes": "columns",  # regression
-    "digits": "none",  # images; pixels 0…16 become 0…1
-    "iris": "columns",
-    "wine": "columns",
-}
-# those whose first line says what the classes are called
-FILES_WITH_NAMES = {
-    "breast_cancer": "breast_cancer.csv",
-    "iris": "iris.csv",
-    "wine": "wine_data.csv",
+    "breast_cancer": BundledSet("breast_cancer.csv"),
+    "diabetes": BundledSet("diabetes_data_raw.csv.gz", has_header=False),  # regression
+    "digits": BundledSet("digits.csv.gz", "none", has_header=False),  # pixels 0…16 become 0…1
+    "iris": BundledSet("iris.csv"),
+    "wine": BundledSet("wine_data.csv"),
 }
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
@@ -44,46 +51,36 @@ def load(name: str, splits_map: Mapping[str, str], *, normalize: str | None = No
         base: ArraySplit(torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows]))
         for base, rows in {"train": train, "test": test}.items()
     }
-    splits = split_arrays(bases, splits_map, normalize or SETS[name])
+    splits = split_arrays(bases, splits_map, normalize or SETS[name].normalize)
     n_classes = None if is_regression else int(targets.max()) + 1
     return Data(dict(splits), inputs.shape[1:], n_classes, class_names(name))
 
 
 def check_name(name: str, splits_map: Mapping[str, str]) -> None:
-    """UserError for a data set or a part that there is not."""
+    """UserError for a data set or a part that does not exist."""
     pick({f"sklearn/{known}": known for known in SETS}, f"sklearn/{name}", "dataset")
     check_bases(splits_map, ("train", "test"), f"sklearn/{name}")
 
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """What sklearn.datasets.load_NAME(return_X_y=True) gives, (n, features) and (n,).
-
-    From the same files, as importing sklearn takes longer than training on them.
-    """
+    """What sklearn.datasets.load_NAME(return_X_y=True) returns, (n, features) and (n,)."""
+    file = _folder() / SETS[name].file
     if name == "diabetes":
-        inputs = _table("diabetes_data_raw.csv.gz", delimiter=None)
+        inputs = np.loadtxt(file)
         centred = inputs - inputs.mean(0)
-        return centred / np.sqrt((centred**2).sum(0)), _table("diabetes_target.csv.gz")
-    if name == "digits":
-        table = _table("digits.csv.gz")
-    else:
-        table = _table(FILES_WITH_NAMES[name], skiprows=1)
+        targets = np.loadtxt(_folder() / "diabetes_target.csv.gz")
+        return centred / np.sqrt((centred**2).sum(0)), targets
+    table = np.loadtxt(file, delimiter=",", skiprows=int(SETS[name].has_header))
     return table[:, :-1], table[:, -1].astype(int)
 
 
 def class_names(name: str) -> tuple[str, ...] | None:
-    """What sklearn.datasets.load_NAME().target_names has, as text; None for regression."""
-    if name == "digits":
-        return tuple("0123456789")
-    if name not in FILES_WITH_NAMES:
-        return None
-    with open(_folder() / FILES_WITH_NAMES[name], encoding="utf-8") as file:
-        _, _, *names = file.readline().strip().split(",")  # after numbers of rows and columns
+    """What sklearn.datasets.load_NAME().target_names lists, as text; None for regression."""
+    if not SETS[name].has_header:
+        return tuple("0123456789") if name == "digits" else None
+    with open(_folder() / SETS[name].file, encoding="utf-8") as file:
+        _, _, *names = file.readline().strip().split(",")
     return tuple(names)
-
-
-def _table(file: str, *, delimiter: str | None = ",", skiprows: int = 0) -> np.ndarray:
-    return np.loadtxt(_folder() / file, delimiter=delimiter, skiprows=skiprows)
 
 
 def _folder() -> Path:

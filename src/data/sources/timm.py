@@ -1,24 +1,27 @@
 """timm/torch/NAME, timm/folder/PATH and timm/tar/PATH: image sets as timm's dataset factory names
-them, torchvision's classes behind it.
+them.
 
-timm's factory takes any name of a split, and gives the test set for those it does not
-know; so it is only ever asked for 'train' and one other, and slices are cut here.
+torch/NAME     a set of torchvision, below data_dir
+folder/PATH    train/CLASS/IMAGE.jpg, val/… (or validation/…), test/…
+tar/PATH       train.tar with CLASS/IMAGE.jpg, or train/CLASS.tar; the other parts likewise
+
+timm's factory takes any name of a split, and gives the test set for those it does not know; so it
+is only ever asked for parts that exist, and slices are cut here.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path
-from typing import Any
+import tarfile
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 from loguru import logger
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from src.data.images import classes_of, cut, image_data
 from src.data.slices import bases_used, check_bases, resolve_all
 from src.data.sources.fetch import alone, missing, read_timeout
-from src.data.sources.tars import TarImages
 from src.data.splits import Data, Preprocessing
 from src.data.transforms import STATISTICS
 from src.support import bad_value, one_line, pick, unknown_name
@@ -27,30 +30,34 @@ from src.support import bad_value, one_line, pick, unknown_name
 FAILED = (OSError, RuntimeError, ValueError, EOFError, LookupError, AssertionError)
 
 
-@dataclass(frozen=True)
-class TorchSet:
-    """Where a set of torchvision stands below data_dir, and its parts."""
+class TorchSet(NamedTuple):
+    """Where the files of a set of torchvision lie below data_dir, and its parts."""
 
-    root: str
     files: str
+    root: str = "."
     bases: tuple[str, str] = ("train", "test")
 
 
 TORCH_SETS = {
-    "cifar10": TorchSet(".", "cifar-10-batches-py"),
-    "cifar100": TorchSet(".", "cifar-100-python"),
-    "mnist": TorchSet(".", "MNIST/raw"),
-    "kmnist": TorchSet(".", "KMNIST/raw"),
-    "fashion_mnist": TorchSet(".", "FashionMNIST/raw"),
-    "qmnist": TorchSet(".", "QMNIST/raw"),
-    "imagenet": TorchSet("imagenet", ".", ("train", "val")),  # never downloaded
-    "places365": TorchSet("places365", ".", ("train", "val")),
-    "inaturalist": TorchSet("inaturalist", ".", ("train", "val")),  # of 2021
+    "cifar10": TorchSet("cifar-10-batches-py"),
+    "cifar100": TorchSet("cifar-100-python"),
+    "mnist": TorchSet("MNIST/raw"),
+    "kmnist": TorchSet("KMNIST/raw"),
+    "fashion_mnist": TorchSet("FashionMNIST/raw"),
+    "qmnist": TorchSet("QMNIST/raw"),
+    "imagenet": TorchSet(".", "imagenet", ("train", "val")),  # never downloaded
+    "places365": TorchSet(".", "places365", ("train", "val")),
+    "inaturalist": TorchSet(".", "inaturalist", ("train", "val")),  # of 2021
+}
+# how the files of a source are laid out
+LAYOUTS = {
+    "folder": "train/CLASS/IMAGE.jpg",
+    "tar": "train.tar with CLASS/IMAGE.jpg, or train/CLASS.tar",
 }
 # what timm reads as a stream, and what there is instead
 STREAMS = {"wds": "timm/tar/PATH or timm/folder/PATH", "hfids": "timm/hfds/NAME"}
 # part -> the folders, or the tars, that may hold it; the first that is there
-FOLDERS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
+FOLDERS = {"train": ["train"], "val": ["val", "validation"], "test": ["test"]}
 
 
 def load(
@@ -59,26 +66,25 @@ def load(
     *,
     data_dir: Path,
     download: bool = True,
-    looks: Preprocessing | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Data:
     """PIL images, and the transforms that make of them what the model wants.
 
-    looks: the input shape, mean and std that are asked for, where they are.
+    preprocessing: the input shape, mean and std that are requested, if any.
     """
     check_name(name, splits_map)
     source, _, rest = name.partition("/")
-    if source in LAYOUTS:
-        bases = _open_files(name, splits_map, data_dir)
+    if source == "torch":
+        bases = _open_torch(rest, splits_map, data_dir, download=download)
     else:
-        bases = _open_torch(rest, splits_map, data_dir, download)
-    known = STATISTICS.get(name.removeprefix("torch/"))
+        bases = _open_files(source, data_dir / rest, splits_map, f"timm/{name}")
     return image_data(
         cut(bases, resolve_all(splits_map, {base: len(data) for base, data in bases.items()})),
-        looks or Preprocessing(),
+        preprocessing or Preprocessing(),
         name=f"timm/{name}",
         class_names=classes_of(bases),
-        statistics=known,
-        resize=source in LAYOUTS,
+        statistics=STATISTICS.get(rest) if source == "torch" else None,
+        resize=source != "torch",
     )
 
 
@@ -90,101 +96,154 @@ def name_elsewhere(name: str) -> str | None:
 
 
 def check_name(name: str, splits_map: Mapping[str, str]) -> None:
-    """UserError for a source, a data set or a part that there is not; folders aren't looked at."""
+    """UserError for a source, a data set or a part that does not exist; folders aren't read."""
     source, _, rest = name.partition("/")
     if source == "torch":
         check_bases(splits_map, pick(TORCH_SETS, rest, "dataset").bases, f"timm/{name}")
     elif source in STREAMS:
-        expected = f"{STREAMS[source]}, as a stream has no exact order, nor goes on in the middle"
+        expected = f"{STREAMS[source]}, as a stream has no exact order, nor resumes in the middle"
         raise bad_value("dataset", f"timm/{name}", expected)
     elif source not in LAYOUTS:
         known = ["torch/NAME", "folder/PATH", "tar/PATH", "tfds/NAME", "hfds/NAME"]
         raise unknown_name("dataset", f"timm/{name}", [f"timm/{one}" for one in known])
 
 
-def _open_files(name: str, splits_map: Mapping[str, str], data_dir: Path) -> dict[str, Any]:
-    """The parts of data_dir/PATH, of name folder/PATH or tar/PATH.
+# ---- Folders and tars --------------------------------------------------------------------
 
-    Shuffled once and for all, since a slice of images sorted by class would lack classes.
-    """
-    source, _, path = name.partition("/")
-    folder, dataset = data_dir / path, f"timm/{name}"
-    find, read, files = LAYOUTS[source]
+
+def _open_files(
+    source: str, folder: Path, splits_map: Mapping[str, str], dataset: str
+) -> dict[str, Any]:
+    """The parts of a folder, each shuffled once and for all, since a slice of images sorted by
+    class would lack classes."""
+    found: dict[str, Path] = {}
     try:
-        found = {base: [find(folder, part) for part in parts] for base, parts in FOLDERS.items()}
+        for base, names in FOLDERS.items():
+            endings = [""] if source == "folder" else [".tar", ""]
+            for path in (folder / f"{name}{ending}" for name in names for ending in endings):
+                is_whole = path.is_dir() if source == "folder" else path.is_file()
+                if is_whole or (source == "tar" and any(path.glob("*.tar"))):
+                    found.setdefault(base, path)
     except OSError as error:  # a name that no file system takes
         expected = f"a {source} that can be read ({error.strerror})"
         raise bad_value("dataset", dataset, expected) from None
-    known = {base: next(filter(None, places)) for base, places in found.items() if any(places)}
-    if not known:
-        raise missing(dataset, f"has no {source} train", folder, files)
-    check_bases(splits_map, known, dataset)
+    if not found:
+        raise missing(dataset, f"has no {source} train", folder, LAYOUTS[source])
+    check_bases(splits_map, found, dataset)
     bases = {}
     for base in bases_used(splits_map):
         try:
-            images = read(known[base])
+            images: Any = TarImages(found[base]) if source == "tar" else _folder_of(found[base])
         except FAILED as error:
-            files = files.replace("train", known[base].stem)
+            files = LAYOUTS[source].replace("train", found[base].stem)
             raise missing(dataset, f"cannot be read ({one_line(error)})", folder, files) from error
         order = np.random.RandomState(0).permutation(len(images))  # numbers that never change
         bases[base] = Subset(images, order.tolist())
     return bases
 
 
-def _folder_of(folder: Path, part: str) -> Path | None:
-    return folder / part if (folder / part).is_dir() else None
-
-
-def _tar_of(folder: Path, part: str) -> Path | None:
-    """Of one tar, or of a folder of tars."""
-    if (folder / f"{part}.tar").is_file():
-        return folder / f"{part}.tar"
-    return folder / part if any((folder / part).glob("*.tar")) else None
-
-
-def _images_of_folder(folder: Path) -> Any:
+def _folder_of(place: Path) -> Any:
     """torchvision's, as timm's own gives another image for one that it cannot read."""
     from timm.data import create_dataset
 
-    return create_dataset("torch/folder", str(folder), search_split=False)
+    return create_dataset("torch/folder", str(place), search_split=False)
 
 
-# source -> what finds a part, what opens it, and how its files are laid out
-LAYOUTS: dict[str, tuple[Callable[[Path, str], Path | None], Callable[[Path], Any], str]] = {
-    "folder": (_folder_of, _images_of_folder, "train/CLASS/IMAGE.jpg"),
-    "tar": (_tar_of, TarImages, "train.tar with CLASS/IMAGE.jpg, or train/CLASS.tar"),
-}
+class TarImages(Dataset):
+    """(PIL image, class number) of the images in one tar, or in all those of a folder.
+
+    The class is the innermost folder, a tar being one to what is in it, also in another tar;
+    classes are sorted with their numbers as numbers. ValueError for what is no whole tar.
+
+    timm's reader has the same classes in the same order, but isn't used: it keeps the file open,
+    so that worker processes read it at each other's positions, gives another image for one that it
+    cannot read, and finds the images by reading all of the file.
+    """
+
+    def __init__(self, place: Path) -> None:
+        from timm.utils.misc import natural_key
+
+        self.files = sorted(place.glob("*.tar")) if place.is_dir() else [place]
+        found = []
+        for number, path in enumerate(self.files):
+            prefix = PurePosixPath(path.stem if place.is_dir() else "")
+            try:
+                with tarfile.open(path, "r:") as tar:
+                    found += [(*image, number) for image in _images_in(tar, prefix)]
+            except tarfile.TarError as error:
+                raise ValueError(f"{path}: {error}") from error
+        if not found:
+            raise ValueError(f"there are no images in {place}")
+        found.sort()
+        names, offsets, sizes, numbers = zip(*found, strict=True)
+        labels = [PurePosixPath(name).parent.name for name in names]
+        if "" in labels:
+            raise ValueError(f"{names[labels.index('')]} in {place} is in no folder of a class")
+        self.classes = sorted(set(labels), key=lambda name: (natural_key(name), name))
+        class_numbers = {name: number for number, name in enumerate(self.classes)}
+        self.targets = np.array([class_numbers[label] for label in labels])
+        self.places = np.array([numbers, offsets, sizes]).T  # file, first byte, bytes
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        number, offset, size = self.places[index].tolist()
+        with open(self.files[number], "rb") as file:  # anew, so that processes share nothing
+            file.seek(offset)
+            content = file.read(size)
+        try:
+            image = Image.open(BytesIO(content)).convert("RGB")
+        except Exception as error:
+            error.add_note(f"in the {size} bytes from {offset} of {self.files[number]}")
+            raise
+        return image, int(self.targets[index])
+
+
+def _images_in(
+    tar: tarfile.TarFile, prefix: PurePosixPath, start: int = 0
+) -> Iterator[tuple[str, int, int]]:
+    """Name, first byte and number of bytes of each image, also of those in tars in the tar."""
+    from timm.data.readers.img_extensions import is_img_extension
+
+    for member in tar:
+        name, first = prefix / member.name, start + member.offset_data
+        if member.isfile() and is_img_extension(name.suffix.lower()):
+            yield str(name), first, member.size
+        elif member.isfile() and name.suffix.lower() == ".tar":
+            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
+                yield from _images_in(inner, name.with_suffix(""), first)
+
+
+# ---- Sets of torchvision -----------------------------------------------------------------
 
 
 def _open_torch(
-    name: str, splits_map: Mapping[str, str], data_dir: Path, download: bool
+    name: str, splits_map: Mapping[str, str], data_dir: Path, *, download: bool
 ) -> dict[str, Any]:
     """The parts of a set of torchvision, fetched where they are missing or broken."""
-    known = TORCH_SETS[name]
-    used, root = bases_used(splits_map), data_dir / known.root
-    files = root / known.files
-    parts = _read_parts(name, used, root)
-    if isinstance(parts, dict):
-        return parts
-    dataset = f"timm/torch/{name}"
-    if not download:
-        raise missing(
-            dataset, f"cannot be read ({parts}) and data_download is false", root, known.files
-        )
-    with alone(data_dir / f".{name}.lock", f"fetches {dataset}"):
-        parts = _read_parts(name, used, root)  # another process may have fetched them
-        if not isinstance(parts, dict):
-            logger.warning("{} in {} cannot be read ({}): fetching it", dataset, root, parts)
-            for broken in _broken_idx_files(files):
-                broken.unlink()
-            parts = _read_parts(name, used, root, download=True)
-    if not isinstance(parts, dict):
+    known, dataset, used = TORCH_SETS[name], f"timm/torch/{name}", bases_used(splits_map)
+    root = data_dir / known.root
+    parts = _read_torch(name, used, root)
+    if isinstance(parts, str) and not download:
+        reason = f"cannot be read ({parts}) and data_download is false"
+        raise missing(dataset, reason, root, known.files)
+    if isinstance(parts, str):
+        with alone(data_dir / f".{name}.lock", f"fetches {dataset}"):
+            parts = _read_torch(name, used, root)  # another process may have fetched them
+            if isinstance(parts, str):
+                logger.warning("{} in {} cannot be read ({}): fetching it", dataset, root, parts)
+                _delete_broken(root / known.files)
+                parts = _read_torch(name, used, root, download=True)
+    if isinstance(parts, str):
         raise missing(dataset, f"could not be fetched ({parts})", root, known.files)
     return parts
 
 
-def _read_parts(
-    name: str, used: Iterable[str], root: Path, download: bool = False
+def _read_torch(
+    name: str, used: list[str], root: Path, *, download: bool = False
 ) -> dict[str, Any] | str:
     """The data sets of the parts, or why they cannot be read."""
     from timm.data import create_dataset
@@ -198,19 +257,12 @@ def _read_parts(
         return one_line(error)
 
 
-def _broken_idx_files(folder: Path) -> list[Path]:
-    """Files of the MNIST family whose size is not what their header says.
+def _delete_broken(folder: Path) -> None:
+    """Files of the MNIST family that torchvision left half unpacked; it fetches missing ones."""
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
-    torchvision fetches files that are missing, but none that it left half unpacked. Format:
-    two zero bytes, type, number of dimensions, the dimensions (big-endian int32), values.
-    """
-    broken = []
     for file in [*folder.glob("*-ubyte"), *folder.glob("*-int")]:
-        with open(file, "rb") as f:
-            header = f.read(16)
-        item_size = {0x08: 1, 0x0C: 4}.get(header[2]) if len(header) > 3 else None
-        end = 4 + 4 * header[3] if item_size else 16
-        shape = [int.from_bytes(header[i : i + 4]) for i in range(4, end, 4)]
-        if item_size is None or file.stat().st_size != end + item_size * prod(shape):
-            broken.append(file)
-    return broken
+        try:
+            read_sn3_pascalvincent_tensor(str(file))
+        except FAILED:
+            file.unlink()

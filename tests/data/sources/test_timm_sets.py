@@ -5,12 +5,10 @@ import hashlib
 import io
 import pickle
 import shutil
-import struct
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,48 +19,9 @@ from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 from src.data.sources import timm
 from src.data.splits import Preprocessing
 from src.support.errors import UserError
+from tests.data.sources.written_sets import MNIST_SIZES, mnist_files, write_cifar, write_mnist
 
 BOTH = {"train": "train", "test": "test"}
-SIZES = {"train": 30, "t10k": 12}
-
-
-def idx(array: np.ndarray) -> bytes:
-    """The IDX format of MNIST: magic number, dimensions, bytes."""
-    return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
-
-
-def mnist_files() -> dict[str, bytes]:
-    rng, files = np.random.default_rng(0), {}
-    for part, n in SIZES.items():
-        images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        files[f"{part}-images-idx3-ubyte"] = idx(images)
-        files[f"{part}-labels-idx1-ubyte"] = idx((np.arange(n) % 10).astype(np.uint8))
-    return files
-
-
-def write_mnist(data_dir: Path, name: str = "FashionMNIST") -> Path:
-    raw = data_dir / name / "raw"
-    raw.mkdir(parents=True)
-    for file, content in mnist_files().items():
-        (raw / file).write_bytes(content)
-    return raw
-
-
-def write_cifar(data_dir: Path, monkeypatch) -> None:
-    """CIFAR-10's pickles; torchvision is told their checksums."""
-    folder, sums, rng = data_dir / "cifar-10-batches-py", {}, np.random.default_rng(0)
-    folder.mkdir()
-    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch", "batches.meta"]
-    for name in names:
-        labels = rng.permutation(10).tolist()
-        content = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": labels}
-        if name == "batches.meta":
-            content = {"label_names": [f"class{i}" for i in range(10)]}
-        (folder / name).write_bytes(pickle.dumps(content))
-        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    monkeypatch.setattr(CIFAR10, "train_list", [[n, sums[n]] for n in names[:5]])
-    monkeypatch.setattr(CIFAR10, "test_list", [[names[5], sums[names[5]]]])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums[names[6]]})
 
 
 def load(name: str, data_dir: Path, splits_map=BOTH, **kwargs):
@@ -103,21 +62,21 @@ def test_only_parts_that_exist_are_taken(tmp_path, base):
 
 
 @pytest.mark.parametrize(
-    ("looks", "shape"),
+    ("preprocessing", "shape"),
     [
         (Preprocessing(), (1, 28, 28)),
         (Preprocessing((3, 32, 32), (0.5,), (0.5,)), (3, 32, 32)),
         (Preprocessing(mean=(0.0,), std=(1.0,)), (1, 28, 28)),
     ],
 )
-def test_images_come_as_the_model_wants_them(tmp_path, looks, shape):
+def test_images_come_as_the_model_wants_them(tmp_path, preprocessing, shape):
     write_mnist(tmp_path)
-    data = load("torch/fashion_mnist", tmp_path, looks=looks)
+    data = load("torch/fashion_mnist", tmp_path, preprocessing=preprocessing)
     assert data.input_shape == shape
     split = data.splits["train"]
     inputs = split.transform(split.dataset[0][0])
     assert inputs.shape == shape
-    mean, std = (looks.mean or (0.2860,))[0], (looks.std or (0.3530,))[0]
+    mean, std = (preprocessing.mean or (0.2860,))[0], (preprocessing.std or (0.3530,))[0]
     if shape == (1, 28, 28):
         pixels = FashionMNIST(str(tmp_path)).data[:1] / 255
         torch.testing.assert_close(inputs, (pixels - mean) / std)
@@ -142,7 +101,7 @@ def test_missing_or_broken_files_are_named_or_fetched(
     monkeypatch.setattr(MNIST, "resources", sums)
     if download:
         data = load("torch/mnist", tmp_path, download=True)
-        assert [len(split) for split in data.splits.values()] == list(SIZES.values())
+        assert [len(split) for split in data.splits.values()] == list(MNIST_SIZES.values())
     else:
         with pytest.raises(
             UserError, match=r"timm/torch/mnist cannot be read.*MNIST/raw"
@@ -179,10 +138,10 @@ def write_folder(root: Path, classes="ab", folders=("train", "val"), sizes=((20,
 @pytest.mark.parametrize("second", ["val", "validation"])
 def test_folders_of_images(tmp_path, second):
     write_folder(tmp_path / "pets", folders=("train", second))
-    looks = Preprocessing((3, 24, 24), mean=(0.0,), std=(1.0,))
+    preprocessing = Preprocessing((3, 24, 24), mean=(0.0,), std=(1.0,))
     for place in ("pets", str(tmp_path / "pets")):
         splits_map = {"train": "train[:50%]", "rest": "train[50%:]", "val": "val"}
-        data = load(f"folder/{place}", tmp_path, splits_map, looks=looks)
+        data = load(f"folder/{place}", tmp_path, splits_map, preprocessing=preprocessing)
         assert (data.n_classes, data.input_shape) == (2, (3, 24, 24))
         seen = []
         for split in (data.splits["train"], data.splits["rest"]):

@@ -20,20 +20,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_data_timm import SIZES as SIZES_OF
-from test_data_timm import mnist_files
-from tfds_folders import COLOURS, FORMS, SIZES, example, written
 from torch.utils.data import DataLoader
 
-from src.data.sources.tfds import source as tfds
-from src.data.sources.tfds import tfrecords
-from src.data.sources.tfds.tfrecords import TFRecords
+from src.data.sources import tfds, tfds_records
+from src.data.sources.tfds_records import TFRecords, index_of
 from src.data.splits import Preprocessing
 from src.data.transforms import STATISTICS
 from src.support.errors import UserError
+from tests.data.sources.tfds_folders import COLOURS, FORMS, SIZES, example, written
+from tests.data.sources.written_sets import MNIST_SIZES, mnist_files
 from tests.waiting import PATIENCE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PARTS = {"train": "train", "test": "test"}
 
 
@@ -143,7 +141,9 @@ def test_the_newest_version_is_taken_unless_one_is_given(folders):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_grey_images_of_several_sizes_and_classes_without_names(folders, form):
-    data = load("letters", folders[form], {"train": "train"}, looks=Preprocessing((1, 6, 6)))
+    data = load(
+        "letters", folders[form], {"train": "train"}, preprocessing=Preprocessing((1, 6, 6))
+    )
     assert (data.input_shape, data.n_classes, data.class_names) == ((1, 6, 6), 4, tuple("0123"))
     images = [data.splits["train"].dataset[i][0] for i in range(SIZES["train"])]
     assert {(image.mode, image.size) for image in images} == {("L", (8, 8)), ("L", (9, 8))}
@@ -153,9 +153,9 @@ def test_grey_images_of_several_sizes_and_classes_without_names(folders, form):
 
 
 def test_configurations(folders):
-    data_dir, looks = folders["tfrecord"], Preprocessing((1, 6, 6))
+    data_dir, preprocessing = folders["tfrecord"], Preprocessing((1, 6, 6))
     for name, size in {"letters": 8, "letters/small": 8, "letters/big:1.9.0": 16}.items():
-        data = load(name, data_dir, {"train": "train"}, looks=looks)
+        data = load(name, data_dir, {"train": "train"}, preprocessing=preprocessing)
         assert data.splits["train"].dataset[0][0].size[1] == size
     with pytest.raises(
         UserError, match="unknown 'tfds/letters/bigg'; did you mean 'tfds/letters/big'"
@@ -168,7 +168,7 @@ def test_a_real_name_is_read_from_its_folder(folders, form):
     data = load("cifar10", folders[form])
     assert (data.version, data.n_classes, data.input_shape) == ("3.0.2", 10, (3, 32, 32))
     assert (data.preprocessing.mean, data.preprocessing.std) == STATISTICS["cifar10"]
-    own = load("cifar10", folders[form], looks=Preprocessing(mean=(0.5,), std=(0.5,)))
+    own = load("cifar10", folders[form], preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)))
     assert own.preprocessing.mean == (0.5,)
 
 
@@ -226,7 +226,7 @@ def test_examples_without_a_class_are_refused(folders, form):
     with pytest.raises(
         UserError, match=r"data_splits_map: example 0 of tfds/letters.*:test has no"
     ):
-        load("letters", folders[form], looks=Preprocessing((1, 6, 6)))
+        load("letters", folders[form], preprocessing=Preprocessing((1, 6, 6)))
 
 
 def test_names_are_checked_without_data(tmp_path):
@@ -308,7 +308,7 @@ def test_a_broken_description_is_named(copied, form):
 SITECUSTOMIZE = """
 import sys
 sys.path.append({root!r})
-if "src.data.sources.tfds.files" in sys.orig_argv:
+if "src.data.sources.tfds_files" in sys.orig_argv:
     import src.data.sources.fetch
     from tensorflow_datasets.image_classification import mnist
     src.data.sources.fetch.NO_PROGRESS_SECONDS = 1.0
@@ -343,7 +343,7 @@ def test_two_processes_prepare_a_data_set_once(mnist, site, tmp_path):
     data_dir = mnist()
     script = """
 import hashlib, pathlib, sys
-from src.data.sources.tfds import source as tfds
+from src.data.sources import tfds
 parts = {"train": "train", "test": "test"}
 data = tfds.load("mnist", parts, data_dir=pathlib.Path(sys.argv[1]))
 images = [data.splits[s].dataset[i] for s in parts for i in range(len(data.splits[s]))]
@@ -354,8 +354,10 @@ print(len(images), data.version, hashlib.md5(pixels).hexdigest(), "tensorflow" i
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
     (printed, log), (also, other_log) = [process.communicate(timeout=PATIENCE) for process in both]
-    raw = [np.frombuffer(mnist_files()[f"{s}-images-idx3-ubyte"][16:], np.uint8) for s in SIZES_OF]
-    labels = [np.arange(n) % 10 for n in SIZES_OF.values()]
+    raw = [
+        np.frombuffer(mnist_files()[f"{s}-images-idx3-ubyte"][16:], np.uint8) for s in MNIST_SIZES
+    ]
+    labels = [np.arange(n) % 10 for n in MNIST_SIZES.values()]
     images = zip(np.concatenate(raw).reshape(-1, 784), np.concatenate(labels), strict=True)
     pixels = b"".join(sorted(image.tobytes() + bytes([label]) for image, label in images))
     expected = f"42 3.0.1 {hashlib.md5(pixels).hexdigest()} False\n"
@@ -473,12 +475,8 @@ def test_where_records_start_is_looked_up_once(copied, log_lines, monkeypatch):
     looked_up = [line for line in log_lines if "looking up the records" in line]
     assert len(looked_up) == 2
     assert "colours-train.tfrecord-00000-of-00003, … (3 files), once" in looked_up[0]
-    monkeypatch.setattr(tfrecords, "find_starts", None)
+    monkeypatch.setattr(tfds_records, "find_starts", None)
     assert examples(load("colours", data_dir).splits["train"]) == before
-
-
-def index_of(file: Path) -> Path:
-    return file.with_name(f".{file.name}.index.npy")
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "foreign", "other", "shifted", "pickle"])
@@ -580,7 +578,7 @@ def test_the_process_itself_opens_no_array_record(folders):
     """A worker that is forked from one that does crashes or hangs."""
     script = """
 import os, sys, pathlib
-from src.data.sources.tfds import source as tfds
+from src.data.sources import tfds
 count = lambda: len(os.listdir("/proc/self/task"))
 before = count()
 data = tfds.load("colours", {"train": "train", "test": "all"}, data_dir=pathlib.Path(sys.argv[1]))
@@ -595,7 +593,7 @@ def test_without_workers_it_opens_them_and_workers_that_come_all_the_same_read_o
     script = """
 import pathlib, sys
 from torch.utils.data import DataLoader
-from src.data.sources.tfds import source as tfds
+from src.data.sources import tfds
 as_lists = lambda example: (example[0].tobytes(), example[1])
 load = lambda **keys: tfds.load("colours", {"train": "train"}, data_dir=where, **keys)
 where = pathlib.Path(sys.argv[1])
@@ -604,26 +602,26 @@ for data in load(has_workers=False), load(), load(has_workers=False):
     alone = [as_lists(dataset[i]) for i in range(20)]
     options = {"batch_size": None, "collate_fn": as_lists, "num_workers": 2}
     assert list(DataLoader(dataset, sampler=range(20), **options)) == alone
-    print(type(dataset.records.source).__name__)
+    print(type(dataset.records.reader).__name__)
 """
     found = in_another_process(script, folders["array_record"])
-    assert found.split() == ["OpenFiles", "Reader", "OpenFiles"]
+    assert found.split() == ["OpenFiles", "ReaderProcess", "OpenFiles"]
 
 
 def test_what_reads_array_record_for_the_process(folders, monkeypatch):
     """It outlives the signals that are meant for the run, and mixes no answers up."""
     dataset = load("colours", folders["array_record"]).splits["train"].dataset
     expected = [as_lists(dataset[i]) for i in range(4)]
-    reader = dataset.records.source
+    reader = dataset.records.reader
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         reader.process.send_signal(number)
     assert as_lists(dataset[1]) == expected[1]
 
-    def interrupt(number: int) -> bytes:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(reader, "_bytes", interrupt)
+        patched.setattr(reader.connection, "recv", interrupt)
         with pytest.raises(KeyboardInterrupt):
             dataset[2]
     assert as_lists(dataset[3]) == expected[3]
@@ -633,10 +631,10 @@ def test_what_reads_array_record_for_the_process(folders, monkeypatch):
 def test_it_ends_with_the_process(folders):
     script = """
 import os, pathlib, signal, sys
-from src.data.sources.tfds import source as tfds
+from src.data.sources import tfds
 parts = {"train": "train"}
 data = tfds.load("colours", parts, data_dir=pathlib.Path(sys.argv[1]))
-print(data.splits["train"].dataset.records.source.process.pid, flush=True)
+print(data.splits["train"].dataset.records.reader.process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     command = [sys.executable, "-c", script, folders["array_record"]]

@@ -1,51 +1,32 @@
 """libsvm/NAME on caches of libsvmdata that are seeded here, and on svmlight files over HTTP."""
 
 import io
-import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import libsvmdata  # noqa: F401 - so that forks have it
 import numpy as np
 import pytest
 import torch
+from loguru import logger
 from scipy import sparse
 from sklearn.datasets import dump_svmlight_file
 from sklearn.preprocessing import normalize
 
-from src.data.sources import libsvm, libsvm_files
+from src.data.sources import libsvm
 from src.data.sources.fetch import alone
 from src.support.errors import UserError
+from tests.data.sources.written_sets import seed_cache, table
 from tests.waiting import PATIENCE, wait_until
 
-ROOT = libsvm.ROOT
+ROOT = Path(__file__).parents[3]
+FORK = get_context("fork")
 TRAIN = {"train": "train"}
 BOTH = {"train": "train", "test": "test"}
-
-
-def table(n: int, d: int, *, fill: float = 1.0, seed: int = 0) -> np.ndarray:
-    return sparse.random(n, d, fill, random_state=seed).toarray()
-
-
-def seed_cache(data_dir: Path, name: str, inputs: np.ndarray, targets) -> None:
-    """The files that libsvmdata 0.5 leaves: Fortran order or CSC, float64, labels as they were."""
-    folder = data_dir / "libsvm"
-    folder.mkdir(exist_ok=True)
-    if np.count_nonzero(inputs) >= inputs.size / 2:
-        np.save(folder / f"{name}_X.npy", np.asfortranarray(inputs))
-    else:
-        sparse.save_npz(folder / f"{name}_X.npz", sparse.csc_matrix(inputs))
-    if sparse.issparse(targets):
-        sparse.save_npz(folder / f"{name}_y.npz", targets)
-    else:
-        np.save(folder / f"{name}_y.npy", np.asarray(targets, float))
-
-
-def prepare(data_dir: Path, name: str) -> None:
-    """What load does in a process of its own, without the wait for that process."""
-    libsvm_files.make(data_dir / "libsvm", name, fetch=False, layout=None, mirror=None)
 
 
 def svmlight(inputs: np.ndarray, targets: np.ndarray) -> bytes:
@@ -62,7 +43,6 @@ def load(name: str, data_dir: Path, splits_map=TRAIN, **kwargs):
 def test_what_is_smaller_is_kept_and_rows_have_unit_norm(tmp_path, fill, layout):
     x = table(200, 123, fill=fill)
     seed_cache(tmp_path, "a1a", x, np.where(np.arange(200) % 3, 1, -1))
-    prepare(tmp_path, "a1a")
     data = load("a1a", tmp_path, {"train": "train[:150]", "test": "train[150:]"})
     for split, rows in [("train", slice(150)), ("test", slice(150, 200))]:
         inputs = data.splits[split].inputs
@@ -76,8 +56,6 @@ def test_what_is_smaller_is_kept_and_rows_have_unit_norm(tmp_path, fill, layout)
 def test_labels_of_both_parts_are_numbered_together(tmp_path):
     seed_cache(tmp_path, "pendigits", table(6, 16), [7, 3, 3, 9, 7, 9])
     seed_cache(tmp_path, "pendigits_test", table(3, 16), [11, 9, 3])
-    for name in ("pendigits", "pendigits_test"):
-        prepare(tmp_path, name)
     data = load("pendigits", tmp_path, BOTH)
     assert data.n_classes == 4
     assert data.splits["train"].targets.tolist() == [1, 0, 0, 2, 1, 2]
@@ -89,24 +67,26 @@ def test_labels_of_both_parts_are_numbered_together(tmp_path):
 def test_both_parts_get_the_larger_number_of_features(tmp_path, fill):
     seed_cache(tmp_path, "w1a", table(30, 290, fill=fill), np.arange(30) % 2)
     seed_cache(tmp_path, "w1a_test", table(20, 300, fill=fill, seed=1), np.arange(20) % 2)
-    for name in ("w1a", "w1a_test"):
-        prepare(tmp_path, name)
     data = load("w1a", tmp_path, BOTH)
     assert data.splits["train"].inputs.shape == (30, 300)
     assert data.splits["test"].inputs.shape == (20, 300)
     assert data.splits["train"].inputs.to_dense()[:, 290:].abs().sum() == 0
 
 
-def test_the_test_part_lies_in_memory_as_the_train_part_does(tmp_path):
-    seed_cache(tmp_path, "splice", table(30, 60), np.arange(30) % 2)
-    seed_cache(tmp_path, "splice_test", table(20, 60, fill=0.1), np.arange(20) % 2)
-    data = load("splice", tmp_path, BOTH)
-    assert {split.inputs.layout for split in data.splits.values()} == {torch.strided}
+@pytest.mark.parametrize(
+    ("fill", "layout"), [(1.0, torch.strided), (0.1, torch.sparse_csr)], ids=["dense", "sparse"]
+)
+def test_the_test_part_lies_in_memory_as_the_train_part_does(tmp_path, fill, layout):
+    x = table(20, 60, fill=1.1 - fill)
+    seed_cache(tmp_path, "splice", table(30, 60, fill=fill), np.arange(30) % 2)
+    seed_cache(tmp_path, "splice_test", x, np.arange(20) % 2)
+    data = load("splice", tmp_path, BOTH, normalize="none")
+    assert {split.inputs.layout for split in data.splits.values()} == {layout}
+    np.testing.assert_array_equal(data.splits["test"].inputs.to_dense(), x.astype(np.float32))
 
 
 def test_regression_keeps_its_numbers(tmp_path):
     seed_cache(tmp_path, "abalone", table(5, 8), [3.5, -2, 3.5, 0.25, 7])
-    prepare(tmp_path, "abalone")
     data = load("abalone", tmp_path)
     assert data.n_classes is None
     assert data.splits["train"].targets.tolist() == [3.5, -2, 3.5, 0.25, 7]
@@ -116,7 +96,6 @@ def test_regression_keeps_its_numbers(tmp_path):
 def test_several_labels_become_zeros_and_ones(tmp_path):
     labels = sparse.csr_matrix(np.array([[0, 0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 0, 0]]))
     seed_cache(tmp_path, "yeast", table(3, 103), labels)
-    prepare(tmp_path, "yeast")
     data = load("yeast", tmp_path)
     assert data.splits["train"].targets.tolist() == [[0, 1, 1], [0, 0, 0], [1, 1, 0]]
     assert data.n_classes == 3
@@ -125,7 +104,6 @@ def test_several_labels_become_zeros_and_ones(tmp_path):
 def test_errors_in_libsvmdatas_table_are_corrected(tmp_path, site):
     x, y = table(10, 256), np.arange(10)
     seed_cache(tmp_path, "usps", np.hstack([x, np.zeros((10, 7291 - 256))]), y)
-    prepare(tmp_path, "usps")
     assert load("usps", tmp_path).input_shape == (256,)
 
     seed_cache(tmp_path, "w3a", table(2477, 300, fill=0.02), np.arange(2477) % 2)  # w1a's
@@ -136,7 +114,7 @@ def test_errors_in_libsvmdatas_table_are_corrected(tmp_path, site):
 
 def test_a_start_from_prepared_arrays_needs_no_library(tmp_path):
     seed_cache(tmp_path, "a1a", table(20, 123, fill=0.05), np.arange(20) % 2)
-    prepare(tmp_path, "a1a")
+    load("a1a", tmp_path)
     code = (
         "import sys; from pathlib import Path; from src.data.sources import libsvm\n"
         f"libsvm.load('a1a', {TRAIN!r}, data_dir=Path({str(tmp_path)!r}))\n"
@@ -151,32 +129,31 @@ def test_a_start_from_prepared_arrays_needs_no_library(tmp_path):
 def test_prepared_arrays_follow_the_files(tmp_path):
     folder = tmp_path / "libsvm"
     seed_cache(tmp_path, "a1a", table(20, 123), np.arange(20) % 2)
-    assert not libsvm_files.is_current(folder, "a1a")
-    prepare(tmp_path, "a1a")
-    assert libsvm_files.is_current(folder, "a1a")
+    assert not libsvm.current_meta(folder, "a1a")
+    load("a1a", tmp_path)
+    assert libsvm.current_meta(folder, "a1a")
     seed_cache(tmp_path, "a1a", table(20, 123, seed=5), np.arange(20) % 2)
-    assert not libsvm_files.is_current(folder, "a1a")
+    assert not libsvm.current_meta(folder, "a1a")
     expected = normalize(table(20, 123, seed=5))
     np.testing.assert_allclose(load("a1a", tmp_path).splits["train"].inputs, expected, rtol=1e-5)
-    for file in libsvm_files.source_files(folder, "a1a"):
+    for file in libsvm.source_files(folder, "a1a"):
         file.unlink()
-    assert libsvm_files.is_current(folder, "a1a")
+    assert libsvm.current_meta(folder, "a1a")
 
 
 @pytest.mark.parametrize("file", ["meta.json", "values.npy", "targets.npy"])
 @pytest.mark.parametrize("damage", ["truncated", "removed"])
 def test_half_written_arrays_are_made_again(tmp_path, file, damage):
     seed_cache(tmp_path, "a1a", table(20, 123), np.arange(20) % 2)
-    prepare(tmp_path, "a1a")
-    path = libsvm_files.prepared_folder(tmp_path / "libsvm", "a1a") / file
+    load("a1a", tmp_path)
+    path = tmp_path / "libsvm" / "prepared" / "a1a" / file
     path.write_bytes(path.read_bytes()[:-7]) if damage == "truncated" else path.unlink()
-    assert not libsvm_files.is_current(tmp_path / "libsvm", "a1a")
-    prepare(tmp_path, "a1a")
+    assert not libsvm.current_meta(tmp_path / "libsvm", "a1a")
     assert len(load("a1a", tmp_path).splits["train"]) == 20
 
 
 def damage_cache(folder: Path, damage: str) -> None:
-    inputs, targets = libsvm_files.source_files(folder, "a1a")
+    inputs, targets = libsvm.source_files(folder, "a1a")
     if damage == "half_X":
         inputs.write_bytes(inputs.read_bytes()[: inputs.stat().st_size // 2])
     elif damage == "empty_X":
@@ -198,23 +175,21 @@ DAMAGES = ("half_X", "empty_X", "half_y", "no_y", "stray", "too_few_y")
 def test_a_broken_cache_is_noticed(tmp_path, damage):
     seed_cache(tmp_path, "a1a", table(50, 123, fill=0.05), np.arange(50) % 2)
     damage_cache(tmp_path / "libsvm", damage)
-    with pytest.raises(Exception):  # noqa: B017 - whatever numpy and scipy raise; load shows it
-        prepare(tmp_path, "a1a")
-    assert not libsvm_files.is_current(tmp_path / "libsvm", "a1a")
+    with pytest.raises(UserError, match=r"libsvm/a1a is broken \(.*data_download is false.*_X"):
+        load("a1a", tmp_path)
+    assert not libsvm.current_meta(tmp_path / "libsvm", "a1a")
 
 
 @pytest.mark.parametrize("damage", ["half_X", "stray"])
-def test_a_broken_cache_is_fetched_anew_or_refused(tmp_path, site, log_lines, damage):
+def test_a_broken_cache_is_fetched_again(tmp_path, site, log_lines, damage):
     x, y = table(60, 123, fill=0.05), np.arange(60) % 2
     site.files["/binary/a1a"] = svmlight(x, y)
     seed_cache(tmp_path, "a1a", x[:50], y[:50])
     damage_cache(tmp_path / "libsvm", damage)
-    with pytest.raises(UserError, match=r"libsvm/a1a is broken \(.*data_download is false.*_X"):
-        load("a1a", tmp_path)
     data = load("a1a", tmp_path, download=True, mirror=site.address)
     np.testing.assert_allclose(data.splits["train"].inputs.to_dense(), normalize(x), rtol=1e-5)
     assert any("is broken" in line and "fetching" in line for line in log_lines)
-    assert len(libsvm_files.source_files(tmp_path / "libsvm", "a1a")) == 2
+    assert len(libsvm.source_files(tmp_path / "libsvm", "a1a")) == 2
 
 
 def test_fetching_one_set_leaves_the_others(tmp_path, site):
@@ -223,7 +198,7 @@ def test_fetching_one_set_leaves_the_others(tmp_path, site):
     site.files["/binary/breast-cancer"] = svmlight(table(30, 10), np.arange(30) % 2 * 2 + 2)
     data = load("breast-cancer", tmp_path, download=True, mirror=site.address)
     assert (len(data.splits["train"]), data.n_classes) == (30, 2)
-    assert len(libsvm_files.source_files(tmp_path / "libsvm", "duke breast-cancer")) == 2
+    assert len(libsvm.source_files(tmp_path / "libsvm", "duke breast-cancer")) == 2
 
 
 @pytest.mark.parametrize("download", [True, False])
@@ -242,34 +217,37 @@ def test_a_server_that_falls_silent_is_given_up(tmp_path, site, monkeypatch):
     monkeypatch.setattr("src.data.sources.fetch.NO_PROGRESS_SECONDS", 0.5)
     site.files["/binary/a1a"] = svmlight(table(60, 123), np.arange(60) % 2)
     site.stalls.set()
-    with pytest.raises(RuntimeError, match="timed out"):
-        libsvm_files.make(tmp_path / "libsvm", "a1a", fetch=True, layout=None, mirror=site.address)
+    with pytest.raises(UserError, match=r"could not be fetched .*timed out"):
+        load("a1a", tmp_path, download=True, mirror=site.address)
 
 
-def start_load(tmp_path: Path, address: str) -> subprocess.Popen:
-    code = (
-        "from pathlib import Path; from src.data.sources import libsvm\n"
-        f"data = libsvm.load('a1a', {TRAIN!r}, data_dir=Path({str(tmp_path)!r}),"
-        f" mirror={address!r})\nprint(len(data.splits['train']))"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+def start_load(data_dir: Path, address: str):
+    """A process that loads a1a, and its end of a pipe: examples and lines of the log, if any."""
+    ours, theirs = FORK.Pipe()
+
+    def child() -> None:
+        lines: list[str] = []
+        logger.add(lambda message: lines.append(message.record["message"]))
+        data = load("a1a", data_dir, download=True, mirror=address)
+        theirs.send((len(data.splits["train"]), lines))
+
+    process = FORK.Process(target=child)
+    process.start()
+    return process, ours
 
 
 def test_one_process_fetches_and_the_other_waits(tmp_path, site):
     site.files["/binary/a1a"] = svmlight(table(60, 123), np.arange(60) % 2)
     site.stalls.set()
-    processes = [start_load(tmp_path, site.address) for _ in range(2)]
-    lines: list[str] = []
+    started = [start_load(tmp_path, site.address) for _ in range(2)]
     wait_until(lambda: len(site.requests) == 3)  # libsvmdata asks three times for one file
     time.sleep(0.5)
     site.ended.set()
-    lines = [process.communicate(timeout=PATIENCE) for process in processes]
-    assert [out.strip() for out, _ in lines] == ["60", "60"]
+    answers = [answer.recv() for _, answer in started if answer.poll(PATIENCE)]
+    assert [size for size, _ in answers] == [60, 60]
     assert len(site.requests) == 3
-    assert sum("waiting for another process that fetches" in err for _, err in lines) == 1
+    log = [line for _, lines in answers for line in lines]
+    assert sum("waiting for another process that fetches" in line for line in log) == 1
 
 
 def test_who_waited_uses_what_the_other_prepared(tmp_path, log_lines):
@@ -279,8 +257,8 @@ def test_who_waited_uses_what_the_other_prepared(tmp_path, log_lines):
         with alone(folder / "a1a.lock", "tests"):
             waiting = pool.submit(load, "a1a", tmp_path)
             wait_until(lambda: any("waiting for another process" in line for line in log_lines))
-            prepare(tmp_path, "a1a")
-            for file in libsvm_files.source_files(folder, "a1a"):
+            libsvm.prepare(folder, "a1a")
+            for file in libsvm.source_files(folder, "a1a"):
                 file.unlink()
         assert len(waiting.result(PATIENCE).splits["train"]) == 20
 
@@ -288,11 +266,11 @@ def test_who_waited_uses_what_the_other_prepared(tmp_path, log_lines):
 def test_a_killed_fetch_leaves_nothing_that_matters(tmp_path, site):
     site.files["/binary/a1a"] = svmlight(table(60, 123), np.arange(60) % 2)
     site.stalls.set()
-    process = start_load(tmp_path, site.address)
+    process, _ = start_load(tmp_path, site.address)
     wait_until(lambda: len(site.requests) == 3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert libsvm_files.source_files(tmp_path / "libsvm", "a1a") == []
+    process.kill()
+    process.join()
+    assert libsvm.source_files(tmp_path / "libsvm", "a1a") == []
     site.stalls.clear()
     data = load("a1a", tmp_path, download=True, mirror=site.address)
     assert len(data.splits["train"]) == 60

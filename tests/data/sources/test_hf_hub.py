@@ -115,7 +115,7 @@ OPEN = """
 import json, sys
 from pathlib import Path
 from loguru import logger
-from src.data.sources.hf.files import Place, open_parts
+from src.data.sources.hf import HFOptions, open_parts
 from src.support.errors import UserError
 
 name, splits_map, folder, download, revision = json.loads(sys.argv[1])
@@ -123,7 +123,7 @@ lines = []
 logger.remove()
 logger.add(lambda message: lines.append(message.record["message"]))
 try:
-    parts, revision = open_parts(name, splits_map, Place(Path(folder), download, revision))
+    parts, revision = open_parts(name, splits_map, HFOptions(Path(folder), download, revision))
     found = {"sizes": {base: len(part) for base, part in parts.items()}, "revision": revision}
     found["fingerprints"] = [part._fingerprint for part in parts.values()]
 except UserError as error:
@@ -264,7 +264,7 @@ for name in sys.argv[1:]:
 
 
 def test_a_tokenizer_needs_no_hub_where_it_is_a_folder(hub, tmp_path):
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     from test_text import write_tokenizer
 
     folder = write_tokenizer(tmp_path / "tokenizer")

@@ -121,8 +121,8 @@ def test_targets_say_what_is_to_be_learned(fork, name, n_classes, dtype):
 
 
 def test_images_are_prepared_as_others_are(fork):
-    looks = Preprocessing(input_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
-    data = build_data(config("images"), looks)
+    preprocessing = Preprocessing(input_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
+    data = build_data(config("images"), preprocessing)
     split = data.splits["test"]
     image, label = split.dataset[1]
     pixels = split.transform(image)

@@ -1,4 +1,4 @@
-"""hf/… on files of the real formats that are written here; the hub is test_hub.py's."""
+"""hf/… on files of the real formats that are written here; the hub is test_hf_hub.py's."""
 
 import multiprocessing
 import pickle
@@ -19,7 +19,7 @@ from src.config.config import make_config
 from src.data.arrays import ArraySplit
 from src.data.images import DatasetSplit
 from src.data.registry import build_data, check_dataset
-from src.data.sources.hf.files import Place, open_parts
+from src.data.sources.hf import HFOptions, open_parts
 from src.data.splits import LoaderConfig, Preprocessing
 from src.support.errors import UserError
 
@@ -58,8 +58,8 @@ def config(name: str, data_dir: Path, **keys):
     return make_config(of_all | keys)
 
 
-def load(name: str, data_dir: Path, looks: Preprocessing | None = None, **keys):
-    return build_data(config(name, data_dir, **keys), looks)
+def load(name: str, data_dir: Path, preprocessing: Preprocessing | None = None, **keys):
+    return build_data(config(name, data_dir, **keys), preprocessing)
 
 
 # ---- Names and places --------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_two_processes_read_one_file_at_the_same_time(tmp_path):
 
     def child() -> None:
         barrier.wait()
-        parts, _ = open_parts("csv:big.csv", {"train": "train"}, Place(tmp_path))
+        parts, _ = open_parts("csv:big.csv", {"train": "train"}, HFOptions(tmp_path))
         sizes.put(len(parts["train"]))
 
     processes = [context.Process(target=child) for _ in range(2)]
