@@ -258,6 +258,7 @@ def test_an_ended_batch_of_the_same_name_is_not_taken_for_the_new_one(
     assert repository.count("ran") == [1] * 3
 
 
+@pytest.mark.slow
 def test_throttle_and_dependency(cluster, repository):
     repository.job(learning_rates(40))
     first = cluster.slurm("sbatch", "--parsable", "--hold", "--wrap", "true").strip()
@@ -314,6 +315,7 @@ def test_only_what_failed_is_run_again(cluster, repository):
 # ---- When Slurm says no, or nothing ------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_grid_over_the_limit_of_arrays_goes_in_chunks(cluster, repository):
     repository.job(learning_rates(65))
     output = repository.submit("job.yaml", "-s", "quick.sh", env=cluster.env)
@@ -334,6 +336,7 @@ def test_a_grid_over_the_limit_of_arrays_goes_in_chunks(cluster, repository):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
+@pytest.mark.slow
 def test_a_refusal_stops_with_slurms_words_and_a_corrected_call_resumes(
     cluster, repository, options, words
 ):
@@ -371,6 +374,7 @@ def test_a_controller_stopped_in_the_middle_costs_no_row_and_doubles_none(
     assert repository.count("ran") == [1] * 120
 
 
+@pytest.mark.slow
 def test_an_answer_that_comes_too_late_is_found_again(start_cluster, repository, tmp_path):
     """The controller freezes: sbatch times out, but what it asked for is carried out."""
     cluster = start_cluster(NODES="2", EXTRA="MessageTimeout=3")
@@ -389,6 +393,7 @@ def test_an_answer_that_comes_too_late_is_found_again(start_cluster, repository,
     assert len(journal(repository).calls) == 1
 
 
+@pytest.mark.slow
 def test_a_submission_killed_after_sbatch_is_not_repeated(cluster, repository):
     """As a kill between sbatch's success and the journal's next line leaves it."""
     repository.job(learning_rates(4))
@@ -404,6 +409,7 @@ def test_a_submission_killed_after_sbatch_is_not_repeated(cluster, repository):
     assert repository.count("ran") == [1] * 4
 
 
+@pytest.mark.slow
 def test_a_submission_killed_before_sbatch_is_repeated(cluster, repository):
     repository.job(learning_rates(4))
     repository.submit("job.yaml", "-s", "quick.sh", "--", "--partition=no", env=cluster.env, code=2)
@@ -415,6 +421,7 @@ def test_a_submission_killed_before_sbatch_is_repeated(cluster, repository):
     assert repository.count("ran") == [1] * 4
 
 
+@pytest.mark.slow
 def test_a_full_queue_takes_what_fits_and_the_rest_later(start_cluster, repository):
     cluster = start_cluster(NODES="1", MAX_JOBS="12")
     repository.job(learning_rates(20))

@@ -207,6 +207,7 @@ def test_time_limits_have_a_limit_and_a_retry_starts_to_count_anew(rows):
     rows.finish()
 
 
+@pytest.mark.slow
 def test_without_a_step_between_two_time_limits_it_is_no_use(rows):
     """The signal comes while the program still starts, which it kills."""
     rows.submit(1, files=("0/slow_start=30",))
@@ -254,6 +255,7 @@ def test_where_requeueing_is_forbidden_a_follow_up_resumes(rows):
     assert rows.log(0).count(" on node") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--requeue", "--no-requeue"])
 def test_a_job_submitted_by_hand_resumes(cluster, repository, option):
     repository.write("train.py", TRAIN)
@@ -299,6 +301,7 @@ def test_of_rows_that_share_a_job_none_ends_the_others(rows):
     assert [(t["time_limits"], t["preemptions"]) for t in tallies] == [(1, 0)] * 2
 
 
+@pytest.mark.slow
 def test_where_requeueing_is_forbidden_rows_that_shared_a_job_get_one_each(rows):
     rows.submit(3, "--pack", "3", "--", "--no-requeue", files=("0/finish=",))
     for row in (1, 2):
@@ -327,6 +330,7 @@ def test_rows_that_share_a_cancelled_job_do_not_come_back(rows):
 # ---- Preemption --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_warned", [True, False])
 def test_a_preempted_run_resumes_when_there_is_room_again(start_cluster, repository, is_warned):
     """Of a job that ends by itself after the warning Slurm would think that it is done."""
