@@ -13,7 +13,7 @@ from time import perf_counter
 
 from loguru import logger
 
-from src.config import Config, load_config, make_config, parse_overrides, read_yaml_file
+from src.config import Config, load_config, make_config, read_yaml_file
 from src.data import Data, Preprocessing, build_data
 from src.grid import read_job
 from src.keys import DataKeys, ModelKeys
@@ -51,8 +51,7 @@ def configurations(path: str, overrides: Sequence[str]) -> list[Config]:
     content = read_yaml_file(path)
     if not isinstance(content, dict) or "parameters" not in content:
         return [load_config(path, overrides)]
-    changes = parse_overrides(overrides)
-    return [make_config({**values, **changes}) for values in read_job(path).runs()]
+    return [make_config(values, overrides) for values in read_job(path).runs()]
 
 
 def distinct(configs: Iterable[Config]) -> list[Config]:

@@ -47,7 +47,7 @@ from src.analysis import choose, paired, read_experiments, table
 from src.analysis.curves import at, at_best, best, last
 from src.analysis.plots.curves import first_reached
 from src.analysis.scores import mean_interval
-from src.config.config import make_config
+from src.config import make_config
 from src.data.splits import NO_TOKEN
 from src.losses import build_loss
 from src.optim.averaging import build_averaged_models

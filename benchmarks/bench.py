@@ -182,7 +182,7 @@ MAKE_DATA = {
 
 FIRST_STEP = """
 import os, sys
-from src.config.config import make_config
+from src.config import make_config
 from train import experiment_generator
 keys = dict(dataset="sklearn/digits", data_splits_map=dict(train="train"), model="linear")
 next(experiment_generator(make_config(keys | dict(steps_per_epoch=1, output_dir=sys.argv[1]))))

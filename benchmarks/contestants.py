@@ -112,7 +112,7 @@ def _endless(loader: DataLoader) -> Iterator[Any]:
 
 def our_run(batch_size: int, num_steps: int, folder: Path, **keys: Any) -> Iterator[Any]:
     """A normal run with its folder: a line every 10 steps, status.json, stats.csv an epoch."""
-    from src.config.config import make_config
+    from src.config import make_config
     from train import experiment_generator
 
     of_all = {
@@ -310,7 +310,7 @@ def bare_evaluation(batch_size: int, num_steps: int, folder: Path) -> Segments:
 
 def our_evaluation(batch_size: int, num_steps: int, folder: Path) -> Segments:
     """What stats.csv says of the time of a whole test split."""
-    from src.config.config import make_config
+    from src.config import make_config
     from train import experiment_generator
 
     keys = {

@@ -123,7 +123,7 @@ def make_photos(folder: Path) -> None:
 def our_images(dataset: str, folder: Path, shape: list[int]) -> Batches:
     import torch
 
-    from src.config.config import make_config
+    from src.config import make_config
     from src.data.registry import build_data
     from src.data.splits import LoaderConfig
 
@@ -192,7 +192,7 @@ def held_table(folder: Path) -> None:
     """5,000 PNG files of 32 x 32 pixels, padded, cropped and flipped; both are ours."""
     import torch
 
-    from src.config.config import make_config
+    from src.config import make_config
     from src.data.registry import build_data
     from src.data.splits import LoaderConfig, Split
 

@@ -88,7 +88,7 @@ def row(work: str, threads: int, folder: Path) -> str:
 
 
 def segments(work: str, kind: str, folder: Path) -> Segments:
-    from src.config.config import make_config
+    from src.config import make_config
     from train import experiment_generator
 
     of_all: dict[str, Any] = {"optim_alg": "adam", "base_lr": 1e-3, "device": "cpu"}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from src.config.config import Config
+from src.config import Config
 from src.data.order import permutation
 from src.data.registry import build_data
 from src.models.registry import build_model

@@ -19,8 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.config.config import make_config  # noqa: E402
-from src.config.yaml_files import write_yaml  # noqa: E402
+from src.config import make_config, write_yaml  # noqa: E402
 from src.grid.folders import plan_batch, write_batch  # noqa: E402
 from src.grid.job_file import expand_grid  # noqa: E402
 

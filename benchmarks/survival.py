@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def config(folder: Path, keys: dict[str, Any], **more: Any) -> Any:
-    from src.config.config import make_config
+    from src.config import make_config
 
     of_all = {"optim_alg": "adam", "base_lr": 1e-3, "device": "cpu", "num_workers": 0}
     of_all |= {"data_dir": str(folder / "data"), "seed_model": 0, "seed_training": 0}
@@ -145,7 +145,6 @@ def restart(folder: Path) -> None:
 
 def prepared(folder: Path, keys: dict[str, Any], num_steps: int, stop: int) -> Path:
     """A configuration, and where stop > 0 the state that a run of it has after `stop` steps."""
-    from src.config.config import save_config
     from src.runtime.checkpoints import CheckpointFiles
     from train import experiment_generator
 
@@ -168,7 +167,7 @@ def prepared(folder: Path, keys: dict[str, Any], num_steps: int, stop: int) -> P
         files.prune(0)
         files.save(stop, state)
         (out / "done").unlink()
-    save_config(run, out / "spec.yaml")
+    run.save(out / "spec.yaml")
     return out / "spec.yaml"
 
 

@@ -34,6 +34,7 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, le=1)]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+MAX_ALLOWED_LOSS = 1e6  # where max_allowed_loss is null, unless the first loss is larger
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record them
 Folder = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is home
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
@@ -293,3 +294,10 @@ class TrackerKeys:
     wandb_project_name: str | None = None
     wandb_run_name: str | None = None
     wandb_tags: list[str] = dataclasses.field(default_factory=list)
+
+
+# What config.yaml holds of one data set has no say about another.
+INFERRED_FROM_DATA = {"data_n_examples", "data_n_classes", "data_version"}
+INFERRED_FROM_DATA |= {"model_output_dim", "model_input_shape"}
+# Keys that a run fills in where they are null
+INFERRED_KEYS = INFERRED_FROM_DATA | {"batch_size_accum", "max_allowed_loss"}

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from loguru import logger
 
-from src.config.config import Config, make_config
+from src.config import Config, make_config
 
 torch.set_num_threads(1)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.config.config import KEYS, make_config
+from src.config import KEYS, make_config
 from src.models.tiny import build
 
 ROOT = Path(__file__).parents[1]

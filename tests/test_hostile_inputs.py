@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from src.config.config import make_config
-from src.config.yaml_files import write_yaml
+from src.config import make_config, write_yaml
 from train import experiment_generator
 
 ROOT = Path(__file__).parents[1]

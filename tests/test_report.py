@@ -15,7 +15,6 @@ from rich.console import Console
 import report
 import submit_multiple
 import train
-from src.config.config import save_config
 from src.grid.folders import Row, open_batch
 from src.grid.messages import digest_of
 from src.grid.report_views import duration, show_report
@@ -292,7 +291,7 @@ def test_real_runs(digits, tmp_path, monkeypatch, capfd):
     folder = make_batch(tmp_path / "results" / "b", [{"model": model} for model in models])
     rows = open_batch(folder).rows
     for row in rows:
-        save_config(digits(output_dir=str(row.folder), model=row.values["model"]), row.spec)
+        digits(output_dir=str(row.folder), model=row.values["model"]).save(row.spec)
     rows[2].spec.write_text("base_lr: -1\n")
     for row in rows:
         now = datetime.now(UTC).isoformat(timespec="seconds")

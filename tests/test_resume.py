@@ -19,7 +19,7 @@ import yaml
 from whole_runs import end_of, lasting, run_through
 
 import train
-from src.config.config import make_config, save_config
+from src.config import make_config
 from src.logging import lease
 from src.runtime import checkpoints as saving
 from src.runtime import evaluation, session
@@ -154,7 +154,7 @@ train.main([sys.argv[1]])
 
 def test_killed_after_the_last_state_it_only_finishes(digits, tmp_path):
     config = digits()
-    save_config(config, tmp_path / "cfg.yaml")
+    config.save(tmp_path / "cfg.yaml")
     command = [sys.executable, "-c", KILLED_BEFORE_DONE, tmp_path / "cfg.yaml"]
     assert subprocess.run(command, cwd=ROOT).returncode == 9
     before = (tmp_path / "run" / "stats.csv").read_bytes()

@@ -16,7 +16,7 @@ import yaml
 from several_processes import together
 
 import train
-from src.config.config import make_config, save_config
+from src.config import make_config
 from src.logging.records import read_stats
 from src.metrics import is_time
 from src.runtime import session
@@ -408,7 +408,7 @@ STARTERS = {
 def test_started_by(starter, sets, tmp_path):
     one, config = (config_of("dense", sets, tmp_path / name) for name in "ab")
     run_to_end(one)
-    save_config(config, tmp_path / "cfg.yaml")
+    config.save(tmp_path / "cfg.yaml")
     command = [sys.executable, *STARTERS[starter], "train.py", tmp_path / "cfg.yaml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
@@ -420,7 +420,7 @@ def test_started_by(starter, sets, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_the_launcher_passes_signals_on_and_gives_the_code_of_the_run(number, sets, tmp_path):
     config = config_of("dense", sets, tmp_path / "run", train_length=1_000_000)
-    save_config(config, tmp_path / "cfg.yaml")
+    config.save(tmp_path / "cfg.yaml")
     command = [sys.executable, *STARTERS["launch"], "train.py", tmp_path / "cfg.yaml"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "training.log"
@@ -438,7 +438,7 @@ def test_the_launcher_passes_signals_on_and_gives_the_code_of_the_run(number, se
 @pytest.mark.slow
 def test_when_the_launcher_is_killed_the_run_saves_its_state_and_stops(sets, tmp_path):
     config = config_of("dense", sets, tmp_path / "run", train_length=1_000_000)
-    save_config(config, tmp_path / "cfg.yaml")
+    config.save(tmp_path / "cfg.yaml")
     command = [sys.executable, *STARTERS["launch"], "train.py", tmp_path / "cfg.yaml"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     log, status = tmp_path / "run" / "training.log", tmp_path / "run" / "status.json"
@@ -453,7 +453,7 @@ def test_when_the_launcher_is_killed_the_run_saves_its_state_and_stops(sets, tmp
 @pytest.mark.slow
 def test_a_mistake_is_told_once(sets, tmp_path):
     config = config_of("dense", sets, tmp_path / "run")
-    save_config(config, tmp_path / "cfg.yaml")
+    config.save(tmp_path / "cfg.yaml")
     command = [sys.executable, *STARTERS["launch"], "train.py", tmp_path / "cfg.yaml"]
     done = subprocess.run(
         [*command, "dataset=sklearn/digit"],

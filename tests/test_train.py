@@ -19,7 +19,7 @@ from loguru import logger
 from whole_runs import without_times
 
 import train
-from src.config.config import load_config, make_config
+from src.config import load_config, make_config
 from src.data import build_data
 from src.support.errors import UserError
 from tests.waiting import PATIENCE

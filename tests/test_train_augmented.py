@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from whole_runs import end_of, run_through, without_times
 
-from src.config.config import load_config, make_config
+from src.config import load_config, make_config
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
 from tests.data.sources.written_sets import write_cifar, write_mnist

@@ -16,7 +16,7 @@ from whole_runs import certificate, end_of, grid_here, without_times
 
 import prepare
 import train
-from src.config.config import load_config, make_config
+from src.config import load_config, make_config
 from src.grid.check import check_rows
 from src.grid.job_file import expand_grid, read_job
 from src.runtime.signals import StopRequested

@@ -13,7 +13,8 @@ import yaml
 from several_processes import together
 
 import train
-from src.config.config import load_config, make_config, without_dashes
+from src.config import load_config, make_config
+from src.config.command_line import without_dashes
 from src.logging.same_run import choose_folder
 from src.runtime import command_line
 from src.runtime.distributed import DistributedContext, detect_rank

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from whole_runs import certificate, grid_here, without_times
 
-from src.config.config import make_config
+from src.config import make_config
 from train import run_experiment
 
 NUM_ROWS = 240

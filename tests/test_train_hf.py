@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from whole_runs import certificate, end_of, grid_here, run_through
 
-from src.config.config import make_config
+from src.config import make_config
 from src.grid.check import check_rows
 from src.runtime.signals import StopRequested
 from train import experiment_generator, run_experiment

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config.config import load_config, make_config, save_config
+from src.config import load_config, make_config
 from src.metrics import is_time
 from tests.data.sources.written_sets import write_cifar
 from tests.waiting import PATIENCE
@@ -73,7 +73,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_costs_nothing(fashion_
     """A terminal signals the whole group; twice in a row the run goes on, with its workers."""
     keys = {"data_splits_map": {"train": "train[:4000]"}, "num_workers": 2, "save_plot": False}
     keys |= {"batch_size": 20, "train_length": 1, "output_dir": str(tmp_path / "run")}
-    save_config(fashion(fashion_mnist, **keys), tmp_path / "cfg.yaml")
+    fashion(fashion_mnist, **keys).save(tmp_path / "cfg.yaml")
     log = tmp_path / "run" / "training.log"
     for attempt in (1, 2):
         process = subprocess.Popen(

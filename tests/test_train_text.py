@@ -17,7 +17,7 @@ from datasets import Dataset
 
 import train
 from examples import docstrings
-from src.config.config import load_config, make_config
+from src.config import load_config, make_config
 from src.data.registry import build_data
 from src.grid.check import check_rows
 from src.grid.job_file import expand_grid, read_job

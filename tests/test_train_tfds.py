@@ -9,7 +9,7 @@ import torch
 import yaml
 from whole_runs import certificate, end_of, grid_here, run_through
 
-from src.config.config import load_config, make_config
+from src.config import load_config, make_config
 from src.grid.check import check_rows
 from src.metrics import is_time
 from tests.data.sources.tfds_folders import FORMS, written
@@ -112,7 +112,7 @@ def test_the_version_is_found_and_kept(colours, tmp_path):
 def test_runs_do_without_tensorflow(folders, tmp_path):
     script = """
 import sys, train
-from src.config.config import load_config
+from src.config import load_config
 for file in sys.argv[1:]:
     train.run_experiment(load_config(file))
 print(sorted(name for name in sys.modules if name.partition(".")[0] == "tensorflow"))

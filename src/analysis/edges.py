@@ -28,9 +28,9 @@ from src.analysis.settings import (
     seeds_of,
     varying,
 )
-from src.config import INFERRED_KEYS, KEYS, is_expression, make_config, write_yaml
+from src.config import KEYS, is_expression, make_config, write_yaml
 from src.grid import row_identity
-from src.keys import Bookkeeping
+from src.keys import INFERRED_KEYS, Bookkeeping
 from src.ranking import NON_SEMANTIC_KEYS, SEEDS, Run, rank
 from src.support import ROOT, UserError, bad_value
 

@@ -5,6 +5,7 @@ run is read again when one of its files has changed: by time, size or inode. The
 thrown away when it is broken, or was written by another version of the code.
 """
 
+import inspect
 import io
 import json
 import time
@@ -20,7 +21,7 @@ import numpy as np
 
 from src.analysis import run_files
 from src.analysis.run_files import FILES, PER_FILE, Run, Signature
-from src.config import yaml_files
+from src.config import read_yaml
 from src.support import write_atomically
 
 CACHE = ".big_df.npz"
@@ -180,5 +181,5 @@ def write_cache(batch: Path, runs: Runs, signatures: Sequence[Signature]) -> Non
 @lru_cache(maxsize=1)
 def _version() -> bytes:
     """Of the code that reads run folders, so that nobody must remember to count it up."""
-    sources = [__file__, *(str(module.__file__) for module in (run_files, yaml_files))]
+    sources = [__file__, inspect.getfile(run_files), inspect.getfile(read_yaml)]
     return sha256(b"".join(Path(source).read_bytes() for source in sources)).digest()

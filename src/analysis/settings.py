@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.config import INFERRED_KEYS, KEYS
+from src.config import KEYS
+from src.keys import INFERRED_KEYS
 from src.ranking import NON_SEMANTIC_KEYS, SEEDS
 from src.support import bad_value, closest, unknown_name
 

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.config.config import read_values, without_dashes
+from src.config.config import KEYS, nearest_key, read_values
 from src.config.yaml_files import read_yaml
 from src.logging import free_folder
 from src.support import ROOT, OneLineParser, UserError, one_line
@@ -37,20 +38,43 @@ class CommandLine:
         self.config, self.overrides = options.config, options.overrides
         self.values = read_values(self.config, self.overrides)
 
+    @staticmethod
+    def override(key: str, text: str) -> str:
+        """key=text, in quotes where YAML would read something else."""
+        try:
+            is_plain = read_yaml(text) == text
+        except UserError:
+            is_plain = False
+        return f"{key}={text if is_plain else json.dumps(text)}"
+
     def elsewhere(self, folder: str) -> str:
         """The command that asks for the same in the next free folder."""
-        path = free_folder(Path(folder))
         others = [text for text in self.overrides if not text.startswith("output_dir=")]
-        return self._text([self.config, *others, given("output_dir", str(path))])
+        folder = self.override("output_dir", str(free_folder(Path(folder))))
+        return self._text([self.config, *others, folder])
 
     def _text(self, arguments: Sequence[str]) -> str:
         return f"python {shlex.join([os.path.relpath(ROOT / 'train.py'), *arguments])}"
 
 
-def given(key: str, text: str) -> str:
-    """key=text, in quotes where YAML would read something else."""
-    try:
-        is_plain = read_yaml(text) == text
-    except UserError:
-        is_plain = False
-    return f"{key}={text if is_plain else json.dumps(text)}"
+def without_dashes(arguments: Sequence[str]) -> list[str]:
+    """What train.py takes, of arguments that are written as options.
+
+    >>> without_dashes(["--lr", "0.1", "--wandb", "seed_model=1"])
+    ['base_lr=0.1', 'wandb=true', 'seed_model=1']
+    """
+    meant, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            meant.append(word)
+            continue
+        key, equals, value = word.lstrip("-").partition("=")
+        key = key.replace("-", "_")
+        if key not in KEYS:
+            key = nearest_key(key) or key
+        is_value_next = rest and not re.match(r"-|[^=]*=|.*\.ya?ml$", rest[0])
+        if not equals:
+            value = rest.pop(0) if is_value_next else "true"
+        meant.append(f"{key}={value}")
+    return meant

@@ -110,12 +110,12 @@ def run_folder(spec: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
             values["output_dir"] = read_yaml(changes[-1])
         if "output_dir" not in values:
             # Here, as runs of a batch do not need them.
-            from src.config import given, load_config
+            from src.config import CommandLine, load_config
             from src.logging import choose_folder
 
             folder, _ = choose_folder(load_config(spec, overrides), Path(spec).stem)
             print(f"output_dir is not given: this run is in {folder}", flush=True)
-            return folder, [given("output_dir", str(folder))]
+            return folder, [CommandLine.override("output_dir", str(folder))]
         if isinstance(values["output_dir"], str):
             return Path(os.path.expanduser(values["output_dir"])), []
     return Path(spec).parent, []

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from src.config import Config, read_saved_config, save_config
+from src.config import Config
 from src.logging.lease import Lease
 from src.logging.machine_use import CostMeter, MachineUse, Uses
 from src.logging.provenance import write_provenance
@@ -250,15 +250,15 @@ class RunFolder:
         with write_errors(path):
             spec, is_same_spec = path / "spec.yaml", False
             with suppress(UserError):  # a damaged one is replaced
-                is_same_spec = spec.exists() and read_saved_config(spec) == requested
+                is_same_spec = spec.exists() and Config.read(spec) == requested
             if not self.is_resumed:
                 _put_earlier_run_aside(path)
                 # From scratch with other draws it is another run, to trackers as well.
                 if not is_same_spec or None in (requested.seed_model, requested.seed_training):
                     _remove_tracked(path / "trackers")
             if not is_same_spec:
-                save_config(requested, spec)
-            save_config(resolved, path / "config.yaml")
+                requested.save(spec)
+            resolved.save(path / "config.yaml")
             differences = write_provenance(path)
         for difference in differences if self.is_resumed else ():
             logger.warning("resumes with other means: {}", difference)
@@ -279,7 +279,7 @@ class RunFolder:
         self.configs["in_force"] = asdict(resolved)
         if path := self._ours():
             with write_errors(path):
-                save_config(resolved, path / "config.yaml")
+                resolved.save(path / "config.yaml")
 
     def save_stats(self, frame: "pd.DataFrame") -> None:
         """A disk that is full is reported; the file of before stays, and the run goes on."""

@@ -20,15 +20,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from src.config import (
-    INFERRED_KEYS,
-    KEYS,
-    MAX_ALLOWED_LOSS,
-    Config,
-    make_config,
-    read_saved_config,
-    save_config,
-)
+from src.config import KEYS, Config, make_config
+from src.keys import INFERRED_KEYS, MAX_ALLOWED_LOSS
 from src.ranking import NON_SEMANTIC_KEYS
 from src.support import UserError
 
@@ -83,7 +76,7 @@ def is_finished(config: Config) -> bool:
         earlier = _saved_configs(done)
     else:  # older runs have those alone
         paths = [folder / name for name in ("spec.yaml", "config.yaml")]
-        earlier = [read_saved_config(path) for path in paths if path.exists()]
+        earlier = [Config.read(path) for path in paths if path.exists()]
     is_longer = _compare(config, earlier, "a finished")
     # One that stopped early or diverged would be no longer with more steps.
     return not (is_longer and done.get("outcome") == "finished")
@@ -161,10 +154,10 @@ def choose_folder(config: Config, name: str) -> tuple[Path, bool]:
         has_ended = read_json(folder / "status.json").get("state", "running") != "running"
         made = (folder / file for file in ("config.yaml", "state", "stats.csv"))
         if has_ended and not any(map(os.path.lexists, made)):
-            save_config(replace(config, output_dir=str(folder)), folder / "spec.yaml")
+            replace(config, output_dir=str(folder)).save(folder / "spec.yaml")
             return folder, False
         with suppress(UserError):
-            if not differing_keys(config, [read_saved_config(folder / "spec.yaml")]):
+            if not differing_keys(config, [Config.read(folder / "spec.yaml")]):
                 return folder, True
     raise AssertionError("numbers do not end")
 
@@ -188,7 +181,7 @@ def _make_with_spec(folder: Path, config: Config) -> bool:
     with write_errors(folder):
         new.mkdir(parents=True)
         try:
-            save_config(replace(config, output_dir=str(folder)), new / "spec.yaml")
+            replace(config, output_dir=str(folder)).save(new / "spec.yaml")
             os.rename(new, folder)  # onto an empty folder as well
         except OSError as error:
             shutil.rmtree(new, ignore_errors=True)

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from src.config import CommandLine, Config, given, make_config
+from src.config import CommandLine, Config, make_config
 from src.logging import OtherRun, choose_folder, is_finished, summarize_run
 from src.runtime.distributed import DistributedContext, detect_rank, is_main_process, report_exit
 from src.runtime.signals import StopRequested
@@ -46,7 +46,9 @@ def run_command_line(
             note = f"this run is finished; to do it again: {again}\n"
             stats = None
         elif number > 1:
-            folder = [given("output_dir", config.output_dir)] if config.output_dir else []
+            folder = []
+            if config.output_dir:
+                folder = [line.override("output_dir", config.output_dir)]
             return launch_processes([program, line.config, *line.overrides, *folder], number)
         else:
             if config.output_dir is None and is_main_process():

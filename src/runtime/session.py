@@ -33,7 +33,7 @@ from loguru import logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from src.config import Config, draw_missing
+from src.config import Config
 from src.data import (
     Batch,
     Data,
@@ -106,7 +106,7 @@ class Session:
             if self._saved:
                 self.config = self._folder.resume(self._saved["config"])
             else:
-                self.config = draw_missing(config, entropy)
+                self.config = config.draw_missing(entropy)
             self.device = self._distributed.device(pick_device(self.config.device))
             wanted = self.config.profile if is_main else None
             self._profiler = stack.enter_context(

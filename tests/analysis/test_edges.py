@@ -14,7 +14,7 @@ from benchmarks.results import finish
 from src.analysis import edge_alarm, read_experiments
 from src.analysis.curves import CurveArray
 from src.analysis.edges import edges, extension, extrapolate
-from src.config.config import make_config
+from src.config import make_config
 from src.grid.check import check_rows
 from src.grid.folders import plan_batch, write_batch
 from src.grid.job_file import Job, expand_grid, read_job

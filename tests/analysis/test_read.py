@@ -23,7 +23,7 @@ from src.analysis.plots import against, learning_curves
 from src.analysis.read import OlderCopyWarning
 from src.analysis.run_files import Unreadable, read_flat_yaml
 from src.analysis.settings import differing, groups
-from src.config.yaml_files import read_yaml, write_yaml
+from src.config import read_yaml, write_yaml
 from src.support.errors import UserError
 from train import run_experiment
 

@@ -4,17 +4,8 @@ import re
 import pytest
 import yaml
 
-from src.config.config import (
-    KEYS,
-    MOST_LINES,
-    Config,
-    draw_missing,
-    load_config,
-    make_config,
-    parse_overrides,
-    save_config,
-)
-from src.config.yaml_files import read_yaml
+from src.config import KEYS, Config, load_config, make_config, read_yaml
+from src.config.config import MOST_LINES
 from src.support.errors import UserError
 
 LEDGER = "src/config/defaults.yaml"
@@ -26,7 +17,7 @@ def test_every_default_is_the_one_in_the_ledger():
     defaults = dataclasses.asdict(Config())
     # null lets a larger first loss set it, and else is the number that it always was
     assert defaults["max_allowed_loss"] is None
-    defaults["max_allowed_loss"] = draw_missing(Config()).max_allowed_loss
+    defaults["max_allowed_loss"] = Config().draw_missing().max_allowed_loss
     changed = {k for k in ledger.keys() & defaults if ledger[k] != defaults[k]}
     assert ledger.keys() <= defaults.keys(), (
         "a key disappeared: files of earlier experiments that set it no longer load"
@@ -166,13 +157,12 @@ def test_null_means_the_default():
 
 
 def test_overrides_are_yaml_and_win():
-    assert parse_overrides(["base_lr=1e-3", "averaging=[ema_0.9, poly]", "model=tiny/lenet"]) == {
-        "base_lr": 1e-3,
-        "averaging": ["ema_0.9", "poly"],
-        "model": "tiny/lenet",
-    }
+    values = {"base_lr": 5, "averaging": ["ema_0.9", "poly"]}
+    overrides = ["base_lr=1e-3", "averaging=[ema_0.9, poly]", "model=tiny/lenet"]
+    expected = {**values, "base_lr": 1e-3, "model": "tiny/lenet"}
+    assert make_config({"base_lr": 5}, overrides) == make_config(expected)
     with pytest.raises(UserError, match="expected key=value"):
-        parse_overrides(["base_lr"])
+        make_config({}, ["base_lr"])
 
 
 def test_splits_as_expression_equal_splits_as_mapping():
@@ -189,22 +179,22 @@ def test_a_saved_config_loads_as_itself(tmp_path):
     config = make_config(
         {"base_lr": 1e-8, "model_input_shape": [1, 8, 8], "averaging": ["ema", "poly_8"], **found}
     )
-    config = draw_missing(config)
-    save_config(config, tmp_path / "config.yaml")
+    config = config.draw_missing()
+    config.save(tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_null_seeds_are_drawn_anew_and_given_ones_kept():
-    first, second = draw_missing(Config()), draw_missing(Config())
+    first, second = Config().draw_missing(), Config().draw_missing()
     assert first.seed_model != second.seed_model
     assert first.seed_training != second.seed_training
-    assert draw_missing(make_config({"seed_model": 5})).seed_model == 5
+    assert make_config({"seed_model": 5}).draw_missing().seed_model == 5
 
 
 def test_a_random_learning_rate_is_a_function_of_the_training_seed():
     text = "10 ** np.random.uniform(-3, 0)"
     rates = [
-        draw_missing(make_config({"base_lr": text, "seed_training": s})).base_lr for s in (1, 1, 2)
+        make_config({"base_lr": text, "seed_training": s}).draw_missing().base_lr for s in (1, 1, 2)
     ]
     assert rates[0] == rates[1] != rates[2]
     assert all(1e-3 <= rate <= 1 for rate in rates)

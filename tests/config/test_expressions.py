@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.config.expressions import evaluate, is_expression
+from src.config import evaluate, is_expression
 from src.support.errors import UserError
 
 MOST_SECONDS = 0.4

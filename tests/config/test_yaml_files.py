@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.config.yaml_files import read_yaml, read_yaml_file, write_yaml
+from src.config import read_yaml, read_yaml_file, write_yaml
 from src.support.errors import UserError
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()

@@ -11,7 +11,7 @@ from timm.data import create_transform
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
-from src.config.config import make_config
+from src.config import make_config
 from src.data.augmentation import check_policy, policy
 from src.data.images import DatasetSplit
 from src.data.registry import build_data, check_dataset

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from src.config.config import make_config
+from src.config import make_config
 from src.data import splits as data_splits
 from src.data.arrays import ArraySplit
 from src.data.images import DatasetSplit, PixelSplit, image_data

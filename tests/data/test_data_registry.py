@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, load_wine
 
-from src.config.config import Config, make_config
+from src.config import Config, make_config
 from src.data.registry import build_data, check_dataset
 from src.data.sources.sklearn import stratified_split
 from src.data.splits import Preprocessing

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from src.config.config import make_config
+from src.config import make_config
 from src.data.registry import build_data
 from src.data.splits import Preprocessing
 from src.data.transforms import STATISTICS, image_transforms

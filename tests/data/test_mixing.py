@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 
-from src.config.config import make_config
+from src.config import make_config
 from src.data.arrays import ArraySplit
 from src.data.mixing import Mixing
 from src.data.order import step_seed

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
 
-from src.config.config import Config, make_config
+from src.config import Config, make_config
 from src.data.arrays import ArraySplit
 from src.data.images import DatasetSplit
 from src.data.other_sets import by_dataset, joined

@@ -15,7 +15,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from src.config.config import make_config
+from src.config import make_config
 from src.data.registry import build_data
 from src.data.splits import SECOND, LoaderConfig
 from src.losses import NextToken

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from src.config.config import KEYS, make_config
+from src.config import KEYS, make_config
 from src.grid import check
 from src.grid.check import QUESTIONS, check_rows, distinct_questions
 

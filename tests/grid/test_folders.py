@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from src.config.yaml_files import read_yaml_file
+from src.config import read_yaml_file
 from src.grid.folders import (
     LONGEST_NAME,
     Batch,

@@ -10,7 +10,7 @@ from shutil import which
 import pandas as pd
 import pytest
 
-from src.config.yaml_files import read_yaml_file, write_yaml
+from src.config import read_yaml_file, write_yaml
 from src.grid.submission import Journal
 from src.metrics import is_time
 from tests.waiting import PATIENCE, wait_until

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config.yaml_files import read_yaml_file
+from src.config import read_yaml_file
 from src.grid.folders import Batch, is_copy, is_elsewhere, open_batch, plan_batch, write_batch
 from src.grid.local import runner
 from src.grid.repair import repair_batch

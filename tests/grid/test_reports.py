@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 
 import report
-from src.config.config import save_config
 from src.grid import reports
 from src.grid.folders import Batch, Row, open_batch
 from src.grid.messages import digest_of
@@ -273,8 +272,8 @@ def test_what_runs_write_is_not_damaged(digits, tmp_path):
     path = tmp_path / "000_x"
     path.mkdir()
     config = digits(output_dir=str(path), data_splits_map={"train": "train[:90%]", "test": "test"})
-    save_config(config, path / "config.yaml")
-    save_config(config, path / "spec.yaml")
+    config.save(path / "config.yaml")
+    config.save(path / "spec.yaml")
     assert problem_of_configuration(str(path)) is None
     (path / "config.yaml").write_text("loss: a word\n  and: another\nmodel: 'x\n\n  y'\n")
     assert problem_of_configuration(str(path)) is not None

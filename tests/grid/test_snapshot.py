@@ -185,14 +185,13 @@ def test_copies_are_counted(tmp_path):
 
 def test_a_run_from_a_copy_tells_of_the_repository(digits, tmp_path):
     """The copy lies in an ignored folder of the repository, whose git would answer otherwise."""
-    from src.config.config import save_config
     from src.logging.provenance import ROOT
 
     code = freeze(ROOT, tmp_path / "code")
     facts = json.loads((code / "frozen.json").read_text())
     (code / "frozen.json").chmod(0o644)
     (code / "frozen.json").write_text(json.dumps({**facts, "commit": "c0ffee"}))
-    save_config(digits(train_length=1), tmp_path / "spec.yaml")
+    digits(train_length=1).save(tmp_path / "spec.yaml")
     subprocess.run([sys.executable, "train.py", tmp_path / "spec.yaml"], cwd=code, check=True)
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["commit"] == "c0ffee"

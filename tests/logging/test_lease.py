@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config.config import make_config
+from src.config import make_config
 from src.logging import lease as module
 from src.logging.lease import Lease, LeaseLost, live_owner
 from src.logging.run_folder import RunFolder

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from loguru import logger
 
-from src.config.config import load_config, make_config, save_config
+from src.config import load_config, make_config
 from src.logging import lease
 from src.logging.run_folder import RunFolder
 from src.logging.same_run import is_finished
@@ -103,7 +103,7 @@ def test_keys_without_effect_may_differ_from_the_finished_run(tmp_path):
         return make_config({"output_dir": str(tmp_path), **keys})
 
     assert not is_finished(requested())
-    save_config(requested(), tmp_path / "spec.yaml")
+    requested().save(tmp_path / "spec.yaml")
     (tmp_path / "done").write_text("")  # as older experiments leave it
     assert not is_finished(requested())
     (tmp_path / "stats.csv").write_text(",train/loss\n0,1.0\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config.config import make_config
+from src.config import make_config
 from src.logging import run_folder
 from src.logging.run_folder import RunFolder, check_run_folder
 from src.logging.same_run import is_run_folder

@@ -1,6 +1,6 @@
 import pytest
 
-from src.config.config import make_config
+from src.config import make_config
 from src.logging.same_run import LENGTH_INDEPENDENT_SCHEDULES, differing_keys
 from src.optim.schedules import build_schedule
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import report
-from src.config.config import Config, make_config, save_config
+from src.config import Config, make_config
 from src.logging import tracker_processes
 from src.logging.records import read_stats
 from src.logging.tracker_processes import SyncState, TrackerProcesses, tracker_names, unsent_runs
@@ -391,7 +391,7 @@ def test_a_tracker_process_uses_next_to_nothing_while_there_is_nothing_to_log(di
     """The first epoch may last for hours."""
     folder = tmp_path / "run"
     (folder / "trackers").mkdir(parents=True)
-    save_config(digits(), folder / "config.yaml")
+    digits().save(folder / "config.yaml")
     process = tracker_processes.start_process(folder, "tensorboard")
     wait_until((folder / "trackers" / "tensorboard.json").exists)
     before = _processor_time(process.pid)
@@ -442,7 +442,7 @@ def ended_run(config: Config) -> None:
     """What matters to `report.py sync` in the folder of a run that was offline."""
     folder = Path(config.output_dir)
     (folder / "trackers").mkdir(parents=True)
-    save_config(config, folder / "config.yaml")
+    config.save(folder / "config.yaml")
     for name in config.trackers:
         SyncState(is_complete=True, last_step=30).write(folder, name)
 

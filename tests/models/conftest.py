@@ -5,7 +5,7 @@ import torch
 from tiny_networks import SETTINGS
 from torch import nn
 
-from src.config.config import Config, make_config
+from src.config import Config, make_config
 
 
 @pytest.fixture

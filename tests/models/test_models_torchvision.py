@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import models
 
-from src.config.config import make_config
+from src.config import make_config
 from src.data.transforms import IMAGENET
 from src.models.registry import build_model, model_preprocessing
 from src.support.errors import UserError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config.config import Config
+from src.config import Config
 from src.optim.optimizers import build_optimizer
 from src.support.errors import UserError
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from src.config.config import Config
+from src.config import Config
 from src.models.linear import Linear
 from src.models.tiny import build as tiny
 from src.optim.optimizers import build_optimizer, param_groups

@@ -9,7 +9,7 @@ from several_processes import together
 from torch import nn
 from torch.profiler import profile
 
-from src.config.config import make_config
+from src.config import make_config
 from src.runtime import command_line
 from src.runtime.distributed import DistributedContext, RankInfo, detect_rank
 from src.runtime.parallel import Parallel, _blocks

@@ -13,7 +13,6 @@ from several_processes import together
 from torch import nn
 from whole_runs import certificate
 
-from src.config.config import save_config
 from src.logging.records import read_stats
 from src.runtime import precision as computing
 from src.runtime.certificate import first_differences
@@ -103,7 +102,7 @@ def test_names_in_checkpoints_are_those_of_the_network(digits, tmp_path):
 
 @pytest.mark.slow
 def test_without_a_compiler_the_run_goes_on_and_says_so(digits, tmp_path):
-    save_config(digits(compile=True), tmp_path / "cfg.yaml")
+    digits(compile=True).save(tmp_path / "cfg.yaml")
     done = subprocess.run(
         [sys.executable, "train.py", tmp_path / "cfg.yaml"],
         env=os.environ | {"CXX": "/no/such/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")},

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from src.config import import_path as own_code
-from src.config.config import make_config
+from src.config import make_config
 from src.data.registry import build_data
 from src.data.splits import Preprocessing
 from src.support.errors import UserError

@@ -15,7 +15,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
-from src.config.config import make_config
+from src.config import make_config
 from src.data.arrays import ArraySplit
 from src.data.images import DatasetSplit
 from src.data.registry import build_data, check_dataset
@@ -142,7 +142,7 @@ def test_mistakes_show_before_there_are_data(tmp_path, name, keys, message):
 
 def test_checking_a_name_is_quick_and_asks_nobody():
     script = (
-        "import sys, src.data.registry as b; from src.config.config import make_config\n"
+        "import sys, src.data.registry as b; from src.config import make_config\n"
         "for name in ('csv:x.csv', 'imdb', 'nyu-mll/glue:mrpc', '/somewhere'):\n"
         "    b.check_dataset(make_config({'dataset': f'hf/{name}'}))\n"
         "print({'datasets', 'huggingface_hub', 'transformers', 'pyarrow'} & set(sys.modules))"
