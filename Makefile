@@ -2,7 +2,7 @@
 # make test     installs the rest, checks style and types, runs the tests
 # make test-all the same, and the tests that take minutes each
 # make extras   what data and models named tfds/…, hf/… and clip/… need, trackers, notifications
-# make notebook JupyterLab, with the notebook that looks at results
+# make notebook JupyterLab, with the notebook of results
 # make bench    speed and memory beside a bare PyTorch loop and other trainers
 # make bench-gpu speed on a GPU beside a bare PyTorch loop
 # make format   puts the code into shape
@@ -64,7 +64,7 @@ FOR_bench := $(FOR_test)
 	@touch $@
 
 # uv installs several times faster than pip; it comes from the same place. It compiles
-# only if told so, and uncompiled modules make every start slow where none can be written.
+# only on request, and uncompiled modules make every start slow where none can be written.
 .venv/bin/uv:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo \
 	  "$(PYTHON) is older than 3.11: name a newer one, make PYTHON=python3.12"; exit 1; }

@@ -25,7 +25,7 @@ OF_MODEL = [field.name for field in fields(ModelKeys)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 0, 2 for what can't be had, 130 for Ctrl-C."""
+    """The command line; returns the exit code: 0, 2 where something is missing, 130 for Ctrl-C."""
     parser = OneLineParser(description="Fetch and prepare all that runs need.")
     parser.add_argument("file", help="YAML file: a configuration, or a job file with a grid")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all: data_dir=…")
@@ -40,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         return 130
     finally:
         logger.remove(messages)
 
 
 def configurations(path: str, overrides: Sequence[str]) -> list[Config]:
-    """The one of a configuration, or those of all runs of a grid."""
+    """One configuration, or those of all runs of a grid."""
     content = read_yaml_file(path)
     if not isinstance(content, dict) or "parameters" not in content:
         return [load_config(path, overrides)]
@@ -55,7 +55,7 @@ def configurations(path: str, overrides: Sequence[str]) -> list[Config]:
 
 
 def distinct(configs: Iterable[Config]) -> list[Config]:
-    """One of all that ask for the same data and the same model; it may fetch, being asked to."""
+    """One configuration for each pair of data and model, with data_download on."""
     found: dict[str, Config] = {}
     for config in configs:
         values = [getattr(config, key) for key in [*OF_DATA, *OF_MODEL]]
@@ -64,7 +64,7 @@ def distinct(configs: Iterable[Config]) -> list[Config]:
 
 
 def prepare(needs: Sequence[Config]) -> int:
-    """Fetch what they need, the failures of one no hindrance to the others; the exit code."""
+    """Fetch what each configuration needs, also after a failure of another; the exit code."""
     failures: dict[str, None] = {}
     kept: tuple[str, Data | UserError] | None = None  # one at a time: they may fill the memory
     for number, config in enumerate(needs, 1):
@@ -72,32 +72,32 @@ def prepare(needs: Sequence[Config]) -> int:
         started = perf_counter()
         try:
             check_model(config)
-            looks = model_preprocessing(config)
-            wanted = repr(([getattr(config, key) for key in OF_DATA], looks))
-            if kept is None or kept[0] != wanted:
-                kept = wanted, data_of(config, looks)
+            preprocessing = model_preprocessing(config)
+            key = repr(([getattr(config, key) for key in OF_DATA], preprocessing))
+            if kept is None or kept[0] != key:
+                kept = key, data_of(config, preprocessing)
             print(f"  {found_in(kept[1], config)}, {perf_counter() - started:.1f} s", flush=True)
         except Exception as error:  # a fork's own function may raise what it likes
-            print("  not to be had, see below", flush=True)
+            print("  failed, see below", flush=True)
             known = isinstance(error, UserError)
             failures[str(error) if known else f"{config.dataset}: {one_line(error)}"] = None
     if failures:
         print("\n".join(failures), file=sys.stderr)
         return 2
-    print("all is at hand")
+    print("everything is there")
     return 0
 
 
-def data_of(config: Config, looks: Preprocessing | None) -> Data | UserError:
-    """The data, or why there are none, which holds for other models as well."""
+def data_of(config: Config, preprocessing: Preprocessing | None) -> Data | UserError:
+    """The data, or the reason why there are none, for all models that would use them."""
     try:
-        return build_data(config, looks)
+        return build_data(config, preprocessing)
     except UserError as error:
         return error
 
 
 def found_in(data: Data | UserError, config: Config) -> str:
-    """What was found, in words: the sizes of the splits, and the weights where there are some."""
+    """One line: the sizes of the splits, and "weights" where there are some. It fetches them."""
     if isinstance(data, UserError):
         raise data
     found = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())

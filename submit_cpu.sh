@@ -6,8 +6,8 @@
 #SBATCH --mem=8G
 #SBATCH --time=1-00:00:00
 # --------------------------------------------------------------------------------
-# Two minutes before the time limit the run is told: it saves its state, and another attempt
-# goes on from there, as after a preemption. More than two where a step or saving takes longer.
+# Two minutes before the time limit the run gets a signal: it saves its state, and another attempt
+# resumes from there, as after a preemption. More than two where a step or saving takes longer.
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -16,6 +16,6 @@
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
 # The environment's own Python, whatever .bashrc says: the one that submitted.
 # `exec` leaves no shell between Slurm and Python: signals arrive. Until Python listens, USR1
-# would end the job. `--max-timeouts N` before train.py: how often it goes on (100).
+# would end the job. `--max-timeouts N` before train.py: how often it resumes (100).
 trap '' USR1
 exec "${EXPERIMENT_PYTHON:-.venv/bin/python}" -m src.submit.attempt train.py "$1"

@@ -10,8 +10,8 @@
 #SBATCH --mem=128G
 #SBATCH --time=1-00:00:00
 # ---------------------------------------------------------------------------------------
-# Two minutes before the time limit the run is told: it saves its state, and another attempt
-# goes on from there, as after a preemption. More than two where a step or saving takes longer.
+# Two minutes before the time limit the run gets a signal: it saves its state, and another attempt
+# resumes from there, as after a preemption. More than two where a step or saving takes longer.
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -23,6 +23,6 @@ export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # starts train.py once a task. The processes meet at the first node, at a port that follows from
 # the job's number; MASTER_ADDR and MASTER_PORT say otherwise.
 # `exec` leaves no shell between Slurm and Python: signals arrive. Until Python listens, USR1
-# would end the job. `--max-timeouts N` before train.py: how often it goes on (100).
+# would end the job. `--max-timeouts N` before train.py: how often it resumes (100).
 trap '' USR1
 exec "${EXPERIMENT_PYTHON:-.venv/bin/python}" -m src.submit.attempt --srun train.py "$1"

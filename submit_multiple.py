@@ -1,6 +1,6 @@
 """Run a grid of experiments: python submit_multiple.py jobs/x.yaml -s submit_cpu.sh [-- …]
 
-This is the command line; what it does stands in src/grid/submit_grid.py. Each run gets a folder
+This is the command line; what it does is in src/grid/submit_grid.py. Each run gets a folder
 and is run by Slurm or, with `-s local`, by worker processes on this machine.
 """
 
@@ -63,7 +63,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--only", metavar="KIND", action="append", help="with -r: " + ", ".join(RETRYABLE))
     add("-y", "--yes", action="store_true", help="answer every question with yes")
     add("--live", action="store_true", help="run the code where it lies, not a frozen copy")
-    add("--refreeze", action="store_true", help="freeze the code anew for what runs from now on")
+    add("--refreeze", action="store_true", help="freeze the code again for what runs from now on")
     here = parser.add_argument_group("this machine")
     here.add_argument("--jobs", type=positive, metavar="N", help="runs at a time")
     here.add_argument("--gpus", metavar="0,1", help="GPUs that the runs share, a run each")

@@ -1,6 +1,6 @@
 """Train one model: python train.py cfg.yaml [key=value ...]
 
-Every key stands in src/keys.py. Other programs put their own logic between the
+Every key is in src/keys.py. Other programs put their own logic between the
 epochs: `for stats, model in experiment_generator(config): …`.
 """
 

@@ -99,7 +99,7 @@ def make_images(all_works: list["Work"], folder: Path) -> None:
         make_small_images(images_of(of_size[0], folder) / "train", number, side)
 
 
-def loader_table(held: list["Work"], folder: Path) -> None:
+def loader_table(works: list["Work"], folder: Path) -> None:
     """Of a step's time, what it waits for its batch."""
     from benchmarks.settings import contestant
     from benchmarks.turns import seconds_of_turns
@@ -107,15 +107,15 @@ def loader_table(held: list["Work"], folder: Path) -> None:
     print("## Share of a step that waits for its batch: train/data_time over train/time\n")
     print("| network | batch | settings | images | share |")
     print("|---|--:|---|---|--:|", flush=True)
-    for work in held:
+    for work in works:
         num_workers = min(NUM_WORKERS, os.cpu_count() or 1)
-        read = replace(work, is_held=False, num_workers=num_workers)
+        read = replace(work, is_cached=False, num_workers=num_workers)
         for each, words in ((work, "on the device"), (read, f"read by {num_workers} workers")):
             process = contestant(each, "loader share", folder)
             share = statistics.median(seconds_of_turns({words: process}, each.turns)[words])
             process.close()
             row = (
-                f"| {each.model} | {each.batch_size} | {each.in_words()} | {words} | {share:.1%} |"
+                f"| {each.model} | {each.batch_size} | {each.describe()} | {words} | {share:.1%} |"
             )
             print(row, flush=True)
     print(flush=True)

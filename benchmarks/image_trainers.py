@@ -98,13 +98,13 @@ def data_loader(work: Work, folder: Path) -> Segments:
     return train_bare(forward_of(model, work), batches, sgd(model), work.num_steps)
 
 
-def ours_read(work: Work, folder: Path, *, is_held: bool = False) -> Segments:
+def ours_read(work: Work, folder: Path, *, is_cached: bool = False) -> Segments:
     augmentation = {"aug_pad_crop": PADDING, "aug_hflip": FLIP}
-    return ours(work, folder, data_on_device=is_held, **augmentation)
+    return ours(work, folder, data_on_device=is_cached, **augmentation)
 
 
-def ours_held(work: Work, folder: Path) -> Segments:
-    return ours_read(work, folder, is_held=True)
+def ours_cached(work: Work, folder: Path) -> Segments:
+    return ours_read(work, folder, is_cached=True)
 
 
 def accelerate(work: Work, folder: Path) -> Segments:
@@ -244,7 +244,7 @@ def _is_bf16(work: Work) -> bool:
 TRAINERS: dict[str, Callable[[Work, Path], Segments]] = {
     "DataLoader loop": data_loader,
     "ours": ours_read,
-    "ours, data_on_device": ours_held,
+    "ours, data_on_device": ours_cached,
     "timm": timm_script,
     "timm, no prefetcher": timm_without_prefetcher,
     "Accelerate": accelerate,

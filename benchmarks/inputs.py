@@ -188,7 +188,7 @@ def make_small_images(folder: Path, number: int, side: int = 32) -> None:
         image.resize((side, side), Image.Resampling.BICUBIC).save(path)
 
 
-def held_table(folder: Path) -> None:
+def cached_table(folder: Path) -> None:
     """5,000 PNG files of 32 x 32 pixels, padded, cropped and flipped; both are ours."""
     import torch
 
@@ -202,7 +202,7 @@ def held_table(folder: Path) -> None:
     keys |= {"data_splits_map": {"train": "train"}, "aug_pad_crop": 4}
     data = build_data(make_config(keys), None)
     split = data.splits["train"]
-    held = data.to_device(cpu, is_cached=True, num_workers=0)["train"]
+    cached = data.to_device(cpu, is_cached=True, num_workers=0)["train"]
 
     def batches(source: Split, workers: int) -> Iterator[int]:
         loading = LoaderConfig(BATCH, cpu, workers)
@@ -210,7 +210,7 @@ def held_table(folder: Path) -> None:
             yield from (len(targets) for _, targets in passing)
 
     title = "data_on_device, 32 pixels, images per second (theirs: ours, read one at a time)"
-    compare(title, partial(batches, held), partial(batches, split), 95)
+    compare(title, partial(batches, cached), partial(batches, split), 95)
 
 
 def tar_table(folder: Path) -> None:
@@ -324,7 +324,7 @@ def texts_table(folder: Path) -> None:
 TABLES: dict[str, Callable[[Path], None]] = {
     "torch": torch_table,
     "folder": folder_table,
-    "held": held_table,
+    "cached": cached_table,
     "tar": tar_table,
     "tfds": tfds_table,
     "hf": hf_table,

@@ -4,7 +4,7 @@
 
 Two runs that differ in nothing else take turns of a few epochs each; the ratio is that of their
 times, the median over the turns. Trackers are offline, as without credentials. After its turn each
-run waits until its trackers have been told, so that no turn pays for another's. CPU: the
+run waits until its trackers have logged everything, so that no turn pays for another's. CPU: the
 processor's seconds of a turn with and without, trackers in it.
 """
 

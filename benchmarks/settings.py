@@ -1,6 +1,6 @@
 """The bare loop and ours with the same precision, compilation and memory format, on any device.
 
-Images are held on the device by both, as bytes: a batch is a gather and a normalisation.
+Images are cached on the device by both, as bytes: a batch is a gather and a normalisation.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ class Work:
     compile: str | bool = False
     device: str = "cpu"
     num_workers: int = 0
-    is_held: bool = True  # images, on the device
+    is_cached: bool = True  # images, on the device
     num_processes: int = 1
     turns: int = 5
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """'bf16, channels last, compiled'."""
         words = [self.precision, *["channels last"] * self.channels_last]
         mode = "" if self.compile is True else f" ({self.compile})"
@@ -90,11 +90,11 @@ def bare(work: Work, folder: Path) -> Segments:
             (inputs[i], targets[i]) for i in shuffled(len(targets), work.batch_size)
         )
         return train_bare(forward_of(model, work), batches, optimizer, work.num_steps, average)
-    model, batches = network(work), held_batches(work, folder)
+    model, batches = network(work), cached_batches(work, folder)
     return train_bare(forward_of(model, work), batches, sgd(model), work.num_steps)
 
 
-def held_batches(work: Work, folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
+def cached_batches(work: Work, folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
     from torchvision.datasets import ImageFolder
 
     images, numbers = zip(*ImageFolder(str(images_of(work, folder) / "train")), strict=True)
@@ -137,7 +137,7 @@ def our_keys(work: Work, folder: Path) -> dict[str, Any]:
         keys |= {"train_length": work.turns + 2, "output_dir": str(folder / "run")}
     if work.model == "linear":
         return keys
-    keys |= {"dataset": f"timm/folder/{images_of(work, folder)}", "data_on_device": work.is_held}
+    keys |= {"dataset": f"timm/folder/{images_of(work, folder)}", "data_on_device": work.is_cached}
     return keys | {"model": work.model} | {"optim_alg": "sgd", "base_lr": 0.01, "averaging": None}
 
 
@@ -231,7 +231,7 @@ def compare_settings(
                 process.close()
         for work in works:
             pairs = [(work, "bare loop"), (work, "ours"), (works[0], "ours")]
-            shown = [work.model, str(work.batch_size), work.in_words()]
+            shown = [work.model, str(work.batch_size), work.describe()]
             shown += _compared(work, [seconds[pair] for pair in pairs])
             shown += _compared(work, [[of_cpu[pair]] for pair in pairs])
             print(f"| {' | '.join(shown)} |", flush=True)

@@ -1,4 +1,4 @@
-"""What it costs to be able to go on: saving states, and starting again.
+"""What resuming costs: saving states, and starting again.
 
     python benchmarks/survival.py               both tables, about ten minutes; part of make bench
     python benchmarks/survival.py restart       one of them
@@ -6,7 +6,7 @@
 Saving: one run whose epochs take turns, one that saves a state and one that does not; the cost
 of a save is the median difference, the copy and the slowdown by the writing thread in it.
 Starting: seconds from the start of a process to the end of its first optimizer step, of a new
-run and of one that goes on from a state; medians, the processes taking turns.
+run and of one that resumes from a state; medians, the processes taking turns.
 """
 
 import os
@@ -43,7 +43,7 @@ SAVED = [
     ("ResNet-50, 24 million", DIGITS | {"model": "timm/resnet50", "batch_size": 8}, 40),
 ]
 IMAGES = {"model": "tiny/wrn_16_4", "batch_size": 32, "num_workers": 2}
-# (what, keys, steps of the run, steps after which it goes on)
+# (what, keys, steps of the run, steps after which it resumes)
 RESTARTED = [
     ("linear, 581,012 rows", DENSE, 600_000, [30, 300_001, 590_000]),
     ("images, 2 workers", IMAGES, 1600, [3, 1001]),

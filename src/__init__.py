@@ -18,7 +18,7 @@ def lazy_names(package: str) -> Callable[[str], Any]:
     """`__getattr__` of a package (PEP 562): a name is imported when it is first used.
 
     The names are those that the package's `__init__.py` imports for type checkers and editors,
-    under `if TYPE_CHECKING`. They are read from there, so each stands in one place.
+    under `if TYPE_CHECKING`. They are read from there, so each is written once.
     """
     names: dict[str, tuple[str, str]] = {}  # as it is called -> its module, its name there
     for node in ast.walk(ast.parse(Path(sys.modules[package].__file__ or "").read_text())):

@@ -1,6 +1,6 @@
 """A table of inputs that nobody should have: each is answered in a line, soon and in little memory.
 
-Whatever stands in a file or on the command line, the exit code is 0 or 2, there is no traceback,
+Whatever is in a file or on the command line, the exit code is 0 or 2, there is no traceback,
 and beyond `import torch` it takes less than 2 seconds of the processor and 500 MB.
 """
 
@@ -450,7 +450,7 @@ def of_batch(name: str, damage: dict[str, Any], number: int) -> Iterator[Case]:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory) -> dict[str, Path]:
-    """Folders to damage: a finished run, one that goes on, and a batch of two rows."""
+    """Folders to damage: a finished run, one that is unfinished, and a batch of two rows."""
     folder = tmp_path_factory.mktemp("bases")
     for name, num_epochs in (("finished", 1), ("unfinished", 2)):
         keys = CONFIG | {"output_dir": str(folder / name / "run"), "train_length": num_epochs}

@@ -37,7 +37,7 @@ def test_a_configuration_is_prepared(tmp_path, capsys):
     assert prepare.main([path]) == 0
     out = capsys.readouterr().out
     assert out.startswith("1/1 sklearn/digits, tiny/lenet\n  1,438 train, 359 test, ")
-    assert out.endswith("all is at hand\n")
+    assert out.endswith("everything is there\n")
 
 
 def test_each_data_set_of_a_grid_is_loaded_once(tmp_path, loads, capsys):
@@ -79,7 +79,7 @@ def test_what_cannot_be_had_is_said_once_and_hinders_nothing_else(tmp_path, load
     captured = capsys.readouterr()
     assert captured.err.count("timm/folder/nowhere has no folder train") == 1
     assert "sklearn/iris, linear\n  120 train, 30 test" in captured.out
-    assert "all is at hand" not in captured.out
+    assert "everything is there" not in captured.out
     assert loads == ["timm/folder/nowhere", "sklearn/iris"]
 
 
@@ -124,4 +124,4 @@ def test_ctrl_c_ends_it_in_a_line(tmp_path):
     script += f"; sys.exit(prepare.main([{path!r}]))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 130
-    assert done.stderr == "interrupted; the same command goes on\n"
+    assert done.stderr == "interrupted; the same command resumes\n"

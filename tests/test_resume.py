@@ -258,7 +258,7 @@ def test_each_run_that_was_not_continued_has_a_folder_of_its_own(digits, tmp_pat
 
 
 def test_the_limit_that_a_first_loss_has_set_is_kept(digits, tmp_path, interrupt):
-    """Also where the configuration that goes on is that of the folder."""
+    """Also where the configuration that is resumed is that of the folder."""
     keys = {"log_interval": 7, **KINDS["a large loss"]}
     interrupt(1, 9)
     for config in (digits(**keys), digits(**keys)):

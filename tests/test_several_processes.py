@@ -1,4 +1,4 @@
-"""Two and four processes train as one does, stop as one, go on as one."""
+"""Two and four processes train as one does, stop as one, resume as one."""
 
 import json
 import os
@@ -262,7 +262,7 @@ def test_only_the_main_process_writes(sets, tmp_path):
 
 
 def leaving(config) -> list[int]:
-    """A program of one's own that stops after two epochs."""
+    """Another program that stops after two epochs."""
     epochs = []
     for stats, _ in experiment_generator(config):
         epochs.append(int(stats["epoch"].iloc[-1]))

@@ -120,11 +120,11 @@ HELD = MIXED | {"aug_pad_crop": 2, "aug_hflip": 0.5, "aug_erase": 0.5, "data_on_
 
 
 def test_without_augmentation_held_images_give_the_very_stats_of_those_that_are_read(fashion):
-    read, held, auto = (
+    read, cached, auto = (
         without_times(run_experiment(fashion(data_on_device=value)))
         for value in (False, True, "auto")
     )
-    pd.testing.assert_frame_equal(read, held, check_exact=True)
+    pd.testing.assert_frame_equal(read, cached, check_exact=True)
     pd.testing.assert_frame_equal(read, auto, check_exact=True)
 
 

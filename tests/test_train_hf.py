@@ -1,4 +1,4 @@
-"""Whole runs of hf/… on images: fine-tuned from a folder, stopped and gone on with, in a grid."""
+"""Whole runs of hf/… on images: fine-tuned from a folder, stopped and resumed, in a grid."""
 
 import json
 import shutil

@@ -70,7 +70,7 @@ def test_stats_and_weights_do_not_depend_on_the_number_of_workers(fashion_mnist,
 
 
 def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_costs_nothing(fashion_mnist, tmp_path):
-    """A terminal signals the whole group; twice in a row the run goes on, with its workers."""
+    """A terminal signals the whole group; twice in a row the run resumes, with its workers."""
     keys = {"data_splits_map": {"train": "train[:4000]"}, "num_workers": 2, "save_plot": False}
     keys |= {"batch_size": 20, "train_length": 1, "output_dir": str(tmp_path / "run")}
     fashion(fashion_mnist, **keys).save(tmp_path / "cfg.yaml")

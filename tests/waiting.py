@@ -11,5 +11,5 @@ def wait_until(holds: Callable[[], object], process=None) -> None:
     until = time.monotonic() + PATIENCE
     while not holds():
         assert process is None or process.poll() is None, "the process has ended"
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < until, "waited for nothing"
         time.sleep(0.02)

@@ -282,7 +282,7 @@ class RunFolder:
                 resolved.save(path / "config.yaml")
 
     def save_stats(self, frame: "pd.DataFrame") -> None:
-        """A disk that is full is reported; the file of before stays, and the run goes on."""
+        """A disk that is full is reported; the file of before stays, and the run continues."""
         if path := self._ours():
             is_first, self.stats_text = self.stats_text is None, frame.to_csv()
             try:

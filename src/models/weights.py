@@ -92,7 +92,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
 
 
 def init_head(model: nn.Module, heads: tuple[str, ...], how: Literal["zero", "rand"]) -> None:
-    """Zero the head's layers, or draw them anew as layers of their kind are drawn."""
+    """Zero the head's layers, or initialise them as layers of their kind are."""
     inside = [module for head in heads for module in model.get_submodule(head).modules()]
     # A normalisation inside a head keeps its start: with its scale at zero nothing would learn.
     layers = [m for m in inside if isinstance(m, Linear | nn.Linear | nn.Conv2d)]

@@ -25,7 +25,7 @@ def seed_everything(seed: int, *, cpu_only: bool = False) -> None:
 
 @contextmanager
 def isolate_rng() -> Iterator[None]:
-    """A context after which all of them go on as if nothing had been drawn inside."""
+    """A context after which all of them continue as if nothing had been drawn inside."""
     torch_state, numpy_state, python_state = (
         torch.get_rng_state(),
         np.random.get_state(),

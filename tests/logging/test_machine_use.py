@@ -69,12 +69,12 @@ def take_and_give_back() -> None:
     sampler = Sampler(Uses())
     before = sampler()["memory_gb"]
     block = bytearray(300_000_000)
-    held = sampler()
-    assert held["memory_gb"] - before == pytest.approx(0.3, abs=0.05)
+    in_use = sampler()
+    assert in_use["memory_gb"] - before == pytest.approx(0.3, abs=0.05)
     del block
     after = sampler()
-    assert after["memory_gb"] < held["memory_gb"] - 0.2
-    assert after["memory_peak_gb"] >= held["memory_gb"]
+    assert after["memory_gb"] < in_use["memory_gb"] - 0.2
+    assert after["memory_peak_gb"] >= in_use["memory_gb"]
     assert 0 < after["memory_share"] < 1
 
 

@@ -196,7 +196,7 @@ def test_gpus_share_the_work(monkeypatch):
 
 @pytest.mark.parametrize("is_rounded", [True, False])
 def test_convolutions_of_fp32_are_counted_as_torch_computes_them(is_rounded, monkeypatch):
-    """torch lets them round to tf32 unless told otherwise; no share may pass 1."""
+    """torch lets them round to tf32 by default; no share may pass 1."""
     monkeypatch.setitem(PEAKS, "cpu", {"fp32": 1.0, "tf32": 4.0})
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", is_rounded)
     image = DatasetSplit([], None, None)
@@ -258,7 +258,7 @@ def test_an_interrupted_epoch_counts_whole(digits, monkeypatch):
     for _ in range(2):
         with pytest.raises(StopRequested):
             run_experiment(digits())
-    monkeypatch.delitem(PEAKS, "cpu")  # goes on elsewhere
+    monkeypatch.delitem(PEAKS, "cpu")  # continues elsewhere
     stats = run_experiment(digits())
     np.testing.assert_allclose(stats["train/examples_per_second"] * stats["train/time"], 1438)
     assert stats["train/peak_share"].notna().tolist() == [True, False]
