@@ -1,7 +1,7 @@
 """Figures of panels: what all pictures share, from the PlotSpec to the axes, legends and captions.
 
 Drawn with matplotlib alone. seaborn 0.13 was tried: it calls a function for each point of a curve
-to get the interval of Student (2 s for 20 curves of 50 points, here 0.02 s), and its figures with
+to get the interval of Student (2 s for 20 curves of 50 points, here 0.1 s), and its figures with
 `row` or `col` cannot be drawn into an axis of a larger figure.
 """
 

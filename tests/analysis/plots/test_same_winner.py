@@ -21,13 +21,6 @@ VALIDATION = "val/last/accuracy"
 PLAIN = {"colour": "batch", "style": "batch"}  # one series
 
 
-@pytest.fixture(autouse=True)
-def warnings_are_errors():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
 def seeds_of_rates(values: dict[float, list], metric: str = METRIC) -> pd.DataFrame:
     """values: of each base_lr those of its seeds; None: never begun."""
     rows = [

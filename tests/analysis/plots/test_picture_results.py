@@ -1,34 +1,19 @@
-"""Pictures of metrics against keys and costs: looked up in the artists of each figure."""
+"""Pictures of one number a setting: looked up in the artists of each figure."""
 
-import warnings
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from figures import LOSS, METRIC, bars, batch, curve, drawn, lines, sweep, texts
+from figures import LOSS, METRIC, bars, batch, curve, drawn, lines, texts
 
 from src.analysis.curves import CurveArray
-from src.analysis.plots import against, heat_map, to_target, tradeoff
-from src.analysis.plots.curves import first_reached
+from src.analysis.plots import against, heat_map, tradeoff
 from src.analysis.plots.results import pareto
 from src.support.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def warnings_are_errors():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
-@pytest.fixture
-def frame() -> pd.DataFrame:
-    return sweep()
-
-
-# ---- Against a key -----------------------------------------------------------------------
+# ---- Against a key ---------------------------------------------------------------------
 
 
 def test_the_best_of_the_rest_and_its_interval(frame):
@@ -112,7 +97,7 @@ def test_numbers_too_close_for_their_axis_stand_side_by_side():
     assert bars(drawn(against(batch(even), "weight_decay")))[0][0] == [0.0, 0.1, 0.2]
 
 
-# ---- Two keys ----------------------------------------------------------------------------
+# ---- Two keys --------------------------------------------------------------------------
 
 
 def test_cells_hold_the_best_of_the_rest(frame):
@@ -203,7 +188,7 @@ def test_panels_of_a_heat_map_share_their_colours(frame):
     assert (norms[0].vmin, norms[0].vmax) == pytest.approx((0.105, 0.805))
 
 
-# ---- Costs -------------------------------------------------------------------------------
+# ---- Two metrics -----------------------------------------------------------------------
 
 
 def dominated(points: np.ndarray, signs: tuple[int, int]) -> np.ndarray:
@@ -231,58 +216,3 @@ def test_a_point_is_a_setting_and_the_front_a_step():
     assert front.get_drawstyle() == "steps-post"
     with pytest.raises(UserError, match="which way is better"):
         tradeoff(batch(rows), "base_lr", METRIC)
-
-
-def test_the_first_time_at_the_target():
-    curves = [curve(0.1, 0.6, 0.4, 0.7), curve(0.1), None, curve(np.nan, 0.5)]
-    accuracy = pd.Series(CurveArray.of(curves, METRIC, "epoch"), name=METRIC)
-    np.testing.assert_equal(first_reached(accuracy, 0.5), [2, np.inf, np.nan, 2])
-    np.testing.assert_equal(first_reached(accuracy.rename(LOSS), 0.45), [1, 1, np.nan, np.inf])
-
-
-def test_the_median_counts_those_that_never_arrive():
-    reach = {1: (1, 1, 2), 2: (2, 4, None), 3: (3, None, None)}
-    rows = [
-        ({"base_lr": lr, "seed_model": s}, [0.0] * 4 if t is None else [0.0] * (t - 1) + [0.9] * 2)
-        for lr, times in reach.items()
-        for s, t in enumerate(times)
-    ]
-    figure = drawn(to_target(batch(rows), 0.5))
-    axis = figure.axes[0]
-    at = [line.get_xdata()[0] for line in lines(figure, label="_medians")]
-    (begin, end) = (axis.patches[0].get_x(), axis.get_xlim()[1])
-    assert at[:2] == [1, 4]
-    assert begin < at[2] < end
-    assert begin > 4  # no run's time lies on the grey
-    assert [t.get_text() for t in axis.get_xticklabels()] == ["0", "1", "2", "3", "4", "never"]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["1", "2", "3"]
-    seeds = lines(figure, label="_seeds")
-    assert [len(line.get_xdata()) for line in seeds] == [3, 3, 3]
-
-
-@pytest.mark.parametrize("longest", [3, 30_000])
-def test_the_axis_of_times_has_its_numbers_where_some_never_arrive(longest):
-    """Also in panels, which share it."""
-    rows = [({"optim_alg": name, "model": m, "base_lr": 1}, [0.0]) for name in "abc" for m in "xy"]
-    reach = [2, 2, longest, longest, None, None]
-    frame = batch(rows)
-    points = [(np.array([0.0, float(end is not None)]), np.array([1, end or 9])) for end in reach]
-    frame[METRIC] = CurveArray.of(points, METRIC, "train/seen_examples")
-    for picture in (to_target(frame, 0.5), to_target(frame, 0.5, key="optim_alg", col="model")):
-        axis = drawn(picture).axes[0]
-        is_across = axis.get_xlabel().startswith("examples")
-        of_times = axis.get_xticklabels() if is_across else axis.get_yticklabels()
-        *numbers, last = [tick.get_text() for tick in of_times]
-        assert last == "never"
-        assert len(numbers) > 2
-        assert all(numbers)
-
-
-def test_where_all_arrive_nothing_is_grey(frame):
-    figure = drawn(to_target(frame, 0.1, key="base_lr", colour="optim_alg"))
-    axis = figure.axes[0]
-    assert not axis.patches
-    assert not axis.texts
-    assert [line.get_ydata().tolist() for line in lines(figure, label="_medians")] == [[1] * 3] * 2
-    with pytest.raises(UserError, match="target: got nan, expected a value of the metric"):
-        to_target(frame, float("nan"))
