@@ -75,9 +75,10 @@ def test_the_cost_of_a_batch_and_what_of_it_was_wasted(batch, capsys):
     assert found["rows"][2]["wasted"] == {"core_seconds": 3 * 3600, "gpu_seconds": 0.0}
 
 
-def test_what_has_saved_its_state_is_not_wasted(batch, capsys):
+@pytest.mark.parametrize("facts", [{"state": "interrupted"}, {"state": "stopped", "job": "5_0"}])
+def test_what_has_saved_its_state_is_not_wasted(batch, capsys, facts):
     row = open_batch(batch).rows[2]
-    facts = {"state": "interrupted", "host": "n2", "progress": 0.5}
+    facts = facts | {"host": "n2", "progress": 0.5}
     (row.folder / "status.json").write_text(json.dumps(facts))
     spend(row, 4)
     report.main([])

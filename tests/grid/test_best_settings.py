@@ -92,6 +92,9 @@ def test_spread_and_what_is_missing_are_said(tmp_path, monkeypatch, capsys):
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     at = lines.index("0.6 ± 0.1 3 seeds 000, 001, 002 lr=1")
     assert lines[at + 1].startswith("0.9 1 of 3 seeds, 1 diverged 003, 004, 005 (never")
+    report.main(["--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert [run["value"] for run in found["best"][1]["runs"]] == [0.9, 0.9, None]
 
 
 def test_losses_that_mean_other_things_are_said_not_to_be_comparable(tmp_path, monkeypatch, capsys):

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import report
 import submit_multiple
-from src.grid import submit_grid
+from src.grid import messages, submit_grid
 from src.grid.folders import Batch, Row, open_batch
 from src.grid.local import Machine
 from src.grid.messages import (
@@ -56,6 +57,20 @@ def test_a_message_arrives_with_its_picture(tmp_path, monkeypatch):
     assert message["type"] == "failure"
     (attached,) = message["attachments"]
     assert base64.b64decode(attached["base64"]) == picture.read_bytes()
+
+
+def test_a_service_that_raises_keeps_no_other_from_its_message(monkeypatch, capsys):
+    def notify(**_):
+        raise RuntimeError(SECRET)
+
+    broken = SimpleNamespace(
+        title_maxlen=99, body_maxlen=999, attachment_support=False, service_name="A", notify=notify
+    )
+    working = SimpleNamespace(**vars(broken) | {"notify": lambda **_: True, "service_name": "B"})
+    monkeypatch.setattr(messages, "_servers", lambda: [broken, working])
+    assert not send("t", "b", is_bad=False)
+    dead = "A: not delivered: wrong, dead or out of reach\n"
+    assert "".join(capsys.readouterr()) == f"{dead}B: sent\n"
 
 
 def test_addresses_come_from_the_environment_or_a_file_of_the_user_s(monkeypatch):
