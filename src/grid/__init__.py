@@ -1,19 +1,23 @@
 """Grids of runs: from a job file to runs on Slurm or on this machine, and what became of them.
 
-submit_grid.py         what submit_multiple.py does: a job file, or -r and a batch
+submit_grid.py         what submit_multiple.py does: a job file, or -r and a batch; it calls
 job_file.py            jobs/x.yaml -> name, place, and the rows of the grid, a configuration each
 check.py               all that is wrong with the rows, at once
-folders.py             the batch folder: names, index, spec.yaml
-snapshot.py            the frozen code
-repair.py              a batch that was moved, copied or damaged
+folders.py             the batch folder, whose format it owns: rows.jsonl, names, spec.yaml
+snapshot.py            the frozen code of a batch: code/, code.2/
+repair.py              a batch that was moved, copied or damaged runs where it is
 local.py               rows -> worker processes here
-submission.py          rows -> arrays of jobs of Slurm; a journal of what was requested
+submission.py          rows -> arrays of jobs of Slurm; submissions/journal.jsonl says which
 slurm.py               Slurm's commands and error texts
 attempt.py             what a submit script ends in: train.py, and the request for another attempt
 status.py failures.py  what became of each run, and why it failed
 reports.py             how far a batch is, how long still, what failed alike, what it cost;
                        best_settings.py: its best settings; report_views.py: text, JSON, a page
 notices.py             what was reported about a batch; starts messages.py, which sends it
+
+A row is the configuration of a run. Everything is found again from the batch folder alone, so any
+command may be killed and called again. Nothing here imports torch but the process that check.py
+starts to look names up.
 """
 
 from typing import TYPE_CHECKING
@@ -22,9 +26,9 @@ from src import lazy_names
 
 if TYPE_CHECKING:
     # submit_multiple.py, prepare.py, train.py
-    from src.grid.check import find_mistakes
-    from src.grid.folders import row_identity
-    from src.grid.job_file import read_job
+    from src.grid.check import find_mistakes  # all that is wrong with the keys of a run
+    from src.grid.folders import row_identity  # equal for rows that ask for the same run
+    from src.grid.job_file import read_job  # a job file: its name, and its runs
     from src.grid.messages import notify  # send the digest of a batch, or a test message
 
     # report.py, analysis
@@ -34,7 +38,10 @@ if TYPE_CHECKING:
         write_report_page,  # one HTML file
     )
     from src.grid.reports import read_reports  # what is known of some batches
-    from src.grid.submission import SubmitOptions
-    from src.grid.submit_grid import RETRYABLE, submit
+    from src.grid.submission import SubmitOptions  # the options of submit_multiple.py
+    from src.grid.submit_grid import (
+        RETRYABLE,  # what --only takes
+        submit,  # all that submit_multiple.py does
+    )
 else:
     __getattr__ = lazy_names(__name__)

@@ -38,7 +38,7 @@ DIGITS = 4  # of a float; rows.jsonl and spec.yaml hold it whole
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment of a batch."""
+    """A run of a batch: its folder and its configuration."""
 
     folder: Path  # absolute
     values: dict[str, Any]  # as the grid gave them

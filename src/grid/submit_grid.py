@@ -180,13 +180,12 @@ def retry(folder: str, options: SubmitOptions) -> int:
         queue = None
         if not options.dry_run:
             Submission(batch, options, ROOT).settle()
+        try:
             queue = ask_queue(batch)
-        else:
-            try:
-                queue = ask_queue(batch)
-            except UserError as error:  # a dry run needs no answer of Slurm
-                what = "what waits or runs there is shown as lost or unstarted"
-                logger.warning("{}; {}", error, what)
+        except UserError as error:
+            if not options.dry_run:  # which needs no answer of Slurm
+                raise
+            logger.warning("{}; what waits or runs there is shown as lost or unstarted", error)
         statuses = row_statuses(batch, queue)
         chosen = [s for s in statuses if s.state in RETRYABLE and s.row.name not in broken]
         if options.only:
