@@ -64,7 +64,7 @@ class Runs:
         """One by one, the inverse of as_columns."""
         ends = np.cumsum(self.lengths).tolist()
         spans = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
-        facts = [(k, [*c.options, ABSENT], c.codes.tolist()) for k, c in self.facts.items()]
+        facts = [(k, c.options, c.codes.tolist()) for k, c in self.facts.items()]
         stats = [(name, values, self.has[name]) for name, values in self.stats.items()]
         return [
             Run(

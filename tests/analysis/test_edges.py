@@ -118,6 +118,8 @@ def test_runs_that_have_not_ended_are_missing_and_their_values_are_tried(state):
     assert outline(frame(four[0] | pending, *four[1:3])) == []  # two results
     other_seed = [row | {"seed_training": 2} | pending for row in four[:3]]
     assert outline(frame(*four[:3], *other_seed))[0][:3] == ("base_lr", "largest", 2.0)
+    done = [row | {"seed_training": 2} for row in four[:2]]  # the best value lacks nothing yet
+    assert outline(frame(*four[:3], *done, other_seed[2]))[0][:3] == ("base_lr", "largest", 2.0)
 
 
 def test_values_are_ranked_as_choose_ranks_them():
