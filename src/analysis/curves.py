@@ -146,7 +146,7 @@ class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """For printing: a Series in a cell of a table would be printed whole."""
-        return _objects(("" if c is None else _told(c[0]) for c in self.curves()), len(self))
+        return _objects(("" if c is None else _describe(c[0]) for c in self.curves()), len(self))
 
     @classmethod
     def _from_sequence(
@@ -258,7 +258,7 @@ def _objects(items: Iterable[Any], num: int) -> np.ndarray:
     return found
 
 
-def _told(values: np.ndarray) -> str:
+def _describe(values: np.ndarray) -> str:
     """'20 points to 0.9666'"""
     if not len(values):
         return "0 points"
@@ -316,7 +316,7 @@ def at_best(curves: pd.Series, of: pd.Series) -> pd.Series:
 
 
 def numbers(df: pd.DataFrame, column: str, when: str | float = "last") -> pd.Series:
-    """A number a run: of a column of curves as `when` says, of another column what stands there.
+    """One number for each run: of a curve as `when` says, of another column its value.
 
     when: 'last', 'last 5' (the mean of the last five values), 'best', or a point of the index.
     Raises UserError where there is no such column, or it holds no numbers.
@@ -348,7 +348,7 @@ def direction_of(column: str) -> int:
 
 
 def main_metrics(df: pd.DataFrame) -> tuple[str, str]:
-    """(the column to choose by, the column to report) of those of curves, as main_columns says.
+    """(the column of curves to choose by, the one to report), as main_columns() picks them.
 
     Raises UserError where no other split than train was evaluated.
     """

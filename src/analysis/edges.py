@@ -1,6 +1,6 @@
 """The edge alarm: where the best value of a key is the largest or the smallest one that was tried.
 
-The alarm also writes a job file that runs these settings again with values beyond the edge.
+The alarm also writes a job file that runs these settings again with values outside the edge.
 """
 
 import math
@@ -53,7 +53,7 @@ class Edge:
     tried: tuple[float, ...]  # in ascending order
     side: str  # 'largest' or 'smallest'
     value: float  # the best one
-    added: tuple[float, ...]  # values beyond it, the nearest first
+    added: tuple[float, ...]  # values that continue `tried` there, the nearest first
     at_edge: list[dict[str, Any]]  # the other varying keys -> their values
     num_settings: int  # in which these values were tried and one has a finite mean
 
@@ -243,7 +243,7 @@ def _rounded(value: float, digits: int) -> float:
 
 
 def extension(df: pd.DataFrame, found: Sequence[Edge], name: str | None = None) -> str:
-    """The text of a job file: the runs at the edges again, with the values beyond.
+    """The text of a job file: the runs at the edges again, with the added values.
 
     name: of the batch, by default '…-edges'. Raises UserError where there is no edge.
     """

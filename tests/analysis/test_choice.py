@@ -38,7 +38,7 @@ def runs(alg: Sequence[str] = ("sgd", "adamw"), seeds: int = 2, **more) -> list[
 
 @contextmanager
 def warned(*words: str):
-    """These warnings and no others, all of them said of this file."""
+    """These warnings and no others, all of them at lines of this file."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         yield
@@ -64,7 +64,7 @@ def test_the_best_mean_of_validation_is_chosen_and_its_test_reported():
     assert chosen[["std", "low", "high"]].iloc[0].tolist() == ends
 
 
-def test_ties_are_said():
+def test_ties_are_reported():
     df = frame(*runs(), val=[0.9, 0.7, 0.7, 0.9], test=[1, 2, 3, 4])
     with warned("2 settings are equally good, the first is shown: optim_alg=adamw; optim_alg=sgd"):
         assert choose(df)["optim_alg"].tolist() == ["adamw"]
@@ -101,9 +101,11 @@ def test_the_best_epoch_is_that_of_validation():
         choose(df, "seconds", when="best")
 
 
-@pytest.mark.parametrize("lost", [NOTHING, -np.inf, []])
-def test_a_setting_with_a_seed_without_value_wins_only_where_none_is_complete(lost):
-    df = frame(*runs(["sgd", "adamw", "adam"]), val=[lost, 0.9, 0.1, 0.2, lost, 0.8], test=[1] * 6)
+@pytest.mark.parametrize("value", [NOTHING, -np.inf, []])
+def test_a_setting_with_a_seed_without_value_wins_only_where_none_is_complete(value):
+    df = frame(
+        *runs(["sgd", "adamw", "adam"]), val=[value, 0.9, 0.1, 0.2, value, 0.8], test=[1] * 6
+    )
     empty = f"2 of 6 runs have no finite {VAL}, diverged or failed; such settings come last: "
     missing = "seeds are missing: 2 of 3 settings have fewer than 2"
     with warned(empty + "optim_alg=adam; optim_alg=sgd", missing):
@@ -133,7 +135,7 @@ def test_a_report_that_a_seed_lacks_is_not_the_mean_of_the_others(when):
     assert chosen[[TEST, "low", "high"]].isna().all(axis=None)
 
 
-def test_a_run_on_its_way_is_said():
+def test_a_run_on_its_way_is_reported():
     df = frame(*runs(), val=[1, 2, 3, 4], test=[1] * 4)
     df["state"] = ["done", "running", "failed", "done"]
     with warned(
@@ -142,7 +144,7 @@ def test_a_run_on_its_way_is_said():
         assert choose(df)["optim_alg"].tolist() == ["sgd"]  # of adamw one failed
 
 
-def test_seeds_that_are_missing_or_there_twice_are_said():
+def test_seeds_that_are_missing_or_there_twice_are_reported():
     df = frame(*runs(), val=[1, 2, 3, 5], test=[1, 2, 3, 5])
     with warned("1 of 2 settings has fewer than 2: optim_alg=sgd (1)"):
         choose(df.iloc[1:])  # not that of the winner
@@ -163,7 +165,7 @@ def test_seeds_that_are_missing_or_there_twice_are_said():
         ("seconds", "seconds", "last", False),
     ],
 )
-def test_choosing_on_the_split_that_is_reported_is_said(by, report, when, is_same):
+def test_choosing_on_the_split_that_is_reported_is_reported(by, report, when, is_same):
     df = frame(*runs(), val=[1, 2, 3, 4], test=[1, 2, 3, 4], loss=[1, 2, 3, 4])
     df = df.assign(seconds=[1.0, 1, 2, 2]).assign(**{"train/loss": df["test/last/loss"]})
     with warned(*["reported on the same split: the figure is too good; evaluate a val"] * is_same):
@@ -179,7 +181,7 @@ def test_where_there_is_one_setting_only_its_best_epoch_is_a_choice():
         choose(df, when="best")
 
 
-def test_mistakes_are_said():
+def test_mistakes_are_reported():
     df = frame(*runs(), test=[1, 2, 3, 4])
     with pytest.raises(UserError, match=f"unknown 'test/last/acuracy'; did you mean '{TEST}'"):
         choose(df, "test/last/acuracy")

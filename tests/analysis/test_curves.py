@@ -189,7 +189,7 @@ def test_equal_curves_are_duplicates_and_curves_have_no_order(frame):
         (lambda df: last(df["timestamp"]), "timestamp: no column of curves of numbers"),
     ],
 )
-def test_mistakes_are_said(frame, call, words):
+def test_mistakes_are_reported(frame, call, words):
     texts = [(np.array(["x"]), np.array([1]))] * 4
     frame["timestamp"] = CurveArray.of(texts, "timestamp", "epoch")
     with pytest.raises(UserError, match=words):

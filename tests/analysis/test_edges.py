@@ -156,8 +156,11 @@ def test_settings_with_the_same_values_are_counted_together():
         "In 2 of 3 settings the best base_lr is the largest of 0.5, 1, 2: add 4, 8 "
         "(batch_size=16; batch_size=64)."
     )
-    lost = [row | {"outcome": "diverged"} for row in swept([0.1, 0.2, 0.3], batch_size=80)]
-    assert next(one for one in outline(frame(*rows, *lost)) if one[0] == "base_lr")[-2:] == (2, 3)
+    diverged = [row | {"outcome": "diverged"} for row in swept([0.1, 0.2, 0.3], batch_size=80)]
+    assert next(one for one in outline(frame(*rows, *diverged)) if one[0] == "base_lr")[-2:] == (
+        2,
+        3,
+    )
     assert [(edge.key, edge.at_edge) for edge in found if edge is not rate] == [
         ("batch_size", [{"base_lr": 2.0}])
     ]
@@ -217,7 +220,7 @@ def test_what_the_configuration_refuses_is_not_proposed():
     ]
 
 
-# ---- Values beyond -----------------------------------------------------------------------
+# ---- Extrapolation -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,7 +269,7 @@ def test_new_values_continue_the_row(row, expected):
         ([0.9, 0.5, 0.0], []),
     ],
 )
-def test_momentum_goes_on_in_its_distance_from_one(row, expected):
+def test_momentum_is_continued_in_its_distance_from_one(row, expected):
     assert extrapolate("momentum", row) == expected
 
 
@@ -274,7 +277,7 @@ positive = st.floats(1e-6, 1e6).map(lambda x: float(f"{x:.4g}"))
 
 
 @given(st.lists(positive, min_size=3, max_size=12, unique=True), st.booleans())
-def test_new_values_are_two_positive_ones_that_lie_beyond_all(values, rises):
+def test_new_values_are_two_positive_ones_outside_of_all(values, rises):
     row = sorted(values, reverse=not rises)
     found = extrapolate("base_lr", row)
     assert len(set(found)) == 2

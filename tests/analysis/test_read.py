@@ -228,7 +228,7 @@ def test_batches_are_named_in_many_ways(results):
         read_experiments(["26-11-22-empty"])
 
 
-def test_what_is_broken_is_said_and_left_out(results, capsys):
+def test_what_is_broken_is_reported_and_left_out(results, capsys):
     older(results, "x", "good")
     broken = older(results, "x", "yaml")
     (broken / "config.yaml").write_text("model: [linear\nloss: log\n")
@@ -293,7 +293,7 @@ def test_what_is_changed_in_a_frame_is_not_read_again(results):
     assert again["data_splits_map"].tolist() == [{"train": "train", "test": "test"}]
 
 
-def test_half_written_folders_are_said(results):
+def test_half_written_folders_are_reported(results):
     older(results, "x", "000_x")
     (older(results, "x", "001_x") / "config.yaml").unlink()
     (results / "x" / "002_x").mkdir()
@@ -361,19 +361,19 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_run_is_said_with_its_reason_and_hides_no_other(results, damage, reason):
+def test_a_damaged_run_is_reported_with_its_reason_and_hides_no_other(results, damage, reason):
     for name in ("000_x", "001_x", "002_x"):
         older(results, "x", name)
     damage(results / "x" / "001_x")
     frame = read_experiments("x")
     assert frame.index.tolist() == ["000_x", "002_x"]
-    ((path, said),) = frame.attrs["skipped"]
+    ((path, why),) = frame.attrs["skipped"]
     assert path == "results/x/001_x"
-    assert re.match(reason, said), said
-    assert "\n" not in said
+    assert re.match(reason, why), why
+    assert "\n" not in why
 
 
-def test_stats_without_a_line_are_said_of_a_run_that_still_runs(results):
+def test_stats_without_a_line_are_reported_of_a_run_that_still_runs(results):
     """Nothing that trains leaves such a file: the state of before would be shown for ever."""
     older(results, "x", "000_x")
     (older(results, "x", "001_x", stats="") / "done").unlink()
