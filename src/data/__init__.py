@@ -1,7 +1,7 @@
 """Data sets: from `dataset: family/name` to splits that make their own batches.
 
 registry.py            the table of families; builds Data, and the LoaderConfig of a run
-sources/               a file or a folder a family: sklearn, libsvm, timm, tfds, hf, custom ones
+sources/               a file a family: sklearn, libsvm, timm, tfds, hf, custom ones
 splits.py              Split, what every kind of split can do, and Data, all about a data set
 arrays.py              ArraySplit: dense or sparse rows in memory; normalisation
 images.py              DatasetSplit: read one at a time; PixelSplit: cached on the device

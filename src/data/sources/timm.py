@@ -191,7 +191,7 @@ class TarImages(Dataset):
         from PIL import Image
 
         number, offset, size = self.places[index].tolist()
-        with open(self.files[number], "rb") as file:  # anew, so that processes share nothing
+        with open(self.files[number], "rb") as file:  # each time: processes share nothing
             file.seek(offset)
             content = file.read(size)
         try:

@@ -164,7 +164,7 @@ def test_it_is_learned(fork, name, keys):
         ("unlike", {}, "inputs of one shape in all parts, also in 'test'"),
     ],
 )
-def test_mistakes_are_told(fork, name, keys, message):
+def test_mistakes_are_reported(fork, name, keys, message):
     keys = {"data_splits_map": {"train": "train"}} | keys
     with pytest.raises(UserError, match=message):
         build_data(config(name, **keys), None)

@@ -75,10 +75,10 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - the name http.server looks for
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["paths"]
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["paths"]
         _, _, *name, _, revision = self.path.split("/")[1:]
         files = {path: text.encode() for path, text in FILES["/".join(name), revision].items()}
-        found = [entry for entry in listing(files) if entry["path"] in asked]
+        found = [entry for entry in listing(files) if entry["path"] in request]
         self.reply(200, json.dumps(found).encode(), {})
 
     def reply(self, code: int, body: bytes, headers: dict) -> None:
@@ -140,8 +140,8 @@ def start(hub, tmp_path):
 
     def begin(name, splits_map=None, download=True, revision=None) -> subprocess.Popen:
         splits_map = splits_map or {"train": "train"}
-        asked = json.dumps([name, splits_map, str(tmp_path), download, revision])
-        command = [sys.executable, "-c", OPEN, asked]
+        request = json.dumps([name, splits_map, str(tmp_path), download, revision])
+        command = [sys.executable, "-c", OPEN, request]
         return subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -157,7 +157,7 @@ def outcome(process: subprocess.Popen) -> dict:
     return found
 
 
-def test_a_set_is_fetched_once_and_of_the_revision_that_is_asked_for(hub, start, tmp_path):
+def test_a_set_is_fetched_once_and_of_the_requested_revision(hub, start, tmp_path):
     both = {"train": "train", "test": "test"}
     fetched = outcome(start("own/pets", both))
     assert (fetched["sizes"], fetched["revision"]) == ({"train": 4, "test": 1}, NEW)
@@ -175,7 +175,7 @@ def test_a_set_is_fetched_once_and_of_the_revision_that_is_asked_for(hub, start,
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "home"}
 
 
-def test_without_a_hub_what_is_on_disk_is_taken_and_the_rest_told_soon(hub, start):
+def test_without_a_hub_what_is_on_disk_is_taken_and_the_rest_reported_soon(hub, start):
     outcome(start("own/pets"))
     hub.shutdown()
     hub.server_close()
@@ -188,18 +188,18 @@ def test_without_a_hub_what_is_on_disk_is_taken_and_the_rest_told_soon(hub, star
         ({"name": "own/pets", "revision": OLD}, f"hf/own/pets of revision {OLD} is not in "),
         ({"name": "own/dogs"}, "hf/own/dogs is not in "),
     ):
-        lost = outcome(start(**keys))
-        assert message in lost["error"]
-        assert "does not answer: ConnectError" in lost["error"]
+        failed = outcome(start(**keys))
+        assert message in failed["error"]
+        assert "does not answer: ConnectError" in failed["error"]
 
 
 def test_a_silent_hub_is_given_up_soon(hub, start):
     hub.is_silent = True
-    lost = outcome(start("own/pets"))
-    assert "does not answer: ReadTimeout" in lost["error"]
-    lost = outcome(start("own/pets", download=False))
-    assert "hf/own/pets is not in" in lost["error"]
-    assert lost["error"].endswith("data_download is false")
+    failed = outcome(start("own/pets"))
+    assert "does not answer: ReadTimeout" in failed["error"]
+    failed = outcome(start("own/pets", download=False))
+    assert "hf/own/pets is not in" in failed["error"]
+    assert failed["error"].endswith("data_download is false")
     assert len(hub.requests) == 1
 
 
@@ -216,7 +216,7 @@ def test_a_silent_hub_is_given_up_soon(hub, start):
         ({"name": "own/two:medium"}, "['large', 'small']"),
     ],
 )
-def test_what_the_hub_does_not_have_is_told_in_a_line(start, keys, message):
+def test_what_the_hub_does_not_have_is_reported_in_a_line(start, keys, message):
     assert message in outcome(start(**keys))["error"]
 
 
@@ -231,8 +231,8 @@ def test_a_branch_that_was_fetched_is_found_without_a_hub(hub, start):
 def test_another_configuration_is_not_taken_for_the_one_that_is_meant(start):
     outcome(start("own/two:large"))
     for revision in (None, NEW):
-        lost = outcome(start("own/two", download=False, revision=revision))
-        assert "one of its configurations: hf/own/two:large" in lost["error"]
+        failed = outcome(start("own/two", download=False, revision=revision))
+        assert "one of its configurations: hf/own/two:large" in failed["error"]
 
 
 def test_configurations_are_told_apart(start):
@@ -240,8 +240,8 @@ def test_configurations_are_told_apart(start):
         assert outcome(start(f"own/two:{name}"))["sizes"] == {"train": size}
     kept = outcome(start("own/two:large", download=False))
     assert kept["sizes"] == {"train": 2}
-    lost = outcome(start("own/two", download=False))
-    assert "one of its configurations: hf/own/two:large, hf/own/two:small" in lost["error"]
+    failed = outcome(start("own/two", download=False))
+    assert "one of its configurations: hf/own/two:large, hf/own/two:small" in failed["error"]
 
 
 def test_two_processes_fetch_at_the_same_time(start, tmp_path):

@@ -163,7 +163,7 @@ def test_checking_a_name_is_quick_and_asks_nobody():
         ("parquet:broken.json", r"hf/parquet:broken.json cannot be read \(.*"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_a_line(tmp_path, name, message):
+def test_what_cannot_be_read_is_reported_in_a_line(tmp_path, name, message):
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "broken.json").write_text('{"a": 1}\n{"a')
     with pytest.raises(UserError, match=message.format(tmp_path)) as caught:

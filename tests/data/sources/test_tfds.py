@@ -123,7 +123,7 @@ def test_slices_are_those_of_tfds_in_its_order(folders, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_examples_of_train_in_another_split_are_said(folders, form, log_lines):
+def test_examples_of_train_in_another_split_are_reported(folders, form, log_lines):
     load("colours", folders[form], {"train": "train[:90%]", "val": "train[80%:]"})
     (line,) = [line for line in log_lines if "are in train" in line]
     assert line.startswith("data_splits_map: ")
@@ -258,7 +258,7 @@ def first_shard(data_dir: Path) -> Path:
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
 @pytest.mark.parametrize("download", [True, False])
 def test_a_folder_that_is_not_whole_is_none(copied, file, download):
-    """Of another version there is one, which is taken unless this is asked for."""
+    """Of another version there is one, which is taken unless this one is requested."""
     data_dir = copied("array_record")
     (data_dir / "colours" / "1.10.0" / file).unlink()
     assert load("colours", data_dir, download=download).version == "1.9.0"
@@ -367,7 +367,7 @@ print(len(images), data.version, hashlib.md5(pixels).hexdigest(), "tensorflow" i
 
 
 @pytest.mark.parametrize("fault", ["refused", "silent", "missing", "no_tensorflow"])
-def test_what_cannot_be_prepared_is_told_soon_and_can_be_later(mnist, site, fault):
+def test_what_cannot_be_prepared_is_reported_soon_and_can_be_later(mnist, site, fault):
     words = {
         "refused": "ConnectionError",
         "silent": "Read timed out",
@@ -480,7 +480,7 @@ def test_where_records_start_is_looked_up_once(copied, log_lines, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "foreign", "other", "shifted", "pickle"])
-def test_a_wrong_index_is_made_anew(copied, damage):
+def test_a_wrong_index_is_made_again(copied, damage):
     data_dir = copied("tfrecord")
     before = examples(load("colours", data_dir).splits["train"])
     file = first_shard(data_dir)

@@ -35,7 +35,7 @@ def write_mnist(data_dir: Path, name: str = "FashionMNIST") -> Path:
 
 
 def write_cifar(data_dir: Path, monkeypatch) -> None:
-    """CIFAR-10's pickles; torchvision is told their checksums."""
+    """CIFAR-10's pickles; torchvision gets their checksums."""
     folder, sums, rng = data_dir / "cifar-10-batches-py", {}, np.random.default_rng(0)
     folder.mkdir()
     names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch", "batches.meta"]
