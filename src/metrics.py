@@ -15,11 +15,11 @@ DIRECTIONS = {"perplexity": -1, "accuracy": 1, "loss": -1, "error": -1}
 # Keys that change what a loss measures, in evaluations too: losses of runs that differ in one of
 # them are on different scales and cannot be compared. A perplexity is e to the loss.
 LOSS_KEYS = ("loss", "label_smoothing", "loss_class_weights")
-OF_LOSS = ("loss", "perplexity")
+LOSS_METRICS = ("loss", "perplexity")
 
 # Columns that differ between two runs of one configuration: they are no results.
-TIMES = {"time", "data_time", "timestamp", "examples_per_second", "peak_share"}
-OF_MACHINE = "system/"  # the beginning of columns about the use of the machine
+TIME_METRICS = {"time", "data_time", "timestamp", "examples_per_second", "peak_share"}
+SYSTEM_PREFIX = "system/"  # of columns about the use of the machine
 
 
 def metric_name(column: str) -> str:
@@ -34,7 +34,7 @@ def direction(column: str) -> int:
 
 def is_time(column: str) -> bool:
     """Whether the column says how long something took, or when, or what the machine did."""
-    return metric_name(column) in TIMES or column.startswith(OF_MACHINE)
+    return metric_name(column) in TIME_METRICS or column.startswith(SYSTEM_PREFIX)
 
 
 def metric_columns(

@@ -19,7 +19,7 @@ from src.analysis.settings import (
     sort_key,
     varying,
 )
-from src.metrics import LOSS_KEYS, OF_LOSS, metric_name
+from src.metrics import LOSS_KEYS, LOSS_METRICS, metric_name
 from src.ranking import SEEDS, Run, Standing, rank
 from src.support import UserError, bad_value
 
@@ -318,7 +318,7 @@ def unlike_losses(
 
     apart: keys; only runs that agree in them are compared.
     """
-    losses = [name for name in dict.fromkeys(metrics) if metric_name(name) in OF_LOSS]
+    losses = [name for name in dict.fromkeys(metrics) if metric_name(name) in LOSS_METRICS]
     keys = [key for key in LOSS_KEYS if key in df and losses and len(groups(df, [key])) > 1]
     if not keys:
         return []

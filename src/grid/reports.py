@@ -28,7 +28,7 @@ from src.grid.slurm import NoSlurm, read_queue
 from src.grid.status import NAMES, RowStatus, read_journal, row_statuses
 from src.grid.submission import Journal, queued_rows
 from src.logging import Cost
-from src.metrics import LOSS_KEYS, OF_LOSS, metric_columns, metric_name
+from src.metrics import LOSS_KEYS, LOSS_METRICS, metric_columns, metric_name
 from src.support import ROOT, UserError, one_line
 
 RESULTS = Path("results")
@@ -64,7 +64,7 @@ class Report:
     def doubts(self) -> list[str]:
         """Why the values of the best settings may mislead."""
         measured = {metric_name(column) for column in self.columns}
-        differing = [key for key in LOSS_KEYS if key in self.keys and measured & set(OF_LOSS)]
+        differing = [key for key in LOSS_KEYS if key in self.keys and measured & set(LOSS_METRICS)]
         found = [f"not comparable: {', '.join(differing)} differ"] if differing else []
         if any(column.startswith("test/") for column in self.columns):
             found.append("chosen and reported on the same split")

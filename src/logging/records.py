@@ -24,7 +24,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from src.config import Config
-from src.metrics import OF_MACHINE
+from src.metrics import SYSTEM_PREFIX
 from src.support import UserError, bad_value
 
 SERIOUS = ("WARNING", "ERROR", "CRITICAL")
@@ -217,7 +217,7 @@ class Stats:
         """All rows, with the same columns in the same order however few were filled."""
         seen = dict.fromkeys(column for row in self.rows for column in row)
         columns = [c for c in self.columns if c in seen or c != IF_KNOWN]  # in some attempt
-        columns += [c for c in seen if c.startswith(OF_MACHINE)]
+        columns += [c for c in seen if c.startswith(SYSTEM_PREFIX)]
         return pd.DataFrame(self.rows, columns=columns)
 
 

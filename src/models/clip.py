@@ -161,10 +161,10 @@ class ClipClassifier(nn.Module):
             trunk = self.visual.trunk
             layers = group_parameters(trunk, trunk.group_matcher(coarse=coarse), reverse=True)
             return lambda name: layers.get(name.removeprefix("visual.trunk."), inf)
-        stage = r"^visual\.layer(\d+)" if coarse else r"^visual\.layer(\d+)\.(\d+)"
+        blocks = r"^visual\.transformer\.resblocks\.(\d+)", r"^visual\.layer(\d+)\.(\d+)"
         return {
             "stem": r"^visual\.(?:conv\d|bn\d|class_embedding|positional_embedding|ln_pre)",
-            "blocks": [(r"^visual\.transformer\.resblocks\.(\d+)", None), (stage, None)],
+            "blocks": [(pattern, None) for pattern in blocks],
         }
 
 
@@ -183,12 +183,9 @@ def build(
     weights: str | None = None,
     prompts: "Prompts | None" = None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """'vit_b32', (3, 224, 224), 10 -> (model, names of its head).
-
-    is_pretrained: with the weights that the name says, from the hub or its cache. weights: with
-    those of a file, a full CLIP of open_clip's or a checkpoint of such a model. prompts: with
-    the head that the text tower makes of them. UserError where that can't be had or doesn't fit.
-    """
+    """See FAMILIES in registry.py; is_pretrained: with the weights that the name says; weights: of
+    a file, a full CLIP of open_clip's or a checkpoint of such a model; prompts: with the
+    head that the text tower makes of them."""
     source = resolve(name, is_pretrained=is_pretrained)
     is_resnet = isinstance(source.settings["vision_cfg"].get("layers"), list)
     if is_resnet and input_shape[1] != input_shape[2]:

@@ -219,12 +219,8 @@ def build(
     is_pretrained: bool = False,
     is_language_model: bool = False,
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """'bert-base-uncased', (128,), 2 -> (model, names of its head).
-
-    (channels, height, width) are images, (most tokens,) texts. is_pretrained: with the weights of
-    the hub or the folder, as float32. The head is new where the number of outputs is another.
-    UserError where the network is not for such data, or the weights are not for the network.
-    """
+    """See FAMILIES in registry.py; input_shape: of images (channels, height, width), of texts (most
+    tokens,). is_pretrained: with the weights of the hub or the folder, as float32."""
     import transformers
 
     settings = resolve(name, is_pretrained=is_pretrained) or _read_settings(name)

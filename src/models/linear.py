@@ -25,7 +25,7 @@ def resolve(name: str) -> bool:
 def build(
     name: str, input_shape: tuple[int, ...], n_outputs: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """'' or 'no_bias' -> (model, names of its head: itself)."""
+    """See FAMILIES in registry.py; the head is the model itself."""
     return Linear(math.prod(input_shape), n_outputs, has_bias=resolve(name)), ("",)
 
 

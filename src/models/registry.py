@@ -17,9 +17,11 @@ from src.support import UserError, bad_value, one_line, pick, random_state
 if TYPE_CHECKING:
     from src.config import Config
 
-# Each family is a module with resolve(name in the family), which raises where there is no such
-# model, and build(name, input shape, number of outputs): the model, and the names of the modules
-# that make up its head.
+# Each family is a module with two functions. resolve(name in the family) raises UserError, with
+# the closest, where there is no such model. build(name, input_shape, n_outputs) gives a model for
+# such inputs, 'resnet18', (3, 224, 224), 10, and the names of the modules that make up its head;
+# with pretrained weights the head is new where their number of outputs is another. UserError
+# where it does not take such inputs, and where weights can't be had or don't fit.
 FAMILIES: dict[str, Any] = {
     "linear": linear,
     "tiny": tiny,
@@ -46,18 +48,14 @@ def find_family(model: str) -> tuple[Any, str]:
 def check_model(config: "Config") -> None:
     """UserError for what shows before there are data: names, keys that contradict each other."""
     family, name = find_family(config.model)
-    options = {}
-    if config.model_pretrained:
-        if config.model_weights is not None:
-            raise UserError(
-                "model_pretrained and model_weights exclude each other: set one of them"
-            )
-        if family not in WITH_PRETRAINED:
-            raise UserError(
-                f"model_pretrained: there are no pretrained weights for {config.model!r}; "
-                f"set it to false, or give a file as model_weights"
-            )
-        options = {"is_pretrained": True}
+    if config.model_pretrained and config.model_weights is not None:
+        raise UserError("model_pretrained and model_weights exclude each other: set one of them")
+    if config.model_pretrained and family not in WITH_PRETRAINED:
+        raise UserError(
+            f"model_pretrained: there are no pretrained weights for {config.model!r}; "
+            f"set it to false, or give a file as model_weights"
+        )
+    options = {"is_pretrained": True} if config.model_pretrained else {}
     family.resolve(name, **options)
     compile_patterns(config.model_freeze)
     if config.layer_decay not in (None, 1) and family is linear:
@@ -111,21 +109,23 @@ def build_model(
             load_weights(model, config.model_weights, heads)
         if config.model_head_init in ("zero", "rand"):
             init_head(model, heads, config.model_head_init)
-        # A network for photographs may shrink a small image to nothing.
         is_small = family in (timm, torchvision) and min(input_shape[1:]) < USUAL_SIDE
         if is_small or (family is hf and len(input_shape) == 3):
-            model.eval()
-            try:
-                with torch.no_grad():
-                    model(torch.zeros(1, *input_shape))
-            except Exception as error:  # each network raises its own
-                reason = one_line(error, MAX_REASON)
-                expected = f"a model for images of shape {input_shape} ({reason})"
-                expected += "; model_input_shape resizes them"
-                raise bad_value("model", config.model, expected) from error
-            model.train()
+            check_takes_images(model, input_shape, config.model)
     freeze(model, config.model_freeze)
     return model if device is None else model.to(device)
+
+
+@torch.no_grad()
+def check_takes_images(model: nn.Module, input_shape: tuple[int, ...], name: str) -> None:
+    """UserError for a network for photographs that shrinks small images to nothing."""
+    model.eval()
+    try:
+        model(torch.zeros(1, *input_shape))
+    except Exception as error:  # each network raises its own
+        expected = f"a model for images of shape {input_shape} ({one_line(error, MAX_REASON)})"
+        raise bad_value("model", name, f"{expected}; model_input_shape resizes them") from error
+    model.train()
 
 
 def output_dim(config: "Config", n_classes: int | None) -> int:

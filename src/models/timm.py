@@ -43,11 +43,7 @@ def preprocessing(name: str) -> Preprocessing:
 def build(
     name: str, input_shape: tuple[int, ...], n_outputs: int, *, is_pretrained: bool = False
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """'resnet18', (3, 224, 224), 10 -> (model, names of its head).
-
-    is_pretrained: with the weights that timm names for it, from the hub or its cache. The head is
-    new where the number of outputs is another. UserError where the weights can't be had.
-    """
+    """See FAMILIES in registry.py; is_pretrained: with the weights that timm names for it."""
     import timm
 
     settings = resolve(name, is_pretrained=is_pretrained)

@@ -236,7 +236,7 @@ def resolve(name: str) -> Network:
 def build(
     name: str, input_shape: tuple[int, ...], n_outputs: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """'lenet', (1, 28, 28), 10 -> (model, names of its head)."""
+    """See FAMILIES in registry.py."""
     model = resolve(name)(input_shape, n_outputs)
     # All layers but the head start as in He et al. (2015), Delving deep into rectifiers, eq. (10):
     # torch's own start of convolutions is smaller, and deep stacks of ReLUs fade with it.
