@@ -20,8 +20,14 @@ import report
 from src.config import Config, make_config
 from src.logging import tracker_processes
 from src.logging.records import read_stats
-from src.logging.tracker_processes import SyncState, TrackerProcesses, tracker_names, unsent_runs
-from src.logging.trackers import SERVICES, TrackedRun
+from src.logging.tracker_processes import (
+    SyncState,
+    TrackerProcesses,
+    log_run,
+    tracker_names,
+    unsent_runs,
+)
+from src.logging.trackers import SERVICES, Service, TrackedRun
 from src.metrics import is_time
 from src.support.errors import UserError
 from tests.several_processes import fork
@@ -425,6 +431,47 @@ def test_the_problem_of_an_earlier_attempt_is_not_reported_of_the_next(
     assert SyncState.read(tmp_path, "wandb") == SyncState(confirmed=5)
     assert not (tmp_path / "trackers" / "comet.json").exists()
     trackers.close()
+
+
+class Recorder(Service):
+    """A tracker that is online where it can be reached, and keeps the steps it was given."""
+
+    is_reached, steps = True, ()
+
+    def __init__(self, run, archive, *, is_online):
+        if is_online and not self.is_reached:
+            raise ConnectionError("no route")
+        Recorder.steps = []
+
+    @staticmethod
+    def has_credentials():
+        return True
+
+    def log(self, step, values):
+        self.steps.append(step)
+
+    def end(self, outcome, reason, pictures):
+        pass
+
+
+@pytest.mark.parametrize("is_reached", [True, False])
+def test_values_count_as_sent_only_where_the_tracker_was_reached(
+    is_reached, digits, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    ended_run(digits(trackers=["comet"]))
+    (folder / "stats.csv").write_text(",epoch,step,timestamp,x\n0,1,10,noon,1\n1,2,20,one,\n")
+    SyncState(confirmed=10).write(folder, "comet")  # of an earlier attempt
+    monkeypatch.setattr(Recorder, "is_reached", is_reached)
+    monkeypatch.setattr(tracker_processes, "load_service", lambda name: Recorder)
+    with open(os.devnull) as ended:
+        monkeypatch.setattr(sys, "stdin", ended)
+        log_run(folder, "comet", must_be_online=False)
+    state = SyncState.read(folder, "comet")
+    assert Recorder.steps == ([20] if is_reached else [10, 20])
+    assert (state.is_online, state.confirmed) == ((True, 20) if is_reached else (False, 10))
+    assert unsent_runs([tmp_path]) == ([] if is_reached else [(folder, "comet")])
+    assert is_reached or "ConnectionError: no route" in state.problem
 
 
 def test_a_stop_waits_for_trackers_a_few_seconds_alone(digits, failing_wandb, monkeypatch):
