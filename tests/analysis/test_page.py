@@ -230,6 +230,14 @@ def test_a_batch_without_a_readable_run_has_a_page(tmp_path):
     assert "None can be read yet" in written(batch)
 
 
+def test_what_report_cannot_read_of_a_run_is_listed_though_its_numbers_are_there(tmp_path):
+    batch = write_batch(tmp_path / "x", [({"base_lr": rate}, [0.5]) for rate in RATES])
+    (batch / "001_x" / "status.json").write_text("{")
+    html = written(batch)
+    assert column(html, "run") == ["000", "001", "002"]
+    assert "Cannot be read: 001_x" in html
+
+
 def test_a_picture_that_cannot_be_drawn_says_why_in_its_place(tmp_path, monkeypatch):
     """Any may be refused, though nothing known today is."""
 

@@ -178,3 +178,10 @@ def test_a_setting_of_which_a_seed_diverged_has_no_point():
     there = [point for point in points(figure) if np.isfinite(point).all()]
     assert there == [[3.5, 0.5]]
     assert "left out: 1 that diverged" in texts(figure).replace("\n", " ")
+
+
+def test_a_seed_that_diverged_in_one_metric_counts_as_such_in_both():
+    frame = seeds_of_rates({0.1: [0.2, np.nan], 0.2: [0.5, 0.5]})
+    figure = drawn(tradeoff(frame, "seconds", METRIC))
+    assert [point for point in points(figure) if np.isfinite(point).all()] == [[3.5, 0.5]]
+    assert "left out: 1 that diverged" in texts(figure).replace("\n", " ")
