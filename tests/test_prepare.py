@@ -24,9 +24,9 @@ def loads(monkeypatch):
     names = []
     real = prepare.build_data
 
-    def counted(config, looks):
+    def counted(config, preprocessing):
         names.append(config.dataset)
-        return real(config, looks)
+        return real(config, preprocessing)
 
     monkeypatch.setattr(prepare, "build_data", counted)
     return names

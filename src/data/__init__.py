@@ -12,9 +12,7 @@ transforms.py          from one image to a tensor
 augmentation.py        what is done at random to single images
 batch_augmentation.py  the same for whole batches on the device
 mixing.py              mixup and CutMix
-slices.py              train[:90%] and the like
-other_sets.py          splits of other data sets, their classes in our numbers
-class_names.py         what classes are called
+splits_map.py          train[:90%] and the like; splits of other data sets, with our classes
 
 A family reads its files and hands over Data. The Session moves its splits to the device and asks
 each for its batches: split.training_batches(), evaluation_batches(), shuffled_batches().

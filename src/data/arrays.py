@@ -17,8 +17,8 @@ from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.data.slices import Range, resolve_all
 from src.data.splits import Batch, Batches, Data, LoaderConfig, Preprocessing, Split, renumbered
+from src.data.splits_map import Range, resolve_all
 from src.support import UserError, bad_value
 
 ROWS_AT_A_TIME = 8192
@@ -260,20 +260,22 @@ def _resized(images: Tensor, size: tuple[int, ...], interpolation: str) -> Tenso
     return F.interpolate(images, size, mode=mode, antialias=True)
 
 
-def with_classes(data: Data, asked: int | None, dataset: str) -> Data:
-    """The data with `asked` classes where that is more than were found."""
-    if asked is None or asked == data.n_classes:
+def with_num_classes(data: Data, requested: int | None, dataset: str) -> Data:
+    """The data with the requested number of classes, data_n_classes, where it is larger."""
+    if requested is None or requested == data.n_classes:
         return data
     if data.n_classes is None:
-        raise UserError(f"data_n_classes: got {asked}, but {dataset} is regression: leave it null")
-    if asked < data.n_classes:
-        raise bad_value("data_n_classes", asked, f"at least the {data.n_classes} of {dataset}")
+        raise UserError(
+            f"data_n_classes: got {requested}, but {dataset} is regression: leave it null"
+        )
+    if requested < data.n_classes:
+        raise bad_value("data_n_classes", requested, f"at least the {data.n_classes} of {dataset}")
     splits = dict(data.splits)
     for name, split in splits.items():
         if split.is_multilabel:
-            targets = F.pad(cast(ArraySplit, split).targets, (0, asked - data.n_classes))
+            targets = F.pad(cast(ArraySplit, split).targets, (0, requested - data.n_classes))
             splits[name] = replace(cast(ArraySplit, split), targets=targets)
-    return replace(data, splits=splits, n_classes=asked)
+    return replace(data, splits=splits, n_classes=requested)
 
 
 def warn_of_absent_classes(data: Data) -> None:

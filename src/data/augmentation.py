@@ -1,4 +1,4 @@
-"""What is done at random to training images, one at a time: timm's parts in timm's order."""
+"""Augmentation of training images, one at a time: timm's transforms in timm's order."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,22 +17,22 @@ MOVES = 0.45  # the farthest that a policy moves an image, over its side, as tim
 AUGMIX_MOVES = 0.3  # the same of AugMix
 
 
-def switched_on(asked: Augmentation) -> list[str]:
-    """Which of SWITCHES are asked for; none leaves training images as those of evaluations."""
-    return [name for name in SWITCHES if getattr(asked, name)]
+def switched_on(augmentation: Augmentation) -> list[str]:
+    """Which of SWITCHES are on; with none, training images are as those of evaluations."""
+    return [name for name in SWITCHES if getattr(augmentation, name)]
 
 
-def check_augmentation(asked: Augmentation) -> None:
-    """UserError for what shows before there are images."""
-    if asked.crop_scale is not None:
-        expected = "two shares of the area, the smaller one first, at most 1, such as [0.08, 1]"
-        _check_range("aug_crop_scale", asked.crop_scale, expected, most=1.0)
-        if asked.pad_crop:
+def check_augmentation(augmentation: Augmentation) -> None:
+    """UserError for mistakes that show without images."""
+    if augmentation.crop_scale is not None:
+        expected = "two fractions of the area, the smaller one first, at most 1, such as [0.08, 1]"
+        _check_range("aug_crop_scale", augmentation.crop_scale, expected, most=1.0)
+        if augmentation.pad_crop:
             raise UserError("aug_pad_crop, aug_crop_scale: two ways to crop; give one of them")
     expected = "two widths over heights, the smaller one first, such as [0.75, 1.33]"
-    _check_range("aug_crop_ratio", asked.crop_ratio, expected)
-    if asked.auto is not None:
-        check_policy(asked.auto)
+    _check_range("aug_crop_ratio", augmentation.crop_ratio, expected)
+    if augmentation.auto is not None:
+        check_policy(augmentation.auto)
 
 
 def _check_range(
@@ -43,7 +43,7 @@ def _check_range(
 
 
 def check_policy(name: str) -> None:
-    """UserError for what is no policy of timm, and for parts of one that timm would pass over."""
+    """UserError for names that timm does not know, and for parts that timm would ignore."""
     first, *parts = name.split("-")
     names = [re.match(r"t|[a-z]*", part)[0] for part in parts]  # type: ignore[index]
     for part, own_name in zip(parts, names, strict=True):
@@ -75,9 +75,13 @@ def _is_set(part: str) -> bool:
 
 
 def steps_on_images(
-    asked: Augmentation, size: tuple[int, int], *, mean: tuple[float, ...], interpolation: str
+    augmentation: Augmentation,
+    size: tuple[int, int],
+    *,
+    mean: tuple[float, ...],
+    interpolation: str,
 ) -> list[Any]:
-    """Of PIL images: of `size` (height, width), or of any where crop_scale is asked for."""
+    """Transforms of PIL images of `size` (height, width), or of any size with crop_scale."""
     from timm.data.transforms import RandomResizedCropAndInterpolation
     from torchvision.transforms import (
         ColorJitter,
@@ -87,29 +91,31 @@ def steps_on_images(
     )
 
     steps: list[Any] = []
-    if asked.pad_crop:
-        steps.append(RandomCrop(size, padding=asked.pad_crop))
-    if asked.crop_scale:
-        ranges = {"scale": asked.crop_scale, "ratio": asked.crop_ratio}
+    if augmentation.pad_crop:
+        steps.append(RandomCrop(size, padding=augmentation.pad_crop))
+    if augmentation.crop_scale:
+        ranges = {"scale": augmentation.crop_scale, "ratio": augmentation.crop_ratio}
         steps.append(RandomResizedCropAndInterpolation(size, **ranges, interpolation=interpolation))
-    if asked.hflip:
-        steps.append(RandomHorizontalFlip(asked.hflip))
-    if asked.vflip:
-        steps.append(RandomVerticalFlip(asked.vflip))
-    if asked.auto:
-        steps.append(policy(asked.auto, size=size, mean=mean, interpolation=interpolation))
-    if asked.color_jitter:
-        steps.append(ColorJitter(*[asked.color_jitter] * 3))  # brightness, contrast, saturation
+    if augmentation.hflip:
+        steps.append(RandomHorizontalFlip(augmentation.hflip))
+    if augmentation.vflip:
+        steps.append(RandomVerticalFlip(augmentation.vflip))
+    if augmentation.auto:
+        steps.append(policy(augmentation.auto, size=size, mean=mean, interpolation=interpolation))
+    if augmentation.color_jitter:
+        steps.append(
+            ColorJitter(*[augmentation.color_jitter] * 3)
+        )  # brightness, contrast, saturation
     return steps
 
 
-def steps_on_tensors(asked: Augmentation) -> list[Any]:
-    """Of normalised tensors (channels, height, width), on the CPU."""
-    if not asked.erase:
+def steps_on_tensors(augmentation: Augmentation) -> list[Any]:
+    """Transforms of normalised tensors (channels, height, width), on the CPU."""
+    if not augmentation.erase:
         return []
     from timm.data.random_erasing import RandomErasing
 
-    return [RandomErasing(asked.erase, mode=asked.erase_mode, device="cpu")]
+    return [RandomErasing(augmentation.erase, mode=augmentation.erase_mode, device="cpu")]
 
 
 def policy(
@@ -147,7 +153,7 @@ def policy(
 
 
 def _posterize(image: "Image", bits_to_keep: int, **_: Any) -> "Image":
-    """timm's, which asks for no bits at times. That is a black image, but an error in Pillow 13."""
+    """timm's, which may keep 0 bits. That is a black image, but an error in Pillow 13."""
     from timm.data.auto_augment import posterize
 
     if not bits_to_keep:

@@ -1,6 +1,6 @@
-"""What is done at random to training images, a whole batch at a time where the batch lives.
+"""Augmentation of a batch of training images at once, on the device of the batch.
 
-The same distributions in the same order as src/data/augmentation.py, of what it can be done for.
+The same distributions in the same order as src/data/augmentation.py, for the keys IN_BATCHES.
 What is drawn for an example is a pure function of its seed (see order.example_seeds): not of the
 batch it comes in, nor of the device, rounding of noise and of a rectangle's sides apart.
 """
@@ -17,7 +17,7 @@ from src.data.splits import Augmentation
 
 IN_BATCHES = ("pad_crop", "hflip", "vflip", "erase")
 
-# Rectangles are erased as timm's RandomErasing draws them (Zhong et al. 2017): shares of the
+# Rectangles are erased as timm's RandomErasing draws them (Zhong et al. 2017): fractions of the
 # image's area, a height over width that is uniform in its logarithm, and another try where a
 # rectangle is as high or wide as the image.
 AREAS = (0.02, 1 / 3)
@@ -34,16 +34,16 @@ FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 FLOAT_BITS = 24  # as many as a float32 holds exactly
 
 
-def not_in_batches(asked: Augmentation) -> str | None:
-    """What keeps it from being done in batches, if anything does."""
-    name = next((name for name in switched_on(asked) if name not in IN_BATCHES), None)
+def not_in_batches(augmentation: Augmentation) -> str | None:
+    """Why it can't be done in batches, if it can't."""
+    name = next((name for name in switched_on(augmentation) if name not in IN_BATCHES), None)
     in_batches = ", ".join(f"aug_{other}" for other in IN_BATCHES)
     return name and f"aug_{name} works one image at a time, unlike {in_batches}"
 
 
 def augmented(
     pixels: Tensor,
-    asked: Augmentation,
+    augmentation: Augmentation,
     *,
     seeds: Tensor,
     normalize: Callable[[Tensor], Tensor],
@@ -52,25 +52,25 @@ def augmented(
     device = pixels.device
     seeds_there = seeds.to(device, non_blocking=True)
     draws = uniforms(random_bits(seeds_there, torch.arange(NOISE, device=device)))  # (n, NOISE)
-    if asked.pad_crop or asked.hflip or asked.vflip:
-        pixels = moved(pixels, asked, draws)
+    if augmentation.pad_crop or augmentation.hflip or augmentation.vflip:
+        pixels = moved(pixels, augmentation, draws)
     inputs = normalize(pixels)
-    if asked.erase:
+    if augmentation.erase:
         # found on the CPU: how many they are is nothing to wait for on a GPU
-        is_erased = uniforms(random_bits(seeds, torch.tensor([ERASE])))[:, 0] < asked.erase
+        is_erased = uniforms(random_bits(seeds, torch.tensor([ERASE])))[:, 0] < augmentation.erase
         which = is_erased.nonzero()[:, 0].to(device, non_blocking=True)
         some = {"draws": draws[which], "seeds": seeds_there[which]}
-        inputs[which] = erased(inputs[which], asked.erase_mode, **some)
+        inputs[which] = erased(inputs[which], augmentation.erase_mode, **some)
     return inputs
 
 
-def moved(pixels: Tensor, asked: Augmentation, draws: Tensor) -> Tensor:
+def moved(pixels: Tensor, augmentation: Augmentation, draws: Tensor) -> Tensor:
     """Padded by black, cut out and flipped, in one gather."""
     n, channels, height, width = pixels.shape
-    padding = asked.pad_crop
+    padding = augmentation.pad_crop
     top, left = (_below(2 * padding + 1, draws[:, which]) for which in (TOP, LEFT))  # (n,)
-    rows = top[:, None] + _places(height, draws[:, VFLIP] < asked.vflip)
-    columns = left[:, None] + _places(width, draws[:, HFLIP] < asked.hflip)
+    rows = top[:, None] + _places(height, draws[:, VFLIP] < augmentation.vflip)
+    columns = left[:, None] + _places(width, draws[:, HFLIP] < augmentation.hflip)
     positions = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]  # (n, h, w)
     padded = F.pad(pixels, [padding] * 4).flatten(2)
     positions = positions.flatten(1)[:, None].expand(n, channels, height * width)

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from src.data.batch_augmentation import augmented, not_in_batches
 from src.data.order import example_seeds
-from src.data.slices import Range
 from src.data.splits import (
     Augmentation,
     Batch,
@@ -28,11 +27,12 @@ from src.data.splits import (
     in_bytes,
     renumbered,
 )
+from src.data.splits_map import Range
 from src.data.transforms import IMAGENET, ImageTransform, image_transforms
-from src.data.workers import Examples, as_they_are, loaded
+from src.data.workers import Examples, identity, loaded
 from src.support import UserError, bad_value
 
-IMAGES_LOOKED_AT = 16
+NUM_SAMPLED = 16
 READ_AT_ONCE = 256  # images, while they are cached
 SECONDS_BETWEEN_LINES = 60.0  # of the log
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, one number a channel
@@ -101,7 +101,7 @@ class DatasetSplit(Split):
         targets = torch.empty(len(self), dtype=torch.int64)
         logger.info("reading {:,} images of {} to cache them on {}", len(self), name, device)
         examples = Examples(self.dataset, transform)
-        examples.normalize = as_they_are  # batches of bytes
+        examples.normalize = identity  # batches of bytes
         order = ((0, indices) for indices in torch.arange(len(self)).split(READ_AT_ONCE))
         batches = loaded(examples, order, torch.device("cpu"), num_workers)
         for start, (images, numbers) in _with_progress(batches, len(self)):
@@ -209,7 +209,7 @@ def labels_of(dataset: Any) -> Tensor:
 
 def image_data(
     splits: Mapping[str, Any],
-    looks: Preprocessing,
+    preprocessing: Preprocessing,
     *,
     name: str,
     class_names: Sequence[str] | None,
@@ -219,25 +219,25 @@ def image_data(
 ) -> Data:
     """Splits of PIL images, and the transforms that make of them what the model wants.
 
-    splits: split -> dataset[i] gives (PIL image, class number). looks: the input shape, mean and
-    std that are asked for, where they are; else `statistics`, ImageNet's where there are none.
+    splits: split -> dataset[i] gives (PIL image, class number). preprocessing: the requested input
+    shape, mean and std; where there are none, `statistics`, ImageNet's where there are none.
     name: of the data set. n_classes: where the classes have no names. resize: also where all
-    images looked at have the size of the input.
+    sampled images have the size of the input.
     """
     shapes = {split: _own_shape(dataset) for split, dataset in splits.items()}
     own_shape = shapes.get("train", next(iter(shapes.values())))
-    shape = _input_shape(looks, own_shape, name)
-    if looks.mean is None or looks.std is None:
+    shape = _input_shape(preprocessing, own_shape, name)
+    if preprocessing.mean is None or preprocessing.std is None:
         mean, std = statistics or IMAGENET
-        looks = replace(looks, mean=mean, std=std)
-    looks = replace(looks, input_shape=shape)
+        preprocessing = replace(preprocessing, mean=mean, std=std)
+    preprocessing = replace(preprocessing, input_shape=shape)
     differ = any(own is None or own[1:] != shape[1:] for own in shapes.values())
-    resize = resize or looks.is_cropped or differ
-    train_transform, transform = image_transforms(looks, resize=resize)
+    resize = resize or preprocessing.is_cropped or differ
+    train_transform, transform = image_transforms(preprocessing, resize=resize)
     made = {k: DatasetSplit(dataset, train_transform, transform) for k, dataset in splits.items()}
     names = None if class_names is None else tuple(class_names)
     n_classes = n_classes if names is None else len(names)
-    return Data(dict(made), shape, n_classes, names, looks)
+    return Data(dict(made), shape, n_classes, names, preprocessing)
 
 
 def cut(bases: Mapping[str, Any], ranges: Mapping[str, Sequence[Range]]) -> dict[str, Dataset]:
@@ -269,9 +269,9 @@ def classes_of(bases: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _own_shape(dataset: Any) -> tuple[int, int, int] | None:
-    """(channels, height, width); None where some of the images looked at differ in size."""
-    looked_at = np.unique(np.linspace(0, len(dataset) - 1, IMAGES_LOOKED_AT).astype(int))
-    images = [dataset[int(index)][0] for index in looked_at]
+    """(channels, height, width); None where some of the sampled images differ in size."""
+    sampled = np.unique(np.linspace(0, len(dataset) - 1, NUM_SAMPLED).astype(int))
+    images = [dataset[int(index)][0] for index in sampled]
     if len({image.size for image in images}) > 1:
         return None
     width, height = images[0].size
@@ -279,9 +279,9 @@ def _own_shape(dataset: Any) -> tuple[int, int, int] | None:
 
 
 def _input_shape(
-    looks: Preprocessing, own: tuple[int, int, int] | None, dataset: str
+    preprocessing: Preprocessing, own: tuple[int, int, int] | None, dataset: str
 ) -> tuple[int, int, int]:
-    shape = looks.input_shape or own
+    shape = preprocessing.input_shape or own
     if shape is None:
         expected = f"[channels, height, width], as the images of {dataset} differ in size"
         raise bad_value("model_input_shape", None, expected)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: the images of a batch two by two, their classes by the same shares."""
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): images and classes, in pairs."""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +6,14 @@ from torch import Tensor
 
 from src.support import random_state
 
-MIXABLE_LOSSES = ("log", "xentropy")  # cross-entropy, which takes shares of classes
+MIXABLE_LOSSES = ("log", "xentropy")  # cross-entropy, which takes probabilities of classes
 
 
 class Mixing:
-    """mixing(inputs, targets, seed=…) -> mixed inputs, and the shares of the classes in each.
+    """mixing(inputs, targets, seed=…) -> mixed inputs, and the probabilities of their classes.
 
     inputs: (n, *shape), changed in place, on any device. targets: (n,) int64 -> (n, num_classes).
-    The first is mixed with the last and so on, one share a batch; the last of an odd number
+    The first is mixed with the last and so on, one weight a batch; the last of an odd number
     stays as it is. A function of the seed: the global generators are as they were afterwards.
     """
 
@@ -44,8 +44,8 @@ class Mixing:
         even = len(targets) - len(targets) % 2
         with random_state.isolate_rng():
             random_state.seed_everything(seed, cpu_only=True)
-            mixed, shares = self.mix(inputs[:even], targets[:even])
+            mixed, soft_targets = self.mix(inputs[:even], targets[:even])
         if even == len(targets):
-            return mixed, shares
-        last = F.one_hot(targets[even:], self.num_classes).to(shares.dtype)
-        return torch.cat([mixed, inputs[even:]]), torch.cat([shares, last])
+            return mixed, soft_targets
+        last = F.one_hot(targets[even:], self.num_classes).to(soft_targets.dtype)
+        return torch.cat([mixed, inputs[even:]]), torch.cat([soft_targets, last])

@@ -9,19 +9,20 @@ import torch
 from loguru import logger
 
 from src.config import import_function, is_import_path
-from src.data.arrays import to_shape, warn_of_absent_classes, with_classes
+from src.data.arrays import to_shape, warn_of_absent_classes, with_num_classes
 from src.data.augmentation import check_augmentation, switched_on
 from src.data.batch_augmentation import not_in_batches
-from src.data.class_names import imagenet_names, named_classes
 from src.data.mixing import MIXABLE_LOSSES, Mixing
 from src.data.order import check_shards
-from src.data.other_sets import by_dataset, joined
 from src.data.sources import custom, hf, libsvm, sklearn, tfds, timm
 from src.data.splits import Augmentation, Data, LoaderConfig, Preprocessing
+from src.data.splits_map import by_dataset, joined
 from src.support import UserError, bad_value, pick
 
 if TYPE_CHECKING:
     from src.config import Config
+
+MOST_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -34,27 +35,31 @@ class Source:
 
     @property
     def name(self) -> str:
-        """In its family."""
+        """The name within its family."""
         return self.dataset if is_import_path(self.dataset) else self.dataset.partition("/")[2]
 
 
 def build_data(config: "Config", preprocessing: Preprocessing | None) -> Data:
-    """The splits that config.data_splits_map asks for, as the model wants its inputs."""
+    """The splits of config.data_splits_map, preprocessed for the model."""
     check_dataset(config)
     own, *others = _sources(config)
-    data = _load(config, own, _looks(config, preprocessing or Preprocessing()))
+    data = _load(config, own, resolve_preprocessing(config, preprocessing or Preprocessing()))
     if data.splits["train"].is_in_memory:
         _refuse_augmentation(config, config.dataset)
-    data = with_classes(data, config.data_n_classes, config.dataset)
-    data = named_classes(data, _class_names(config))
-    # other data are looked at as ours are
-    looks = replace(data.preprocessing, input_shape=data.input_shape)  # type: ignore[arg-type]
-    loaded = {other.dataset: _load(config, other, looks) for other in others}
+    data = with_num_classes(data, config.data_n_classes, config.dataset)
+    if (names := _class_names(config)) is not None:
+        if len(names) != data.n_classes:
+            shown = ", ".join(map(str, names[:MOST_SHOWN])) + ", …" * (len(names) > MOST_SHOWN)
+            raise bad_value("data_class_names", shown, f"{data.n_classes} names, not {len(names)}")
+        data = replace(data, class_names=tuple(names))
+    # examples of other data sets are preprocessed as ours are
+    preprocessing = replace(data.preprocessing, input_shape=data.input_shape)  # type: ignore[arg-type]
+    loaded = {other.dataset: _load(config, other, preprocessing) for other in others}
     return joined(data, loaded, config.data_class_map or {}, config.data_splits_map)
 
 
 def found_in(config: "Config", data: Data) -> dict[str, Any]:
-    """What the found keys of the data are."""
+    """The inferred keys of the config: name -> value."""
     return {
         "data_n_examples": {name: len(split) for name, split in data.splits.items()},
         "data_n_classes": data.n_classes,
@@ -67,7 +72,7 @@ def found_in(config: "Config", data: Data) -> dict[str, Any]:
 def build_loader_config(
     config: "Config", data: Data, device: torch.device, rank: int = 0, num_processes: int = 1
 ) -> LoaderConfig:
-    """How training batches are made; the found keys of config are filled in.
+    """How training batches are made; config with its inferred keys.
 
     rank, num_processes: which process this is, of how many that share each batch.
     """
@@ -99,7 +104,7 @@ def build_loader_config(
 
 
 def check_dataset(config: "Config") -> None:
-    """UserError for what shows before any data are there: names, parts, keys that contradict."""
+    """UserError for mistakes that show without the data: names, parts, contradictions of keys."""
     for source in _sources(config):
         check, _ = family_of(source.dataset)
         check(config, source)
@@ -115,29 +120,27 @@ def check_dataset(config: "Config") -> None:
 
 def check_keys_of_augmentation(config: "Config") -> None:
     """UserError for values that mean nothing, and for contradictions between the keys."""
-    asked = _augmentation(config)
-    check_augmentation(asked)
-    if config.data_on_device is True and (obstacle := not_in_batches(asked)):
+    augmentation = _augmentation(config)
+    check_augmentation(augmentation)
+    if config.data_on_device is True and (obstacle := not_in_batches(augmentation)):
         raise bad_value("data_on_device", True, f"auto or false, as {obstacle}")
-    if config.aug_repeats > 1 and not switched_on(asked):
+    if config.aug_repeats > 1 and not switched_on(augmentation):
         expected = "1, as copies of an example would be the same: no aug_… of single images is on"
         raise bad_value("aug_repeats", config.aug_repeats, expected)
     if (config.aug_mixup or config.aug_cutmix) and config.loss not in MIXABLE_LOSSES:
-        expected = (
-            f"{MIXABLE_LOSSES[0]!r}, as aug_mixup and aug_cutmix give an example shares of classes"
-        )
+        expected = f"{MIXABLE_LOSSES[0]!r}, as aug_mixup and aug_cutmix make mixtures of classes"
         raise bad_value("loss", config.loss, expected)
 
 
 def _augmentation(config: "Config") -> Augmentation:
-    """Of single images."""
+    """The augmentation of single images, keys aug_…"""
     keys = {field.name: getattr(config, f"aug_{field.name}") for field in fields(Augmentation)}
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
     return Augmentation(**given)
 
 
 def _refuse_augmentation(config: "Config", dataset: str) -> None:
-    """Of single images, where our own data are whole arrays in memory, or texts."""
+    """UserError for augmentation of single images, where the data are arrays or texts."""
     names = switched_on(_augmentation(config)) if dataset == config.dataset else []
     for name in names[:1]:
         nothing = "0" if isinstance(getattr(config, f"aug_{name}"), int | float) else "null"
@@ -149,37 +152,44 @@ def _refuse_augmentation(config: "Config", dataset: str) -> None:
 
 
 def _sources(config: "Config") -> list[Source]:
-    """The data sets that the splits come from, ours first."""
+    """The data sets of the splits, that of the key `dataset` first."""
     splits_of = by_dataset(config.data_splits_map, config.dataset)
     version = {config.dataset: config.data_version}
     return [Source(dataset, splits, version.get(dataset)) for dataset, splits in splits_of.items()]
 
 
-def _load(config: "Config", source: Source, looks: Preprocessing) -> Data:
+def _load(config: "Config", source: Source, preprocessing: Preprocessing) -> Data:
     _, build = family_of(source.dataset)
-    return build(config, source, looks)
+    return build(config, source, preprocessing)
 
 
 def family_of(dataset: str) -> tuple["Check", "Build"]:
-    """What checks and builds it."""
+    """(check, build) of the data set's family."""
     if is_import_path(dataset):
         return check_custom, build_custom
     return pick(FAMILIES, dataset.partition("/")[0], "dataset")
 
 
 def _class_names(config: "Config") -> Sequence[str] | None:
-    names = config.data_class_names
-    return imagenet_names() if names == "imagenet" else names
+    """data_class_names; imagenet: the 1000 of open_clip, which were chosen for its prompts."""
+    if config.data_class_names != "imagenet":
+        return config.data_class_names
+    try:
+        from open_clip import IMAGENET_CLASSNAMES
+    except ImportError as error:
+        raise UserError("data_class_names: imagenet needs `pip install open_clip_torch`") from error
+    return list(IMAGENET_CLASSNAMES)
 
 
-def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
-    """What the network wants, overruled by what the config gives."""
-    looks = network
+def resolve_preprocessing(config: "Config", preprocessing: Preprocessing) -> Preprocessing:
+    """The preprocessing of the network, overruled by the keys of the config."""
     if config.model_input_shape is not None:
         shape = tuple(config.model_input_shape)  # of rows it may be of any length
-        looks = replace(looks, input_shape=shape)  # type: ignore[arg-type]
+        preprocessing = replace(preprocessing, input_shape=shape)  # type: ignore[arg-type]
     if config.data_mean is not None and config.data_std is not None:
-        looks = replace(looks, mean=tuple(config.data_mean), std=tuple(config.data_std))
+        preprocessing = replace(
+            preprocessing, mean=tuple(config.data_mean), std=tuple(config.data_std)
+        )
     given: dict[str, Any] = {
         "augmentation": _augmentation(config),
         "crop_pct": config.data_crop_pct,
@@ -188,7 +198,9 @@ def _looks(config: "Config", network: Preprocessing) -> Preprocessing:
         "tokenizer": config.data_tokenizer,
         "text_length": config.data_text_length,
     }
-    return replace(looks, **{key: value for key, value in given.items() if value is not None})
+    return replace(
+        preprocessing, **{key: value for key, value in given.items() if value is not None}
+    )
 
 
 def check_sklearn(config: "Config", source: Source) -> None:
@@ -196,9 +208,9 @@ def check_sklearn(config: "Config", source: Source) -> None:
     sklearn.check_name(source.name, source.splits_map)
 
 
-def build_sklearn(config: "Config", source: Source, looks: Preprocessing) -> Data:
+def build_sklearn(config: "Config", source: Source, preprocessing: Preprocessing) -> Data:
     data = sklearn.load(source.name, source.splits_map, normalize=config.data_normalize)
-    return _shaped(config, source, data, looks)
+    return _shaped(config, source, data, preprocessing)
 
 
 def check_libsvm(config: "Config", source: Source) -> None:
@@ -207,7 +219,7 @@ def check_libsvm(config: "Config", source: Source) -> None:
     libsvm.check_name(source.name, source.splits_map, data_dir=Path(config.data_dir))
 
 
-def build_libsvm(config: "Config", source: Source, looks: Preprocessing) -> Data:
+def build_libsvm(config: "Config", source: Source, preprocessing: Preprocessing) -> Data:
     data = libsvm.load(
         source.name,
         source.splits_map,
@@ -215,7 +227,7 @@ def build_libsvm(config: "Config", source: Source, looks: Preprocessing) -> Data
         download=config.data_download,
         normalize=config.data_normalize,
     )
-    return _shaped(config, source, data, looks)
+    return _shaped(config, source, data, preprocessing)
 
 
 def check_timm(config: "Config", source: Source) -> None:
@@ -226,16 +238,16 @@ def check_timm(config: "Config", source: Source) -> None:
     _check_pixels(config)
 
 
-def build_timm(config: "Config", source: Source, looks: Preprocessing) -> Data:
+def build_timm(config: "Config", source: Source, preprocessing: Preprocessing) -> Data:
     if elsewhere := timm.name_elsewhere(source.name):
         logger.info("{} is read as {}", source.dataset, elsewhere)
-        return _load(config, replace(source, dataset=elsewhere), looks)
+        return _load(config, replace(source, dataset=elsewhere), preprocessing)
     return timm.load(
         source.name,
         source.splits_map,
         data_dir=Path(config.data_dir),
         download=config.data_download,
-        preprocessing=_pixels(config, looks),
+        preprocessing=_pixels(config, preprocessing),
     )
 
 
@@ -245,14 +257,14 @@ def check_tfds(config: "Config", source: Source) -> None:
     _check_pixels(config)
 
 
-def build_tfds(config: "Config", source: Source, looks: Preprocessing) -> Data:
+def build_tfds(config: "Config", source: Source, preprocessing: Preprocessing) -> Data:
     return tfds.load(
         source.name,
         source.splits_map,
         data_dir=Path(config.data_dir),
         download=config.data_download,
         version=source.version,
-        preprocessing=_pixels(config, looks),
+        preprocessing=_pixels(config, preprocessing),
         has_workers=config.num_workers > 0,
     )
 
@@ -265,8 +277,8 @@ def check_hf(config: "Config", source: Source) -> None:
         raise bad_value("data_group_by_length", True, expected)
 
 
-def build_hf(config: "Config", source: Source, looks: Preprocessing) -> Data:
-    """Images, texts or rows: the data tell which keys have a say."""
+def build_hf(config: "Config", source: Source, preprocessing: Preprocessing) -> Data:
+    """Images, texts or rows: the files decide which keys apply."""
     options = hf.HFOptions(
         Path(config.data_dir),
         download=config.data_download,
@@ -278,10 +290,10 @@ def build_hf(config: "Config", source: Source, looks: Preprocessing) -> Data:
         is_grouped=config.data_group_by_length,
         normalize=config.data_normalize,
     )
-    data = hf.load(source.name, source.splits_map, options, _pixels(config, looks))
+    data = hf.load(source.name, source.splits_map, options, _pixels(config, preprocessing))
     split = next(iter(data.splits.values()))
     if not split.is_fitted:
-        return _shaped(config, source, data, looks)
+        return _shaped(config, source, data, preprocessing)
     if not split.is_in_memory:
         _check_pixels(config)
     else:
@@ -293,17 +305,17 @@ def check_custom(config: "Config", source: Source) -> None:
     import_function(source.name, "dataset")
 
 
-def build_custom(config: "Config", source: Source, looks: Preprocessing) -> Data:
+def build_custom(config: "Config", source: Source, preprocessing: Preprocessing) -> Data:
     data = custom.load(
         source.name,
         source.splits_map,
         data_dir=Path(config.data_dir),
         normalize=config.data_normalize,
-        preprocessing=looks,
+        preprocessing=preprocessing,
     )
     if any(split.is_fitted for split in data.splits.values()):
         return data  # its transforms do the rest
-    return _shaped(config, source, data, looks)
+    return _shaped(config, source, data, preprocessing)
 
 
 Check = Callable[["Config", Source], None]
@@ -317,19 +329,19 @@ FAMILIES: dict[str, tuple[Check, Build]] = {
 }
 
 
-def _shaped(config: "Config", source: Source, data: Data, looks: Preprocessing) -> Data:
-    """Arrays as the model wants them."""
+def _shaped(config: "Config", source: Source, data: Data, preprocessing: Preprocessing) -> Data:
+    """Arrays in the shape that the model takes."""
     if len(data.input_shape) == 1:
         _refuse_pixel_statistics(config, source)
     warn_of_absent_classes(data)
-    data = to_shape(data, looks, source.dataset)
-    # pixels that no mean was taken from; for splits of other data sets, which should look alike
-    mean, std = looks.mean or (0.0,), looks.std or (1.0,)
-    return replace(data, preprocessing=replace(looks, mean=mean, std=std))
+    data = to_shape(data, preprocessing, source.dataset)
+    # pixels without a mean; for splits of other data sets, whose examples should be alike
+    mean, std = preprocessing.mean or (0.0,), preprocessing.std or (1.0,)
+    return replace(data, preprocessing=replace(preprocessing, mean=mean, std=std))
 
 
 def _check_pixels(config: "Config") -> None:
-    """Of images that are read one at a time."""
+    """UserError for keys that do not fit images that are read one at a time."""
     if config.data_normalize not in (None, "none"):
         expected = "null (pixels by mean and std) or none (pixels between 0 and 1) for images"
         raise bad_value("data_normalize", config.data_normalize, expected)
@@ -337,9 +349,9 @@ def _check_pixels(config: "Config") -> None:
         raise UserError("data_normalize: got 'none', but data_mean and data_std are given")
 
 
-def _pixels(config: "Config", looks: Preprocessing) -> Preprocessing:
+def _pixels(config: "Config", preprocessing: Preprocessing) -> Preprocessing:
     is_raw = config.data_normalize == "none"
-    return replace(looks, mean=(0.0,), std=(1.0,)) if is_raw else looks
+    return replace(preprocessing, mean=(0.0,), std=(1.0,)) if is_raw else preprocessing
 
 
 def _refuse_pixel_statistics(config: "Config", source: Source) -> None:

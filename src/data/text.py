@@ -13,9 +13,9 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from src.data.slices import Range
 from src.data.sources.fetch import alone, why_out_of_reach
 from src.data.splits import NO_TOKEN, SECOND, Batch, Batches, LoaderConfig, Split, renumbered
+from src.data.splits_map import Range
 from src.support import UserError, bad_value, one_line
 
 KEY = "data_tokenizer"

@@ -1,4 +1,4 @@
-"""From PIL images to the float32 tensors that a model wants."""
+"""Preprocessing: from PIL images to the float32 tensors that a model takes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -96,8 +96,8 @@ class ImageTransform:
     """PIL image -> float32 (channels, height, width): work on the image, then on the tensor.
 
     Where there is none on the tensor, images can stay bytes that make a batch together and are
-    normalised where the model lives: less work an image, a quarter of the memory to pass on.
-    augmentation: where it is all that this does more than the transform of evaluations.
+    normalised where the model lives: less work an image, a quarter of the memory to copy.
+    augmentation: all that distinguishes it from the transform of evaluations; None: not known.
     """
 
     on_image: Callable[["Image"], "Image"]
@@ -113,7 +113,7 @@ class ImageTransform:
         return tensor
 
     def pixels(self, image: "Image") -> bytes:
-        """Height times width times channels of them, not yet normalised."""
+        """height * width * channels bytes, not yet normalised."""
         image = self.on_image(image)
         _, height, width = self.shape
         if image.size != (width, height):
@@ -128,48 +128,50 @@ class ImageTransform:
         return pixels.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
-def image_transforms(looks: Preprocessing, *, resize: bool) -> tuple[Transform, Transform]:
+def image_transforms(preprocessing: Preprocessing, *, resize: bool) -> tuple[Transform, Transform]:
     """The transforms for training and for evaluation, from PIL image to float32 input_shape.
 
-    looks: with shape, mean and std (of pixels between 0 and 1, one number or one a channel).
+    preprocessing: with shape, mean and std (of pixels in 0 … 1, one number or one a channel).
     resize: whether the images may have another size than the shape. The two are the same object
-    where looks.augmentation asks for nothing.
+    where preprocessing.augmentation is off.
     """
-    channels, height, width = looks.input_shape or (0, 0, 0)
+    channels, height, width = preprocessing.input_shape or (0, 0, 0)
     if channels not in MODES:
         raise bad_value("model_input_shape", [channels, height, width], "1 or 3 channels first")
     from torchvision.transforms import Compose
 
-    mean, std = (fit_channels(values or (), channels) for values in (looks.mean, looks.std))
+    mean, std = (
+        fit_channels(values or (), channels) for values in (preprocessing.mean, preprocessing.std)
+    )
     to_mode, to_tensor = ToMode(MODES[channels]), ToNormalizedTensor(mean, std)
-    fit = [_resize_and_crop(height, width, looks)] if resize else []
+    fit = [_resize_and_crop(height, width, preprocessing)] if resize else []
     shape = (channels, height, width)
     transform = ImageTransform(Compose([to_mode, *fit]), to_tensor, shape)
-    asked = looks.augmentation
-    if not switched_on(asked):
+    augmentation = preprocessing.augmentation
+    if not switched_on(augmentation):
         return transform, transform
     on_images = steps_on_images(
-        asked, (height, width), mean=mean, interpolation=looks.interpolation
+        augmentation, (height, width), mean=mean, interpolation=preprocessing.interpolation
     )
-    fit = [] if asked.crop_scale else fit  # that crop is resized itself
+    fit = [] if augmentation.crop_scale else fit  # that crop is resized itself
     steps = Compose([to_mode, *fit, *on_images])
-    train = ImageTransform(steps, to_tensor, shape, steps_on_tensors(asked), asked)
+    train = ImageTransform(steps, to_tensor, shape, steps_on_tensors(augmentation), augmentation)
     return train, transform
 
 
-def _resize_and_crop(height: int, width: int, looks: Preprocessing) -> "Fit":
+def _resize_and_crop(height: int, width: int, preprocessing: Preprocessing) -> "Fit":
     """As timm evaluates: the image covers the size over crop_pct, its centre is cut out."""
     from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
     from torchvision.transforms import CenterCrop, Compose, Resize
 
-    mode = str_to_interp_mode(looks.interpolation)
-    size = floor(height / looks.crop_pct), floor(width / looks.crop_pct)
-    if looks.is_squashed:
+    mode = str_to_interp_mode(preprocessing.interpolation)
+    size = floor(height / preprocessing.crop_pct), floor(width / preprocessing.crop_pct)
+    if preprocessing.is_squashed:
         resize = Resize(size, interpolation=mode)
     elif height == width:
         resize = Resize(size[0], interpolation=mode)
     else:
-        resize = ResizeKeepRatio(size, interpolation=looks.interpolation)
+        resize = ResizeKeepRatio(size, interpolation=preprocessing.interpolation)
     steps = Compose([resize, CenterCrop((height, width))])
     return Fit(steps, (width, height) if size == (height, width) else None)
 

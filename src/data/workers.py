@@ -1,6 +1,6 @@
 """Images read one at a time, by worker processes, in a given order.
 
-That they live through signals for the run is here, and that they can hand over what they read.
+Worker processes survive the signals of the run, which stops them itself.
 """
 
 import os
@@ -41,7 +41,7 @@ class Examples(Dataset):
         self.dataset, self.seed = dataset, seed
         self.read: Callable[[Any], Any] = transform
         self.batch_of: Callable[[Any], Tensor] = torch.stack
-        self.normalize: Callable[[Tensor], Tensor] = as_they_are
+        self.normalize: Callable[[Tensor], Tensor] = identity
         if isinstance(transform, ImageTransform) and not transform.on_tensor:
             self.read, self.batch_of = transform.pixels, transform.batch_of
             self.normalize = transform.to_tensor.normalize
@@ -59,7 +59,7 @@ class Examples(Dataset):
         return self.batch_of(inputs), torch.tensor(targets)
 
     def _example(self, index: int, seed: int | None = None) -> tuple[Any, Any]:
-        """What goes into a batch; an error says of which example it is."""
+        """(inputs, target) of one example; an error names the example."""
         if seed is not None:
             random_state.seed_everything(seed, cpu_only=True)
         try:
@@ -85,7 +85,7 @@ def loaded(
     loader = DataLoader(
         examples,
         batch_sampler=requests,
-        collate_fn=as_they_are,
+        collate_fn=identity,
         num_workers=num_workers,
         pin_memory=on_gpu,
         worker_init_fn=_outlive_signals,
@@ -149,5 +149,5 @@ def _outlive_signals(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
-def as_they_are(values: Any) -> Any:
+def identity(values: Any) -> Any:
     return values

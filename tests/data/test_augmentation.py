@@ -62,8 +62,8 @@ def picture(mode: str, seed: int = 0, size: tuple[int, int] = (40, 50)) -> Image
 
 def augmented(mode: str, *, resize: bool = True, **asked):
     """Our transform for training."""
-    looks = Preprocessing(**vars(LOOKS[mode]) | {"augmentation": Augmentation(**asked)})
-    return image_transforms(looks, resize=resize)[0]
+    preprocessing = Preprocessing(**vars(LOOKS[mode]) | {"augmentation": Augmentation(**asked)})
+    return image_transforms(preprocessing, resize=resize)[0]
 
 
 def drawn(transform, image: Image.Image, seed: int) -> torch.Tensor:
@@ -76,14 +76,14 @@ def drawn(transform, image: Image.Image, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_are_changed_as_timm_does_from_the_same_seed(kind, mode):
     ours, timms = KINDS[kind]
-    looks = LOOKS[mode]
+    preprocessing = LOOKS[mode]
     transform = augmented(mode, **CROP, **ours)
     expected = create_transform(
-        looks.input_shape,
+        preprocessing.input_shape,
         is_training=True,
-        mean=looks.mean,
-        std=looks.std,
-        interpolation=looks.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        interpolation=preprocessing.interpolation,
         use_prefetcher=False,
         **({"hflip": 0.0, "color_jitter": None} | TIMM_CROP | timms),
     )
@@ -91,7 +91,7 @@ def test_images_are_changed_as_timm_does_from_the_same_seed(kind, mode):
     for seed in range(20):
         image = picture(mode, seed)
         results.append(drawn(transform, image, seed))
-        assert results[-1].shape == looks.input_shape
+        assert results[-1].shape == preprocessing.input_shape
         torch.testing.assert_close(results[-1], drawn(expected, image, seed))
     assert any(not torch.equal(a, b) for a, b in pairwise(results))
     again = pickle.loads(pickle.dumps(transform))  # noqa: S301 - for workers that are spawned
@@ -100,9 +100,9 @@ def test_images_are_changed_as_timm_does_from_the_same_seed(kind, mode):
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_small_images_are_padded_and_cropped_as_torchvision_does(mode):
-    looks = LOOKS[mode]
+    preprocessing = LOOKS[mode]
     usual = [RandomCrop(SIZE, padding=3), RandomHorizontalFlip(), ToTensor()]
-    usual = Compose([*usual, Normalize(looks.mean, looks.std)])
+    usual = Compose([*usual, Normalize(preprocessing.mean, preprocessing.std)])
     transform = augmented(mode, resize=False, pad_crop=3, hflip=0.5)
     seen = set()
     for seed in range(20):
@@ -114,8 +114,10 @@ def test_small_images_are_padded_and_cropped_as_torchvision_does(mode):
 
 def test_images_of_another_size_are_resized_before_they_are_padded():
     white = Image.new("L", (100, 60), 255)
-    looks = Preprocessing((1, 20, 20), (0.0,), (1.0,), augmentation=Augmentation(pad_crop=4))
-    transform, _ = image_transforms(looks, resize=True)
+    preprocessing = Preprocessing(
+        (1, 20, 20), (0.0,), (1.0,), augmentation=Augmentation(pad_crop=4)
+    )
+    transform, _ = image_transforms(preprocessing, resize=True)
     shares = [float(drawn(transform, white, seed).mean()) for seed in range(30)]
     assert max(shares) > 0.9  # only what was padded is black
     assert 0.6 < min(shares) < 0.8
@@ -129,8 +131,8 @@ def test_evaluations_see_images_as_they_are_and_training_too_where_nothing_is_as
     train, _ = image_transforms(Preprocessing(**vars(plain) | {"augmentation": idle}), resize=True)
     assert torch.equal(train(image), test(image))
     asked = Augmentation(hflip=1.0, crop_scale=(0.1, 0.2), auto="v0r", erase=1.0)
-    looks = Preprocessing(**vars(plain) | {"augmentation": asked})
-    assert torch.equal(image_transforms(looks, resize=True)[1](image), test(image))
+    preprocessing = Preprocessing(**vars(plain) | {"augmentation": asked})
+    assert torch.equal(image_transforms(preprocessing, resize=True)[1](image), test(image))
 
 
 # ---- Policies ----------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def test_policies_that_timm_has_not_are_refused_before_there_are_data(name, word
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"aug_crop_scale": [0.08]}, r"aug_crop_scale: got \[0.08\], expected two shares"),
+        ({"aug_crop_scale": [0.08]}, r"aug_crop_scale: got \[0.08\], expected two fractions"),
         ({"aug_crop_scale": [0.9, 0.5]}, "aug_crop_scale: got"),
         ({"aug_crop_scale": [0.5, 1.5]}, "aug_crop_scale: got"),
         ({"aug_crop_ratio": [1.5, 0.5]}, "aug_crop_ratio: got"),

@@ -39,9 +39,11 @@ class Pictures(Dataset):
 
 
 def split_of(dataset: Dataset, shape=None, **asked) -> DatasetSplit:
-    looks = Preprocessing(shape, augmentation=Augmentation(**asked))
+    preprocessing = Preprocessing(shape, augmentation=Augmentation(**asked))
     names = tuple(map(str, range(23)))
-    return image_data({"train": dataset}, looks, name="pictures", class_names=names).splits["train"]
+    return image_data({"train": dataset}, preprocessing, name="pictures", class_names=names).splits[
+        "train"
+    ]
 
 
 def cached(split: DatasetSplit, device: torch.device, **keys) -> PixelSplit:

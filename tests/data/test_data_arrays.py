@@ -13,10 +13,10 @@ from src.data.arrays import (
     take,
     to_shape,
     warn_of_absent_classes,
-    with_classes,
+    with_num_classes,
 )
-from src.data.slices import Range
 from src.data.splits import Data, Preprocessing
+from src.data.splits_map import Range
 from src.support.errors import UserError
 
 
@@ -117,15 +117,15 @@ def test_rows_take_shapes_with_as_many_elements():
 
 def test_classes_may_be_more_but_not_fewer():
     data = images()
-    assert with_classes(data, 5, "x/y").n_classes == 5
-    assert with_classes(data, None, "x/y") is data
+    assert with_num_classes(data, 5, "x/y").n_classes == 5
+    assert with_num_classes(data, None, "x/y") is data
     with pytest.raises(UserError, match="data_n_classes: got 1, expected at least the 2"):
-        with_classes(data, 1, "x/y")
+        with_num_classes(data, 1, "x/y")
     several = ArraySplit(torch.ones(4, 3), torch.tensor([[1.0, 0.0]] * 4))
-    wider = with_classes(Data({"train": several}, (3,), 2), 4, "x/y")
+    wider = with_num_classes(Data({"train": several}, (3,), 2), 4, "x/y")
     assert wider.splits["train"].targets.tolist() == [[1.0, 0.0, 0.0, 0.0]] * 4
     with pytest.raises(UserError, match="regression"):
-        with_classes(Data({"train": several}, (3,), None), 4, "x/y")
+        with_num_classes(Data({"train": several}, (3,), None), 4, "x/y")
 
 
 def test_a_train_split_without_a_class_is_told(log_lines):

@@ -66,8 +66,8 @@ def test_an_image_of_another_size_is_refused_though_it_has_as_many_pixels():
 @pytest.mark.parametrize("size", [(24, 24), (16, 32)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
 def test_images_are_resized_as_timm_does_for_evaluation(size, crop_pct):
-    looks = Preprocessing((3, *size), MEAN, STD, "bicubic", crop_pct)
-    _, got = image_transforms(looks, resize=True)
+    preprocessing = Preprocessing((3, *size), MEAN, STD, "bicubic", crop_pct)
+    _, got = image_transforms(preprocessing, resize=True)
     timm = create_transform(
         (3, *size),
         interpolation="bicubic",
@@ -107,15 +107,15 @@ def test_the_keys_of_the_crop_do_what_timm_does_for_evaluation(
 @pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1), ("P", 3), ("RGBA", 3)])
 def test_channels_are_those_of_the_model(mode, channels):
     image = picture("RGB").convert(mode)
-    looks = Preprocessing((channels, 30, 40), (0.0,), (1.0,))
-    transform, _ = image_transforms(looks, resize=False)
+    preprocessing = Preprocessing((channels, 30, 40), (0.0,), (1.0,))
+    transform, _ = image_transforms(preprocessing, resize=False)
     expected = ToTensor()(image.convert("L" if channels == 1 else "RGB"))
     torch.testing.assert_close(transform(image), expected)
 
 
 def test_statistics_fit_the_channels():
-    looks = Preprocessing((1, 30, 40), (0.1, 0.2, 0.6), (0.2, 0.2, 0.2))
-    grey, _ = image_transforms(looks, resize=False)
+    preprocessing = Preprocessing((1, 30, 40), (0.1, 0.2, 0.6), (0.2, 0.2, 0.2))
+    grey, _ = image_transforms(preprocessing, resize=False)
     torch.testing.assert_close(grey(picture("L")), Normalize(0.3, 0.2)(ToTensor()(picture("L"))))
     with pytest.raises(UserError, match="data_mean, data_std: got"):
         image_transforms(Preprocessing((3, 30, 40), (0.1, 0.2), (1.0,)), resize=False)
@@ -126,8 +126,8 @@ def test_statistics_fit_the_channels():
 def test_a_squashed_image_keeps_its_edges():
     image = Image.new("L", (40, 20))
     image.paste(255, (0, 0, 4, 20))  # a tenth on the left is white
-    looks = Preprocessing((1, 20, 20), (0.0,), (1.0,), "nearest")
-    _, cropped = image_transforms(looks, resize=True)
-    _, squashed = image_transforms(replace(looks, is_squashed=True), resize=True)
+    preprocessing = Preprocessing((1, 20, 20), (0.0,), (1.0,), "nearest")
+    _, cropped = image_transforms(preprocessing, resize=True)
+    _, squashed = image_transforms(replace(preprocessing, is_squashed=True), resize=True)
     assert cropped(image).max() == 0
     assert squashed(image)[0, :, :2].min() == 1

@@ -9,9 +9,9 @@ from torch.utils.data import ConcatDataset, Subset
 from src.config import Config, make_config
 from src.data.arrays import ArraySplit
 from src.data.images import DatasetSplit
-from src.data.other_sets import by_dataset, joined
 from src.data.registry import build_data, check_dataset
 from src.data.splits import Data, Preprocessing
+from src.data.splits_map import by_dataset, joined
 from src.data.text import TextSplit
 from src.support.errors import UserError
 
@@ -221,8 +221,8 @@ def test_a_split_of_another_data_set_is_looked_at_as_ours(tmp_path):
         "data_dir": str(tmp_path),
         "data_splits_map": {"train": "train", "o": "timm/folder/others:test"},
     }
-    looks = Preprocessing((1, 4, 4), (0.5,), (0.1,))
-    split = build_data(make_config(keys), looks).splits["o"]
+    preprocessing = Preprocessing((1, 4, 4), (0.5,), (0.1,))
+    split = build_data(make_config(keys), preprocessing).splits["o"]
     for index in range(2):
         image, target = split.dataset[index]
         expected = ((50, 200)[target] / 255 - 0.5) / 0.1

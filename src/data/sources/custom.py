@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 from src.config import import_function
 from src.data.arrays import ArraySplit, split_arrays
 from src.data.images import classes_of, cut, image_data
-from src.data.slices import check_bases, resolve_all
 from src.data.splits import Data, Preprocessing
+from src.data.splits_map import check_bases, resolve_all
 from src.support import bad_value
 
 KEY = "dataset"

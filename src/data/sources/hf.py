@@ -31,11 +31,11 @@ from torch.utils.data import Dataset
 from src.data import text as texts
 from src.data.arrays import ArraySplit, split_arrays
 from src.data.images import cut, image_data
-from src.data.slices import Range, bases_used, check_bases, parse, resolve_all
 from src.data.sources import hf_columns as columns
 from src.data.sources.fetch import missing, why_out_of_reach
 from src.data.sources.hf_columns import Parts, Targets
 from src.data.splits import Data, Preprocessing, Split
+from src.data.splits_map import Range, bases_used, check_bases, parse, resolve_all
 from src.support import UserError, bad_value, one_line, write_atomically
 
 TEXT_LENGTH = 512

@@ -19,9 +19,9 @@ from loguru import logger
 from torch import Tensor
 
 from src.data.arrays import ArraySplit, csr_tensor, split_arrays
-from src.data.slices import bases_used, check_bases
 from src.data.sources.fetch import alone, file_stamp, missing, read_timeout
 from src.data.splits import Data
+from src.data.splits_map import bases_used, check_bases
 from src.support import one_line, unknown_name, write_atomically
 
 SUFFIXES = {"train": "", "test": "_test"}  # of the site's names, for the parts

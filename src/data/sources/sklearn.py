@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from src.data.arrays import ArraySplit, split_arrays
-from src.data.slices import check_bases
 from src.data.splits import Data
+from src.data.splits_map import check_bases
 from src.support import UserError, pick
 
 

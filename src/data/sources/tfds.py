@@ -20,7 +20,6 @@ from loguru import logger
 from torch.utils.data import Dataset
 
 from src.data.images import image_data
-from src.data.slices import KEY, Range, check_bases, warn_of_overlap
 from src.data.sources.fetch import missing
 from src.data.sources.tfds_files import (
     METADATA,
@@ -33,6 +32,7 @@ from src.data.sources.tfds_files import (
 )
 from src.data.sources.tfds_records import ArrayRecords, OpenFiles, ReaderProcess, Records, TFRecords
 from src.data.splits import Data, Preprocessing
+from src.data.splits_map import KEY, Range, check_bases, warn_of_overlap
 from src.data.transforms import MODES, STATISTICS
 from src.support import UserError, bad_value, one_line
 

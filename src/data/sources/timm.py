@@ -20,9 +20,9 @@ from loguru import logger
 from torch.utils.data import Dataset, Subset
 
 from src.data.images import classes_of, cut, image_data
-from src.data.slices import bases_used, check_bases, resolve_all
 from src.data.sources.fetch import alone, missing, read_timeout
 from src.data.splits import Data, Preprocessing
+from src.data.splits_map import bases_used, check_bases, resolve_all
 from src.data.transforms import STATISTICS
 from src.support import bad_value, one_line, pick, unknown_name
 

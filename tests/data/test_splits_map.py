@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data.slices import Range, bases_used, check_bases, resolve, resolve_all
+from src.data.splits_map import Range, bases_used, check_bases, resolve, resolve_all
 from src.support.errors import UserError
 
 SIZES = {"train": 1000, "test": 7}
