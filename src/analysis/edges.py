@@ -273,9 +273,11 @@ def extension(df: pd.DataFrame, found: Sequence[Edge], name: str | None = None) 
 
 def _requested(df: pd.DataFrame, runs: Sequence[int]) -> list[dict[str, Any]]:
     """The configurations that these runs, by position, were requested with; null keys are out."""
-    rows = df.iloc[runs][[key for key in REQUESTED if key in df]].to_dict("records")
+    rows = df.iloc[runs][[key for key in REQUESTED if key in df]]
+    rows.attrs = {}  # pandas copies them deeply for each cell, which is most of the time
     return [
-        {str(k): v for k, v in row.items() if not is_null(v) and v != NOT_KNOWN} for row in rows
+        {str(k): v for k, v in row.items() if not is_null(v) and v != NOT_KNOWN}
+        for row in rows.to_dict("records")
     ]
 
 
