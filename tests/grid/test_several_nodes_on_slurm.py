@@ -81,12 +81,11 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_as_one_process_does(
     assert (row / "done").exists(), said + log
     assert "attempt 2" in log
     assert "stopped by SIGTERM" in log
-    assert "2 processes, a share of each batch each" in log
+    assert "2 processes, a shard of each batch each" in log
     assert said.count("test/last/accuracy") == 1
     assert not list(row.glob("training.rank*"))
-    is_signalled_first = (
-        preempt is preempt_by_another
-    )  # the tasks are, when the time of grace begins
+    # The tasks are, when the time of grace begins.
+    is_signalled_first = preempt is preempt_by_another
     assert ("waiting for what Slurm does with the job" in said) == is_signalled_first
     one = digits(**KEYS, train_length=length, optim_alg="sgd", output_dir=str(tmp_path / "one"))
     run_experiment(one)
