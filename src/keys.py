@@ -58,14 +58,14 @@ class Bookkeeping:
     # minutes between two saves of the state that a killed run resumes from
     # (src/runtime/train_state.py)
     checkpoint_minutes: PositiveFloat = 10
-    # keep that state when the run has ended, so that a longer train_length can go on from it
+    # keep that state when the run has ended, so that a longer train_length can resume from it
     keep_state: bool = True
     # record so many training steps, after a few of warm-up, in trace.json.gz (Perfetto opens it)
     # and log the costliest operations; null: none
     profile: PositiveInt | None = None
     # draw curves.png, the learning curves, when the run ends
     save_plot: bool = True
-    # seconds between two looks at what the run uses of the machine, in system.csv and as columns
+    # seconds between two samples of what the run uses of the machine, in system.csv and as columns
     # system/… of stats.csv; 0: none
     system_interval: NonNegativeFloat = 10
     # the run's folder, ~ is home; null: nothing is written; not given at all: train.py makes one,
@@ -88,7 +88,7 @@ class Bookkeeping:
     # loss; weights, optimizer, losses, sums and products of sparse rows are float32 in each
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     # torch.compile of the network for full batches; true is its mode default; reduce-overhead and
-    # max-autotune record CUDA graphs. Where it can't be done, a warning says so and the run goes on
+    # max-autotune record CUDA graphs. Where it can't be done, a warning says so and nothing changes
     compile: CompileMode | bool = False
     # weights and batches of images with the channels innermost: faster convolutions on GPUs
     channels_last: bool = False
@@ -176,11 +176,11 @@ class DataKeys:
 @dataclass(frozen=True)
 class AugmentationKeys:
     """Of training images that are read one at a time; mixup and cutmix of all dense examples with
-    one class. Everything is off unless asked for."""
+    one class. Everything is off by default."""
 
     # pixels added around an image before a random crop of the size that it had; CIFAR: 4
     aug_pad_crop: NonNegativeInt = 0
-    # instead, a random part of the image, resized: its share of the area; ImageNet: [0.08, 1]
+    # instead, a random part of the image, resized: its fraction of the area; ImageNet: [0.08, 1]
     aug_crop_scale: list[PositiveFloat] | None = None
     # its width over its height, from and to
     aug_crop_ratio: list[PositiveFloat] = dataclasses.field(default_factory=lambda: [3 / 4, 4 / 3])
@@ -200,7 +200,7 @@ class AugmentationKeys:
     # of one image is pasted into another; 0: neither. Where both are given, a batch takes one
     aug_mixup: NonNegativeFloat = 0.0
     aug_cutmix: NonNegativeFloat = 0.0
-    # share of the batches that are mixed, and where both are given of those that are cut
+    # fraction of the batches that are mixed, and where both are given of those that are cut
     aug_mix_prob: Probability = 1.0
     aug_mix_switch_prob: Probability = 0.5
     # so many differently augmented copies of an example in a batch; a pass is as long as ever, and
@@ -230,7 +230,7 @@ class ModelKeys:
     model_input_shape: list[PositiveInt] | None = None
     # log = xentropy; mse = square; bce for several labels an example; next_token: of texts
     loss: str = "log"
-    # share of the target spread over all classes, 0…1; cross-entropy only, evaluations' too
+    # fraction of the target spread over all classes, 0…1; cross-entropy only, evaluations' too
     label_smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     # one weight a class, cross-entropy only, evaluations' too; null: all count the same
     loss_class_weights: list[NonNegativeFloat] | None = None

@@ -61,7 +61,7 @@ def efficientnet(tmp_path_factory) -> str:
 
 @pytest.fixture
 def small_files():
-    """small_files(n): no file may grow beyond n bytes, as on a full disk; None: any may."""
+    """small_files(n): no file may grow beyond n bytes, as on a full disk; None: no limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 

@@ -184,7 +184,7 @@ def _added(df: pd.DataFrame, run: int, key: str, series: tuple[float, ...]) -> t
     return tuple(added)
 
 
-# By hand: numpy and scipy fit polynomials. The line through the logarithms of 1, 2, 5, 10 goes on
+# By hand: numpy and scipy fit polynomials. The line through the logarithms of 1, 2, 5, 10 continues
 # with 22.4 where everybody tries 20, and the line through 0.5, 0.9, 0.95 with 1.23.
 def extrapolate(key: str, series: Sequence[float]) -> list[float]:
     """At most two values that continue a rising or falling series of tried ones.
@@ -263,7 +263,7 @@ def extension(df: pd.DataFrame, found: Sequence[Edge], name: str | None = None) 
     details = {"name": name, "output_dir": output_dir}
     content = {"job_details": details, "parameters": _parameters(blocks, found)}
     num_runs = sum(math.prod(map(len, block.values())) for block in blocks)
-    lines = [f"Is it better still beyond the edges of {batch}? Runs: {num_runs:,}"]
+    lines = [f"Is it better still outside the edges of {batch}? Runs: {num_runs:,}"]
     for edge in found:
         side = "above" if edge.side == "largest" else "below"
         lines.append(f"  {edge.key} {side} {format_value(edge.value)}")

@@ -215,11 +215,11 @@ def _counted(lines: Sequence[str], number: int) -> str:
 def _unknown_key(key: str, value: object) -> str:
     hint = f"; did you mean {near!r}?" if (near := nearest_key(key)) else "."
     named = f"{one_line(key)}={short_repr(value)}"
-    return f"{named}: there is no such key{hint} All keys stand in src/keys.py"
+    return f"{named}: there is no such key{hint} All keys are in src/keys.py"
 
 
 def _explain(error: pydantic.ValidationError) -> str:
-    """One line a key: its value and what each type that it allows asked for."""
+    """One line a key: its value and what each type that it allows expected."""
     expected: dict[str, dict[str, None]] = {}
     values: dict[str, Any] = {}
     for item in error.errors(include_url=False):

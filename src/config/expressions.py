@@ -26,7 +26,7 @@ MOST_WORK = 100_000  # elements made; a job file needs some hundreds
 WORK_PER_NODE = 8  # a visited node takes about as long as so many elements
 MOST_CHARACTERS = 4_000
 MOST_BITS = 1_024  # of an integer: as far as floats go
-MOST_DIGITS = 100  # asked for when rounding
+MOST_DIGITS = 100  # for rounding
 EXCERPT = 60  # characters of the text shown in an error
 ARRAYS = int | float | np.ndarray
 

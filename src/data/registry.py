@@ -146,7 +146,7 @@ def _refuse_augmentation(config: "Config", dataset: str) -> None:
         nothing = "0" if isinstance(getattr(config, f"aug_{name}"), int | float) else "null"
         expected = (
             f"{nothing}, as {dataset} is not read image by image, unlike timm/…, tfds/… and"
-            " a Dataset of one's own"
+            " a custom Dataset"
         )
         raise bad_value(f"aug_{name}", getattr(config, f"aug_{name}"), expected)
 

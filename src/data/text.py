@@ -207,7 +207,7 @@ def _with_types(ids: list[int], types: list[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class ToContinue:
-    """Whole texts for a language model, each with the token that ends texts at its end.
+    """Texts for a language model, uncut, each with the token that ends texts at its end.
 
     has_start: with the token that starts them, where the tokenizer puts one there itself.
     """

@@ -49,14 +49,14 @@ class RankedSetting:
         return {key: self.results[0].status.row.values.get(key) for key in keys}
 
     @property
-    def value_in_words(self) -> str:
+    def value_text(self) -> str:
         """'0.9512 ± 0.0031', the mean and the standard deviation over seeds; '-': no value."""
         found = self.standing
         spread = f" ± {found.std:.2g}" if found.num_seeds > 1 else ""
         return f"{found.mean:.5g}{spread}" if found.num_seeds else "-"
 
     @property
-    def seeds_in_words(self) -> str:
+    def seeds_text(self) -> str:
         """'3 seeds', '2 of 3 seeds, 1 diverged'."""
         found = self.standing
         of = f"of {found.num_expected} " if found.num_seeds < found.num_expected else ""

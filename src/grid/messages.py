@@ -128,12 +128,12 @@ def digest_of(report: Report) -> tuple[str, str]:
     if len(groups) > MOST_GROUPS:
         lines.append(f"- and {len(groups) - MOST_GROUPS} more kinds of failure")
     if report.best:
-        lines.append(f"best {report.ranking_in_words}:")
+        lines.append(f"best {report.ranking_text}:")
     for best in report.best:
         values = describe(best.values(report.keys))
-        lines.append(f"- {best.value_in_words} ({best.seeds_in_words}) {values}".rstrip())
-    if report.cost_in_words:
-        lines.append(f"cost: {report.cost_in_words}")
+        lines.append(f"- {best.value_text} ({best.seeds_text}) {values}".rstrip())
+    if report.cost_text:
+        lines.append(f"cost: {report.cost_text}")
     if kinds := {group.only for group in groups}:
         lines.append(report.retry_command(kinds.pop() if len(kinds) == 1 else None))
     lines.append(f"python report.py {report.batch.path}")

@@ -23,7 +23,7 @@ MOST_RUNS = 5  # of a setting, by number
 
 def show_reports(reports: Sequence[Report], num_older: int, *, clear: bool = False) -> None:
     """Print them. clear: on a terminal in place of what stood there."""
-    # made anew each time, as windows change their size
+    # made again each time, as windows change their size
     console = Console(highlight=False, markup=False, emoji=False)
     if clear and console.is_terminal:
         console.clear()
@@ -55,10 +55,10 @@ def show_report(report: Report, console: Console) -> None:
         console.print("  the queue is unknown: runs that wait in it show as never started")
     for damage in report.damage:
         line(f"damaged: {damage}")
-    if report.cost_in_words:
-        line(f"cost: {report.cost_in_words}")
+    if report.cost_text:
+        line(f"cost: {report.cost_text}")
     if report.best:
-        line(f"best so far {report.ranking_in_words}:")
+        line(f"best so far {report.ranking_text}:")
         console.print(_best_table(report))
     for i, group in enumerate(report.groups):
         line(group.headline)
@@ -120,7 +120,7 @@ def _best_table(report: Report) -> Padding:
             runs.append(number if state == "done" else f"{number} ({state})")
         numbers = ", ".join(runs) + ", …" * (len(best.results) > MOST_RUNS)
         values = describe(best.values(report.keys))
-        table.add_row(best.value_in_words, *column, best.seeds_in_words, numbers, values)
+        table.add_row(best.value_text, *column, best.seeds_text, numbers, values)
     return Padding(table, (0, 0, 0, 4))
 
 
@@ -179,8 +179,8 @@ def _setting_as_json(best: RankedSetting, keys: Sequence[str]) -> dict[str, Any]
         "num_seeds": standing.num_seeds,
         "num_expected": standing.num_expected,
         "num_diverged": standing.num_diverged,
-        "value_in_words": best.value_in_words,
-        "seeds_in_words": best.seeds_in_words,
+        "value_in_words": best.value_text,
+        "seeds_in_words": best.seeds_text,
         "values": best.values(keys),
         "runs": [
             {
@@ -211,7 +211,7 @@ def write_report_page(reports: Sequence[Report], path: Path, *, is_metric_given:
         facts = as_json(report) | {
             "metric": columns[0] if is_metric_given and columns else None,
             "time_left": _time_left(report),
-            "cost_in_words": report.cost_in_words,
+            "cost_in_words": report.cost_text,
             "written": time.strftime("%Y-%m-%d %H:%M %Z"),
         }
         try:

@@ -71,7 +71,7 @@ class Report:
         return found
 
     @property
-    def ranking_in_words(self) -> str:
+    def ranking_text(self) -> str:
         """'by test/last/accuracy (chosen and reported on the same split)'"""
         doubts = f" ({'; '.join(self.doubts)})" if self.doubts else ""
         return f"by {', '.join(self.columns)}{doubts}"
@@ -107,7 +107,7 @@ class Report:
         return sum((status.wasted or Cost() for status in self.statuses), Cost())
 
     @property
-    def cost_in_words(self) -> str | None:
+    def cost_text(self) -> str | None:
         """'12 core-hours; wasted 10%, 1.2 core-hours (…)'; None where nobody has counted."""
         cost, wasted = self.cost, self.wasted
 

@@ -71,7 +71,7 @@ class Lease:
         self.thread.start()
 
     def ensure(self) -> None:
-        """Raises LeaseLost where the folder is no longer ours; cheap while heartbeats go on."""
+        """Raises LeaseLost where the folder is no longer ours; cheap while heartbeats continue."""
         if self.file is None or abs(time.time() - self.verified) < HEARTBEAT_SECONDS:
             return
         other = _read(self.path)

@@ -8,7 +8,7 @@ memory_peak_gb      the most so far, also between two samples for this process i
 memory_share        of the limit, of the machine or a cgroup, that is nearest: used by anyone
 disk_read_mb_s      and disk_write_mb_s: of this run's processes, past the system's cache
 network_in_mb_s     and network_out_mb_s: of the machine
-gpu0_use            share of the time in which some kernel ran, 0…1; of each GPU of this run
+gpu0_use            fraction of the time in which some kernel ran, 0…1; of each GPU of this run
 gpu0_memory_gb      by anyone, as gpu0_power_w and gpu0_temperature_c
 
 The cost, in status.json, is core-seconds and GPU-seconds. In a job of Slurm the cores and GPUs that
@@ -106,7 +106,7 @@ class MachineUse:
                 if not self.may_write():
                     return
                 self.file.write(sample)
-            except Exception as error:  # a file of /proc, a driver, a disk: the run goes on
+            except Exception as error:  # a file of /proc, a driver, a disk: the run continues
                 logger.warning("machine use is not recorded any more: {}", error)
                 return
             with self.lock:
@@ -434,7 +434,7 @@ class CostMeter:
 
 
 def allotted(environment: Mapping[str, str]) -> tuple[float, float] | None:
-    """(cores, GPUs) of a job of Slurm, this run's share of them; None outside of a job."""
+    """(cores, GPUs) of a job of Slurm, this run's part of them; None outside of a job."""
 
     def number(name: str, default: int) -> int:
         text = environment.get(name, "")

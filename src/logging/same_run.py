@@ -31,7 +31,7 @@ SIGNS = ("spec.yaml", "status.json", "claim")  # older experiments have the firs
 
 
 class OtherRun(UserError):  # noqa: N818 - says what is the matter
-    """The folder's run is not the one asked for; nothing in the folder is to change."""
+    """The folder's run is not the requested one; nothing in the folder is to change."""
 
 
 def is_run_folder(folder: Path) -> bool:

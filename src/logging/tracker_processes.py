@@ -7,7 +7,7 @@ however it did. So a tracker that is slow, offline or broken holds up nobody.
 
 trackers/id           the run, for all trackers: the same one as long as its folder is
 trackers/NAME.json    how much of the run a tracker has (SyncState)
-trackers/NAME/        what is kept offline: each attempt writes it anew, with all rows so far
+trackers/NAME/        what is kept offline: each attempt rewrites it, with all rows so far
 trackers/NAME.log     what the tracker's library prints
 """
 
@@ -112,7 +112,7 @@ class TrackerProcesses:
                 self.reported.add(name)
                 problem = problem or f"ended by itself ({code})"
                 log = self.folder / FOLDER / f"{name}.log"
-                logger.warning("{}: {}; the run goes on without it ({})", name, problem, log)
+                logger.warning("{}: {}; the run continues without it ({})", name, problem, log)
 
     def close(self, *, is_stopped: bool = False) -> None:
         """The run has ended, and all its files are written."""

@@ -255,7 +255,7 @@ def _create(
     # For folders create_model takes no other weights than theirs.
     is_loaded = is_pretrained or (file is not None and source.folder is None)
     disabled = logging.root.manager.disable
-    if not is_loaded:  # open_clip warns of random weights, which were asked for
+    if not is_loaded:  # open_clip warns of random weights, which were requested
         logging.disable(logging.WARNING)
     try:
         clip = open_clip.create_model(

@@ -122,7 +122,7 @@ FROM_PADDING = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert"),
     *("data2vec-text", "longformer", "mpnet", "luke", "ibert", "esm"),
 )
-MAX_TOKENS = 1024  # unless more are asked for: attention costs their square
+MAX_TOKENS = 1024  # unless more are requested: attention costs their square
 
 
 @_quiet()

@@ -83,8 +83,8 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("last"), Mapping):
         content = content["last"]  # one of our checkpoints, which hold averaged models as well
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
-        held = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
-        raise bad_value("model_weights", path, f"names and tensors; the file holds {held}")
+        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
+        raise bad_value("model_weights", path, f"names and tensors; the file holds {found}")
     return dict(content)
 
 

@@ -181,7 +181,7 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[nn.Parameter, flo
 def layer_numbers(model: nn.Module) -> dict[str, int]:
     """Name of a parameter -> number of its layer, counted from the inputs: 0 is the first.
 
-    A model with a method group_matcher is asked: timm's networks have it, ours of clip/… and
+    A model with a method group_matcher decides: timm's networks have it, ours of clip/… and
     hf/… too, and a network of your own may have it. Any other model's children are its layers,
     in the order in which they were made; of children that are lists the items are.
     """

@@ -8,29 +8,29 @@ from src.config import KEYS, Config, load_config, make_config, read_yaml
 from src.config.config import MOST_LINES
 from src.support.errors import UserError
 
-LEDGER = "src/config/defaults.yaml"
+HISTORY = "src/config/defaults.yaml"
 
 
-def test_every_default_is_the_one_in_the_ledger():
-    with open(LEDGER) as file:
-        ledger = {key: entry["default"] for key, entry in yaml.safe_load(file).items()}
+def test_every_default_is_the_one_in_the_history():
+    with open(HISTORY) as file:
+        history = {key: entry["default"] for key, entry in yaml.safe_load(file).items()}
     defaults = dataclasses.asdict(Config())
     # null lets a larger first loss set it, and else is the number that it always was
     assert defaults["max_allowed_loss"] is None
     defaults["max_allowed_loss"] = Config().draw_missing().max_allowed_loss
-    changed = {k for k in ledger.keys() & defaults if ledger[k] != defaults[k]}
-    assert ledger.keys() <= defaults.keys(), (
+    changed = {k for k in history.keys() & defaults if history[k] != defaults[k]}
+    assert history.keys() <= defaults.keys(), (
         "a key disappeared: files of earlier experiments that set it no longer load"
     )
     assert not changed, (
         "a default changed: results that were written without the key would be read with a "
         "value they never had; keep the default, or add a new key"
     )
-    assert defaults.keys() <= ledger.keys(), f"add the new keys to {LEDGER} with the version"
+    assert defaults.keys() <= history.keys(), f"add the new keys to {HISTORY} with the version"
 
 
-def test_ledger_gives_the_version_of_every_key():
-    with open(LEDGER) as file:
+def test_the_history_gives_the_version_of_every_key():
+    with open(HISTORY) as file:
         entries = yaml.safe_load(file).values()
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", entry["since"]) for entry in entries)
 

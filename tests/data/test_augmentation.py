@@ -60,9 +60,9 @@ def picture(mode: str, seed: int = 0, size: tuple[int, int] = (40, 50)) -> Image
     return Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
 
 
-def augmented(mode: str, *, resize: bool = True, **asked):
+def augmented(mode: str, *, resize: bool = True, **requested):
     """Our transform for training."""
-    preprocessing = Preprocessing(**vars(LOOKS[mode]) | {"augmentation": Augmentation(**asked)})
+    preprocessing = Preprocessing(**vars(LOOKS[mode]) | {"augmentation": Augmentation(**requested)})
     return image_transforms(preprocessing, resize=resize)[0]
 
 
@@ -123,15 +123,15 @@ def test_images_of_another_size_are_resized_before_they_are_padded():
     assert 0.6 < min(shares) < 0.8
 
 
-def test_evaluations_see_images_as_they_are_and_training_too_where_nothing_is_asked_for():
+def test_evaluations_see_images_as_they_are_and_training_too_where_nothing_is_requested():
     image, plain = picture("RGB"), LOOKS["RGB"]
     train, test = image_transforms(plain, resize=True)
     assert train is test  # the loader then draws nothing
     idle = Augmentation(crop_ratio=(0.5, 2.0), erase_mode="rand")
     train, _ = image_transforms(Preprocessing(**vars(plain) | {"augmentation": idle}), resize=True)
     assert torch.equal(train(image), test(image))
-    asked = Augmentation(hflip=1.0, crop_scale=(0.1, 0.2), auto="v0r", erase=1.0)
-    preprocessing = Preprocessing(**vars(plain) | {"augmentation": asked})
+    requested = Augmentation(hflip=1.0, crop_scale=(0.1, 0.2), auto="v0r", erase=1.0)
+    preprocessing = Preprocessing(**vars(plain) | {"augmentation": requested})
     assert torch.equal(image_transforms(preprocessing, resize=True)[1](image), test(image))
 
 
@@ -233,14 +233,14 @@ def test_values_without_a_meaning_are_refused_before_there_are_data(keys, words)
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "requested",
     [
         *(("pad_crop", 4), ("crop_scale", [0.5, 1]), ("hflip", 0.5), ("vflip", 1), ("auto", "v0")),
         *(("color_jitter", 0.4), ("erase", 0.1)),
     ],
 )
-def test_data_in_memory_are_not_changed_image_by_image(asked):
-    name, value = asked
+def test_data_in_memory_are_not_changed_image_by_image(requested):
+    name, value = requested
     for dataset in ("sklearn/digits", "libsvm/a9a"):
         config = make_config({"dataset": dataset, "data_dir": "nowhere", f"aug_{name}": value})
         with pytest.raises(UserError, match=rf"^aug_{name}: got .*{dataset} is not .* timm/"):

@@ -25,7 +25,7 @@ SHAPE = (3, 9, 12)
 WORD = 2**64 - 1
 TO_TENSOR = ToNormalizedTensor((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 EVERYTHING = {"pad_crop": 2, "hflip": 0.5, "vflip": 0.3, "erase": 0.7}
-ASKED = {
+REQUESTED = {
     "nothing": {},
     "crop": {"pad_crop": 3},
     "flips": {"hflip": 0.5, "vflip": 0.5},
@@ -45,9 +45,9 @@ def seeds(n: int = 40) -> torch.Tensor:
     return torch.randint(0, 2**32, (n,), generator=torch.Generator().manual_seed(1))
 
 
-def changed(asked: dict, n: int = 40) -> torch.Tensor:
+def changed(requested: dict, n: int = 40) -> torch.Tensor:
     normalize = TO_TENSOR.normalize
-    return augmented(images(n), Augmentation(**asked), seeds=seeds(n), normalize=normalize)
+    return augmented(images(n), Augmentation(**requested), seeds=seeds(n), normalize=normalize)
 
 
 # ---- The slow way ------------------------------------------------------------------------
@@ -82,36 +82,36 @@ def rectangle(seed: int, height: int, width: int) -> tuple[int, int, int, int] |
     return None
 
 
-def one_by_one(image: torch.Tensor, asked: Augmentation, seed: int) -> torch.Tensor:
+def one_by_one(image: torch.Tensor, requested: Augmentation, seed: int) -> torch.Tensor:
     channels, height, width = image.shape
-    padding = asked.pad_crop
+    padding = requested.pad_crop
     padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=torch.uint8)
     padded[:, padding : padding + height, padding : padding + width] = image
     top, left = (int(uniform(seed, i) * (2 * padding + 1)) for i in (0, 1))
     image = padded[:, top : top + height, left : left + width]
-    if uniform(seed, 2) < asked.hflip:
+    if uniform(seed, 2) < requested.hflip:
         image = image.flip(2)
-    if uniform(seed, 3) < asked.vflip:
+    if uniform(seed, 3) < requested.vflip:
         image = image.flip(1)
     inputs = TO_TENSOR.normalize(image)
-    if uniform(seed, 4) < asked.erase and (found := rectangle(seed, height, width)):
+    if uniform(seed, 4) < requested.erase and (found := rectangle(seed, height, width)):
         top, left, high, wide = found
         for c, y, x in np.ndindex(channels, high, wide):
             pixel = (c * height + top + y) * width + left + x
-            number = NOISE + (pixel if asked.erase_mode == "pixel" else c)
-            filling = 0.0 if asked.erase_mode == "const" else normal(seed, number)
+            number = NOISE + (pixel if requested.erase_mode == "pixel" else c)
+            filling = 0.0 if requested.erase_mode == "const" else normal(seed, number)
             inputs[c, top + y, left + x] = filling
     return inputs
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("kind", REQUESTED)
 def test_a_batch_is_changed_as_its_images_are_one_by_one(kind):
-    asked = Augmentation(**ASKED[kind])
+    requested = Augmentation(**REQUESTED[kind])
     expected = [
-        one_by_one(image, asked, seed)
+        one_by_one(image, requested, seed)
         for image, seed in zip(images(), seeds().tolist(), strict=True)
     ]
-    torch.testing.assert_close(changed(ASKED[kind]), torch.stack(expected))
+    torch.testing.assert_close(changed(REQUESTED[kind]), torch.stack(expected))
 
 
 def test_rectangles_are_those_that_timm_would_find_also_where_few_fit():
@@ -168,8 +168,8 @@ def test_each_offset_of_the_crop_comes_as_often_in_both_directions():
 @pytest.mark.parametrize(("key", "axis"), [("hflip", 3), ("vflip", 2)])
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_flips_come_as_often_as_asked_for(key, axis, probability):
-    pixels, asked = images(3000, (1, 3, 3)), Augmentation(**{key: probability})
-    result = augmented(pixels, asked, seeds=seeds(3000), normalize=lambda x: x)
+    pixels, requested = images(3000, (1, 3, 3)), Augmentation(**{key: probability})
+    result = augmented(pixels, requested, seeds=seeds(3000), normalize=lambda x: x)
     is_flipped = (result == pixels.flip(axis)).all(-1).all(-1).all(-1)
     assert (is_flipped | (result == pixels).all(-1).all(-1).all(-1)).all()
     assert float(is_flipped.float().mean()) == pytest.approx(probability, abs=0.03)
@@ -181,8 +181,8 @@ def test_rectangles_are_as_large_and_as_many_as_timm_s():
 
     n, size = 3000, 16
     white = torch.ones(n, 1, size, size)
-    asked = Augmentation(erase=0.6, erase_mode="const")
-    ours = augmented(white.clone(), asked, seeds=seeds(n), normalize=lambda x: x)
+    requested = Augmentation(erase=0.6, erase_mode="const")
+    ours = augmented(white.clone(), requested, seeds=seeds(n), normalize=lambda x: x)
     with random_state.isolate_rng():
         random_state.seed_everything(0)
         theirs = RandomErasing(0.6, device="cpu")(white.clone())
@@ -195,12 +195,12 @@ def test_rectangles_are_as_large_and_as_many_as_timm_s():
     torch.testing.assert_close(ours.mean(0), theirs.mean(0), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("kind", REQUESTED)
 def test_an_image_is_changed_alike_in_whatever_batch_it_comes(kind):
-    whole = changed(ASKED[kind])
-    asked, normalize = Augmentation(**ASKED[kind]), TO_TENSOR.normalize
+    whole = changed(REQUESTED[kind])
+    requested, normalize = Augmentation(**REQUESTED[kind]), TO_TENSOR.normalize
     for which in (torch.arange(5, 6), torch.arange(7), torch.arange(39, 0, -3)):
-        some = augmented(images()[which], asked, seeds=seeds()[which], normalize=normalize)
+        some = augmented(images()[which], requested, seeds=seeds()[which], normalize=normalize)
         assert torch.equal(some, whole[which])
 
 

@@ -38,8 +38,8 @@ class Pictures(Dataset):
         return Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)), index
 
 
-def split_of(dataset: Dataset, shape=None, **asked) -> DatasetSplit:
-    preprocessing = Preprocessing(shape, augmentation=Augmentation(**asked))
+def split_of(dataset: Dataset, shape=None, **requested) -> DatasetSplit:
+    preprocessing = Preprocessing(shape, augmentation=Augmentation(**requested))
     names = tuple(map(str, range(23)))
     return image_data({"train": dataset}, preprocessing, name="pictures", class_names=names).splits[
         "train"
@@ -173,8 +173,8 @@ ARRAYS = {"train": ArraySplit(torch.rand(4, 2), torch.arange(4))}
 def test_all_splits_of_images_are_cached_where_that_is_asked_for():
     split = split_of(Pictures(), **EVERYTHING)
     splits = {"train": split, "test": split_of(Pictures())}
-    for asked in (True, "auto"):
-        assert should_cache(asked, splits, CPU) is True
+    for requested in (True, "auto"):
+        assert should_cache(requested, splits, CPU) is True
     made = to_device(splits, CPU, is_cached=True, num_workers=0)
     assert list(made) == ["train", "test"]
     assert all(isinstance(one, PixelSplit) for one in made.values())
@@ -183,10 +183,10 @@ def test_all_splits_of_images_are_cached_where_that_is_asked_for():
     assert to_device(splits, CPU, is_cached=False, num_workers=0) == splits
 
 
-@pytest.mark.parametrize("asked", [True, "auto", False])
-def test_arrays_live_there_already_and_nothing_is_said(asked, log_lines):
-    assert should_cache(asked, ARRAYS, CPU) is bool(asked)
-    made = to_device(ARRAYS, CPU, is_cached=bool(asked), num_workers=0)
+@pytest.mark.parametrize("requested", [True, "auto", False])
+def test_arrays_live_there_already_and_nothing_is_said(requested, log_lines):
+    assert should_cache(requested, ARRAYS, CPU) is bool(requested)
+    made = to_device(ARRAYS, CPU, is_cached=bool(requested), num_workers=0)
     assert torch.equal(made["train"].inputs, ARRAYS["train"].inputs)
     assert log_lines == []
 

@@ -67,7 +67,7 @@ def test_the_errors_of_all_rows_come_at_once_those_of_most_rows_first():
         "3 runs: drop_last: got 'no', expected boolean",
         "2 runs: batch_size: got 0, expected greater than or equal to 1",
         "run 2: bach_size=3: there is no such key; did you mean 'batch_size'? "
-        "All keys stand in src/keys.py",
+        "All keys are in src/keys.py",
         "run 4: grad_accum_steps: got 3, expected a divisor of batch_size=8",
     ]
 
@@ -103,7 +103,7 @@ def test_errors_that_differ_in_the_value_are_one_line():
     two, many = check_rows(rows)[::-1], check_rows([{"batch_size": -n} for n in range(1000, 2000)])
     assert two == [
         "2 runs: batc='a', 'b': there is no such key; did you mean 'batch_size'? "
-        "All keys stand in src/keys.py",
+        "All keys are in src/keys.py",
         "4 runs: batch_size: got -1, -2, -3, expected greater than or equal to 1",
     ]
     assert many == [

@@ -19,12 +19,12 @@ SECONDS_TO_ANSWER = 5.0
 @contextmanager
 def alone(lock: Path, doing: str) -> Iterator[None]:
     """Hold a lock, which ends with its process; where another process holds it, say so and wait."""
-    held = FileLock(lock)
+    file_lock = FileLock(lock)
     timeout = 0.0
-    while not held.is_locked:
+    while not file_lock.is_locked:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            held.acquire(timeout=timeout)
+            file_lock.acquire(timeout=timeout)
         except Timeout:
             logger.warning("waiting for another process that {} (lock: {})", doing, lock)
             timeout = SECONDS_BETWEEN_REMINDERS
@@ -33,7 +33,7 @@ def alone(lock: Path, doing: str) -> Iterator[None]:
     try:
         yield
     finally:
-        held.release()
+        file_lock.release()
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def read_timeout() -> Iterator[None]:
 def why_out_of_reach() -> str | None:
     """Why the hub of Hugging Face does not answer; None where it does.
 
-    Asked once and first: the libraries themselves try for 23 seconds, and for each file.
+    Called once and first: the libraries themselves try for 23 seconds, and for each file.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session

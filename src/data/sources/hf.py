@@ -112,8 +112,8 @@ def load(
     elif preprocessing.tokenizer is None:
         raise bad_value("data_tokenizer", None, "a tokenizer, as loss is next_token")
     else:
-        held = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
-        raise bad_value("loss", "next_token", f"another one, as {name} has no texts: {held}")
+        known = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
+        raise bad_value("loss", "next_token", f"another one, as {name} has no texts: {known}")
     return replace(data, version=version)
 
 
@@ -133,7 +133,7 @@ def _shuffled(parts: Parts, targets: Targets, dataset: str) -> tuple[Parts, Targ
 
 @dataclass(frozen=True)
 class ColumnImages(Dataset):
-    """dataset[i] -> (PIL image, class number); an image is decoded when it is asked for."""
+    """dataset[i] -> (PIL image, class number); an image is decoded when it is read."""
 
     part: Any  # datasets.Dataset with the column of images alone
     column: str

@@ -2,7 +2,7 @@
 
 `python -m src.data.sources.tfds_files JSON` prepares one in a process of its own: TensorFlow, which
 many of TFDS's generators need, never enters the training run, nor takes its GPU. (TFDS's own
-command line, `tfds build`, cannot be told to give up on a dead network before 204 s.)
+command line, `tfds build`, has no option to give up on a dead network before 204 s.)
 """
 
 import json

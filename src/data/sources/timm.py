@@ -6,7 +6,7 @@ folder/PATH    train/CLASS/IMAGE.jpg, val/… (or validation/…), test/…
 tar/PATH       train.tar with CLASS/IMAGE.jpg, or train/CLASS.tar; the other parts likewise
 
 timm's factory takes any name of a split, and gives the test set for those it does not know; so it
-is only ever asked for parts that exist, and slices are cut here.
+only ever reads parts that exist, and slices are cut here.
 """
 
 import tarfile

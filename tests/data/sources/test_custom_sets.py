@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import import_path as own_code
-from src.config import make_config
+from src.config import import_path, make_config
 from src.data.registry import build_data
 from src.data.splits import Preprocessing
 from src.support.errors import UserError
@@ -82,7 +81,7 @@ def fork(tmp_path, monkeypatch) -> Path:
     """A repository that holds my_data/small.py."""
     (tmp_path / "my_data").mkdir()
     (tmp_path / "my_data" / "small.py").write_text(READ)
-    monkeypatch.setattr(own_code, "ROOT", tmp_path)
+    monkeypatch.setattr(import_path, "ROOT", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == "my_data"]:
