@@ -1,7 +1,8 @@
 """Data sets: from `dataset: family/name` to splits that make their own batches.
 
 registry.py            the table of families; builds Data, and the LoaderConfig of a run
-sources/               a file a family: sklearn, libsvm, timm, tfds, hf, custom ones
+source.py              a data set as the configuration names it; what families share
+sources/               a file a family, with check() and build()
 splits.py              Split, what every kind of split can do, and Data, all about a data set
 arrays.py              ArraySplit: dense or sparse rows in memory; normalisation
 images.py              DatasetSplit: read one at a time; PixelSplit: cached on the device
@@ -23,16 +24,21 @@ from typing import TYPE_CHECKING
 from src import lazy_names
 
 if TYPE_CHECKING:
-    from src.data.arrays import micro_batches
-    from src.data.registry import build_data, build_loader_config, check_dataset, found_in
+    from src.data.arrays import micro_batches  # a batch, cut for grad_accum_steps
+    from src.data.registry import (
+        build_data,  # Config -> Data
+        build_loader_config,  # how the batches of a run are made
+        check_dataset,  # the mistakes that show without the data
+        found_in,  # the keys that the data decide
+    )
     from src.data.splits import (
-        NO_TOKEN,
-        SECOND,
-        Batch,
-        Data,
-        LoaderConfig,
-        Preprocessing,
-        Split,
+        NO_TOKEN,  # where a text of a batch has ended
+        SECOND,  # how tokens of a second text are marked
+        Batch,  # (inputs, targets)
+        Data,  # a data set: splits, shapes, classes
+        LoaderConfig,  # batch size, device, shard, workers
+        Preprocessing,  # how a network wants images and texts
+        Split,  # one split, which makes its batches
     )
 else:
     __getattr__ = lazy_names(__name__)

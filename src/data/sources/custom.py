@@ -18,14 +18,32 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.config import import_function
+from src.config import Config, import_function
 from src.data.arrays import ArraySplit, split_arrays
 from src.data.images import classes_of, cut, image_data
+from src.data.source import Source, shaped
 from src.data.splits import Data, Preprocessing
 from src.data.splits_map import check_bases, resolve_all
 from src.support import bad_value
 
 KEY = "dataset"
+
+
+def check(config: Config, source: Source) -> None:
+    import_function(source.name, KEY)
+
+
+def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
+    data = load(
+        source.name,
+        source.splits_map,
+        data_dir=Path(config.data_dir),
+        normalize=config.data_normalize,
+        preprocessing=preprocessing,
+    )
+    if any(split.is_fitted for split in data.splits.values()):
+        return data  # its transforms do the rest
+    return shaped(config, source, data, preprocessing)
 
 
 def load(

@@ -28,9 +28,17 @@ import torch
 from loguru import logger
 from torch.utils.data import Dataset
 
+from src.config import Config
 from src.data import text as texts
 from src.data.arrays import ArraySplit, split_arrays
 from src.data.images import cut, image_data
+from src.data.source import (
+    Source,
+    check_pixel_keys,
+    pixel_preprocessing,
+    refuse_pixel_statistics,
+    shaped,
+)
 from src.data.sources import hf_columns as columns
 from src.data.sources.fetch import missing, why_out_of_reach
 from src.data.sources.hf_columns import Parts, Targets
@@ -69,6 +77,38 @@ class HFOptions:
     is_packed: bool = True
     is_grouped: bool = False
     normalize: str | None = None
+
+
+def check(config: Config, source: Source) -> None:
+    check_name(source.name, source.splits_map, revision=source.version)
+    if config.data_group_by_length and config.loss == "next_token":
+        # a batch's loss is a mean over its tokens, so those of short texts would count for more
+        expected = "false, as loss is next_token; data_text_pack leaves no padding at all"
+        raise bad_value("data_group_by_length", True, expected)
+
+
+def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
+    """Images, texts or rows: the files decide which keys apply."""
+    options = HFOptions(
+        Path(config.data_dir),
+        download=config.data_download,
+        revision=source.version,
+        input_columns=config.data_input_columns,
+        target_column=config.data_target_column,
+        predicts_next_token=config.loss == "next_token",
+        is_packed=config.data_text_pack,
+        is_grouped=config.data_group_by_length,
+        normalize=config.data_normalize,
+    )
+    data = load(source.name, source.splits_map, options, pixel_preprocessing(config, preprocessing))
+    split = next(iter(data.splits.values()))
+    if not split.is_fitted:
+        return shaped(config, source, data, preprocessing)
+    if not split.is_in_memory:
+        check_pixel_keys(config)
+    else:
+        refuse_pixel_statistics(config, source)
+    return data
 
 
 def load(

@@ -18,9 +18,11 @@ import torch
 from loguru import logger
 from torch import Tensor
 
+from src.config import Config
 from src.data.arrays import ArraySplit, csr_tensor, split_arrays
+from src.data.source import Source, refuse_augmentation, refuse_pixel_statistics, shaped
 from src.data.sources.fetch import alone, file_stamp, missing, read_timeout
-from src.data.splits import Data
+from src.data.splits import Data, Preprocessing
 from src.data.splits_map import bases_used, check_bases
 from src.support import one_line, unknown_name, write_atomically
 
@@ -36,6 +38,23 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     **{f"w{i}a_test": {"dataset_file": f"w{i}a.t"} for i in range(3, 7)},
 }
 ROWS_OF_W1A = (2477, 47272)  # and of w1a.t: how to know the wrong file in a cache
+
+
+def check(config: Config, source: Source) -> None:
+    refuse_augmentation(config, source.dataset)
+    refuse_pixel_statistics(config, source)
+    check_name(source.name, source.splits_map, data_dir=Path(config.data_dir))
+
+
+def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
+    data = load(
+        source.name,
+        source.splits_map,
+        data_dir=Path(config.data_dir),
+        download=config.data_download,
+        normalize=config.data_normalize,
+    )
+    return shaped(config, source, data, preprocessing)
 
 
 def load(

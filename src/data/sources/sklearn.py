@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from src.config import Config
 from src.data.arrays import ArraySplit, split_arrays
-from src.data.splits import Data
+from src.data.source import Source, refuse_augmentation, shaped
+from src.data.splits import Data, Preprocessing
 from src.data.splits_map import check_bases
 from src.support import UserError, pick
 
@@ -35,6 +37,16 @@ SETS = {
 }
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
+
+
+def check(config: Config, source: Source) -> None:
+    refuse_augmentation(config, source.dataset)
+    check_name(source.name, source.splits_map)
+
+
+def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
+    data = load(source.name, source.splits_map, normalize=config.data_normalize)
+    return shaped(config, source, data, preprocessing)
 
 
 def load(name: str, splits_map: Mapping[str, str], *, normalize: str | None = None) -> Data:

@@ -19,7 +19,9 @@ import numpy as np
 from loguru import logger
 from torch.utils.data import Dataset
 
+from src.config import Config
 from src.data.images import image_data
+from src.data.source import Source, check_pixel_keys, pixel_preprocessing
 from src.data.sources.fetch import missing
 from src.data.sources.tfds_files import (
     METADATA,
@@ -35,6 +37,24 @@ from src.data.splits import Data, Preprocessing
 from src.data.splits_map import KEY, Range, check_bases, warn_of_overlap
 from src.data.transforms import MODES, STATISTICS
 from src.support import UserError, bad_value, one_line
+
+
+def check(config: Config, source: Source) -> None:
+    data_dir = Path(config.data_dir)
+    check_name(source.name, source.splits_map, data_dir=data_dir, version=source.version)
+    check_pixel_keys(config)
+
+
+def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
+    return load(
+        source.name,
+        source.splits_map,
+        data_dir=Path(config.data_dir),
+        download=config.data_download,
+        version=source.version,
+        preprocessing=pixel_preprocessing(config, preprocessing),
+        has_workers=config.num_workers > 0,
+    )
 
 
 def load(

@@ -19,7 +19,9 @@ import numpy as np
 from loguru import logger
 from torch.utils.data import Dataset, Subset
 
+from src.config import Config
 from src.data.images import classes_of, cut, image_data
+from src.data.source import Source, check_pixel_keys, pixel_preprocessing
 from src.data.sources.fetch import alone, missing, read_timeout
 from src.data.splits import Data, Preprocessing
 from src.data.splits_map import bases_used, check_bases, resolve_all
@@ -58,6 +60,21 @@ LAYOUTS = {
 STREAMS = {"wds": "timm/tar/PATH or timm/folder/PATH", "hfids": "timm/hfds/NAME"}
 # part -> the folders, or the tars, that may hold it; the first that is there
 FOLDERS = {"train": ["train"], "val": ["val", "validation"], "test": ["test"]}
+
+
+def check(config: Config, source: Source) -> None:
+    check_name(source.name, source.splits_map)
+    check_pixel_keys(config)
+
+
+def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
+    return load(
+        source.name,
+        source.splits_map,
+        data_dir=Path(config.data_dir),
+        download=config.data_download,
+        preprocessing=pixel_preprocessing(config, preprocessing),
+    )
 
 
 def load(
