@@ -76,8 +76,8 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
     """Train, and yield (stats so far, model) after every evaluation.
 
     A run that was stopped resumes in its folder: only the epochs to come are yielded. Leaving
-    early (break, close) closes the files. Raises UserError where a name in the config does not
-    exist or keys contradict the data.
+    early (break, close) saves the state and closes the files. Raises UserError where a name in
+    the config does not exist or keys contradict the data.
     """
     with Session(config) as run:
         # The data. What was null in the config and shows in them is filled in.
@@ -110,14 +110,17 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         models = {"last": model} | {name: a.model for name, a in learner.averages.items()}
         models = evaluated_models(models, config.evaluate_models)
 
-        # Seeds for training, or all that an earlier attempt has saved.
+        # Seeds for training, or the last state that an earlier attempt has saved; the steps since
+        # are trained again.
         run.restore(learner, evaluated=models)
         if run.is_over:  # that attempt was killed after its last step
             with run.callers_turn():
                 yield run.stats, model
 
         for epoch in run.epochs():
-            # Train. A step draws its batch, its learning rate and its noise from its number.
+            # Train. Batch, augmentation and learning rate are functions of the step's number; what
+            # the model draws (dropout) comes of the global generators, which are part of the state.
+            # A step is counted, and signals and saves are due, when the next batch is asked for.
             model.train()
             for inputs, targets in epoch.batches():
                 learning_rate = config.base_lr * schedule(run.step)
@@ -125,7 +128,8 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                     group["lr"] = learning_rate * group.get("lr_scale", 1)
                 train_step(run, learner, inputs, targets, epoch.metrics)
 
-            # Evaluate every split with every model. A diverged one has nothing to show.
+            # Evaluate every split with every model. A diverged one has nothing to show. Only
+            # with train_length 0 there is an epoch without steps.
             last = config.base_lr * schedule(run.step - 1) if epoch.steps else 0.0
             results = {"train": {"learning_rate": last}}
             if not run.has_diverged:

@@ -56,7 +56,7 @@ class Bookkeeping:
     # of those checkpoints, the newest so many stay; null: all
     keep_checkpoints: PositiveInt | None = None
     # minutes between two saves of the state that a killed run resumes from
-    # (src/runtime/train_state.py)
+    # (what is saved: src/runtime/train_state.py; when: CheckpointManager in checkpoints.py)
     checkpoint_minutes: PositiveFloat = 10
     # keep that state when the run has ended, so that a longer train_length can resume from it
     keep_state: bool = True

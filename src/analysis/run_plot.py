@@ -13,7 +13,7 @@ from src.support import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008): told apart by colour-blind readers
+# The colours of names in all pictures. Okabe and Ito (2008): distinct for colour-blind readers.
 COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
 

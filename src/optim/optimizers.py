@@ -66,6 +66,8 @@ def _torch_optimizer(config: Config, groups: list[dict[str, Any]]) -> Optimizer:
         arguments["fused"] = all(
             p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters
         )
+    # A class of your own in the table may take fewer: no betas, eps or fused.
+    arguments = {name: x for name, x in arguments.items() if name in _defaults(optimizer)}
     _check_arguments(config.optim_args, optimizer)
     return optimizer(groups, **{"lr": float(config.base_lr), **arguments, **config.optim_args})
 

@@ -448,9 +448,10 @@ class Epoch:
         )
 
     def finish(self, results: dict[str, dict[str, float]]) -> None:
-        """Record the epoch, save the weights that are asked for, and see whether to stop.
+        """Record the epoch, save the requested weights, and see whether to stop.
 
-        results: 'train' or 'SPLIT/MODEL' -> name -> number; each becomes a column of stats.csv.
+        results: 'train' or 'SPLIT/MODEL' -> name -> number. The names that become columns of
+        stats.csv are listed in Stats (src/logging/records.py).
         """
         run, state, config = self.session, self.session._state, self.session.config
         training = self._training | results.get("train", {})

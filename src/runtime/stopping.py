@@ -22,7 +22,7 @@ class Best:
         self.epochs_without = 0
 
     def update(self, epoch: int, row: Mapping[str, float]) -> bool:
-        """Add an epoch; True where it is the best so far. NaN never is."""
+        """Add an epoch; True where it is the best so far: best.pt is written. NaN never is."""
         sign = direction(self.columns[0])
         values = [sign * row[c] for c in self.columns if not math.isnan(row[c])]
         if values and not (sign * self.value >= max(values)):
