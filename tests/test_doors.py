@@ -15,6 +15,7 @@ OF_USERS = [ROOT / name for name in ("train.py", "submit_multiple.py", "report.p
 OF_USERS += [ROOT / "verify_resume.py", *ROOT.glob("examples/*.py")]
 # names that submit scripts and scripts of batches call
 OUTSIDE_OF_DOORS = {ROOT / "src/submit/attempt.py", ROOT / "src/submit/continuation.py"}
+OUTSIDE_OF_DOORS |= {ROOT / "src/notify/sending.py"}
 
 
 def imports_of(path: Path) -> list[ast.ImportFrom]:

@@ -346,9 +346,19 @@ def _round(value: Any, ndigits: int | None = None) -> Any:
 
 
 def _sized(function: Callable[..., Any], position: int, *args: Any, **keywords: Any) -> Any:
-    """function(…), whose argument at this position or of such a name is a length or shape."""
-    for size in (*args[position : position + 1], *map(keywords.get, ("num", "shape", "size"))):
-        _check_size(_num_cells(size))
+    """function(…), whose argument at this position or of such a name is a length or shape.
+
+    Its other arguments are numbers or arrays, with which numpy broadcasts: no names of types.
+    """
+    names = ("num", "shape", "size")
+    cells = 1
+    for size in (*args[position : position + 1], *map(keywords.get, names)):
+        cells *= max(1, _num_cells(size))
+    others = [*args[:position], *args[position + 1 :]]
+    others += [value for name, value in keywords.items() if name not in (*names, "p")]
+    for value in others:
+        cells *= max(1, np.size(_expect(value, ARRAYS | list | tuple)))
+    _check_size(cells)
     return function(*args, **keywords)
 
 
@@ -357,7 +367,10 @@ def _random_functions(rng: np.random.Generator) -> dict[str, Callable[..., Any]]
 
     def picked(draw: Callable[..., Any], values: Any, *args: Any, **keywords: Any) -> Any:
         """One of the values, an array of numbers, or a list of anything else."""
-        values = _elements(range(values) if isinstance(values, int) else values)
+        if isinstance(values, int):
+            _check_size(values)
+            return _sized(draw, 1, values, *args, **keywords)
+        values = _elements(values)
         if np.ndim(places := _sized(draw, 1, len(values), *args, **keywords)) == 0:
             return values[places]
         taken = [values[place] for place in places.flat]

@@ -97,14 +97,16 @@ def open_batch(path: str | Path) -> Batch:
             raise UserError(f"{path}: no batch (it has neither rows.jsonl nor */spec.yaml)")
         return Batch(folder, rows)
     rows, problems = [], []
-    by_number: dict[str, Row] = {}
+    by_number: dict[str, Row] | None = None
     for number, line in enumerate(_lines_of_index(folder)):
         try:
             rows.append(_row_of_line(folder, line))
         except UserError as error:  # the row is the folder with its number
-            by_number = by_number or {
-                row.name.partition("_")[0].lstrip("0") or "0": row for row in _rows_of_specs(folder)
-            }
+            if by_number is None:  # read once: a batch may have many rows
+                by_number = {
+                    row.name.partition("_")[0].lstrip("0") or "0": row
+                    for row in _rows_of_specs(folder)
+                }
             rows += [by_number[str(number)]] if str(number) in by_number else []
             problems.append(error)
     if problems and not rows:

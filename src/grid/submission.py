@@ -126,7 +126,8 @@ class Journal:
         number, state = entry["call"], entry["state"]
         if state == OPEN:
             facts = {k: v for k, v in entry.items() if k not in ("call", "state", "why")}
-            if not all(isinstance(row, str) for row in entry["rows"]) or entry["pack"] < 1:
+            rows = entry["rows"]
+            if not rows or not all(isinstance(row, str) for row in rows) or entry["pack"] < 1:
                 raise ValueError("no call")
             self.calls[int(number)] = Call(int(number), **facts)
         elif number in self.calls:
@@ -447,10 +448,13 @@ class Submission:
         """Whether Slurm has this call, by squeue, or by what its runs have printed since."""
         # An array's script is its alone; of single runs an ended job may be an earlier one.
         script = str(script_of(call, self.journal))
-        spec = spec_for_slurm(self.batch, call.rows[0])
         for job in jobs:
-            is_single = not call.is_array and not job.has_ended and job.runs(spec)
-            if is_single or (call.is_array and job.command == script):
+            if call.is_array:
+                is_it = job.command == script
+            else:
+                spec = spec_for_slurm(self.batch, call.rows[0])
+                is_it = not job.has_ended and job.runs(spec)
+            if is_it:
                 self.journal.accepted(call, job.array)
                 self.jobs.append(job.array)
                 return

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import chain, count, islice
+from itertools import count, islice
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -77,7 +77,7 @@ TRACKER_FOLDER = re.compile(rf"({'|'.join(SERVICES)})(-online)?")
 _ATOMIC = "|".join(map(re.escape, (*FILES, "attempts.json", "trace.json")))
 TORN = re.compile(rf"\.({_ATOMIC})\.\d+")
 TORN_CHECKPOINT = re.compile(rf"\.({CHECKPOINT.pattern})\.\d+")
-MOST_LOOKED_AT = 10_000  # folders in a folder, which may hold millions
+MOST_LOOKED_AT = 1_000  # entries of a folder, which may hold millions
 
 
 class RunFolder:
@@ -345,6 +345,12 @@ def _now() -> str:
 # ---- Which files are ours ----------------------------------------------------------------
 
 
+def folders_in(folder: Path) -> Iterator[Path]:
+    """The folders among the first entries of a folder; none where it cannot be read."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        yield from (Path(e.path) for e in islice(entries, MOST_LOOKED_AT) if e.is_dir())
+
+
 def check_run_folder(folder: Path) -> None:
     """Raises UserError where a run must not write into this folder; changes nothing."""
     if not os.path.exists(folder):
@@ -353,7 +359,7 @@ def check_run_folder(folder: Path) -> None:
         raise UserError(f"output_dir: {folder} is the repository; write output_dir=results/NAME")
     is_ours = is_run_folder(folder)
     if not is_ours:
-        below = islice(chain(folder.glob("*/"), folder.glob("*/*/")), MOST_LOOKED_AT)
+        below = (path for child in folders_in(folder) for path in (child, *folders_in(child)))
         if run := next(filter(is_run_folder, below), None):
             such = f"folders of runs (such as {run.relative_to(folder)})"
             words = f"holds {such}; write output_dir={folder / 'NAME'}"

@@ -135,6 +135,10 @@ for _ in range(9):
     LAUGHS = f"[[a, a, a, a, a, a, a, a] for a in [{LAUGHS}]][0]"
 
 HOSTILE = [
+    # What numpy would broadcast
+    "np.linspace([0.0]*12000, [1.0]*12000, 12000)",
+    "np.random.uniform(np.zeros((12000, 1)), np.ones((1, 12000)))",
+    "np.full(9000, 1, 'S60000')",
     # What it could reach
     "().__class__.__bases__[0].__subclasses__()",
     "__import__('os').system('true')",

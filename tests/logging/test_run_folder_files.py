@@ -175,3 +175,14 @@ def test_paths_that_cannot_be_are_refused(tmp_path, path):
     assert not is_run_folder(tmp_path / path)
     with pytest.raises(UserError, match=r"^output_dir: cannot write to "):
         begin(tmp_path / path)
+
+
+def test_runs_below_are_found_beside_folders_that_hold_many(tmp_path):
+    for child in range(12):
+        for number in range(1000):
+            (tmp_path / f"classes {child}" / str(number)).mkdir(parents=True)
+    run = tmp_path / "zz" / "000_x"
+    run.mkdir(parents=True)
+    (run / "status.json").write_text('{"state": "done"}')
+    with pytest.raises(UserError, match=r"holds folders of runs \(such as zz/000_x\)"):
+        check_run_folder(tmp_path)

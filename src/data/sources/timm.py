@@ -138,8 +138,10 @@ def _open_files(
         for base, names in FOLDERS.items():
             endings = [""] if source == "folder" else [".tar", ""]
             for path in (folder / f"{name}{ending}" for name in names for ending in endings):
-                is_whole = path.is_dir() if source == "folder" else path.is_file()
-                if is_whole or (source == "tar" and any(path.glob("*.tar"))):
+                is_tar = path.suffix == ".tar" and path.is_file()
+                if (path.is_dir() if source == "folder" else is_tar) or (
+                    source == "tar" and any(path.glob("*.tar"))
+                ):
                     found.setdefault(base, path)
     except OSError as error:  # a name that no file system takes
         expected = f"a {source} that can be read ({error.strerror})"
@@ -278,8 +280,11 @@ def _delete_broken(folder: Path) -> None:
     """Files of the MNIST family that torchvision left half unpacked; it fetches missing ones."""
     from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
+    broken = []
     for file in [*folder.glob("*-ubyte"), *folder.glob("*-int")]:
         try:
             read_sn3_pascalvincent_tensor(str(file))
-        except FAILED:
-            file.unlink()
+        except (RuntimeError, ValueError, EOFError, LookupError, AssertionError):
+            broken.append(file)  # an OSError is of the disk, and no reason to delete anything
+    for file in broken:
+        file.unlink()

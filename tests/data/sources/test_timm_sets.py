@@ -313,3 +313,21 @@ def test_streams_are_refused_with_the_reason(tmp_path, name):
 def test_unknown_names_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="dataset: unknown"):
         load(name, tmp_path)
+
+
+def test_a_disk_that_fails_deletes_nothing(tmp_path, monkeypatch):
+    """A torn file is deleted, to be fetched again; not one that cannot be read just now."""
+    from torchvision.datasets import mnist
+
+    def read(path: str):
+        raise OSError(5, "Input/output error") if "whole" in path else ValueError("torn")
+
+    for name in ("a-torn-ubyte", "whole-ubyte"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(mnist, "read_sn3_pascalvincent_tensor", read)
+    with pytest.raises(OSError):
+        timm._delete_broken(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "whole-ubyte").unlink()
+    timm._delete_broken(tmp_path)
+    assert not list(tmp_path.iterdir())
