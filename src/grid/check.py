@@ -168,7 +168,7 @@ def find_mistakes(values: Row, error: UserError | None = None) -> list[str]:
     return lines if error is None or str(error) in lines else []
 
 
-# ---- Asking the process that looks names up ----------------------------------------------
+# ---- The process that resolves names -----------------------------------------------------
 
 
 def distinct_questions(rows: Sequence[Row], unread: Collection[str] = ()) -> dict[str, list[int]]:

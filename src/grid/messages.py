@@ -2,7 +2,7 @@
 
 failure BATCH RUN       its first failed run
 many BATCH RUN          more than a fifth have failed
-digest BATCH ROUND      the batch has ended; while runs of it continue, a later job looks again
+digest BATCH ROUND      the batch has ended; while runs of it continue, a later job follows
 
 The exit code is 0 whatever an address answers: no batch fails for a message. The addresses are
 those of apprise (slack://…, mailto://…, tgram://…, a hundred more). They hold passwords, so they
@@ -212,7 +212,7 @@ def send_digest(batch: Path, of_round: str) -> None:
     # follow-ups of runs, or those of other submissions
     jobs = list(dict.fromkeys(status.job.partition("_")[0] for status in going if status.job))
     if going and submit_later_digest(batch, jobs, of_round):
-        print("runs continue: another job looks again")
+        print("runs continue: another job follows")
     elif notices.may_send_digest(of_round) and notices.take_from_budget():
         is_bad = report.counts["done"] < len(report.statuses)
         with picture_of(report) as picture:

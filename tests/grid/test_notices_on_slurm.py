@@ -96,7 +96,7 @@ def test_the_last_submission_s_digest_waits_for_the_runs_of_all(cluster, reposit
             repository.batch / "submissions" / "notices" / "log",
             time.monotonic() + PATIENCE,
         )
-        while not log.exists() or "runs continue: another job looks again" not in log.read_text():
+        while not log.exists() or "runs continue: another job follows" not in log.read_text():
             assert time.monotonic() < until, cluster.jobs("all", "%i %T %r %j")
             time.sleep(0.2)
         assert box.messages == []
