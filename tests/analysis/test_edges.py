@@ -300,7 +300,7 @@ def test_the_job_has_the_runs_at_the_edge_with_the_new_values(tmp_path):
     found = edges(df := frame(*rows))
     text = extension(df, found)
     assert text == (
-        "# Is it better still beyond the edges of 26-11-23-idea? Runs: 4\n"
+        "# Is it better still outside the edges of 26-11-23-idea? Runs: 4\n"
         "#   base_lr above 2\n"
         "#   python submit_multiple.py jobs/idea-edges.yaml -s local\n"
         "job_details:\n  name: idea-edges\n  output_dir: results\n"
