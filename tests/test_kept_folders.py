@@ -15,6 +15,7 @@ import submit_multiple
 from src.analysis import read_experiments
 from src.config import load_config
 from src.metrics import is_time
+from src.runtime.checkpoints import read_state, write_state
 from train import run_experiment
 
 KEPT = Path(__file__).with_name("kept")
@@ -31,6 +32,21 @@ def test_a_stopped_run_resumes_and_ends_as_the_straight_one(tmp_path, monkeypatc
     assert list(resumed) == list(straight)
     # to rounding: another processor may sum in another order
     np.testing.assert_allclose(resumed[columns], straight[columns], rtol=1e-4)
+
+
+def test_a_run_of_a_branch_with_another_key_resumes_where_that_is_null(tmp_path, monkeypatch):
+    folder = shutil.copytree(KEPT / "stopped", tmp_path / "stopped")
+    monkeypatch.chdir(tmp_path)
+    for name in ("spec.yaml", "config.yaml"):
+        (folder / name).write_text((folder / name).read_text() + "teacher: null\n")
+    state = folder / "state" / "000000008.state"
+    content = read_state(state)
+    for config in content["config"].values():
+        config["teacher"] = None
+    write_state(state, content)
+    assert len(read_experiments(folder)) == 1
+    assert run_experiment(load_config("stopped/spec.yaml"))["step"].tolist() == [5, 10, 15]
+    assert "| attempt 2 on " in Path("stopped/training.log").read_text()
 
 
 def test_a_finished_batch_is_read_and_what_lacks_is_run(tmp_path, monkeypatch, capsys):

@@ -116,6 +116,11 @@ class Config(TrackerKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seed
             named = "" if str(error).startswith(str(path)) else f"{path}: "
             raise UserError(f"{named}{error}") from None
 
+    @staticmethod
+    def of_saved(values: Mapping[str, Any]) -> "Config":
+        """Of the plain values that a state or the file `done` of a run holds. Raises UserError."""
+        return make_config(_without_unknown_nulls(values))
+
 
 KEYS = {field.name: field for field in dataclasses.fields(Config)}
 
@@ -164,7 +169,18 @@ def _read_mapping(path: str | Path) -> dict[Any, Any]:
     values = read_yaml_file(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected lines of the form `key: value`")
-    return values
+    return _without_unknown_nulls(values)
+
+
+def _without_unknown_nulls(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Of a configuration that a run has saved, without keys of another branch that are null: they
+    switch off what this code does not have.
+
+    A run saves every key, host_name as well, which nobody gives by hand. In other files such a key
+    is a misspelt one, and reported.
+    """
+    is_saved = "host_name" in values
+    return {k: v for k, v in values.items() if k in KEYS or v is not None or not is_saved}
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from src.config import KEYS, Config, make_config
+from src.config import KEYS, Config
 from src.keys import INFERRED_KEYS, MAX_ALLOWED_LOSS
 from src.ranking import NON_SEMANTIC_KEYS
 from src.support import UserError
@@ -129,7 +129,7 @@ def differing_keys(config: Config, earlier: Sequence[Config]) -> list[str]:
 def _saved_configs(saved: Mapping[str, Any]) -> list[Config]:
     """[resolved, requested]"""
     try:
-        return [make_config(saved["in_force"]), make_config(saved["asked"])]
+        return [Config.of_saved(saved["in_force"]), Config.of_saved(saved["asked"])]
     except (TypeError, LookupError, AttributeError):
         raise OtherRun("the saved run says nothing of its configuration") from None
     except UserError as error:

@@ -29,7 +29,7 @@ from filelock import FileLock
 from loguru import logger
 from tqdm import tqdm
 
-from src.config import Config, make_config, read_yaml_file
+from src.config import Config
 from src.logging.lease import live_owner
 from src.logging.same_run import read_json
 from src.logging.trackers import Service, TrackedRun, load_service
@@ -280,7 +280,7 @@ def unsent_runs(folders: Sequence[Path]) -> list[tuple[Path, str]]:
             config = path.parent / "config.yaml"
             if not config.exists():
                 continue
-            for name in tracker_names(make_config(read_yaml_file(config))):
+            for name in tracker_names(Config.read(config)):
                 state = SyncState.read(path.parent, name)
                 if name in LOGIN and not (state.is_online and state.is_complete):
                     found.append((path.parent, name))

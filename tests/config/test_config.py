@@ -4,7 +4,7 @@ import re
 import pytest
 import yaml
 
-from src.config import KEYS, Config, load_config, make_config, read_yaml
+from src.config import KEYS, Config, load_config, make_config, read_yaml, write_yaml
 from src.config.config import MOST_LINES
 from src.support.errors import UserError
 
@@ -182,6 +182,28 @@ def test_a_saved_config_loads_as_itself(tmp_path):
     config = config.draw_missing()
     config.save(tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("name", ["spec.yaml", "config.yaml"])
+def test_a_null_key_of_another_branch_is_none_in_what_a_run_has_saved(tmp_path, name):
+    config = Config(seed_model=1, host_name="h" if name == "config.yaml" else None)
+    path, text = tmp_path / name, write_yaml(dataclasses.asdict(config))
+    path.write_text(text + "teacher: null\n")
+    assert load_config(path) == Config.read(path) == config
+    assert Config.of_saved(dataclasses.asdict(config) | {"teacher": None}) == config
+    for read in (load_config, Config.read):
+        path.write_text(text + "clip_nrm: 1.0\n")
+        with pytest.raises(UserError, match=r"clip_nrm=1.0: .*; did you mean 'clip_norm'"):
+            read(path)
+    path.write_text(text)
+    with pytest.raises(UserError, match="clip_nrm=None: there is no such key"):
+        load_config(path, ["clip_nrm=null"])
+
+
+def test_a_null_key_that_a_person_has_misspelt_is_reported(tmp_path):
+    (tmp_path / "cfg.yaml").write_text("base_lr: 1\nclip_nrm: null\n")
+    with pytest.raises(UserError, match="clip_nrm=None: there is no such key; did you mean"):
+        load_config(tmp_path / "cfg.yaml")
 
 
 def test_null_seeds_are_drawn_anew_and_given_ones_kept():
