@@ -215,7 +215,8 @@ class ModelKeys:
     model: str = "linear/no_bias"
     # start from the weights that the family offers
     model_pretrained: bool = False
-    # start from this file of weights (.pt, .safetensors); a head of another shape is left out
+    # start from this file of weights (.pt, .safetensors); a head of another shape is left out, and
+    # of a checkpoint of other code what fits is taken, a warning names the rest
     model_weights: str | None = None
     # how the last layer starts: zero, rand; zero_shot: from the names of the classes (clip/…);
     # null: the model's own way

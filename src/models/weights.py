@@ -38,10 +38,11 @@ def cannot_fetch(
 
 
 def load_weights(model: nn.Module, path: str, heads: tuple[str, ...]) -> None:
-    """Copy a file's state dict into the model; a head of another shape stays as it is.
+    """Copy what fits of a file's state dict into the model; a warning names what does not.
 
-    heads: names of the modules that make up the head, '' for the model itself. UserError where
-    any other tensor is missing, unexpected or of another shape, and where nothing would be loaded.
+    So a checkpoint of another branch serves, whose code had a module more or less. A head of
+    another shape stays as it is. heads: names of the modules that make it up, '' for the model
+    itself. UserError where no more than half of all other tensors fit: that is another model.
     """
     wanted, found = model.state_dict(), read_state_dict(path)
     of_head = {n for n in wanted | found if any(not h or n.startswith(f"{h}.") for h in heads)}
@@ -51,20 +52,24 @@ def load_weights(model: nn.Module, path: str, heads: tuple[str, ...]) -> None:
         logger.info("model_weights: the head has another shape in {}, left out: {}", path, shapes)
         found = {n: t for n, t in found.items() if n not in of_head}
         wanted = {n: t for n, t in wanted.items() if n not in of_head}
+    fitting = {n: t for n, t in found.items() if n in wanted and wanted[n].shape == t.shape}
     differences = {
         "missing": [n for n in wanted if n not in found],
         "unexpected": [n for n in found if n not in wanted],
         "of another shape": [
             f"{n} {tuple(found[n].shape)} instead of {tuple(wanted[n].shape)}"
             for n in wanted
-            if n in found and wanted[n].shape != found[n].shape
+            if n in found and n not in fitting
         ],
     }
     problems = [f"{len(n)} {what}: {shortened(n)}" for what, n in differences.items() if n]
-    if problems or not found:
-        what = "; ".join(problems) or "nothing but a head of another shape"
+    what = "; ".join(problems) or "nothing but a head of another shape"
+    if 2 * len(fitting) <= len(wanted | found):
         raise UserError(f"model_weights: {path!r} does not fit the model: {what}")
-    model.load_state_dict(found, strict=False)
+    if problems:
+        rest = "fits in part, and the rest of the model stays as it was initialised"
+        logger.warning("model_weights: {!r} {}: {}", path, rest, what)
+    model.load_state_dict(fitting, strict=False)
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:

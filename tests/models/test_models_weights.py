@@ -83,22 +83,51 @@ def without(state: dict, name: str) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: without(s, "body.0.weight"), "does not fit the model: 1 missing: body.0.weight"),
+        (lambda s: without(s, "body.0.weight"), "1 missing: body.0.weight"),
         (lambda s: without(s, "head.bias"), "1 missing: head.bias"),
         (lambda s: s | {"extra": torch.ones(1)}, "1 unexpected: extra"),
         (
             lambda s: s | {"body.0.weight": torch.ones(6, 1, 5, 5)},
-            r"1 of another shape: body.0.weight \(6, 1, 5, 5\) instead of \(6, 3, 5, 5\)",
+            "1 of another shape: body.0.weight (6, 1, 5, 5) instead of (6, 3, 5, 5)",
         ),
+    ],
+)
+def test_of_a_checkpoint_of_other_code_what_fits_is_loaded_and_one_warning_names_the_rest(
+    config, tmp_path, log_lines, change, message
+):
+    whole = build_model(config("tiny/lenet"), IMAGE, 10).state_dict()
+    fresh = build_model(config("tiny/lenet", seed_model=5), IMAGE, 10).state_dict()
+    path, changed = tmp_path / "w.pt", change(whole)
+    torch.save(changed, path)
+    settings = config("tiny/lenet", seed_model=5, model_weights=str(path))
+    got = build_model(settings, IMAGE, 10).state_dict()
+    for name, tensor in got.items():
+        fits = name in changed and changed[name].shape == tensor.shape
+        assert torch.equal(tensor, (whole if fits else fresh)[name]), name
+    rest = "fits in part, and the rest of the model stays as it was initialised"
+    assert log_lines == [f"model_weights: {str(path)!r} {rest}: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         (
             lambda s: {f"module.{k}": v for k, v in s.items()},
             "10 missing: body.0.weight, .*, …; 10 unexpected: module.body.0.weight, .*, …",
+        ),
+        (
+            lambda s: dict(list(s.items())[:5]),
+            "does not fit the model: 5 missing: body.7.bias, .*, …",
+        ),
+        (
+            lambda s: s | {f"body.9{k}": torch.ones(1) for k in range(10)},
+            "does not fit the model: 10 unexpected: body.90, .*, …",
         ),
         (lambda s: {"epoch": 3, "weights": s}, "names and tensors; the file holds epoch, weights"),
         (lambda s: [1], "names and tensors; the file holds <class 'list'>"),
     ],
 )
-def test_weights_that_do_not_fit_are_reported(config, tmp_path, change, message):
+def test_weights_of_another_model_are_refused(config, tmp_path, change, message):
     path = tmp_path / "w.pt"
     torch.save(change(build_model(config("tiny/lenet"), IMAGE, 10).state_dict()), path)
     with pytest.raises(UserError, match=f"^model_weights: .*{message}"):
