@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.logging.records import read_stats
+from src.logging.records import Stats
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -33,7 +33,7 @@ def test_ones_own_data_and_model_train_as_the_readme_says(tmp_path, section):
     program, *arguments = code(section, "bash").split()
     assert program == "python"
     subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, capture_output=True)
-    assert read_stats(tmp_path / "results/spirals")["test/last/accuracy"].iloc[-1] > 0.99
+    assert Stats.read(tmp_path / "results/spirals")["test/last/accuracy"].iloc[-1] > 0.99
 
 
 def test_that_takes_under_twenty_lines(section):

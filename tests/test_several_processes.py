@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from several_processes import together
 
 import train
 from src.config import make_config
-from src.logging.records import read_stats
+from src.logging.records import Stats
 from src.metrics import is_time
-from src.runtime import session
+from src.runtime import load_run, session
 from src.runtime.certificate import first_differences
 from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.distributed import PeerFailed
@@ -114,7 +115,7 @@ def assert_alike(config, one) -> None:
     assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
-    stats, of_one = read_stats(config.output_dir), read_stats(one.output_dir)
+    stats, of_one = Stats.read(config.output_dir), Stats.read(one.output_dir)
     kept = [c for c in of_one if not is_time(c)]
     pd.testing.assert_frame_equal(stats[kept], of_one[kept], rtol=1e-4, atol=1e-5)
 
@@ -158,7 +159,7 @@ def test_batch_norms_are_recomputed_by_all_as_by_one(sets, tmp_path):
     two = config_of("dropout", sets, tmp_path / "2", **NORMED, grad_accum_steps=1)
     run_to_end(one)
     frames = together(2, run_to_end, two)
-    of_one = read_stats(one.output_dir)
+    of_one = Stats.read(one.output_dir)
     for frame in frames:
         for column in ("test/av/loss", "test/av/accuracy"):
             np.testing.assert_allclose(frame[column], of_one[column], rtol=1e-4)
@@ -380,6 +381,9 @@ def test_a_sharded_model_trains_as_a_whole_one_and_one_process_goes_on_with_it(
     assert {k: tuple(t.shape) for k, t in file["last"].items()} == {
         k.removeprefix("model "): tuple(t.shape) for k, t in weights_of(one).items()
     }
+    shutil.rmtree(tmp_path / "2" / "checkpoints")
+    model = load_run(tmp_path / "2").model  # of the state that two processes have put together
+    assert {f"model {k}" for k in model.state_dict()} == weights_of(one).keys()
     for before, after in ((2, 1), (1, 2), (2, 2)):
         folder = tmp_path / f"{before}{after}"
         first, second = (

@@ -1,6 +1,7 @@
 """Whole runs of clip/…: zero-shot, fine-tuned from there, frozen, stopped and resumed."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import train
 from src.config import load_config, make_config
 from src.grid.check import check_rows
 from src.grid.job_file import expand_grid, read_job
+from src.runtime import load_run
 from src.runtime.signals import StopRequested
 from src.support.errors import UserError
 from train import experiment_generator, run_experiment
@@ -100,6 +102,17 @@ def test_a_run_of_no_length_is_open_clip_s_zero_shot_evaluation(keys, files, tow
     stats = run_experiment(make_config(keys | {"model": f"clip/{files / tower}"}))
     found = stats[["val/last/loss", "val/last/accuracy"]].iloc[-1].tolist()
     assert found == pytest.approx(by_hand(files, tower), rel=1e-5)
+
+
+def test_a_zero_shot_run_is_loaded_without_its_images_and_its_text_tower(keys, files, tmp_path):
+    shutil.copytree(files / "vit", tmp_path / "vit")
+    keys |= {"model": f"clip/{tmp_path / 'vit'}", "keep_state": True}
+    *_, (stats, model) = experiment_generator(make_config(keys | {"train_length": 1}))
+    (tmp_path / "vit" / "open_clip_model.safetensors").unlink()
+    loaded = load_run(tmp_path / "run")
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(loaded.model(images), model.eval()(images).detach())
+    assert len(loaded.stats) == len(stats)
 
 
 def test_fine_tuning_starts_from_there_and_learns(keys, files):

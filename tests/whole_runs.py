@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 import yaml
 
-from src.logging.records import read_stats
+from src.logging.records import Stats
 from src.metrics import is_time
 from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.signals import StopRequested
@@ -86,4 +86,4 @@ def grid_here(parameters: dict, folder: Path) -> list[pd.DataFrame]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     batch = folder / "batches" / f"{date.today():%y-%m-%d}-grid"
-    return [read_stats(file.parent) for file in sorted(batch.glob("*/stats.csv"))]
+    return [Stats.read(file.parent) for file in sorted(batch.glob("*/stats.csv"))]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from src.logging.provenance import CodeState  # a commit and the edits since, of a code folder
     from src.logging.records import (
-        Stats,  # the rows of stats.csv, a part of the training state
+        Stats,  # the rows of stats.csv, a part of the training state; reads the file
         summarize_run,  # what a run has reached, in a few lines
     )
     from src.logging.run_folder import RunFolder  # a context: all that a run writes

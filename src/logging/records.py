@@ -220,6 +220,20 @@ class Stats:
         columns += [c for c in seen if c.startswith(SYSTEM_PREFIX)]
         return pd.DataFrame(self.rows, columns=columns)
 
+    @staticmethod
+    def read(folder: str | Path) -> pd.DataFrame:
+        """The dataframe that was written to a run folder. Raises UserError where it is damaged."""
+        path = Path(folder) / "stats.csv"
+        try:
+            stats = pd.read_csv(path, index_col=0)
+            if stats.empty:
+                raise ValueError("it holds no epoch")
+            stats[_results(stats)].astype(float)
+        except (OSError, ValueError) as error:  # pandas' own are of the second kind
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: cannot be read ({reason}); move {folder} away") from None
+        return stats
+
 
 def plain_number(value: Any, column: str) -> float:
     """An int or a float: of numpy's numbers, and of arrays and tensors without dimensions, what
@@ -233,27 +247,13 @@ def plain_number(value: Any, column: str) -> float:
     raise bad_value(column, value, "a number")
 
 
-def read_stats(folder: str | Path) -> pd.DataFrame:
-    """The dataframe that was written to a run folder. Raises UserError where it is damaged."""
-    path = Path(folder) / "stats.csv"
-    try:
-        stats = pd.read_csv(path, index_col=0)
-        if stats.empty:
-            raise ValueError("it holds no epoch")
-        stats[_results(stats)].astype(float)
-    except (OSError, ValueError) as error:  # pandas' own are of the second kind
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({reason}); move {folder} away") from None
-    return stats
-
-
 def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
     """What a run reached, and where to look: a line each.
 
     stats: None: those that the folder holds. Raises UserError where they are damaged.
     """
     if stats is None:
-        stats = read_stats(folder or "")
+        stats = Stats.read(folder or "")
     last = stats.iloc[-1]
     lines = [f"{column:<20} {last[column]:.4f}" for column in _results(stats)]
     if folder:

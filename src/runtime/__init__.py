@@ -7,6 +7,7 @@ parallel.py            one model over them: DDP, FSDP2, DataParallel
 precision.py           the device, floats, memory format, torch.compile
 train_state.py         everything that is saved; which fields of a Learner are state
 checkpoints.py         its files, verified when they are read; when it is saved; weights
+earlier_run.py         load_run: an earlier run as an object, as a teacher or in a notebook
 signals.py             Slurm's signals and Ctrl-C, acted upon between two steps
 evaluation.py          Metrics that stay on the device; one pass over a split
 step_schedule.py       epochs and samples, turned into optimizer steps
@@ -23,6 +24,7 @@ from src import lazy_names
 if TYPE_CHECKING:
     from src.runtime.certificate import NotCertified, certify  # verify_resume.py
     from src.runtime.command_line import run_command_line  # of train.py
+    from src.runtime.earlier_run import load_run  # config, model with its weights, stats of a run
     from src.runtime.evaluation import Metrics  # the sums of an epoch
     from src.runtime.session import Session  # everything around training
 else:

@@ -182,15 +182,7 @@ class CheckpointFiles:
         changes nothing, where none serves: to train from scratch would cost the run its stats and
         weights, and only a person can say whether that is wanted.
         """
-        corrupt: dict[Path, CorruptCheckpoint] = {}
-        content = None
-        for path in self.paths():
-            try:
-                content = read_state(path)
-                _check_content(content, path)
-                break
-            except CorruptCheckpoint as error:
-                content, corrupt[path] = None, error
+        content, corrupt = self.read_newest()
         put_aside = sorted(self.folder.glob("*.broken")) if self.folder else []
         if content is None and (corrupt or put_aside):
             files = [f"{path.name} {why}" for path, why in corrupt.items()]
@@ -201,6 +193,18 @@ class CheckpointFiles:
             logger.warning("{} {}: it is put aside, and the one before it is used", path, why)
             path.rename(path.with_suffix(".broken"))
         return content
+
+    def read_newest(self) -> tuple[dict[str, Any] | None, dict[Path, CorruptCheckpoint]]:
+        """(The newest state that is not corrupt, what is the matter with those after it)."""
+        corrupt: dict[Path, CorruptCheckpoint] = {}
+        for path in self.paths():
+            try:
+                content = read_state(path)
+                _check_content(content, path)
+                return content, corrupt
+            except CorruptCheckpoint as error:
+                corrupt[path] = error
+        return None, corrupt
 
     def _refusal(self, files: list[str]) -> str:
         """What is the matter with these files, what else is there, and what can be done."""
@@ -433,9 +437,12 @@ def save_weights(path: Path | None, epoch: int, models: Mapping[str, nn.Module])
 
 def prune_weights(path: Path | None, *, keep: int | None) -> None:
     """Of the epoch_NNNN.pt beside path, only the newest `keep` stay; None: all."""
-    if path is None or keep is None:
-        return
-    files = [file for file in path.parent.iterdir() if re.fullmatch(r"epoch_\d{4,}\.pt", file.name)]
-    files.sort(key=lambda file: int(file.stem.split("_")[1]))
-    for old in files[:-keep]:
-        old.unlink(missing_ok=True)
+    if path is not None and keep is not None:
+        for old in epoch_files(path.parent)[keep:]:
+            old.unlink(missing_ok=True)
+
+
+def epoch_files(folder: Path) -> list[Path]:
+    """The epoch_NNNN.pt in a folder, the newest first, by the numbers in their names."""
+    files = [file for file in folder.glob("*.pt") if re.fullmatch(r"epoch_\d{4,}", file.stem)]
+    return sorted(files, key=lambda file: int(file.stem.split("_")[1]), reverse=True)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from src.grid.submission import Journal
-from src.logging.records import read_stats
+from src.logging.records import Stats
 from src.metrics import is_time
 from src.runtime.checkpoints import CheckpointFiles
 from train import run_experiment
@@ -89,7 +89,7 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_as_one_process_does(
     assert ("waiting for what Slurm does with the job" in said) == is_signalled_first
     one = digits(**KEYS, train_length=length, optim_alg="sgd", output_dir=str(tmp_path / "one"))
     run_experiment(one)
-    stats, of_one = read_stats(row), read_stats(tmp_path / "one")
+    stats, of_one = Stats.read(row), Stats.read(tmp_path / "one")
     kept = [c for c in of_one if not is_time(c)]
     pd.testing.assert_frame_equal(stats[kept], of_one[kept], rtol=1e-4)
     parts, of_one = (

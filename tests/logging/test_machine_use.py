@@ -19,7 +19,7 @@ from src.logging.machine_use import (
     gpu_warnings,
     mean_and_peak,
 )
-from src.logging.records import read_stats
+from src.logging.records import Stats
 from tests.several_processes import together
 from train import experiment_generator, run_experiment
 
@@ -232,7 +232,7 @@ def test_a_run_leaves_its_use_and_nothing_else_changes(digits, tmp_path, monkeyp
     assert list(used.drop(columns=own)) == list(plain)
     measures = ["train/loss", "test/last/accuracy"]
     pd.testing.assert_frame_equal(used[measures], plain[measures])
-    assert list(read_stats(str(tmp_path / "used"))) == list(used)
+    assert list(Stats.read(str(tmp_path / "used"))) == list(used)
     peaks = system["cores"].max(), used["system/cores_peak"].max()
     assert peaks[0] == pytest.approx(peaks[1], rel=0.001) or len(system) > used["epoch"].max()
 

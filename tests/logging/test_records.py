@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from src.logging.records import Log, Progress, Stats, read_stats, summarize_run
+from src.logging.records import Log, Progress, Stats, summarize_run
 from src.support.errors import UserError
 
 
@@ -68,7 +68,7 @@ def test_stats_keep_their_columns_however_few_are_filled(tmp_path):
     assert "test/av/loss" in frame
     assert not [c for c in frame if "accuracy" in c]
     (tmp_path / "stats.csv").write_text(frame.to_csv())
-    pd.testing.assert_frame_equal(read_stats(tmp_path), frame, check_dtype=False)
+    pd.testing.assert_frame_equal(Stats.read(tmp_path), frame, check_dtype=False)
     assert summarize_run(None, frame).splitlines()[0].split() == ["train/loss", "0.2500"]
 
 

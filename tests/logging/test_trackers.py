@@ -19,7 +19,7 @@ import pytest
 import report
 from src.config import Config, make_config
 from src.logging import tracker_processes
-from src.logging.records import read_stats
+from src.logging.records import Stats
 from src.logging.tracker_processes import (
     SyncState,
     TrackerProcesses,
@@ -197,7 +197,7 @@ def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
     first.kill()
     first.join()
     run_experiment(config)
-    assert len(read_stats(str(folder))) == 12
+    assert len(Stats.read(str(folder))) == 12
     log = (folder / "training.log").read_text()
     step = int(re.search(r"resumes after step (\d+) of 180", log)[1])
     assert 0 < step < 6 * 15  # what was logged is done again

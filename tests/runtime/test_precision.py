@@ -13,7 +13,7 @@ from several_processes import together
 from torch import nn
 from whole_runs import certificate
 
-from src.logging.records import read_stats
+from src.logging.records import Stats
 from src.runtime import precision as computing
 from src.runtime.certificate import first_differences
 from src.runtime.checkpoints import CheckpointFiles
@@ -118,7 +118,7 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(digits, tmp_path):
     assert "No working C++ compiler" in said[0]
     assert "not compiled" in (tmp_path / "run" / "training.log").read_text()
     plain = run_experiment(digits(output_dir=None))
-    assert list(read_stats(tmp_path / "run")["test/last/loss"]) == list(plain["test/last/loss"])
+    assert list(Stats.read(tmp_path / "run")["test/last/loss"]) == list(plain["test/last/loss"])
 
 
 def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch, log_lines):
