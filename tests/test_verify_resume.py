@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,9 @@ import yaml
 from whole_runs import certificate
 
 import verify_resume
+from src.data.splits import Split
 from src.runtime import certificate as kills
+from src.runtime import session
 from src.runtime.certificate import Kill, KilledRun, NotCertified, Pace, TooShort, plan
 from tests.data.sources.written_sets import idx, seed_cache, table
 from tests.waiting import PATIENCE
@@ -71,18 +72,6 @@ def images(data_dir: Path) -> dict:
     return NETWORK | keys
 
 
-def fork(folder: Path, *edits: tuple[str, str, str]) -> Path:
-    """A copy of the code in which each (file, text, other text) was replaced."""
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    for script in ("train.py", "verify_resume.py"):
-        shutil.copy(ROOT / script, folder)
-    for file, text, other in edits:
-        before = (folder / file).read_text()
-        assert before.count(text) == 1, f"{file} reads otherwise now: {text}"
-        (folder / file).write_text(before.replace(text, other))
-    return folder
-
-
 # ---- Whole certificates ------------------------------------------------------------------
 
 
@@ -100,22 +89,39 @@ def test_twenty_kills_leave_no_trace(tmp_path, family):
     assert not list((tmp_path / "temporary").glob("verify_resume.*"))
 
 
-FAULTS = {
-    "optimizer": (
-        "parts = stateful_fields(learner)",
-        'parts = {"model": learner.model}',
-    ),
-    "first_batch": ("first_step=state.step,", "first_step=0,"),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_left_out_of_the_state_is_found(tmp_path, fault):
-    code = fork(tmp_path / "fork", ("src/runtime/session.py", *FAULTS[fault]))
+def test_the_command_line_kills_processes_of_its_own(tmp_path):
+    config, temporary = tmp_path / "cfg.yaml", tmp_path / "temporary"
+    config.write_text(yaml.safe_dump(DENSE | {"model": "linear", "train_length": 40}))
+    temporary.mkdir()
+    command = [sys.executable, ROOT / "verify_resume.py", config, "--kills=3"]
+    env = os.environ | {"TMPDIR": str(temporary)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("3 kills (1 KILL, 1 TERM, 1 USR1; ")
+    assert done.stdout.endswith(" and 40 rows of stats are equal, byte for byte\n")
+    assert not list(temporary.iterdir())
+
+
+def without_optimizer(monkeypatch) -> None:
+    monkeypatch.setattr(session, "stateful_fields", lambda learner: {"model": learner.model})
+
+
+def from_the_first_batch(monkeypatch) -> None:
+    batches = Split.training_batches
+
+    def from_the_first(*arguments, first_step: int, **keys):
+        return batches(*arguments, first_step=0, **keys)
+
+    monkeypatch.setattr(Split, "training_batches", from_the_first)
+
+
+@pytest.mark.parametrize("break_resuming", [without_optimizer, from_the_first_batch])
+def test_what_is_left_out_of_the_state_is_found(tmp_path, monkeypatch, break_resuming):
+    break_resuming(monkeypatch)
     keys = DENSE | {"model": "linear", "train_length": 40}
-    returncode, text = certificate(keys, tmp_path, "--kills=3", "--seed=0", code=code)
-    assert returncode == 1
+    returncode, text = certificate(keys, tmp_path, "--kills=3", "--seed=0")
+    assert returncode == 1, text
     assert "straight and killed run differ (--seed 0):\n  weights " in text
     folder = Path(text.splitlines()[-1].removeprefix("both runs are kept in "))
     assert {"straight", "killed"} <= {path.name for path in folder.iterdir()}

@@ -1,21 +1,29 @@
 """What tests of whole runs share: how they end, the certificate, a grid on this machine."""
 
-import os
+import io
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import date
 from pathlib import Path
+from typing import BinaryIO
+from unittest.mock import patch
 
 import pandas as pd
 import torch
 import yaml
 
+import train
+import verify_resume
 from src.logging.records import Stats
 from src.metrics import is_time
+from src.runtime import certificate as kills
 from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.signals import StopRequested
+from tests.forks import Fork
 from train import run_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -59,21 +67,26 @@ def run_through(config) -> int:
     raise AssertionError("it never ends")
 
 
-def certificate(keys: dict, folder: Path, *options: str, code: Path = ROOT) -> tuple[int, str]:
-    """The exit code of verify_resume.py, and what was printed."""
+def certificate(keys: dict, folder: Path, *options: str) -> tuple[int, str]:
+    """The exit code of verify_resume.py, and what it prints. The runs that it kills are forks of
+    this process: the same as processes of their own, without the seconds of a start."""
     config, temporary = folder / "cfg.yaml", folder / "temporary"
     config.write_text(yaml.safe_dump({k: v for k, v in keys.items() if k != "output_dir"}))
+    output = io.StringIO()
     short = tempfile.mkdtemp()  # a path with room for the sockets of worker processes
-    done = subprocess.run(
-        [sys.executable, code / "verify_resume.py", config, *options],
-        env=os.environ | {"TMPDIR": short},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=LIMIT_SECONDS,
-    )
+    with (
+        patch.object(tempfile, "tempdir", short),
+        patch.object(kills, "start", train_in_fork),
+        redirect_stdout(output),
+        redirect_stderr(output),
+    ):
+        code = verify_resume.main([str(config), *options])
     shutil.move(short, temporary)
-    return done.returncode, done.stdout.replace(short, str(temporary))
+    return code, output.getvalue().replace(short, str(temporary))
+
+
+def train_in_fork(arguments: Sequence[str], output: BinaryIO) -> Fork:
+    return Fork(lambda: train.main(list(arguments)), output)
 
 
 def grid_here(parameters: dict, folder: Path) -> list[pd.DataFrame]:

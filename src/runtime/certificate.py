@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -156,18 +156,23 @@ def running(config: str | Path, overrides: Sequence[str], folder: Path) -> Itera
     """train.py into that folder, what it prints in a file beside it. It does not outlive this."""
     more = [f"output_dir={json.dumps(str(folder))}", "keep_state=true", "save_plot=false"]
     with open(folder.with_suffix(".out"), "wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, str(TRAIN), str(config), *overrides, *more],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us alone
-        )
+        child = start([str(config), *overrides, *more], output)
     try:
         yield child
     finally:
         send(child, signal.SIGKILL)
         child.wait()
+
+
+def start(arguments: Sequence[str], output: BinaryIO) -> Child:
+    """train.py with these arguments, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is for us alone
+    )
 
 
 def send(child: Child, number: signal.Signals) -> None:
