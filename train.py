@@ -44,20 +44,34 @@ class Learner:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
 
-def train_step(
-    run: Session, learner: Learner, inputs: Tensor, targets: Tensor, metrics: Metrics
+def add_gradients(
+    run: Session, learner: Learner, inputs: Tensor, targets: Tensor, metrics: Metrics | None
 ) -> None:
-    """One optimizer step on one batch: inputs (n, *shape), targets (n,) or (n, C)."""
+    """Add the gradients of the batch's mean loss to those of the parameters.
+
+    A step may call it several times. metrics: None where the batch has been counted.
+    """
     # The loss is a sum over examples, scaled by the normalizer of the whole batch: so the
     # gradients of the micro-batches add up to that of the batch, however it is cut.
-    config, optimizer, scaler = run.config, learner.optimizer, learner.scaler
-    scale = scaler.scale(run.loss_scale(learner.loss.normalizer(targets), targets.device))
+    scale = run.loss_scale(learner.loss.normalizer(targets), targets.device)
+    scale = learner.scaler.scale(scale)
     for x, y in run.micro_batches(inputs, targets):
         outputs = run.forward(x)
         loss_sum = learner.loss(outputs, y)
         loss_sum.backward(scale)
-        metrics.add(loss_sum.detach(), outputs, y)
+        if metrics is not None:
+            metrics.add_batch(loss_sum.detach(), outputs, y)
 
+
+def train_step(
+    run: Session, learner: Learner, inputs: Tensor, targets: Tensor, metrics: Metrics
+) -> None:
+    """One optimizer step on one batch: inputs (n, *shape), targets (n,) or (n, C).
+
+    metrics.add(name=value) records whatever else is to be seen in the log and in stats.csv.
+    """
+    config, optimizer, scaler = run.config, learner.optimizer, learner.scaler
+    add_gradients(run, learner, inputs, targets, metrics)
     scaler.unscale_(optimizer)  # clipping sees the gradients as they are
     if config.clip_norm is not None:
         nn.utils.clip_grad_norm_(learner.parameters, config.clip_norm)

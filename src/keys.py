@@ -231,6 +231,9 @@ class ModelKeys:
     model_input_shape: list[PositiveInt] | None = None
     # log = xentropy; mse = square; bce for several labels an example; next_token: of texts
     loss: str = "log"
+    # what evaluations measure beside the loss and the accuracy: top5_accuracy, class_accuracy,
+    # confusion, or custom functions, my_metrics.robust:robust_accuracy (src/metrics.py)
+    metrics: list[str] = dataclasses.field(default_factory=list)
     # fraction of the target spread over all classes, 0…1; cross-entropy only, evaluations' too
     label_smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     # one weight a class, cross-entropy only, evaluations' too; null: all count the same

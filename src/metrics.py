@@ -1,16 +1,27 @@
-"""The metrics: which direction is better, and which columns of stats.csv are meant.
+"""The metrics: what is measured, which direction is better, which columns of stats.csv are meant.
 
-A column is named split/model/metric, as in test/last/accuracy; of training train/metric.
+The loss measures itself and the accuracy (src/losses.py). A step of training records what else it
+likes: `metrics.add(grad_norm=norm)` in train_step. Evaluations measure what the key `metrics`
+lists, by names of METRICS here or as module.path:function. Whatever has a name is a column of
+stats.csv, split/model/metric as in test/last/accuracy, of training train/metric; arrays are files
+in the run folder's arrays/. Nothing here imports torch, as whoever looks at results needs none.
 """
 
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from src.support import UserError, short_repr
+from src.config import import_function, is_import_path
+from src.support import UserError, bad_value, pick, short_repr
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # 1: more is better, -1: less is better. The first one that a run has compares runs where nobody
 # says by what. Perplexity comes first, as only language models have it and it is what they report.
-DIRECTIONS = {"perplexity": -1, "accuracy": 1, "loss": -1, "error": -1}
+# By a metric that is not here no best checkpoint and no best setting can be chosen.
+DIRECTIONS = {"perplexity": -1, "accuracy": 1, "loss": -1, "error": -1, "top5_accuracy": 1}
 
 # Keys that change what a loss measures, in evaluations too: losses of runs that differ in one of
 # them are on different scales and cannot be compared. A perplexity is e to the loss.
@@ -20,6 +31,72 @@ LOSS_METRICS = ("loss", "perplexity")
 # Columns that differ between two runs of one configuration: they are no results.
 TIME_METRICS = {"time", "data_time", "timestamp", "examples_per_second", "peak_share"}
 SYSTEM_PREFIX = "system/"  # of columns about the use of the machine
+POSITION = {"epoch", "step", "seen_examples", "learning_rate"}  # where training is
+
+
+# ---- What evaluations measure ------------------------------------------------------------
+
+
+def top5_accuracy(outputs: "Tensor", targets: "Tensor") -> tuple["Tensor", int]:
+    """Whether the class is among the five of the largest outputs. outputs (n, C), targets (n,)."""
+    largest = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
+    return (largest == targets[:, None]).sum(), len(targets)
+
+
+def class_accuracy(outputs: "Tensor", targets: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """(C,) The accuracy of each class's examples; NaN for a class that has none."""
+    correct = targets[outputs.argmax(1) == targets]
+    n_classes = outputs.shape[1]
+    return correct.bincount(minlength=n_classes), targets.bincount(minlength=n_classes)
+
+
+def confusion(outputs: "Tensor", targets: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """(C, C) Which fraction of the examples of class i (row) is taken for class j (column)."""
+    n_classes = outputs.shape[1]
+    pairs = (targets * n_classes + outputs.argmax(1)).bincount(minlength=n_classes**2)
+    return pairs.view(n_classes, n_classes), targets.bincount(minlength=n_classes)[:, None]
+
+
+# A function of a batch, (outputs (n, …), targets (n, …)) -> (sum, weight): the metric is the sum of
+# the sums over the sum of the weights, of all batches and processes, numbers or arrays. Or one of a
+# whole split, (model, split, batches) -> value: model in evaluation mode, split its name, and
+# batches(name) gives the (inputs, targets) of any split, in order, not augmented.
+METRICS: dict[str, Callable[..., Any]] = {
+    "top5_accuracy": top5_accuracy,
+    "class_accuracy": class_accuracy,
+    "confusion": confusion,
+}
+
+
+def build_metrics(names: Sequence[str]) -> tuple[dict[str, Callable], dict[str, Callable]]:
+    """(name -> function of a batch, name -> function of a split) of the key `metrics`.
+
+    A function of your own has its own name, without the module's. UserError for what does not
+    exist, is neither kind of function, or has a name that is taken.
+    """
+    kinds: dict[int, dict[str, Callable]] = {2: {}, 3: {}}
+    for given in names:
+        if is_import_path(given):
+            function, name = import_function(given, "metrics"), given.partition(":")[2]
+        else:
+            function, name = pick(METRICS, given, "metrics"), given
+        if name in kinds[2] | kinds[3] or is_reserved(name):
+            raise bad_value("metrics", given, f"another name, as there is a metric {name} already")
+        parameters = inspect.signature(function).parameters.values()
+        needed = sum(p.default is p.empty and p.kind in (0, 1) for p in parameters)
+        if needed not in kinds:
+            expected = "a function of (outputs, targets) or of (model, split, batches)"
+            raise bad_value("metrics", given, expected)
+        kinds[needed][name] = function
+    return kinds[2], kinds[3]
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a metric that a fork adds may not have the name: a column is called so already."""
+    return name in {"loss", "accuracy", "perplexity"} | TIME_METRICS | POSITION
+
+
+# ---- Columns -----------------------------------------------------------------------------
 
 
 def metric_name(column: str) -> str:
@@ -37,6 +114,11 @@ def is_time(column: str) -> bool:
     return metric_name(column) in TIME_METRICS or column.startswith(SYSTEM_PREFIX)
 
 
+def is_result(column: str) -> bool:
+    """Whether the column says how good a model is, not where training is or how long it took."""
+    return not is_time(column) and metric_name(column) not in POSITION
+
+
 def metric_columns(
     pattern: str, columns: Iterable[str], *, key: str = "best_checkpoint_metric"
 ) -> list[str]:
@@ -46,6 +128,7 @@ def metric_columns(
     for no column, for several matched in part, and for columns of which some should rise and some
     fall.
     """
+    columns = list(columns)
     known = [c for c in columns if metric_name(c) in DIRECTIONS]
     chosen = [c for c in known if re.fullmatch(pattern, c)]
     if not chosen:
@@ -57,6 +140,12 @@ def metric_columns(
                 f"them or a regular expression that matches whole ones: {', '.join(chosen)}"
             )
     if not chosen:
+        others = [c for c in columns if is_result(c) and pattern and re.search(pattern, c)]
+        if found := {metric_name(c): c for c in others if c not in known}:
+            raise UserError(
+                f"{key}: {next(iter(found.values()))} has no direction that is better; "
+                f"add {next(iter(found))!r} to DIRECTIONS in src/metrics.py: 1 (more) or -1 (less)"
+            )
         raise UserError(f"{key}: {short_repr(pattern)} matches none of: {', '.join(known)}")
     if len({direction(column) for column in chosen}) > 1:
         raise UserError(

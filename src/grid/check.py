@@ -46,6 +46,7 @@ QUESTIONS = {
     "lr_schedule": ("lr_schedule", "warmup_steps"),
     "averaging": ("averaging",),
     "loss": ("loss", "label_smoothing", "loss_class_weights"),
+    "metrics": ("metrics",),
 }
 
 
@@ -232,6 +233,7 @@ def name_checks() -> dict[str, Callable[[Config], object]]:
 
     from src.data import check_dataset
     from src.losses import LOSSES, BinaryCrossEntropy, NextToken, build_loss
+    from src.metrics import build_metrics
     from src.models import check_model
     from src.optim import build_averaged_models, build_optimizer, build_schedule
 
@@ -258,6 +260,7 @@ def name_checks() -> dict[str, Callable[[Config], object]]:
         ),
         "averaging": lambda config: build_averaged_models(config.averaging, layer),
         "loss": check_loss,
+        "metrics": lambda config: build_metrics(config.metrics),
     }
 
 

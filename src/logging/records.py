@@ -5,8 +5,9 @@ step, timestamp; train/loss, train/accuracy, train/time, train/data_time, train/
 train/examples_per_second, train/peak_share, train/learning_rate; for each other split and each
 evaluated model SPLIT/MODEL/loss, …/accuracy, …/time, …/data_time. No accuracy where targets are
 real; also …/perplexity where tokens are predicted. peak_share (of what the device could compute in
-train/time, src/runtime/throughput.py) where it is known alone. Last, system/NAME_mean and
-system/NAME_peak of what src/logging/machine_use.py has seen in that epoch, where it has looked.
+train/time, src/runtime/throughput.py) where it is known alone. Then whatever else was measured
+(src/metrics.py), by its name. Last, system/NAME_mean and system/NAME_peak of what
+src/logging/machine_use.py has seen in that epoch, where it has looked.
 """
 
 import sys
@@ -19,12 +20,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from loguru import logger
 from tqdm import tqdm
 
 from src.config import Config
-from src.metrics import SYSTEM_PREFIX
+from src.logging.arrays import read_arrays
+from src.metrics import SYSTEM_PREFIX, is_result
 from src.support import UserError, bad_value
 
 SERIOUS = ("WARNING", "ERROR", "CRITICAL")
@@ -156,11 +159,11 @@ class Progress:
         now = perf_counter()
         rate = (samples - self.last_samples) / max(now - self.last_time, 1e-9)
         self.last_time, self.last_samples = now, samples
-        accuracy = f" | accuracy {averages['accuracy']:.4f}" if "accuracy" in averages else ""
+        means = " | ".join(f"{k} {x:.4f}" for k, x in averages.items() if k != "perplexity")
         left = timedelta(seconds=round(self.seconds_left(step)))
-        words = "epoch {} | step {}/{} ({:.0%}) | loss {:.4f}{} | {:,.0f} examples/s | {} left"
+        words = "epoch {} | step {}/{} ({:.0%}) | {} | {:,.0f} examples/s | {} left"
         done = step, self.num_steps, step / self.num_steps
-        logger.info(words, epoch, *done, averages["loss"], accuracy, rate, left)
+        logger.info(words, epoch, *done, means, rate, left)
         if not self.bar.disable:
             shown = f"epoch {epoch}, loss {averages['loss']:.4f}"
             self.bar.set_postfix_str(shown, refresh=False)
@@ -185,27 +188,47 @@ class Progress:
 
 
 class Stats:
-    """The rows so far; a part of the training state."""
+    """The rows so far; a part of the training state. arrays: column -> array, of the last row."""
 
-    def __init__(self, splits: list[str], models: list[str], metrics: Sequence[str]) -> None:
-        """splits: those that are evaluated; models: last, av, …; metrics: loss, accuracy, …"""
+    def __init__(
+        self,
+        splits: list[str],
+        models: list[str],
+        metrics: Sequence[str],
+        added: Sequence[str] = (),
+    ) -> None:
+        """splits: those that are evaluated; models: last, av, …; metrics: loss, accuracy, …, of
+        training too; added: those of evaluations alone, which may be arrays."""
+        groups = [f"{split}/{model}" for split in splits for model in models]
         self.columns = ["epoch", "step", "timestamp"]
         self.columns += [f"train/{x}" for x in (*metrics, *TIMES, *THROUGHPUT)]
-        self.columns += [f"{s}/{m}/{x}" for s in splits for m in models for x in (*metrics, *TIMES)]
+        self.columns += [f"{group}/{x}" for group in groups for x in (*metrics, *TIMES)]
+        self.added = [f"{group}/{x}" for group in groups for x in added]
         self.rows: list[dict[str, Any]] = []
+        self.arrays: dict[str, Any] = {}
 
     def add(self, epoch: int, step: int, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Append an epoch: {'train': {'loss': …}, 'test/last': {…}}; returns the flat row.
 
-        Raises UserError for a value that is no number.
+        Raises UserError for a value that is neither a number nor an array.
         """
         row: dict[str, Any] = {"epoch": epoch, "step": step}
         row["timestamp"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.arrays = {}
         for group, values in groups.items():
             for name, value in values.items():
-                row[f"{group}/{name}"] = plain_number(value, f"{group}/{name}")
+                column = f"{group}/{name}"
+                if getattr(value, "ndim", 0):
+                    self.arrays[column] = value
+                else:
+                    row[column] = plain_number(value, column)
         self.rows.append(row)
         return row
+
+    @staticmethod
+    def read_arrays(folder: str | Path) -> dict[str, np.ndarray]:
+        """Column -> (epochs, …), of a run folder."""
+        return read_arrays(folder)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -217,7 +240,8 @@ class Stats:
         """All rows, with the same columns in the same order however few were filled."""
         seen = dict.fromkeys(column for row in self.rows for column in row)
         columns = [c for c in self.columns if c in seen or c != IF_KNOWN]  # in some attempt
-        columns += [c for c in seen if c.startswith(SYSTEM_PREFIX)]
+        others = [c for c in dict.fromkeys([*self.added, *seen]) if c in seen and c not in columns]
+        columns += sorted(others, key=lambda c: c.startswith(SYSTEM_PREFIX))
         return pd.DataFrame(self.rows, columns=columns)
 
     @staticmethod
@@ -244,7 +268,7 @@ def plain_number(value: Any, column: str) -> float:
         return int(value)
     if isinstance(value, Real):
         return float(value)
-    raise bad_value(column, value, "a number")
+    raise bad_value(column, value, "a number, or an array of numpy or torch")
 
 
 def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
@@ -264,4 +288,4 @@ def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
 
 
 def _results(stats: pd.DataFrame) -> list[str]:
-    return [c for c in stats.columns if c.endswith(("/loss", "/accuracy", "/perplexity"))]
+    return [c for c in stats.columns if is_result(c)]

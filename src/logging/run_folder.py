@@ -5,6 +5,7 @@ config.yaml      the resolved one, with all that was inferred or drawn
 training.log     lines of progress; the traceback of a run that died
 training.rankN.log         warnings and the traceback of another process than the main one
 stats.csv        one row an epoch
+arrays/          what was measured as arrays, a file a column (src/logging/arrays.py)
 system.csv       what the run uses of the machine, every few seconds (src/logging/machine_use.py)
 status.json      state, progress and time left, rewritten while the run goes
 provenance.json  commit, packages, command, machine; uncommitted.diff beside it
@@ -40,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from src.config import Config
+from src.logging import arrays
 from src.logging.lease import Lease
 from src.logging.machine_use import CostMeter, MachineUse, Uses
 from src.logging.provenance import write_provenance
@@ -68,7 +70,7 @@ FILES = (
     *("config.yaml", "training.log", "stats.csv", "system.csv", "provenance.json"),
     *("uncommitted.diff", "curves.png", "trace.json.gz", "done"),
 )
-FOLDERS = ("checkpoints", "state", "trackers")
+FOLDERS = ("checkpoints", "state", "trackers", arrays.FOLDER)
 RESULT = re.compile(r"stats\.csv|curves\.png|trace\.json\.gz|system(\.\d+)?\.csv")
 CHECKPOINT = re.compile(r"epoch_\d{4,}\.pt|best\.pt")
 TRACKER_FILE = re.compile(rf"id|({'|'.join(SERVICES)})\.(json|log|lock)")
@@ -281,11 +283,15 @@ class RunFolder:
             with write_errors(path):
                 resolved.save(path / "config.yaml")
 
-    def save_stats(self, frame: "pd.DataFrame") -> None:
-        """A disk that is full is reported; the file of before stays, and the run continues."""
+    def save_stats(self, frame: "pd.DataFrame", of_epoch: Mapping[str, Any] | None = None) -> None:
+        """A disk that is full is reported; the file of before stays, and the run continues.
+
+        of_epoch: column -> array, of the last row.
+        """
         if path := self._ours():
             is_first, self.stats_text = self.stats_text is None, frame.to_csv()
             try:
+                arrays.append_arrays(path, len(frame) - 1, of_epoch or {})
                 self._write_stats(path)
             except OSError as error:
                 if is_first:
@@ -380,10 +386,12 @@ def _put_earlier_run_aside(folder: Path) -> None:
     """The stats and weights of a run that this one does not resume go to earlier-1, or the next
     free number. What a run has left that came to neither is removed."""
     results = _files(folder, RESULT)
+    results += _files(folder / arrays.FOLDER, arrays.ARRAY)
     checkpoints = _files(folder / "checkpoints", CHECKPOINT)
     if not checkpoints and not any(path.name == "stats.csv" for path in results):
         for path in results:
             path.unlink()
+        _remove_if_empty(folder / arrays.FOLDER)
         return
     earlier = next(p for n in count(1) if not (p := folder / f"earlier-{n}").exists())
     for path in (*results, *checkpoints, folder / "config.yaml"):
@@ -392,6 +400,7 @@ def _put_earlier_run_aside(folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, target)
     _remove_if_empty(folder / "checkpoints")
+    _remove_if_empty(folder / arrays.FOLDER)
     words = "no saved state: the run starts from scratch; its earlier results are now in {}"
     logger.warning(words, earlier)
 

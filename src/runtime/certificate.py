@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from src.logging import Stats
 from src.metrics import is_time, metric_name
 from src.runtime.checkpoints import CheckpointFiles, CorruptCheckpoint, read_state
 from src.support import ROOT, UserError
@@ -329,6 +330,11 @@ def first_differences(folder: Path, other: Path) -> list[str]:
         first_difference_of_rows(rows, other_rows, "stats")
         or first_difference_of_rows(_rows(folder), _rows(other), "stats.csv")
     )
+    arrays = [
+        {column: torch.from_numpy(np.array(x)) for column, x in Stats.read_arrays(place).items()}
+        for place in (folder, other)
+    ]
+    found.append(first_difference(arrays[0], arrays[1], "arrays"))
     found.append(_difference_of_checkpoints(folder / "checkpoints", other / "checkpoints"))
     return [line for line in found if line]
 

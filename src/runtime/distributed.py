@@ -168,7 +168,13 @@ class DistributedContext:
         return self._exchange({"value": value if self.is_main else None})[0]["value"]
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank."""
+        """The values of all processes, by rank; in step with them, of any type."""
+        if self.size == 1:
+            return [value]
+        if self.is_in_step:
+            values: list[Any] = [None] * self.size
+            dist.all_gather_object(values, value)
+            return values
         return [message["value"] for message in self._exchange({"value": value})]
 
     def main_process_first(self, make: Callable[[], T]) -> T:

@@ -1,11 +1,14 @@
-"""Metrics: loss and correct predictions, summed on the device; and one pass over a split."""
+"""Metrics: sums that stay on the device; and evaluations, a pass over each split by each model."""
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from loguru import logger
 from torch import Tensor, nn
@@ -13,100 +16,179 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number 
 
 from src.data import Batch, LoaderConfig, Split
 from src.losses import Loss
+from src.metrics import build_metrics, is_reserved, is_time
 from src.models import keeps_statistics
 from src.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from src.runtime.precision import Forward, Precision
-from src.support import random_state
+from src.support import UserError, bad_value, pick, random_state
 
 Batches = Generator[Batch, None, None]
+Sums = dict[str, list[Any]]  # name -> [sum, sum of weights]
 MAX_EXPONENT = 700.0  # a float holds exp() of it
 
 
 class Metrics:
-    """Sums over the examples of all processes, which stay on the device until compute()."""
+    """Means by name, of a part of training or of a pass over a split, over all processes.
+
+    A mean is a sum over a sum of weights; both stay on the device until compute().
+    """
 
     def __init__(
-        self, loss: Loss, device: torch.device, distributed: DistributedContext = SINGLE_PROCESS
+        self,
+        loss: Loss,
+        device: torch.device,
+        distributed: DistributedContext = SINGLE_PROCESS,
+        of_batch: Mapping[str, Callable[[Tensor, Tensor], Any]] | None = None,
     ) -> None:
+        """of_batch: what add_batch() measures beside the loss, see METRICS in src/metrics.py."""
         self.loss, self.device, self.distributed = loss, device, distributed
+        self.of_batch = of_batch or {}
+        # float32 sums of half a million losses are off in the fourth digit; MPS has no float64
+        self.precision = torch.float32 if device.type == "mps" else torch.float64
         self.reset()
 
-    def empty(self) -> "Metrics":
-        """New metrics of the same kind, at zero."""
-        return Metrics(self.loss, self.device, self.distributed)
-
     def reset(self) -> None:
-        # float32 metrics of half a million losses are off in the fourth digit; MPS has no float64
-        precision = torch.float32 if self.device.type == "mps" else torch.float64
-        self.total = torch.zeros((), dtype=precision, device=self.device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.weight: float | Tensor = 0
-        self.predictions: int | Tensor = 0
-        self.at_last_reading = [0.0, 0.0, 0, 0]
+        self.sums: Sums = {}
+        self.read: Sums = {}  # the sums of all processes when compute_since_last() was last called
+
+    def add(self, *, weight: float | Tensor | None = None, **values: Any) -> None:
+        """Record values by name: add(grad_norm=norm). Their mean over an epoch is the column
+        train/grad_norm of stats.csv, and that over the last steps is in the log.
+
+        values: numbers, or tensors and arrays, which have the same shape each time and become
+        arrays. weight: what they count for in the mean, such as a number of examples; None: 1.
+        """
+        for name, value in values.items():
+            if name not in self.sums and (name in self.of_batch or is_reserved(name)):
+                raise UserError(f"metrics.add: {name} is measured already; take another name")
+            if not isinstance(value, Tensor | int | float):
+                try:
+                    value = torch.as_tensor(value)
+                except (TypeError, ValueError, RuntimeError):
+                    raise bad_value(f"metrics.add: {name}", value, "a number or an array") from None
+            self._count(name, *((value, 1) if weight is None else (value * weight, weight)))
+
+    def add_batch(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Count a batch: its summed loss (detached), outputs and targets as the loss has them."""
+        self._count("loss", loss_sum, self.loss.normalizer(targets))
+        if "accuracy" in self.loss.metric_names:
+            correct = self.loss.correct(outputs, targets)
+            self._count("accuracy", correct, self.loss.num_predictions(targets))
+        for name, function in self.of_batch.items():
+            found = function(outputs, targets)
+            if not isinstance(found, tuple) or len(found) != 2:
+                raise UserError(f"metrics: {name} of a batch is to be (sum, weight), got {found!r}")
+            self._count(name, *found)
+
+    def _count(self, name: str, total: Any, weight: Any) -> None:
+        is_tensor = isinstance(total, Tensor)
+        if name not in self.sums:
+            shapes = [tuple(getattr(x, "shape", ())) for x in (total, weight)]
+            if _broadcast(*shapes) != shapes[0]:
+                raise UserError(f"metrics: {name}: sum and weight have the shapes {shapes}")
+            zero = total.new_zeros(total.shape, dtype=self.precision) if is_tensor else 0.0
+            self.sums[name] = [zero, 0]
+        sums = self.sums[name]
+        shape, before = getattr(total, "shape", ()), getattr(sums[0], "shape", ())
+        if shape != before:
+            raise UserError(f"metrics: {name} had the shape {tuple(before)}, now {tuple(shape)}")
+        if is_tensor and not isinstance(sums[0], Tensor):
+            sums[0] = sums[0] + total.detach().to(self.precision)
+        else:
+            sums[0] += total.detach() if is_tensor else total
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            weight = weight.to(self.precision)  # where float32 has no 0.1 to add to a large sum
+        sums[1] = sums[1] + weight
+
+    def compute(self) -> dict[str, Any]:
+        """The means of everything so far, those of the loss first: floats, and arrays of numpy.
+        Waits for the device."""
+        return self._means(self._totals())
+
+    def compute_since_last(self) -> dict[str, float]:
+        """The floats among them, of what was added since this was last called."""
+        then = self.read
+        self.read = {n: s for n, s in self._totals().items() if isinstance(s[0], float)}
+        recent = {}
+        for name, (total, weight) in self.read.items():
+            total_then, weight_then = then.get(name, (0.0, 0.0))
+            recent[name] = [total - total_then, weight - weight_then]
+        return self._means({name: sums for name, sums in recent.items() if sums[1]})
+
+    def _totals(self) -> Sums:
+        """The sums over all processes, on the CPU: floats and tensors in float64."""
+        first, *others = self.distributed.gather_objects(self._own())
+        for share in others:
+            for name, sums in share.items():
+                before = first.get(name, (0.0, 0.0))
+                first[name] = [a + b for a, b in zip(before, sums, strict=True)]
+        return first
+
+    def _own(self) -> Sums:
+        return {
+            name: [x.cpu().double() if getattr(x, "shape", ()) else float(x) for x in sums]
+            for name, sums in self.sums.items()
+        }
+
+    def _means(self, sums: Sums) -> dict[str, Any]:
+        found: dict[str, Any] = dict.fromkeys(self.loss.metric_names, math.nan)
+        for name, (total, weight) in sums.items():
+            if isinstance(total, Tensor):
+                found[name] = (total / weight).numpy()
+            else:
+                found[name] = total / weight if weight else math.nan
+        if "perplexity" in found:  # of nan it is nan
+            loss = found["loss"]
+            found["perplexity"] = math.inf if loss > MAX_EXPONENT else math.exp(loss)
+        return found
+
+    # ---- As a part of the training state -------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Called by all processes; shares: the sums of each, (processes, 4)."""
-        names = ("total", "correct", "weight", "predictions", "at_last_reading")
-        state = {name: getattr(self, name) for name in names}
-        return state | (
-            {"shares": self.distributed.gather(self._own())} if self.distributed.size > 1 else {}
-        )
+        """Called by all processes; shares: the sums of each."""
+        return {"shares": self.distributed.gather_objects(self._own()), "read": self.read}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Each process takes its own sums; of another number of them the main one takes all."""
-        shares = state.get("shares")
-        if shares is None and self.distributed.is_main:
-            for name, value in state.items():
-                setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
-            return
-        self.at_last_reading = state["at_last_reading"]
-        if shares is not None and len(shares) == self.distributed.size:
-            self._take(shares[self.distributed.rank].tolist())
-        elif shares is not None and self.distributed.is_main:
-            self._take(shares.sum(0).tolist())
+        if "total" in state:
+            state = _of_version_0_2(state, self.loss.metric_names)
+        self.reset()
+        shares, self.read = state["shares"], state["read"]
+        if len(shares) == self.distributed.size:
+            shares = [shares[self.distributed.rank]]
+        elif not self.distributed.is_main:
+            shares = []
+        for share in shares:
+            for name, sums in share.items():
+                total, weight = sums
+                total = torch.as_tensor(total, dtype=self.precision, device=self.device)
+                if isinstance(weight, Tensor):
+                    weight = weight.to(self.device)
+                self._count(name, total, weight)
 
-    def _take(self, numbers: list[float]) -> None:
-        total, weight, correct, predictions = numbers
-        self.total.fill_(total)
-        self.correct.fill_(int(correct))
-        self.weight, self.predictions = weight, int(predictions)
 
-    def add(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Count a batch: its summed loss (detached), outputs and targets as the loss has them."""
-        self.total += loss_sum
-        weight = self.loss.normalizer(targets)
-        self.weight += weight.to(self.total.dtype) if isinstance(weight, Tensor) else weight
-        self.predictions += self.loss.num_predictions(targets)
-        if "accuracy" in self.loss.metric_names:
-            self.correct += self.loss.correct(outputs, targets)  # type: ignore[arg-type]
+def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        return None
 
-    def compute(self) -> dict[str, float]:
-        """The loss's metrics over everything so far; waits for the device."""
-        return self._metrics_of(self.distributed.sum(self._own()))
 
-    def compute_since_last(self) -> dict[str, float]:
-        """The same over what was added since this was last called."""
-        now, then = self.distributed.sum(self._own()), self.at_last_reading
-        self.at_last_reading = now
-        return self._metrics_of([a - b for a, b in zip(now, then, strict=True)])
+def _of_version_0_2(state: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The sums as version 0.2.0 saved them, by position: loss, its weight, correct, predictions."""
 
-    def _own(self) -> list[float]:
-        """[summed loss, its normalizer, correct, predictions] of this process's shards."""
-        return [float(self.total), float(self.weight), int(self.correct), int(self.predictions)]
+    def named(numbers: Iterable[Any]) -> Sums:
+        total, weight, correct, predictions = map(float, numbers)
+        sums = {"loss": [total, weight], "accuracy": [correct, predictions]}
+        return {name: sums[name] for name in names if name in sums}
 
-    def _metrics_of(self, sums: list[float]) -> dict[str, float]:
-        total, weight, correct, predictions = sums
-        loss = total / weight if weight else math.nan
-        known = {
-            "loss": loss,
-            "accuracy": correct / predictions if predictions else math.nan,
-            "perplexity": math.inf if loss > MAX_EXPONENT else math.exp(loss),  # of nan it is nan
-        }
-        return {name: known[name] for name in self.loss.metric_names}
+    own = [state[name] for name in ("total", "weight", "correct", "predictions")]
+    shares = [named(share) for share in state.get("shares", [own])]
+    return {"shares": shares, "read": named(state["at_last_reading"])}
 
 
 class Evaluation:
-    """The evaluation of every split with every model, after an epoch."""
+    """The evaluation of every split but train with every model, after an epoch."""
 
     def __init__(
         self,
@@ -115,12 +197,16 @@ class Evaluation:
         loader: LoaderConfig,
         precision: Precision,
         *,
+        metrics: Sequence[str] = (),
         log_interval: int | None,
     ) -> None:
-        """loader: makes batches of an evaluation's size."""
+        """loader: makes batches of an evaluation's size. metrics: see METRICS in src/metrics.py."""
         self.splits, self.models, self.loader = splits, models, loader
-        self.log_interval = log_interval
-        fixed_shape = all(split.has_fixed_shape for split in splits.values())
+        self.precision, self.log_interval = precision, log_interval
+        self.of_batch, self.of_split = build_metrics(metrics)
+        self.added = [*self.of_batch, *self.of_split]
+        self.evaluated = [name for name in splits if name != "train"]
+        fixed_shape = all(splits[name].has_fixed_shape for name in self.evaluated)
         self.forwards = {
             name: precision.forward(
                 precision.compiled(model, loader.local_batch_size, fixed_shape=fixed_shape)
@@ -129,21 +215,41 @@ class Evaluation:
         }
 
     def of_all(
-        self, new_metrics: Callable[[], Metrics], watched: Callable[[Batches], Batches]
-    ) -> dict[str, dict[str, float]]:
+        self, loss: Loss, distributed: DistributedContext, watched: Callable[[Batches], Batches]
+    ) -> dict[str, dict[str, Any]]:
         """'SPLIT/MODEL' -> metrics. watched: checks for signals between batches."""
         return {
             f"{split_name}/{name}": evaluate(
                 model,
-                watched(split.evaluation_batches(self.loader)),
-                new_metrics(),
+                watched(self.splits[split_name].evaluation_batches(self.loader)),
+                Metrics(loss, self.loader.device, distributed, self.of_batch),
                 forward=self.forwards[name],
+                of_split={
+                    metric: partial(self._measure, function, model, split_name, watched)
+                    for metric, function in self.of_split.items()
+                },
                 name=f"{split_name}/{name}",
                 log_interval=self.log_interval,
             )
-            for split_name, split in self.splits.items()
+            for split_name in self.evaluated
             for name, model in self.models.items()
         }
+
+    def _measure(
+        self,
+        function: Callable[..., Any],
+        model: nn.Module,
+        split_name: str,
+        watched: Callable[[Batches], Batches],
+    ) -> Any:
+        """A metric of a whole split. Each process sees all examples, so all have the same value."""
+        loader = replace(self.loader, rank=0, num_processes=1)
+
+        def batches(name: str) -> Batches:
+            return watched(pick(self.splits, name, "metrics").evaluation_batches(loader))
+
+        with self.precision.autocast():
+            return function(model, split_name, batches)
 
 
 @torch.no_grad()
@@ -154,10 +260,11 @@ def evaluate(
     metrics: Metrics,
     *,
     forward: Forward | None = None,
+    of_split: Mapping[str, Callable[[], Any]] | None = None,
     name: str,
     log_interval: int | None,
-) -> dict[str, float]:
-    """One pass in eval mode: the loss's metrics, time and data_time in seconds.
+) -> dict[str, Any]:
+    """One pass in eval mode: the metrics, those of the whole split, time and data_time in seconds.
 
     metrics: empty ones. forward: the model as it is called, if not by itself. Means weigh by
     example or token, so a short last batch has its own weight, and an empty shard none. However it
@@ -173,12 +280,13 @@ def evaluate(
             data_time += perf_counter() - waited_from
             outputs = forward(inputs)
             if len(targets):
-                metrics.add(metrics.loss(outputs, targets), outputs, targets)
+                metrics.add_batch(metrics.loss(outputs, targets), outputs, targets)
             if log_interval and number % log_interval == 0:
                 logger.info("{} | batch {} | {}", name, number, in_line(metrics.compute()))
             waited_from = perf_counter()
-    model.train(was_training)
     result = metrics.compute()
+    result |= {metric: measure() for metric, measure in (of_split or {}).items()}
+    model.train(was_training)
     result |= {"time": perf_counter() - started, "data_time": data_time}
     logger.info("{} | {} | {:.1f} s", name, in_line(result), result["time"])
     return result
@@ -230,7 +338,7 @@ def recompute_batch_norms(
     logger.info("batch norms recomputed from {} batches | {:.1f} s", num_batches, seconds)
 
 
-def in_line(metrics: Mapping[str, float]) -> str:
-    """'loss 0.3121 | accuracy 0.9120'."""
-    shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "accuracy", "perplexity") if k in metrics]
-    return " | ".join(shown)
+def in_line(metrics: Mapping[str, Any]) -> str:
+    """'loss 0.3121 | accuracy 0.9120': the numbers, without times."""
+    shown = {k: x for k, x in metrics.items() if not is_time(k) and np.ndim(x) == 0}
+    return " | ".join(f"{name} {float(value):.4f}" for name, value in shown.items())

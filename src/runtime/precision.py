@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,6 +64,11 @@ class Precision:
         if self.precision not in AUTOCAST and not self.is_channels_last:
             return network
         return _Cast(network, self.device.type, AUTOCAST.get(self.precision), self.is_channels_last)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """For a network that is called as it is; its outputs are of the precision's type."""
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss, so that small gradients survive fp16; elsewhere it does nothing."""

@@ -210,12 +210,12 @@ class Session:
         """
         self._call("restore")
         config, saved = self.config, self._saved
-        splits = {name: split for name, split in self.data.splits.items() if name != "train"}
         self._evaluation = Evaluation(
-            splits,
+            self.data.splits,
             evaluated,
             self._loader.for_evaluation(config.eval_batch_size),
             self.precision,
+            metrics=config.metrics,
             log_interval=config.log_interval_eval,
         )
         if config.train_length and not self.num_steps:
@@ -224,10 +224,15 @@ class Session:
                 config.train_length,
                 self._schedule.epoch_end(1),
             )
-        self._stats = Stats(list(splits), list(evaluated), learner.loss.metric_names)
+        of_evaluation = self._evaluation
+        self._stats = Stats(
+            of_evaluation.evaluated, list(evaluated), learner.loss.metric_names, of_evaluation.added
+        )
         self._best = None
         if config.save_best_checkpoint or config.early_stopping_patience:
-            columns = metric_columns(config.best_checkpoint_metric, self._stats.columns)
+            columns = metric_columns(
+                config.best_checkpoint_metric, [*self._stats.columns, *self._stats.added]
+            )
             self._best = Best(columns, config.early_stopping_patience)
 
         random_state.seed_everything(config.seed_training)
@@ -408,7 +413,7 @@ class Session:
     def evaluate(self) -> dict[str, dict[str, float]]:
         """'SPLIT/MODEL' -> metric -> value, of every split but train and every evaluated model."""
         self._parallel.broadcast_buffers(self._evaluation.models.values())
-        return self._evaluation.of_all(self.metrics.empty, self._signals.watched)
+        return self._evaluation.of_all(self.metrics.loss, self._distributed, self._signals.watched)
 
     @contextmanager
     def callers_turn(self) -> Iterator[None]:
@@ -459,7 +464,7 @@ class Epoch:
         results |= run._folder.machine_use.of_epoch(training)
         row = run._stats.add(self.number, state.step, results)
         run.stats = run._stats.frame()
-        run._folder.save_stats(run.stats)
+        run._folder.save_stats(run.stats, run._stats.arrays)
         best = run._best
         is_best = best is not None and not run.has_diverged and best.update(self.number, row)
         if is_best and config.save_best_checkpoint:

@@ -24,7 +24,7 @@ class Best:
     def update(self, epoch: int, row: Mapping[str, float]) -> bool:
         """Add an epoch; True where it is the best so far: best.pt is written. NaN never is."""
         sign = direction(self.columns[0])
-        values = [sign * row[c] for c in self.columns if not math.isnan(row[c])]
+        values = [sign * row[c] for c in self.columns if not math.isnan(row.get(c, math.nan))]
         if values and not (sign * self.value >= max(values)):
             self.value, self.epoch, self.epochs_without = sign * max(values), epoch, 0
             return True

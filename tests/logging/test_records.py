@@ -47,9 +47,7 @@ def test_any_number_is_recorded_as_a_plain_one(value, plain):
     assert type(found) is type(plain if not isinstance(plain, bool) else 1)
 
 
-@pytest.mark.parametrize(
-    "value", [np.zeros(2), torch.zeros(2), np.zeros(1), [0.5], "0.5", None, 1j, {"a": 1}]
-)
+@pytest.mark.parametrize("value", [[0.5], "0.5", None, 1j, {"a": 1}])
 def test_what_is_no_number_raises_and_names_its_column(value):
     with pytest.raises(UserError, match=r"^test/last/mine: got .*, expected a number"):
         recorded(value)
