@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 SEEDS = ("seed_model", "seed_training")  # the keys in which the runs of one setting differ
-# Keys that say where and how a run is executed, not what it computes. Runs that differ in them
-# belong to one setting, and a resumed run may change them: they change rounding at most, or how
-# soon a divergence is noticed.
+# Keys that say where and how a run is executed, or what is measured beside; not what it computes.
+# Runs that differ in them belong to one setting, and a resumed run may change them: they change
+# rounding at most, or how soon a divergence is noticed.
 NON_SEMANTIC_KEYS = {
     *("log_interval", "log_interval_eval", "log_to_stdout", "output_dir", "save_plot"),
-    *("profile", "system_interval"),
+    *("profile", "system_interval", "metrics"),
     *("device", "host_name", "multi_gpu", "num_workers", "data_dir", "data_download"),
     *("compile", "channels_last"),
     *("trackers", "wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"),

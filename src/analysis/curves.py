@@ -324,7 +324,7 @@ def numbers(df: pd.DataFrame, column: str, when: str | float = "last") -> pd.Ser
     if column not in df:
         raise unknown_name("column", column, df.columns)
     if df[column].dtype != "curve":
-        if df[column].map(lambda x: isinstance(x, str | list | dict)).any():
+        if df[column].map(lambda x: isinstance(x, str | list | dict | np.ndarray)).any():
             raise UserError(f"column: {column} holds no numbers")
         return df[column].astype(float)
     if not isinstance(when, str):

@@ -24,7 +24,7 @@ from src.analysis.edges import edge_alarm
 from src.analysis.plots import against, heat_map, learning_curves, tradeoff
 from src.analysis.scores import scores_by, settings_of
 from src.analysis.settings import is_null, is_number, sort_key, varying
-from src.metrics import DIRECTIONS, metric_name
+from src.metrics import DIRECTIONS, is_result, metric_name
 from src.ranking import SEEDS
 from src.support import UserError
 
@@ -151,7 +151,11 @@ def _columns(df: pd.DataFrame, by: str) -> list[Column]:
         *[_coded(key, df[key]) for key in keys],
         _coded("state", [STATE_NAMES.get(state, state) for state in df["state"]]),
         *ends[1:],
-        *[_numeric(metric, numbers(df, metric, "best"), "best") for metric in metrics],
+        *[
+            _numeric(metric, numbers(df, metric, "best"), "best")
+            for metric in metrics
+            if metric_name(metric) in DIRECTIONS
+        ],
         *([_numeric("epochs", numbers(df, "epoch"))] if "epoch" in df else []),
         _numeric("seconds", df["seconds"].where(df["seconds"] > 0)),
         _coded("outcome", df["outcome"]),
@@ -169,8 +173,8 @@ def _shown_metrics(df: pd.DataFrame, by: str) -> list[str]:
     """Of evaluations, split/model/metric: those by which runs are compared first."""
     order = list(DIRECTIONS)
     curves = [str(c) for c in df.columns if df[c].dtype == "curve" and str(c).count("/") == 2]
-    metrics = [c for c in curves if metric_name(c) in order and c != by]
-    metrics.sort(key=lambda c: (c.startswith("train/"), order.index(metric_name(c))))
+    metrics = [c for c in curves if is_result(c) and c != by]
+    metrics.sort(key=lambda c: [*order, metric_name(c)].index(metric_name(c)))
     return ([by] if by else []) + metrics[: MOST_METRICS - bool(by)]
 
 

@@ -32,6 +32,7 @@ from src.analysis.runs import Column, Runs, as_columns, read_cache, write_cache
 from src.analysis.settings import is_number
 from src.config import read_yaml_file
 from src.grid import read_job
+from src.logging import Stats
 from src.support import ROOT, UserError, bad_value, closest, unknown_name
 
 RESULTS = Path("results")
@@ -59,6 +60,8 @@ def read_experiments(
 ) -> pd.DataFrame:
     """One row for each run: its configuration keys, its stats as curves, and how it ended.
 
+    What it measured as arrays comes in columns of arrays, (epochs, …) float64.
+
     batches: folders of batches or runs, names or patterns of them in `results`, or the names of
     job files. index_field: what curves are indexed by: epoch, step, train/seen_examples, or time
     (seconds of training and evaluating), also where older results have no such column. Keys that
@@ -69,19 +72,24 @@ def read_experiments(
     Raises UserError where a batch does not exist, or no run has the field.
     """
     found: list[tuple[str, Runs]] = []
+    places: list[tuple[Path, str]] = []  # of each run
     skipped: list[tuple[str, str]] = []
     for batch, signatures in _find_runs(batches, Path(results)).items():
         runs, broken = _read_batch(batch, signatures)
         found.append((batch.absolute().name, runs))
+        places += [(batch, run) for run in runs.names]
         skipped += [(str(batch / name), str(error)) for name, error in broken.items()]
     names = np.array([name for name, runs in found for _ in runs.names], dtype=object)
+    folders = np.array([str(folder / run) for folder, run in places], dtype=object)
     runs = found[0][1]
     if len(found) > 1:
         runs = as_columns([run for _, runs in found for run in runs.split()])
     if only_done:
         done = np.flatnonzero(_fact(runs, "state") == "done")
-        names, runs = names[done], runs.take(done)
+        names, folders, runs = names[done], folders[done], runs.take(done)
     frame = _frame(names.tolist(), runs, index_field)
+    for column, arrays in _arrays(folders.tolist(), runs.lengths).items():
+        frame[column] = arrays
     frame.attrs["skipped"] = skipped
     for path, reason in skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
@@ -232,6 +240,16 @@ def _frame(batches: list[str], runs: Runs, field: str) -> pd.DataFrame:
     frame = pd.DataFrame(found, index=pd.Index(runs.names, name="run"))
     frame.attrs["keys"] = keys  # columns that people add are no settings
     return frame
+
+
+def _arrays(folders: list[str], lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """Column -> (runs,) objects: the (epochs, …) of each run, None where it has none."""
+    found: dict[str, np.ndarray] = {}
+    for row, (folder, length) in enumerate(zip(folders, lengths, strict=True)):
+        for column, values in Stats.read_arrays(folder).items():
+            column_of_runs = found.setdefault(column, np.full(len(folders), None))
+            column_of_runs[row] = values[:length]  # a row may be ahead of stats.csv
+    return found
 
 
 def _fact(runs: Runs, key: str) -> Any:

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 from loguru import logger
 
+from src.metrics import is_result, metric_name
 from src.support import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_BESIDE = 3  # metrics
 # The colours of names in all pictures. Okabe and Ito (2008): distinct for colour-blind readers.
 COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
@@ -28,14 +30,19 @@ def save_learning_curves(stats: pd.DataFrame, path: Path) -> None:
 
 
 def _draw(stats: pd.DataFrame) -> "Figure":
-    """Loss and, where there is one, accuracy against the epoch: a line for each split and model."""
+    """Each metric against the epoch, loss and accuracy first: a line for each split and model."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    metrics = [metric for metric in ("loss", "accuracy") if f"train/{metric}" in stats]
-    figure = Figure(figsize=(4.8 * len(metrics), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
-    for axis, metric in zip(axes, metrics, strict=True):
+    found = dict.fromkeys(metric_name(column) for column in stats.columns if is_result(column))
+    metrics = [name for name in found if name != "perplexity"]  # it is e to the loss
+    width = min(len(metrics), MOST_BESIDE)
+    height = -(-len(metrics) // width)
+    figure = Figure(figsize=(4.8 * width, 3.6 * height), layout="constrained")
+    axes = list(figure.subplots(height, width, squeeze=False).flat)
+    for axis in axes[len(metrics) :]:
+        axis.remove()
+    for axis, metric in zip(axes, metrics, strict=False):
         columns = [column for column in stats.columns if column.endswith(f"/{metric}")]
         marker = "o" if len(stats) < 3 else None  # a line of one point cannot be seen
         for i, column in enumerate(columns):

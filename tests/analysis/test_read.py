@@ -80,6 +80,27 @@ def test_runs_of_ours_are_read_with_every_key_and_curve(digits, results):
     assert best.tolist() == [stats["lr=0.001"]["test/av/accuracy"].iloc[-1]]
 
 
+def test_arrays_come_back_as_arrays(digits, results):
+    keys = ["class_accuracy", "top5_accuracy"]
+    stats = run_experiment(digits(output_dir=str(results / "b" / "1_a"), metrics=keys))
+    run_experiment(digits(output_dir=str(results / "b" / "2_b")))
+    torn = results / "b" / "1_a" / "arrays" / "test.last.class_accuracy.npy"
+    df = read_experiments(["b"])
+    values, nothing = df["test/last/class_accuracy"]
+    assert values.shape == (2, 10)
+    assert nothing is None
+    assert df["test/last/top5_accuracy"].iloc[0].tolist() == (
+        stats["test/last/top5_accuracy"].tolist()
+    )
+    assert varying(df) == []
+    with pytest.raises(UserError, match="class_accuracy holds no numbers"):
+        numbers(df, "test/last/class_accuracy")
+    np.save(torn, np.zeros((3, 10)))  # written before stats.csv, by a run that was killed then
+    assert read_experiments(["b"])["test/last/class_accuracy"].iloc[0].shape == (2, 10)
+    torn.write_bytes(torn.read_bytes()[:200])
+    assert "test/last/class_accuracy" not in read_experiments(["b"])
+
+
 def test_older_results_are_read_with_the_defaults_of_their_time(results):
     older(results, "25-01-01-old", "000_x", base_lr=0.5, my_own_key="kept")
     frame = read_experiments("25-01-01-old")
