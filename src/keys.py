@@ -175,10 +175,13 @@ class DataKeys:
 
 @dataclass(frozen=True)
 class AugmentationKeys:
-    """Of training images that are read one at a time; mixup and cutmix of all dense examples with
-    one class. Everything is off by default."""
+    """Of training examples. Images that are read one at a time take all of it; images in memory,
+    arrays (channels, height, width), all but aug_crop_scale, aug_auto and aug_color_jitter; other
+    dense examples aug_noise, aug_mixup and copies. Mixing needs one class an example. Everything
+    is off by default."""
 
-    # pixels added around an image before a random crop of the size that it had; CIFAR: 4
+    # pixels added around an image before a random crop of the size that it had; CIFAR: 4. They are
+    # black; around arrays that data_normalize or data_mean has shifted, the mean
     aug_pad_crop: NonNegativeInt = 0
     # instead, a random part of the image, resized: its fraction of the area; ImageNet: [0.08, 1]
     aug_crop_scale: list[PositiveFloat] | None = None
@@ -192,8 +195,10 @@ class AugmentationKeys:
     aug_auto: str | None = None
     # how far brightness, contrast and saturation are moved; 0: not at all
     aug_color_jitter: NonNegativeFloat = 0.0
-    # probability that a rectangle is erased, and what it is filled with: the mean, one random
-    # colour, or one a pixel
+    # standard deviation of the Gaussian noise added to each number, after it is normalised
+    aug_noise: NonNegativeFloat = 0.0
+    # probability that a rectangle is erased, and what it is filled with: the mean (of arrays 0),
+    # one random colour, or one a pixel; colours are standard normal, after normalisation
     aug_erase: Probability = 0.0
     aug_erase_mode: Literal["const", "rand", "pixel"] = "pixel"
     # parameters of the Beta distributions by which two examples of a batch are mixed, or a part

@@ -18,6 +18,7 @@ EVERYTHING = MIXED | {
     "aug_vflip": 0.5,
     "aug_auto": "rand-m9-mstd0.5-inc1",
     "aug_color_jitter": 0.4,
+    "aug_noise": 0.1,
     "aug_erase": 0.5,
     "aug_repeats": 2,
 }
@@ -93,10 +94,37 @@ def test_arrays_of_images_are_mixed_too(digits):
     assert stats["train/loss"].iloc[-1] > 0.5  # a mixed image is never sure
 
 
+ARRAYS = {"aug_pad_crop": 1, "aug_hflip": 0.5, "aug_vflip": 0.5, "aug_noise": 0.1}
+ARRAYS |= MIXED | {"aug_erase": 0.5, "aug_repeats": 2}
+
+
+def test_a_run_on_changed_arrays_ends_the_same_stopped_anywhere(digits, tmp_path, interrupt):
+    keys = {"model": "tiny/lenet", "model_input_shape": [1, 32, 32], "train_length": 0.5}
+    keys |= ARRAYS | {"base_lr": 0.003}
+    straight, stopped = (digits(output_dir=str(tmp_path / name), **keys) for name in "ab")
+    run_experiment(straight)
+    interrupt(2, 3, 6)
+    assert run_through(stopped) > 3
+    assert end_of(stopped) == end_of(straight)
+
+
+@pytest.mark.parametrize("key", ARRAYS)
+def test_each_key_has_a_say_in_training_on_arrays_alone(digits, key):
+    others = {k: v for k, v in ARRAYS.items() if k != key}
+    keys = {"output_dir": None, "train_length": 0.2, "train_length_unit": "epoch"}
+    some, all_on = (run_experiment(digits(**keys | k)) for k in (others, ARRAYS))
+    assert some["train/loss"].iloc[0] != all_on["train/loss"].iloc[0]
+    unmoved = [run_experiment(digits(**keys | k | {"train_length": 0})) for k in (others, ARRAYS)]
+    assert unmoved[0]["test/last/loss"].iloc[0] == unmoved[1]["test/last/loss"].iloc[0]
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"aug_hflip": 0.5}, "aug_hflip: got 0.5, expected 0, as sklearn/digits is not"),
+        ({"aug_auto": "v0"}, "aug_auto: got 'v0', expected null, as aug_auto works one image"),
+        ({"aug_hflip": 0.5, "model_input_shape": [64]}, "aug_hflip: got 0.5, expected 0, as the"),
+        ({"aug_noise": -0.1}, "aug_noise: got -0.1"),
+        ({"aug_repeats": 2}, "aug_repeats: got 2, expected 1, as copies"),
         ({"aug_mixup": 0.5, "loss": "mse"}, "loss: got 'mse', expected 'log'"),
         ({"aug_cutmix": 0.5, "model_input_shape": [64]}, "aug_cutmix: got 0.5, expected 0"),
     ],
@@ -116,7 +144,8 @@ def test_the_augmented_run_on_cifar10_works_on_its_files(tmp_path, monkeypatch):
 
 # ---- Held on the device ------------------------------------------------------------------
 
-HELD = MIXED | {"aug_pad_crop": 2, "aug_hflip": 0.5, "aug_erase": 0.5, "data_on_device": True}
+HELD = MIXED | {"aug_pad_crop": 2, "aug_hflip": 0.5, "aug_noise": 0.2, "aug_erase": 0.5}
+HELD |= {"data_on_device": True}
 
 
 def test_without_augmentation_held_images_give_the_very_stats_of_those_that_are_read(fashion):
@@ -146,7 +175,9 @@ def test_a_run_on_held_images_repeats_and_ends_the_same_stopped_anywhere(
     assert end_of(stopped) == end_of(straight)
 
 
-@pytest.mark.parametrize("key", ["aug_pad_crop", "aug_hflip", "aug_erase", "aug_cutmix"])
+@pytest.mark.parametrize(
+    "key", ["aug_pad_crop", "aug_hflip", "aug_noise", "aug_erase", "aug_cutmix"]
+)
 def test_each_key_has_a_say_in_training_on_held_images(fashion, key):
     others = {k: v for k, v in HELD.items() if k != key}
     some, all_on = (run_experiment(fashion(train_length=0.5, **k)) for k in (others, HELD))

@@ -11,7 +11,7 @@ order.py               which example comes when, and which process takes it: a f
 workers.py             worker processes that read what does not fit in memory
 transforms.py          from one image to a tensor
 augmentation.py        what is done at random to single images
-batch_augmentation.py  the same for whole batches on the device
+batch_augmentation.py  the same for whole batches in memory: arrays, and images on the device
 mixing.py              mixup and CutMix
 splits_map.py          train[:90%] and the like; splits of other data sets, with our classes
 

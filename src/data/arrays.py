@@ -17,6 +17,7 @@ from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.data.batch_augmentation import augmented_batches, not_of_arrays
 from src.data.splits import Batch, Batches, Data, LoaderConfig, Preprocessing, Split, renumbered
 from src.data.splits_map import Range, resolve_all
 from src.support import UserError, bad_value
@@ -54,6 +55,14 @@ class ArraySplit(Split):
         # a blocking copy would wait for the step before
         return (self.take(i.to(loader.device, non_blocking=True)) for i in order)
 
+    def augmented_batches(
+        self, order: Iterable[tuple[int, Tensor]], loader: LoaderConfig, *, seed: int
+    ) -> Batches:
+        if loader.augmentation:
+            examples = self.inputs, self.targets
+            return augmented_batches(*examples, order, loader.augmentation, seed=seed)
+        return (self.take(i.to(loader.device, non_blocking=True)) for _, i in order)
+
     def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:
         return ((row_range(self.inputs, i, j), self.targets[i:j]) for i, j in ranges)  # views
 
@@ -66,13 +75,10 @@ class ArraySplit(Split):
         is_dense = self.inputs.layout == torch.strided
         return (tuple(self.inputs.shape[1:]), self.inputs.dtype) if is_dense else None
 
-    def mixing_obstacle(self, key: str) -> str | None:
+    def augmentation_obstacle(self, name: str) -> str | None:
         if self.inputs.layout != torch.strided:
-            return "sparse data cannot be mixed"
-        if key == "aug_cutmix" and self.inputs.ndim != 4:
-            shape = list(self.inputs.shape[1:])
-            return f"there is nothing to cut out of examples of shape {shape}"
-        return None
+            return "the data are sparse, and what changes them would fill them"
+        return not_of_arrays(name, are_images=self.inputs.ndim == 4)
 
     def with_classes(self, table: Sequence[int]) -> "ArraySplit":
         targets, kept = renumbered(self.targets, table)

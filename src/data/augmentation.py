@@ -11,14 +11,14 @@ from src.support import UserError, bad_value, random_state
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SWITCHES = ("pad_crop", "crop_scale", "hflip", "vflip", "auto", "color_jitter", "erase")
+SWITCHES = ("pad_crop", "crop_scale", "hflip", "vflip", "auto", "color_jitter", "noise", "erase")
 EXAMPLES = "rand-m9-mstd0.5-inc1, original, v0, 3a or augmix-m3-w3"
 MOVES = 0.45  # the farthest that a policy moves an image, over its side, as timm has it
 AUGMIX_MOVES = 0.3  # the same of AugMix
 
 
 def switched_on(augmentation: Augmentation) -> list[str]:
-    """Which of SWITCHES are on; with none, training images are as those of evaluations."""
+    """Which of SWITCHES are on; with none, training examples are as those of evaluations."""
     return [name for name in SWITCHES if getattr(augmentation, name)]
 
 
@@ -111,11 +111,17 @@ def steps_on_images(
 
 def steps_on_tensors(augmentation: Augmentation) -> list[Any]:
     """Transforms of normalised tensors (channels, height, width), on the CPU."""
-    if not augmentation.erase:
-        return []
-    from timm.data.random_erasing import RandomErasing
+    steps: list[Any] = []
+    if augmentation.noise:
+        from torchvision.transforms.v2 import GaussianNoise
 
-    return [RandomErasing(augmentation.erase, mode=augmentation.erase_mode, device="cpu")]
+        steps.append(GaussianNoise(sigma=augmentation.noise, clip=False))
+    if augmentation.erase:
+        from timm.data.random_erasing import RandomErasing
+
+        mode = augmentation.erase_mode
+        steps.append(RandomErasing(augmentation.erase, mode=mode, device="cpu"))
+    return steps
 
 
 def policy(

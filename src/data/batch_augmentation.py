@@ -1,4 +1,4 @@
-"""Augmentation of a batch of training images at once, on the device of the batch.
+"""Augmentation of a batch of training examples at once, on the device of the batch.
 
 The same distributions in the same order as src/data/augmentation.py, for the keys IN_BATCHES.
 What is drawn for an example is a pure function of its seed (see order.example_seeds): not of the
@@ -6,16 +6,18 @@ batch it comes in, nor of the device, rounding of noise and of a rectangle's sid
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.data.augmentation import switched_on
-from src.data.splits import Augmentation
+from src.data.order import example_seeds
+from src.data.splits import Augmentation, Batches
 
-IN_BATCHES = ("pad_crop", "hflip", "vflip", "erase")
+IN_BATCHES = ("pad_crop", "hflip", "vflip", "noise", "erase", "mixup", "cutmix")
+OF_ROWS = ("noise", "mixup")  # the others need images
 
 # Rectangles are erased as timm's RandomErasing draws them (Zhong et al. 2017): fractions of the
 # image's area, a height over width that is uniform in its logarithm, and another try where a
@@ -24,9 +26,10 @@ AREAS = (0.02, 1 / 3)
 LOG_ASPECTS = (math.log(0.3), math.log(1 / 0.3))
 ATTEMPTS = 10
 
-# Which number of an example's sequence is drawn for what
+# Which number of an example's sequence is drawn for what: one an element of the example from
+# FILLING on for what a rectangle is filled with, and as many after those for aug_noise
 TOP, LEFT, HFLIP, VFLIP, ERASE, RECTANGLES = range(6)
-NOISE = RECTANGLES + 4 * ATTEMPTS
+FILLING = RECTANGLES + 4 * ATTEMPTS
 
 # SplitMix64 (Steele, Lea and Flood 2014) in whole numbers of 64 bits with a sign, as torch has them
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -34,27 +37,62 @@ FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 FLOAT_BITS = 24  # as many as a float32 holds exactly
 
 
-def not_in_batches(augmentation: Augmentation) -> str | None:
-    """Why it can't be done in batches, if it can't."""
-    name = next((name for name in switched_on(augmentation) if name not in IN_BATCHES), None)
+def not_in_batches(*names: str) -> str | None:
+    """Why one of these augmentations can't be done in batches, if one can't."""
+    name = next((name for name in names if name not in IN_BATCHES), None)
     in_batches = ", ".join(f"aug_{other}" for other in IN_BATCHES)
     return name and f"aug_{name} works one image at a time, unlike {in_batches}"
 
 
+def not_of_arrays(name: str, *, are_images: bool) -> str | None:
+    """Why an augmentation can't change dense examples in memory, if it can't."""
+    if name in IN_BATCHES and name not in OF_ROWS and not are_images:
+        return "the examples have no shape [channels, height, width]; model_input_shape may give it"
+    return not_in_batches(name)
+
+
+def augmented_batches(
+    inputs: Tensor,
+    targets: Tensor,
+    order: Iterable[tuple[int, Tensor]],
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    normalize: Callable[[Tensor], Tensor] | None = None,
+) -> Batches:
+    """A batch for each (pass, indices) of examples in memory; see Split.augmented_batches()."""
+    for pass_number, indices in order:
+        wanted = (indices % len(targets)).to(inputs.device, non_blocking=True)  # of copies
+        seeds = torch.from_numpy(example_seeds(seed, pass_number, indices.numpy()).astype(np.int64))
+        batch = augmented(inputs[wanted], augmentation, seeds=seeds, normalize=normalize)
+        yield batch, targets[wanted]
+
+
 def augmented(
-    pixels: Tensor,
+    inputs: Tensor,
     augmentation: Augmentation,
     *,
     seeds: Tensor,
-    normalize: Callable[[Tensor], Tensor],
+    normalize: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """uint8 (n, channels, height, width) -> changed, normalised. seeds: (n,) int64, on the CPU."""
-    device = pixels.device
+    """A batch (n, *shape), changed at random; in place where nothing normalises it.
+
+    seeds: (n,) int64, on the CPU. normalize: of images as bytes makes float32 ones; arrays were
+    normalised when they were loaded. What is padded is 0 before that, what is erased 0 or
+    standard normal after it. So padding is black, but the mean where arrays were normalised by
+    columns or by data_mean.
+    """
+    device = inputs.device
     seeds_there = seeds.to(device, non_blocking=True)
-    draws = uniforms(random_bits(seeds_there, torch.arange(NOISE, device=device)))  # (n, NOISE)
+    draws = uniforms(random_bits(seeds_there, torch.arange(FILLING, device=device)))  # (n, FILLING)
     if augmentation.pad_crop or augmentation.hflip or augmentation.vflip:
-        pixels = moved(pixels, augmentation, draws)
-    inputs = normalize(pixels)
+        inputs = moved(inputs, augmentation, draws)
+    if normalize:
+        inputs = normalize(inputs)
+    if augmentation.noise:
+        shape = inputs.shape[1:]
+        noise = _noise(seeds_there, FILLING + math.prod(shape), shape)
+        inputs.add_(noise, alpha=augmentation.noise)
     if augmentation.erase:
         # found on the CPU: how many they are is nothing to wait for on a GPU
         is_erased = uniforms(random_bits(seeds, torch.tensor([ERASE])))[:, 0] < augmentation.erase
@@ -64,15 +102,15 @@ def augmented(
     return inputs
 
 
-def moved(pixels: Tensor, augmentation: Augmentation, draws: Tensor) -> Tensor:
-    """Padded by black, cut out and flipped, in one gather."""
-    n, channels, height, width = pixels.shape
+def moved(images: Tensor, augmentation: Augmentation, draws: Tensor) -> Tensor:
+    """Padded by zeros, cut out and flipped, in one gather."""
+    n, channels, height, width = images.shape
     padding = augmentation.pad_crop
     top, left = (_below(2 * padding + 1, draws[:, which]) for which in (TOP, LEFT))  # (n,)
     rows = top[:, None] + _places(height, draws[:, VFLIP] < augmentation.vflip)
     columns = left[:, None] + _places(width, draws[:, HFLIP] < augmentation.hflip)
     positions = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]  # (n, h, w)
-    padded = F.pad(pixels, [padding] * 4).flatten(2)
+    padded = F.pad(images, [padding] * 4).flatten(2)
     positions = positions.flatten(1)[:, None].expand(n, channels, height * width)
     return padded.gather(2, positions).view(n, channels, height, width)
 
@@ -89,7 +127,7 @@ def erased(inputs: Tensor, mode: str, *, draws: Tensor, seeds: Tensor) -> Tensor
 
 def rectangles(draws: Tensor, height: int, width: int) -> Tensor:
     """(4, n) int64: top, left, height and width of what is erased; 0 where none fits."""
-    area, aspect, top, left = draws[:, RECTANGLES:NOISE].unflatten(1, (ATTEMPTS, 4)).unbind(2)
+    area, aspect, top, left = draws[:, RECTANGLES:FILLING].unflatten(1, (ATTEMPTS, 4)).unbind(2)
     area = height * width * (AREAS[0] + (AREAS[1] - AREAS[0]) * area)  # (n, ATTEMPTS)
     aspect = torch.exp(LOG_ASPECTS[0] + (LOG_ASPECTS[1] - LOG_ASPECTS[0]) * aspect)
     high, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
@@ -106,8 +144,13 @@ def _filling(inputs: Tensor, mode: str, seeds: Tensor) -> Tensor:
     shapes = {"const": (), "rand": (inputs.shape[1], 1, 1), "pixel": inputs.shape[1:]}
     if mode == "const":
         return inputs.new_zeros(())
-    counters = torch.arange(NOISE, NOISE + math.prod(shapes[mode]), device=seeds.device)
-    return normals(random_bits(seeds, counters)).unflatten(1, shapes[mode])
+    return _noise(seeds, FILLING, shapes[mode])
+
+
+def _noise(seeds: Tensor, first: int, shape: tuple[int, ...]) -> Tensor:
+    """(n, *shape) standard normal float32, of the numbers `first`, … of the sequences."""
+    counters = torch.arange(first, first + math.prod(shape), device=seeds.device)
+    return normals(random_bits(seeds, counters)).unflatten(1, shape)
 
 
 def _below(bound: Tensor | int, draws: Tensor) -> Tensor:

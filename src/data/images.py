@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from tqdm import tqdm
 
-from src.data.batch_augmentation import augmented, not_in_batches
-from src.data.order import example_seeds
+from src.data.augmentation import switched_on
+from src.data.batch_augmentation import augmented_batches, not_in_batches
 from src.data.splits import (
-    Augmentation,
     Batch,
     Batches,
     Data,
@@ -84,13 +83,13 @@ class DatasetSplit(Split):
         if not isinstance(train, ImageTransform) or train.augmentation is None:
             how = "which works one image at a time"
             return f"{name} has a transform of its own for training, {how}"
-        return not_in_batches(train.augmentation)
+        return not_in_batches(*switched_on(train.augmentation))
 
     def cached_on_device(
         self, device: torch.device, *, num_workers: int = 0, name: str = "train"
     ) -> "PixelSplit":
-        """Its images as evaluations see them, each read once, and how training changes them."""
-        shape, transform, train = self._cache_shape(), self.transform, self.train_transform
+        """Its images as evaluations see them, each read once."""
+        shape, transform = self._cache_shape(), self.transform
         assert isinstance(transform, ImageTransform)
         try:
             pixels = torch.empty(shape, dtype=torch.uint8, device=device)
@@ -107,9 +106,7 @@ class DatasetSplit(Split):
         for start, (images, numbers) in _with_progress(batches, len(self)):
             there = slice(start, start + len(numbers))
             pixels[there], targets[there] = images, numbers
-        augmentation = train.augmentation if isinstance(train, ImageTransform) else None
-        normalize = transform.to_tensor.normalize
-        return PixelSplit(pixels, targets.to(device), normalize, augmentation)
+        return PixelSplit(pixels, targets.to(device), transform.to_tensor.normalize)
 
     def with_classes(self, table: Sequence[int]) -> "DatasetSplit":
         dataset = self.dataset
@@ -137,13 +134,12 @@ class PixelSplit(Split):
     """Small images as bytes, where the model lives: what DatasetSplit.cached_on_device() gives.
 
     pixels: (n, channels, height, width) uint8. targets: (n,) int64. normalize: of uint8 batches
-    makes float32 ones. augmentation: what is done to training images at random, in batches.
+    makes float32 ones.
     """
 
     pixels: Tensor
     targets: Tensor
     normalize: Callable[[Tensor], Tensor]
-    augmentation: Augmentation | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -158,18 +154,10 @@ class PixelSplit(Split):
     def augmented_batches(
         self, order: Iterable[tuple[int, Tensor]], loader: LoaderConfig, *, seed: int
     ) -> Batches:
-        if self.augmentation is None:
-            return self.batches((indices % len(self) for _, indices in order), loader)
-        return (self._augmented(indices, seed, number) for number, indices in order)
-
-    def _augmented(self, indices: Tensor, seed: int, pass_number: int) -> Batch:
-        assert self.augmentation is not None
-        wanted = (indices % len(self)).to(self.pixels.device, non_blocking=True)  # of copies
-        seeds = torch.from_numpy(example_seeds(seed, pass_number, indices.numpy()).astype(np.int64))
-        inputs = augmented(
-            self.pixels[wanted], self.augmentation, seeds=seeds, normalize=self.normalize
-        )
-        return inputs, self.targets[wanted]
+        if not loader.augmentation:
+            return super().augmented_batches(order, loader, seed=seed)
+        examples, how = (self.pixels, self.targets), loader.augmentation
+        return augmented_batches(*examples, order, how, seed=seed, normalize=self.normalize)
 
     def with_classes(self, table: Sequence[int]) -> "PixelSplit":
         targets, kept = renumbered(self.targets, table)

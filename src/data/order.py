@@ -88,8 +88,6 @@ def shard(num_examples: int, rank: int, num_processes: int) -> tuple[int, int]:
 
 def shard_of_batch(indices: Tensor, rank: int, num_processes: int, micro_batch_size: int) -> Tensor:
     """A process's shard of each micro-batch: what one process would do at once is done at once."""
-    if num_processes == 1:
-        return indices
     pieces = indices.split(micro_batch_size)
     return torch.cat([p[slice(*shard(len(p), rank, num_processes))] for p in pieces])
 

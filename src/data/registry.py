@@ -13,7 +13,7 @@ from src.data.augmentation import check_augmentation, switched_on
 from src.data.batch_augmentation import not_in_batches
 from src.data.mixing import MIXABLE_LOSSES, Mixing
 from src.data.order import check_shards
-from src.data.source import Source, image_augmentation, refuse_augmentation
+from src.data.source import Source, example_augmentation, refuse_augmentation
 from src.data.sources import custom, hf, libsvm, sklearn, tfds, timm
 from src.data.splits import Data, LoaderConfig, Preprocessing
 from src.data.splits_map import by_dataset, joined
@@ -27,8 +27,7 @@ def build_data(config: Config, preprocessing: Preprocessing | None) -> Data:
     check_dataset(config)
     own, *others = _sources(config)
     data = _load(config, own, resolve_preprocessing(config, preprocessing or Preprocessing()))
-    if data.splits["train"].is_in_memory:
-        refuse_augmentation(config, config.dataset)
+    refuse_augmentation(config, data.splits["train"].augmentation_obstacle)
     data = with_num_classes(data, config.data_n_classes, config.dataset)
     if (names := _class_names(config)) is not None:
         if len(names) != data.n_classes:
@@ -61,12 +60,8 @@ def build_loader_config(
     """
     sizes = config.batch_size, config.batch_size_accum or config.batch_size
     check_shards(len(data.splits["train"]), *sizes, num_processes, config.drop_last)
-    mixing = None
+    augmentation, mixing = example_augmentation(config), None
     if config.aug_mixup or config.aug_cutmix:
-        for key in ("aug_mixup", "aug_cutmix"):
-            obstacle = data.splits["train"].mixing_obstacle(key)
-            if (value := getattr(config, key)) and obstacle:
-                raise bad_value(key, value, f"0, as {obstacle}")
         mixing = Mixing(
             config.model_output_dim,  # type: ignore[arg-type]
             mixup=config.aug_mixup,
@@ -78,8 +73,9 @@ def build_loader_config(
         config.batch_size,
         device,
         config.num_workers,
-        mixing,
-        config.aug_repeats,
+        augmentation=augmentation if switched_on(augmentation) else None,
+        mixing=mixing,
+        repeats=config.aug_repeats,
         rank=rank,
         num_processes=num_processes,
         micro_batch_size=config.batch_size_accum,
@@ -103,12 +99,12 @@ def check_dataset(config: Config) -> None:
 
 def check_keys_of_augmentation(config: Config) -> None:
     """UserError for values that mean nothing, and for contradictions between the keys."""
-    augmentation = image_augmentation(config)
+    augmentation = example_augmentation(config)
     check_augmentation(augmentation)
-    if config.data_on_device is True and (obstacle := not_in_batches(augmentation)):
+    if config.data_on_device is True and (obstacle := not_in_batches(*switched_on(augmentation))):
         raise bad_value("data_on_device", True, f"auto or false, as {obstacle}")
     if config.aug_repeats > 1 and not switched_on(augmentation):
-        expected = "1, as copies of an example would be the same: no aug_… of single images is on"
+        expected = "1, as copies of an example would be the same: no aug_… of single examples is on"
         raise bad_value("aug_repeats", config.aug_repeats, expected)
     if (config.aug_mixup or config.aug_cutmix) and config.loss not in MIXABLE_LOSSES:
         expected = f"{MIXABLE_LOSSES[0]!r}, as aug_mixup and aug_cutmix make mixtures of classes"
@@ -171,7 +167,7 @@ def resolve_preprocessing(config: Config, preprocessing: Preprocessing) -> Prepr
             preprocessing, mean=tuple(config.data_mean), std=tuple(config.data_std)
         )
     given: dict[str, Any] = {
-        "augmentation": image_augmentation(config),
+        "augmentation": example_augmentation(config),
         "crop_pct": config.data_crop_pct,
         "is_cropped": config.data_crop_pct is not None or None,
         "interpolation": config.data_interpolation,

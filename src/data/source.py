@@ -1,12 +1,14 @@
 """Source: a data set as the configuration names it; and what the families of data sets share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from src.config import Config, is_import_path
 from src.data.arrays import to_shape, warn_of_absent_classes
 from src.data.augmentation import switched_on
+from src.data.batch_augmentation import not_of_arrays
 from src.data.splits import Augmentation, Data, Preprocessing
 from src.support import UserError, bad_value
 
@@ -25,23 +27,30 @@ class Source:
         return self.dataset if is_import_path(self.dataset) else self.dataset.partition("/")[2]
 
 
-def image_augmentation(config: Config) -> Augmentation:
-    """The augmentation of single images, keys aug_…"""
+def example_augmentation(config: Config) -> Augmentation:
+    """The augmentation of single examples, keys aug_…"""
     keys = {field.name: getattr(config, f"aug_{field.name}") for field in fields(Augmentation)}
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
     return Augmentation(**given)
 
 
-def refuse_augmentation(config: Config, dataset: str) -> None:
-    """UserError for augmentation of single images, where the data are arrays or texts."""
-    names = switched_on(image_augmentation(config)) if dataset == config.dataset else []
-    for name in names[:1]:
-        nothing = "0" if isinstance(getattr(config, f"aug_{name}"), int | float) else "null"
-        expected = (
-            f"{nothing}, as {dataset} is not read image by image, unlike timm/…, tfds/… and"
-            " a custom Dataset"
-        )
-        raise bad_value(f"aug_{name}", getattr(config, f"aug_{name}"), expected)
+def refuse_augmentation(config: Config, obstacle_of: Callable[[str], str | None]) -> None:
+    """UserError for a key aug_NAME that is on, where obstacle_of(NAME) says why it can't be."""
+    for name in (*switched_on(example_augmentation(config)), "mixup", "cutmix"):
+        value = getattr(config, f"aug_{name}")
+        if value and (obstacle := obstacle_of(name)):
+            nothing = "0" if isinstance(value, int | float) else "null"
+            raise bad_value(f"aug_{name}", value, f"{nothing}, as {obstacle}")
+
+
+def refuse_augmentation_of_arrays(
+    config: Config, source: Source, *, are_images: bool = False
+) -> None:
+    """The same where it shows without the data, which are arrays."""
+    if config.model_input_shape is not None:
+        are_images = len(config.model_input_shape) == 3
+    if source.dataset == config.dataset:
+        refuse_augmentation(config, partial(not_of_arrays, are_images=are_images))
 
 
 def refuse_pixel_statistics(config: Config, source: Source) -> None:

@@ -34,7 +34,9 @@ class LoaderConfig:
     batch_size: int
     device: torch.device
     num_workers: int = 0
-    # of training batches: how examples are mixed, and how many copies of each are in a batch
+    # of training batches: what is done at random to examples in memory (images that are read one
+    # at a time have it in their transform), how they are mixed, how many copies of each there are
+    augmentation: "Augmentation | None" = None
     mixing: Mixing | None = None
     repeats: int = 1
     # which process this is, of how many that share each micro-batch
@@ -62,7 +64,7 @@ class Split(ABC):
     """
 
     is_fitted: ClassVar[bool] = True  # its examples are as the model wants them once it is built
-    is_in_memory: ClassVar[bool] = True  # False: read one at a time, changed by the keys aug_…
+    is_in_memory: ClassVar[bool] = True  # False: images, read one at a time
     has_fixed_shape: ClassVar[bool] = True  # all batches have inputs of the same shape
 
     @property
@@ -125,8 +127,8 @@ class Split(ABC):
         """
         return input_shape, torch.float32
 
-    def mixing_obstacle(self, key: str) -> str | None:
-        """Why `key`, aug_mixup or aug_cutmix, can't mix two of its examples, if it can't."""
+    def augmentation_obstacle(self, name: str) -> str | None:
+        """Why the key aug_`name` can't change its examples in training, if it can't."""
         return None
 
     @abstractmethod
@@ -139,7 +141,7 @@ class Split(ABC):
         self, loader: LoaderConfig, *, seed: int, steps_per_pass: int, first_step: int = 0
     ) -> Batches:
         """The batches of step first_step, first_step + 1, …, without an end."""
-        whole_batches = batches_from(
+        order = batches_from(
             first_step,
             seed=seed,
             num_examples=len(self),
@@ -148,11 +150,12 @@ class Split(ABC):
             lengths=self.grouping_lengths,
             repeats=loader.repeats,
         )
-        size = loader.micro_batch_size or loader.batch_size
-        order = (
-            (number, shard_of_batch(indices, loader.rank, loader.num_processes, size))
-            for number, indices in whole_batches
-        )
+        if loader.num_processes > 1:
+            size = loader.micro_batch_size or loader.batch_size
+            order = (
+                (number, shard_of_batch(indices, loader.rank, loader.num_processes, size))
+                for number, indices in order
+            )
         batches = self.augmented_batches(order, loader, seed=seed)
         return _mixed(batches, loader.mixing, seed, first_step) if loader.mixing else batches
 
@@ -219,7 +222,7 @@ def _without_fillers(batches: Batches, sizes: Iterator[int]) -> Batches:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images at random; see the keys aug_… for each."""
+    """What is done to training examples at random; see the keys aug_… for each."""
 
     pad_crop: int = 0
     crop_scale: tuple[float, ...] | None = None
@@ -228,6 +231,7 @@ class Augmentation:
     vflip: float = 0.0
     auto: str | None = None
     color_jitter: float = 0.0
+    noise: float = 0.0
     erase: float = 0.0
     erase_mode: str = "pixel"
 

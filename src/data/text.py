@@ -92,8 +92,8 @@ class TextSplit(Split):
         # where the next token is predicted, the last one is no input
         return (longest - self.predicts_next_token,), torch.int64
 
-    def mixing_obstacle(self, key: str) -> str | None:
-        return "texts cannot be mixed"
+    def augmentation_obstacle(self, name: str) -> str | None:
+        return "texts cannot be augmented"
 
     def with_classes(self, table: Sequence[int]) -> "TextSplit":
         targets, kept = renumbered(self.targets, table)

@@ -35,7 +35,7 @@ Row = Mapping[str, Any]  # key -> value
 QUESTIONS = {
     "dataset": (
         *("dataset", "data_splits_map", "data_dir", "data_normalize", "data_mean", "data_std"),
-        *("data_version", "data_group_by_length", "data_on_device", "loss"),
+        *("data_version", "data_group_by_length", "data_on_device", "model_input_shape", "loss"),
         *(field.name for field in fields(AugmentationKeys)),
     ),
     "model": (

@@ -232,32 +232,58 @@ def test_values_without_a_meaning_are_refused_before_there_are_data(keys, words)
         check_dataset(config)
 
 
-@pytest.mark.parametrize(
-    "requested",
-    [
-        *(("pad_crop", 4), ("crop_scale", [0.5, 1]), ("hflip", 0.5), ("vflip", 1), ("auto", "v0")),
-        *(("color_jitter", 0.4), ("erase", 0.1)),
-    ],
-)
-def test_data_in_memory_are_not_changed_image_by_image(requested):
-    name, value = requested
-    for dataset in ("sklearn/digits", "libsvm/a9a"):
-        config = make_config({"dataset": dataset, "data_dir": "nowhere", f"aug_{name}": value})
-        with pytest.raises(UserError, match=rf"^aug_{name}: got .*{dataset} is not .* timm/"):
+ONE_AT_A_TIME = {"aug_crop_scale": [0.5, 1], "aug_auto": "v0", "aug_color_jitter": 0.4}
+OF_IMAGES = {"aug_pad_crop": 4, "aug_hflip": 0.5, "aug_vflip": 1.0, "aug_erase": 0.1}
+
+
+@pytest.mark.parametrize("key", ONE_AT_A_TIME | OF_IMAGES)
+def test_what_cannot_change_arrays_is_refused_before_there_are_data(key):
+    keys = {"data_dir": "nowhere", key: (ONE_AT_A_TIME | OF_IMAGES)[key]}
+    flat = {"dataset": "sklearn/digits", "model_input_shape": [64]}
+    for dataset in ({"dataset": "sklearn/iris"}, flat):
+        with pytest.raises(UserError, match=rf"^{key}: got .*, expected (0|null), as"):
+            check_dataset(make_config(keys | dataset))
+    shaped = {"dataset": "sklearn/iris", "model_input_shape": [1, 2, 2]}
+    for dataset in ({"dataset": "sklearn/digits"}, shaped):
+        config = make_config(keys | dataset)
+        if key in OF_IMAGES:
             check_dataset(config)
+        else:
+            with pytest.raises(UserError, match=rf"^{key}: got .* as {key} works one image at a"):
+                check_dataset(config)
 
 
-def test_arrays_of_one_s_own_are_not_changed_image_by_image(tmp_path, monkeypatch):
+def test_keys_of_our_data_set_are_not_asked_of_those_of_other_splits():
+    maps = {"train": "train", "other": "sklearn/digits:test"}
+    keys = {"dataset": "timm/torch/cifar10", "data_dir": "nowhere", "data_splits_map": maps}
+    check_dataset(make_config(keys | {"aug_auto": "v0"}))
+
+
+def test_arrays_of_one_s_own_are_changed_as_their_shape_allows(tmp_path, monkeypatch):
     (tmp_path / "in_memory.py").write_text(
         "import numpy as np\n"
-        "def read(data_dir):\n    return {'train': (np.zeros((6, 3, 4, 4)), np.arange(6))}\n"
+        "def images(data_dir):\n    return {'train': (np.zeros((6, 3, 4, 4)), np.arange(6))}\n"
+        "def rows(data_dir):\n    return {'train': (np.zeros((6, 4)), np.arange(6))}\n"
     )
     monkeypatch.setattr("src.config.import_path.ROOT", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    keys = {"dataset": "in_memory:read", "data_splits_map": {"train": "train"}}
-    assert build_data(make_config(keys), None).input_shape == (3, 4, 4)
-    with pytest.raises(UserError, match=r"aug_hflip: got 0\.5, expected 0, as in_memory:read"):
-        build_data(make_config(keys | {"aug_hflip": 0.5}), None)
+    keys = {"data_splits_map": {"train": "train"}}
+    images, rows = ({"dataset": f"in_memory:{name}"} | keys for name in ("images", "rows"))
+    assert build_data(make_config(images | OF_IMAGES), None).input_shape == (3, 4, 4)
+    assert build_data(make_config(rows | {"aug_noise": 0.1}), None).input_shape == (4,)
+    with pytest.raises(UserError, match=r"aug_hflip: got 0\.5, expected 0, as the examples have"):
+        build_data(make_config(rows | {"aug_hflip": 0.5}), None)
+    with pytest.raises(UserError, match=r"aug_auto: got 'v0', expected null, as aug_auto works"):
+        build_data(make_config(images | {"aug_auto": "v0"}), None)
+
+
+def test_noise_is_added_to_normalised_images_before_a_part_is_erased():
+    plain = augmented("RGB")
+    requested = {"noise": 0.3, "erase": 1.0, "erase_mode": "const"}
+    noise = drawn(augmented("RGB", **requested), picture("RGB"), 0) - plain(picture("RGB"))
+    erased = (plain(picture("RGB")) + noise == 0).all(0)
+    assert 0 < erased.float().mean() < 0.5
+    assert float(noise[:, ~erased].std()) == pytest.approx(0.3, rel=0.1)
 
 
 # ---- Which worker does it ----------------------------------------------------------------

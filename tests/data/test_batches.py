@@ -94,12 +94,13 @@ def test_a_shuffled_pass_sees_every_example_once_and_as_it_is(kind):
     split = {
         "dense": ArraySplit(torch.rand(23, 7), numbers),
         "sparse": sparse_split()[0],
-        "pixels": PixelSplit(pixels, numbers, torch.Tensor.float, Augmentation(pad_crop=2)),
+        "pixels": PixelSplit(pixels, numbers, torch.Tensor.float),
         "read": DatasetSplit(Numbers(), noisy, torch.tensor),
         "texts": TextSplit(torch.arange(23).int() + 7, numbers, numbers + 1, numbers),
     }[kind]
     before = torch.get_rng_state()
-    loading = LoaderConfig(8, CPU, repeats=2, micro_batch_size=4)
+    changed = Augmentation(noise=1.0)
+    loading = LoaderConfig(8, CPU, augmentation=changed, repeats=2, micro_batch_size=4)
     batches = shuffled(split, loading)
     assert torch.equal(torch.get_rng_state(), before)
     assert {len(targets) for _, targets in batches} == {4, 5}  # none of a single example

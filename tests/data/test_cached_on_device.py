@@ -19,7 +19,8 @@ from src.data.splits import Augmentation, Data, LoaderConfig, Preprocessing
 from src.support.errors import UserError
 
 CPU = torch.device("cpu")
-EVERYTHING = {"pad_crop": 2, "hflip": 0.5, "vflip": 0.3, "erase": 0.7}
+EVERYTHING = {"pad_crop": 2, "hflip": 0.5, "vflip": 0.3, "noise": 0.2, "erase": 0.7}
+CHANGED = Augmentation(**EVERYTHING)
 
 
 class Pictures(Dataset):
@@ -100,23 +101,24 @@ def test_an_evaluation_does_not_see_the_augmentation():
     pixels = cached(split, CPU)
     evaluated = [list(s.evaluation_batches(LoaderConfig(10, CPU))) for s in (pixels, split)]
     assert same(*evaluated)
-    assert not same(passes(pixels), passes(cached(split_of(Pictures()), CPU)))
+    assert not same(passes(pixels, augmentation=CHANGED), passes(pixels))
 
 
 def test_certain_changes_are_those_of_the_loader():
     """Flips that always come leave nothing to chance but rounding."""
     split = split_of(Pictures(), hflip=1.0, vflip=1.0)
-    assert same(passes(cached(split, CPU)), passes(split))
+    changed = Augmentation(hflip=1.0, vflip=1.0)
+    assert same(passes(cached(split, CPU), augmentation=changed), passes(split))
 
 
 def test_batches_repeat_and_continue_anywhere_and_differ_by_pass_and_seed():
-    pixels = cached(split_of(Pictures(), **EVERYTHING), CPU)
-    whole = passes(pixels)
-    assert same(passes(pixels), whole)
-    assert same(passes(pixels, first_step=7), whole[7:])
+    pixels = cached(split_of(Pictures()), CPU)
+    whole = passes(pixels, augmentation=CHANGED)
+    assert same(passes(pixels, augmentation=CHANGED), whole)
+    assert same(passes(pixels, augmentation=CHANGED, first_step=7), whole[7:])
     first, second, other = (
         {int(i): x for inputs, targets in some for x, i in zip(inputs, targets, strict=True)}
-        for some in (whole[:5], whole[5:], passes(pixels, seed=4)[:5])
+        for some in (whole[:5], whole[5:], passes(pixels, augmentation=CHANGED, seed=4)[:5])
     )
     assert first.keys() == second.keys() == other.keys() == set(range(23))
     assert all(not torch.equal(first[i], second[i]) for i in first)
@@ -124,22 +126,23 @@ def test_batches_repeat_and_continue_anywhere_and_differ_by_pass_and_seed():
 
 
 def test_an_image_is_changed_alike_in_large_batches_and_in_small_ones():
-    pixels = cached(split_of(Pictures(), **EVERYTHING), CPU)
-    large, small = passes(pixels, batch_size=23)[0], passes(pixels, batch_size=1)[:23]
+    pixels = cached(split_of(Pictures()), CPU)
+    (large, *_), small = (passes(pixels, augmentation=CHANGED, batch_size=n) for n in (23, 1))
+    small = small[:23]
     assert torch.equal(torch.cat([inputs for inputs, _ in small]), large[0])
 
 
 def test_copies_of_an_image_differ_and_the_first_is_as_without_copies():
     split = split_of(Pictures(), **EVERYTHING)
     pixels = cached(split, CPU)
-    copied = passes(pixels, batch_size=6, repeats=3)
+    copied = passes(pixels, augmentation=CHANGED, batch_size=6, repeats=3)
     assert [y.tolist() for _, y in copied] == [
         y.tolist() for _, y in passes(split, batch_size=6, repeats=3)
     ]
     inputs, targets = copied[0]
     assert torch.equal(targets[::3], targets[1::3])
     assert not torch.equal(inputs[::3], inputs[1::3])
-    alone = passes(pixels, batch_size=6)[0][0]
+    alone = passes(pixels, augmentation=CHANGED, batch_size=6)[0][0]
     assert torch.equal(inputs[::3], alone[:2])
 
 
@@ -178,7 +181,6 @@ def test_all_splits_of_images_are_cached_where_that_is_asked_for():
     made = to_device(splits, CPU, is_cached=True, num_workers=0)
     assert list(made) == ["train", "test"]
     assert all(isinstance(one, PixelSplit) for one in made.values())
-    assert made["train"].augmentation == Augmentation(**EVERYTHING)
     assert should_cache(False, splits, CPU) is False
     assert to_device(splits, CPU, is_cached=False, num_workers=0) == splits
 

@@ -1,9 +1,11 @@
 """Rows, normalisation and shape of arrays, dense and CSR alike."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
-from scipy import sparse
+from scipy import sparse, stats
 from sklearn.preprocessing import normalize
 
 from src.data.arrays import (
@@ -15,7 +17,8 @@ from src.data.arrays import (
     warn_of_absent_classes,
     with_num_classes,
 )
-from src.data.splits import Data, Preprocessing
+from src.data.augmentation import SWITCHES
+from src.data.splits import Augmentation, Data, LoaderConfig, Preprocessing
 from src.data.splits_map import Range
 from src.support.errors import UserError
 
@@ -134,3 +137,85 @@ def test_a_train_split_without_a_class_is_told(log_lines):
     assert log_lines == []
     warn_of_absent_classes(Data({"train": sorted_by_class}, (3,), 3))
     assert "1 of 3 classes have no example" in log_lines[0]
+
+
+# ---- Changed at random -------------------------------------------------------------------
+
+CHANGED = Augmentation(pad_crop=2, hflip=0.5, vflip=0.3, noise=0.1, erase=0.6)
+
+
+def passes(split: ArraySplit, *, first_step=0, seed=3, batch_size=5, **loader):
+    """Two passes over 23 examples."""
+    loader = LoaderConfig(batch_size, torch.device("cpu"), **loader)
+    steps = -(-len(split) // batch_size)
+    batches = split.training_batches(loader, seed=seed, steps_per_pass=steps, first_step=first_step)
+    return list(islice(batches, 2 * steps - first_step))
+
+
+def numbered_images() -> ArraySplit:
+    return ArraySplit(torch.rand(23, 2, 6, 9), torch.arange(23))
+
+
+def same(some, others) -> bool:
+    pairs = list(zip(some, others, strict=True))
+    return all(torch.equal(x, z) and torch.equal(y, t) for (x, y), (z, t) in pairs)
+
+
+def by_number(batches) -> dict[int, torch.Tensor]:
+    return {int(y): x for inputs, targets in batches for x, y in zip(inputs, targets, strict=True)}
+
+
+def test_an_array_is_changed_by_seed_pass_and_index_alone():
+    split, before = numbered_images(), torch.get_rng_state()
+    held = split.inputs.clone()
+    whole = passes(split, augmentation=CHANGED)
+    assert same(passes(split, first_step=7, augmentation=CHANGED), whole[7:])
+    single = by_number(passes(split, batch_size=1, augmentation=CHANGED)[:23])
+    first, second, other = (
+        by_number(some)
+        for some in (whole[:5], whole[5:], passes(split, seed=4, augmentation=CHANGED)[:5])
+    )
+    assert first.keys() == second.keys() == other.keys() == set(range(23))
+    for i, image in first.items():
+        assert torch.equal(image, single[i])
+        assert not torch.equal(image, second[i])
+        assert not torch.equal(image, other[i])
+        assert not torch.equal(image, held[i])
+    assert torch.equal(split.inputs, held)  # the data stay as they are
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_changed_arrays_of_several_processes_put_together_are_those_of_one(repeats):
+    split, keys = numbered_images(), {"augmentation": CHANGED, "repeats": repeats}
+    shards = [passes(split, rank=rank, num_processes=2, **keys) for rank in (0, 1)]
+    together = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*shards)]  # noqa: B905
+    assert same(together, passes(split, **keys))
+
+
+def test_copies_of_an_array_differ_and_the_first_is_as_without_copies():
+    split = numbered_images()
+    for augmentation in (CHANGED, Augmentation(noise=0.1)):
+        copied = passes(split, batch_size=6, repeats=3, augmentation=augmentation)[0]
+        inputs, targets = copied
+        assert torch.equal(targets[::3], targets[1::3])
+        assert len(inputs.flatten(1).unique(dim=0)) == 6
+        alone, _ = passes(split, batch_size=6, augmentation=augmentation)[0]
+        assert torch.equal(inputs[::3], alone[:2])
+
+
+def test_rows_take_noise_of_the_deviation_asked_for():
+    split = ArraySplit(torch.full((1000, 40), 5.0), torch.arange(1000))
+    inputs, _ = passes(split, batch_size=1000, augmentation=Augmentation(noise=0.3))[0]
+    noise = (inputs - 5) / 0.3
+    assert stats.kstest(noise.flatten(), "norm").pvalue > 0.001
+    assert abs(np.corrcoef(noise.T)).sum() < 40 + 40 * 39 * 0.03
+
+
+def test_what_changes_arrays_depends_on_their_shape():
+    rows = {"noise", "mixup"}
+    images = {"pad_crop", "hflip", "vflip", "erase", "cutmix"} | rows
+    splits = (make("csr")[0], set()), (make("dense")[0], rows), (numbered_images(), images)
+    for split, allowed in splits:
+        names = {*SWITCHES, "mixup", "cutmix"}
+        assert {name for name in names if not split.augmentation_obstacle(name)} == allowed

@@ -221,7 +221,7 @@ def test_the_lookup_sees_no_gpu_and_fetches_nothing(other_lookup):
         ({"loss": "bce", "loss_class_weights": [1, 2]}, "loss_class_weights: got"),
         ({"aug_auto": "rand-x"}, "aug_auto: got 'rand-x'"),
         ({"aug_mixup": 0.2, "loss": "mse"}, "loss: got 'mse', expected 'log'"),
-        ({"dataset": "sklearn/digits", "aug_hflip": 0.5}, "aug_hflip: got 0.5, expected 0"),
+        ({"dataset": "sklearn/iris", "aug_hflip": 0.5}, "aug_hflip: got 0.5, expected 0"),
         ({"model": "linear", "model_freeze": "("}, "model_freeze: got '('"),
         ({"model": "linear", "model_head_init": "zero_shot"}, "model_head_init: got 'zero_shot'"),
         (

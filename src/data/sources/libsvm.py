@@ -20,7 +20,12 @@ from torch import Tensor
 
 from src.config import Config
 from src.data.arrays import ArraySplit, csr_tensor, split_arrays
-from src.data.source import Source, refuse_augmentation, refuse_pixel_statistics, shaped
+from src.data.source import (
+    Source,
+    refuse_augmentation_of_arrays,
+    refuse_pixel_statistics,
+    shaped,
+)
 from src.data.sources.fetch import alone, file_stamp, missing, read_timeout
 from src.data.splits import Data, Preprocessing
 from src.data.splits_map import bases_used, check_bases
@@ -41,7 +46,7 @@ ROWS_OF_W1A = (2477, 47272)  # and of w1a.t: how to know the wrong file in a cac
 
 
 def check(config: Config, source: Source) -> None:
-    refuse_augmentation(config, source.dataset)
+    refuse_augmentation_of_arrays(config, source)
     refuse_pixel_statistics(config, source)
     check_name(source.name, source.splits_map, data_dir=Path(config.data_dir))
 

@@ -13,7 +13,7 @@ import torch
 
 from src.config import Config
 from src.data.arrays import ArraySplit, split_arrays
-from src.data.source import Source, refuse_augmentation, shaped
+from src.data.source import Source, refuse_augmentation_of_arrays, shaped
 from src.data.splits import Data, Preprocessing
 from src.data.splits_map import check_bases
 from src.support import UserError, pick
@@ -40,7 +40,7 @@ SPLIT_SEED = 0
 
 
 def check(config: Config, source: Source) -> None:
-    refuse_augmentation(config, source.dataset)
+    refuse_augmentation_of_arrays(config, source, are_images=source.name == "digits")
     check_name(source.name, source.splits_map)
 
 
