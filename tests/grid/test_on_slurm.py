@@ -27,6 +27,30 @@ HOSTILE = [
     "-rf ~ * ? \\ \\\\",
 ]
 
+# Reads its arguments as train.py does, and writes what came of them.
+READS = """\
+import sys
+from pathlib import Path
+from src.config import CommandLine, make_config
+config = make_config(CommandLine(sys.argv[1:]).values)
+config.save(Path(config.output_dir) / "config.yaml")
+"""
+# jobs/digits-example.yaml with a run for each node
+EXAMPLE = """\
+job_details: {name: example, output_dir: OUT}
+parameters:
+  dataset: sklearn/digits
+  data_splits_map: {train: 'train[:80%]', val: 'train[80%:]', test: test}
+  LIST_model:
+    - {model: linear, train_length: 4}
+    - {model: tiny/lenet, train_length: 2}
+  base_lr: [0.05, 0.2]
+  seed_model: 1
+  seed_training: 1
+  num_workers: 0
+  save_plot: false
+"""
+
 
 def learning_rates(number: int) -> str:
     return f"{{base_lr: '[float(x) for x in range({number})]'}}"
@@ -45,12 +69,13 @@ def logs(repository) -> list[str]:
 
 @pytest.mark.slow
 def test_an_example_runs_on_four_nodes_and_here_with_the_same_stats(cluster, repository):
-    output = repository.submit("jobs/digits-example.yaml", "-s", "submit_cpu.sh", env=cluster.env)
-    assert "24 runs = " in output
-    assert "submitted 24 runs as 1 job" in output
+    repository.write("job.yaml", EXAMPLE.replace("OUT", "results"))
+    output = repository.submit("job.yaml", "-s", "submit_cpu.sh", env=cluster.env)
+    assert "4 runs = " in output
+    assert "submitted 4 runs as 1 job" in output
     cluster.wait()
     on_slurm = repository.rows()
-    assert len(on_slurm) == 24
+    assert len(on_slurm) == 4
     assert all((row / "done").exists() for row in on_slurm)
     nodes = {re.search(r"job \S+ on (\S+) ---", log)[1] for log in logs(repository)}
     assert nodes == {"node1", "node2", "node3", "node4"}
@@ -59,8 +84,7 @@ def test_an_example_runs_on_four_nodes_and_here_with_the_same_stats(cluster, rep
         assert str(row) in log
 
     # The same grid on this machine, beside it.
-    text = (repository.path / "jobs/digits-example.yaml").read_text()
-    repository.write("here.yaml", text.replace("output_dir: results", "output_dir: here"))
+    repository.write("here.yaml", EXAMPLE.replace("OUT", "here"))
     repository.submit("here.yaml", "-s", "local", "--jobs", "2")
     for row in on_slurm:
         (twin,) = (repository.path / "here").glob(f"*/{row.name}")
@@ -78,6 +102,7 @@ def submit_hostile(repository, *arguments, env) -> None:
 
 
 def test_values_arrive_as_they_are_and_run_nothing(cluster, repository):
+    repository.write("train.py", READS)
     submit_hostile(repository, "-s", "submit_cpu.sh", env=cluster.env)
     cluster.wait()
     for row, value in zip(repository.rows(), HOSTILE, strict=True):
@@ -97,28 +122,19 @@ def test_hostile_values_do_no_harm_to_other_ways_of_submitting(cluster, reposito
 
 
 def test_packed_rows_have_an_outcome_each(cluster, repository):
-    """The second of three crashes; the others do not mind."""
-    repository.job(
-        "{dataset: sklearn/digits, model: linear, train_length: 2, base_lr: 0.1, ZIP_x: "
-        "{data_splits_map: [{train: train}, {train: 'train[:9000]'}, {train: 'train[:50%]'}],"
-        " seed_training: [1, 2, 3]}}"
-    )
-    output = repository.submit(
-        "job.yaml", "-s", "submit_cpu.sh", "--pack", "3", "--", "-c", "2", env=cluster.env
-    )
+    """The second of three fails; the others do not mind."""
+    repository.job(learning_rates(3))
+    arguments = ("job.yaml", "-s", "quick.sh", "--pack", "3", "--", "--hold")
+    output = repository.submit(*arguments, env=cluster.env)
     assert "submitted 3 runs as 1 job" in output
-    cluster.wait()
     rows = repository.rows()
-    assert [(row / "done").exists() for row in rows] == [True, False, True]
-    assert [json.loads((r / "status.json").read_text())["state"] for r in rows] == [
-        "done",
-        "failed",
-        "done",
-    ]
-    codes = [re.search(r"ended: exit code (\d+)", log)[1] for log in logs(repository)]
-    assert codes == ["0", "2", "0"]
-    assert "9000" in logs(repository)[1]
+    (rows[1] / "fail").touch()
     (number,) = [call.job for call in journal(repository).calls.values()]
+    cluster.slurm("scontrol", "release", number)
+    cluster.wait()
+    assert [(row / "done").exists() for row in rows] == [True, False, True]
+    codes = [re.search(r"ended: exit code (\d+)", log)[1] for log in logs(repository)]
+    assert codes == ["0", "1", "0"]
     assert cluster.jobs(form="%A %T").count(f"{number} FAILED") == 1
 
 
