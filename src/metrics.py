@@ -59,8 +59,8 @@ def confusion(outputs: "Tensor", targets: "Tensor") -> tuple["Tensor", "Tensor"]
 
 # A function of a batch, (outputs (n, …), targets (n, …)) -> (sum, weight): the metric is the sum of
 # the sums over the sum of the weights, of all batches and processes, numbers or arrays. Or one of a
-# whole split, (model, split, batches) -> value: model in evaluation mode, split its name, and
-# batches(name) gives the (inputs, targets) of any split, in order, not augmented.
+# whole split, (run, model, split) -> value: the Session, the model in evaluation mode, and the name
+# of the split; run.evaluation_batches(name) gives the batches of that split or another one.
 METRICS: dict[str, Callable[..., Any]] = {
     "top5_accuracy": top5_accuracy,
     "class_accuracy": class_accuracy,
@@ -85,7 +85,7 @@ def build_metrics(names: Sequence[str]) -> tuple[dict[str, Callable], dict[str, 
         parameters = inspect.signature(function).parameters.values()
         needed = sum(p.default is p.empty and p.kind in (0, 1) for p in parameters)
         if needed not in kinds:
-            expected = "a function of (outputs, targets) or of (model, split, batches)"
+            expected = "a function of (outputs, targets) or of (run, model, split)"
             raise bad_value("metrics", given, expected)
         kinds[needed][name] = function
     return kinds[2], kinds[3]

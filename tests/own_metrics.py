@@ -10,10 +10,10 @@ def margin(outputs, targets):
     return (right - others).sum(), len(targets)
 
 
-def agreement(model, split, batches):
+def agreement(run, model, split):
     """Of a whole split: the accuracy of the nearest training example in the outputs."""
-    outputs, targets = outputs_of(model, batches("train"))
-    own, wanted = outputs_of(model, batches(split))
+    outputs, targets = outputs_of(model, run.evaluation_batches("train"))
+    own, wanted = outputs_of(model, run.evaluation_batches(split))
     nearest = torch.cdist(own, outputs).argmin(1)
     return (targets[nearest] == wanted).double().mean()
 

@@ -204,7 +204,7 @@ def test_functions_of_your_own_measure_batches_and_splits(digits, tmp_path):
         ("top_5_accuracy", "metrics: unknown 'top_5_accuracy'; did you mean 'top5_accuracy'"),
         ("tests.own_metrics:margins", "did you mean 'tests.own_metrics:margin'"),
         ("tests.own_metrics:accuracy", "there is a metric accuracy already"),
-        ("tests.own_metrics:too_few", r"a function of \(outputs, targets\) or of"),
+        ("tests.own_metrics:too_few", r"a function of \(outputs, targets\) or of \(run, model"),
         ("tests.own_metrics:no_pair", r"no_pair of a batch is to be \(sum, weight\), got"),
         ("tests.own_metrics:wide", "wide: sum and weight have the shapes"),
     ],

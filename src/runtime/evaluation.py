@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -20,7 +19,7 @@ from src.metrics import build_metrics, is_reserved, is_time
 from src.models import keeps_statistics
 from src.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from src.runtime.precision import Forward, Precision
-from src.support import UserError, bad_value, pick, random_state
+from src.support import UserError, bad_value, random_state
 
 Batches = Generator[Batch, None, None]
 Sums = dict[str, list[Any]]  # name -> [sum, sum of weights]
@@ -46,6 +45,10 @@ class Metrics:
         # float32 sums of half a million losses are off in the fourth digit; MPS has no float64
         self.precision = torch.float32 if device.type == "mps" else torch.float64
         self.reset()
+
+    def empty(self, of_batch: Mapping[str, Callable[..., Any]] | None = None) -> "Metrics":
+        """New metrics for the same loss, at zero."""
+        return Metrics(self.loss, self.device, self.distributed, of_batch)
 
     def reset(self) -> None:
         self.sums: Sums = {}
@@ -188,7 +191,7 @@ def _of_version_0_2(state: dict[str, Any], names: Iterable[str]) -> dict[str, An
 
 
 class Evaluation:
-    """The evaluation of every split but train with every model, after an epoch."""
+    """The evaluation of every split with every model, after an epoch."""
 
     def __init__(
         self,
@@ -205,8 +208,7 @@ class Evaluation:
         self.precision, self.log_interval = precision, log_interval
         self.of_batch, self.of_split = build_metrics(metrics)
         self.added = [*self.of_batch, *self.of_split]
-        self.evaluated = [name for name in splits if name != "train"]
-        fixed_shape = all(splits[name].has_fixed_shape for name in self.evaluated)
+        fixed_shape = all(split.has_fixed_shape for split in splits.values())
         self.forwards = {
             name: precision.forward(
                 precision.compiled(model, loader.local_batch_size, fixed_shape=fixed_shape)
@@ -215,41 +217,27 @@ class Evaluation:
         }
 
     def of_all(
-        self, loss: Loss, distributed: DistributedContext, watched: Callable[[Batches], Batches]
+        self, run: Any, new_metrics: Callable[..., Metrics], watched: Callable[[Batches], Batches]
     ) -> dict[str, dict[str, Any]]:
-        """'SPLIT/MODEL' -> metrics. watched: checks for signals between batches."""
+        """'SPLIT/MODEL' -> metrics. run: the Session, for functions of a whole split. watched:
+        checks for signals between batches."""
         return {
             f"{split_name}/{name}": evaluate(
                 model,
-                watched(self.splits[split_name].evaluation_batches(self.loader)),
-                Metrics(loss, self.loader.device, distributed, self.of_batch),
+                watched(split.evaluation_batches(self.loader)),
+                new_metrics(self.of_batch),
                 forward=self.forwards[name],
-                of_split={
-                    metric: partial(self._measure, function, model, split_name, watched)
-                    for metric, function in self.of_split.items()
-                },
+                measure_split=partial(self._measure_split, run, model, split_name),
                 name=f"{split_name}/{name}",
                 log_interval=self.log_interval,
             )
-            for split_name in self.evaluated
+            for split_name, split in self.splits.items()
             for name, model in self.models.items()
         }
 
-    def _measure(
-        self,
-        function: Callable[..., Any],
-        model: nn.Module,
-        split_name: str,
-        watched: Callable[[Batches], Batches],
-    ) -> Any:
-        """A metric of a whole split. Each process sees all examples, so all have the same value."""
-        loader = replace(self.loader, rank=0, num_processes=1)
-
-        def batches(name: str) -> Batches:
-            return watched(pick(self.splits, name, "metrics").evaluation_batches(loader))
-
+    def _measure_split(self, run: Any, model: nn.Module, split: str) -> dict[str, Any]:
         with self.precision.autocast():
-            return function(model, split_name, batches)
+            return {name: function(run, model, split) for name, function in self.of_split.items()}
 
 
 @torch.no_grad()
@@ -260,7 +248,7 @@ def evaluate(
     metrics: Metrics,
     *,
     forward: Forward | None = None,
-    of_split: Mapping[str, Callable[[], Any]] | None = None,
+    measure_split: Callable[[], dict[str, Any]] = dict,
     name: str,
     log_interval: int | None,
 ) -> dict[str, Any]:
@@ -285,7 +273,7 @@ def evaluate(
                 logger.info("{} | batch {} | {}", name, number, in_line(metrics.compute()))
             waited_from = perf_counter()
     result = metrics.compute()
-    result |= {metric: measure() for metric, measure in (of_split or {}).items()}
+    result |= measure_split()
     model.train(was_training)
     result |= {"time": perf_counter() - started, "data_time": data_time}
     logger.info("{} | {} | {:.1f} s", name, in_line(result), result["time"])

@@ -53,7 +53,7 @@ from src.runtime.checkpoints import (
     save_weights,
 )
 from src.runtime.distributed import DistributedContext, detect_rank
-from src.runtime.evaluation import Evaluation, Metrics, recompute_batch_norms
+from src.runtime.evaluation import Batches, Evaluation, Metrics, recompute_batch_norms
 from src.runtime.parallel import Parallel
 from src.runtime.precision import Precision, pick_device
 from src.runtime.profiling import build_profiler
@@ -61,7 +61,7 @@ from src.runtime.signals import Signals
 from src.runtime.step_schedule import StepSchedule
 from src.runtime.stopping import Best, has_diverged, loss_limit
 from src.runtime.train_state import Stateful, TrainState, stateful_fields
-from src.support import random_state
+from src.support import pick, random_state
 
 ORDER = ("load_data", "place", "restore", "epochs")  # each once, after the one before
 
@@ -210,8 +210,9 @@ class Session:
         """
         self._call("restore")
         config, saved = self.config, self._saved
+        splits = {name: split for name, split in self.data.splits.items() if name != "train"}
         self._evaluation = Evaluation(
-            self.data.splits,
+            splits,
             evaluated,
             self._loader.for_evaluation(config.eval_batch_size),
             self.precision,
@@ -224,9 +225,8 @@ class Session:
                 config.train_length,
                 self._schedule.epoch_end(1),
             )
-        of_evaluation = self._evaluation
         self._stats = Stats(
-            of_evaluation.evaluated, list(evaluated), learner.loss.metric_names, of_evaluation.added
+            list(splits), list(evaluated), learner.loss.metric_names, self._evaluation.added
         )
         self._best = None
         if config.save_best_checkpoint or config.early_stopping_patience:
@@ -413,7 +413,15 @@ class Session:
     def evaluate(self) -> dict[str, dict[str, float]]:
         """'SPLIT/MODEL' -> metric -> value, of every split but train and every evaluated model."""
         self._parallel.broadcast_buffers(self._evaluation.models.values())
-        return self._evaluation.of_all(self.metrics.loss, self._distributed, self._signals.watched)
+        return self._evaluation.of_all(self, self.metrics.empty, self._signals.watched)
+
+    def evaluation_batches(self, split: str) -> Batches:
+        """All examples of a split in order, not augmented, (inputs, targets) on the device: the
+        same in each process, for metrics of a whole split."""
+        loader = self._loader.for_evaluation(self.config.eval_batch_size)
+        loader = replace(loader, rank=0, num_processes=1)
+        found = pick(self.data.splits, split, "evaluation_batches")
+        return self._signals.watched(found.evaluation_batches(loader))
 
     @contextmanager
     def callers_turn(self) -> Iterator[None]:
