@@ -177,8 +177,8 @@ class DataKeys:
 class AugmentationKeys:
     """Of training examples. Images that are read one at a time take all of it; images in memory,
     arrays (channels, height, width), all but aug_crop_scale, aug_auto and aug_color_jitter; other
-    dense examples aug_noise, aug_mixup and copies. Mixing needs one class an example. Everything
-    is off by default."""
+    dense examples aug_noise, aug_mixup and copies; any aug_function. Mixing needs one class an
+    example. Everything is off by default."""
 
     # pixels added around an image before a random crop of the size that it had; CIFAR: 4. They are
     # black; around arrays that data_normalize or data_mean has shifted, the mean
@@ -211,6 +211,10 @@ class AugmentationKeys:
     # so many differently augmented copies of an example in a batch; a pass is as long as ever, and
     # sees one of aug_repeats examples
     aug_repeats: PositiveInt = 1
+    # a function of your own, my_augmentation:noise: it is called with (inputs, targets) of each
+    # training batch, on the device and before mixup and cutmix, and returns such a pair. What it
+    # draws is a function of seed_training and the step. null: none
+    aug_function: str | None = None
 
 
 @dataclass(frozen=True)
@@ -234,7 +238,8 @@ class ModelKeys:
     model_output_dim: PositiveInt | None = None
     # inferred from the pretrained model or the data, or given: [channels, height, width]
     model_input_shape: list[PositiveInt] | None = None
-    # log = xentropy; mse = square; bce for several labels an example; next_token: of texts
+    # log = xentropy; mse = square; bce for several labels an example; next_token: of texts; or your
+    # own, a subclass of Loss of src/losses.py or a function that gives one, my_losses:Focal
     loss: str = "log"
     # what evaluations measure beside the loss and the accuracy: top5_accuracy, class_accuracy,
     # confusion, or custom functions, my_metrics.robust:robust_accuracy (src/metrics.py)
@@ -259,7 +264,8 @@ class OptimKeys:
     # redefine "epoch", the interval between evaluations; at most one of the two
     steps_per_epoch: PositiveInt | None = None
     samples_per_epoch: PositiveInt | None = None
-    # sgd (Nesterov where momentum > 0), adam, adamw, amsgrad, amsgradw, timm/NAME
+    # sgd (Nesterov where momentum > 0), adam, adamw, amsgrad, amsgradw, timm/NAME; or your own,
+    # my_optimizers:DoG, a class that is given what the table of src/optim/optimizers.py says
     optim_alg: str = "sgd"
     # further arguments of the optimizer: {eps: 1e-6}
     optim_args: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -278,12 +284,14 @@ class OptimKeys:
     # each layer's learning rate is that of the next one times this, as timm groups layers; null: 1
     layer_decay: Annotated[Float, Field(gt=0, le=1)] | None = None
     # constant, cosine (over the whole run), cosine_after_warmup (over what the warm-up leaves),
-    # poly, poly_P, step, step_N_F, step_a,b,c_F (src/optim/schedules.py)
+    # poly, poly_P, step, step_N_F, step_a,b,c_F (src/optim/schedules.py); or a function of your
+    # own, my_schedules:triangle, which takes the number of steps and gives a function of the step
     lr_schedule: str = "constant"
     # steps of linear warm-up, which multiplies the schedule: 1/warmup_steps at the first step
     warmup_steps: NonNegativeInt = 0
-    # ema_G, ema_debiased_G (without the initial weights), poly_K, or a list of them, evaluated as
-    # av, av2, …; null: none
+    # ema_G, ema_debiased_G (without the initial weights), poly_K; my_averages:tail, a function of
+    # your own that gives c(t), or a subclass of AveragedModel (src/optim/averaging.py); or a list
+    # of such names, evaluated as av, av2, …; null: none
     averaging: str | list[str] | None = None
     # statistics of batch norms in averaged models: average, as the weights; recompute, before each
     # evaluation: the means over batches of all training data, not augmented, a forward pass

@@ -1,9 +1,19 @@
-"""What a fork may write for itself: a data set and a network."""
+"""What a fork may write for itself: data, networks, losses, optimizers, schedules, averages,
+augmentation of batches."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from src.losses import Loss
+from src.optim import AveragedModel
 
 
 def read(data_dir: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -29,3 +39,101 @@ def build(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
 def build_normed(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
     wide = nn.Linear(input_shape[0], 32)
     return nn.Sequential(wide, nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, n_outputs))
+
+
+@dataclass(frozen=True)
+class Focal(Loss):
+    """Lin et al. 2017; smoothed, to be given a key."""
+
+    label_smoothing: float = 0.0
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(
+            outputs, targets, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return (losses * (1 - (-losses).exp()).square()).sum()
+
+
+class Contrastive(Loss):
+    """Examples of one class should have similar outputs: a loss of pairs."""
+
+    metric_names = ("loss",)
+    is_sum_over_examples = False
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        outputs = F.normalize(outputs)
+        likeness = (outputs @ outputs.T).masked_fill(torch.eye(len(outputs)).bool(), -1e9)
+        is_pair = (targets == targets[:, None]).float().fill_diagonal_(0)
+        return -(likeness.log_softmax(1) * is_pair).sum() / is_pair.sum(1).clamp_min(1).mean()
+
+
+class Normalized(Optimizer):
+    """Steps of length lr along a running mean of the gradients."""
+
+    def __init__(self, params: Any, lr: float, momentum: float = 0.0, floor: float = 1e-8) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "floor": floor})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                mean = state.setdefault("mean", torch.zeros_like(parameter))
+                mean.lerp_(parameter.grad, 1 - group["momentum"])
+                parameter.sub_(mean, alpha=group["lr"] / (float(mean.norm()) + group["floor"]))
+
+
+def triangle(num_steps: int) -> Callable[[int], float]:
+    return lambda t: 1 - abs(2 * (t + 1) / (num_steps + 1) - 1)
+
+
+def tail() -> Callable[[int], float]:
+    """The mean of the weights from the 5th step on."""
+    return lambda t: 1 / max(1, t - 4)
+
+
+class LastTwo(AveragedModel):
+    """The mean of the last two weights, which no c(t) is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, lambda t: 1.0)
+        self.before = [p.clone() for p in self.model.parameters()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        super().update()
+        now = [p.clone() for p in self.model.parameters()]
+        torch._foreach_lerp_(list(self.model.parameters()), self.before, 0.5)
+        self.before = now
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"before": self.before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.before = state["before"]
+
+
+def shake(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise, and inputs that are dimmed at random: drawn from torch and from numpy."""
+    inputs += 0.3 * torch.randn_like(inputs)
+    return inputs * np.random.uniform(0.5, 1), targets
+
+
+# ---- Wrong ones --------------------------------------------------------------------------
+
+
+def of_three(one: int, two: int, three: int) -> None:
+    raise AssertionError("it is not called")
+
+
+def nothing(*arguments: object, **named: object) -> None:
+    """It gives None, whatever it is."""
+
+
+def without_numbers(*arguments: int) -> Callable[[int], str]:
+    return lambda t: "half"
+
+
+def half_a_batch(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return inputs[::2], targets

@@ -21,6 +21,7 @@ EVERYTHING = MIXED | {
     "aug_noise": 0.1,
     "aug_erase": 0.5,
     "aug_repeats": 2,
+    "aug_function": "tests.own_parts:shake",
 }
 
 
@@ -127,6 +128,19 @@ def test_each_key_has_a_say_in_training_on_arrays_alone(digits, key):
         ({"aug_repeats": 2}, "aug_repeats: got 2, expected 1, as copies"),
         ({"aug_mixup": 0.5, "loss": "mse"}, "loss: got 'mse', expected 'log'"),
         ({"aug_cutmix": 0.5, "model_input_shape": [64]}, "aug_cutmix: got 0.5, expected 0"),
+        ({"aug_function": "noise"}, "aug_function: got 'noise', expected module.path:function"),
+        (
+            {"aug_function": "tests.own_parts:of_three"},
+            r"can be called as of_three\(inputs, targets\): missing a required argument: 'three'",
+        ),
+        (
+            {"aug_function": "tests.own_parts:nothing"},
+            r"expected a function that gives \(inputs, targets\) of 100 examples, not NoneType",
+        ),
+        (
+            {"aug_function": "tests.own_parts:half_a_batch"},
+            r"of 100 examples, not torch.Size\(\[50, 1, 8, 8\]\), torch.Size\(\[100\]\)",
+        ),
     ],
 )
 def test_what_the_data_do_not_allow_is_refused(digits, keys, words):

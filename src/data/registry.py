@@ -11,7 +11,7 @@ from src.config import Config, is_import_path
 from src.data.arrays import with_num_classes
 from src.data.augmentation import check_augmentation, switched_on
 from src.data.batch_augmentation import not_in_batches
-from src.data.mixing import MIXABLE_LOSSES, Mixing
+from src.data.mixing import MIXABLE_LOSSES, Mixing, OwnAugmentation
 from src.data.order import check_shards
 from src.data.source import Source, example_augmentation, refuse_augmentation
 from src.data.sources import custom, hf, libsvm, sklearn, tfds, timm
@@ -76,6 +76,9 @@ def build_loader_config(
         augmentation=augmentation if switched_on(augmentation) else None,
         mixing=mixing,
         repeats=config.aug_repeats,
+        own_augmentation=OwnAugmentation(config.aug_function, rank)
+        if config.aug_function
+        else None,
         rank=rank,
         num_processes=num_processes,
         micro_batch_size=config.batch_size_accum,
@@ -103,10 +106,13 @@ def check_keys_of_augmentation(config: Config) -> None:
     check_augmentation(augmentation)
     if config.data_on_device is True and (obstacle := not_in_batches(*switched_on(augmentation))):
         raise bad_value("data_on_device", True, f"auto or false, as {obstacle}")
-    if config.aug_repeats > 1 and not switched_on(augmentation):
+    if config.aug_function is not None:
+        OwnAugmentation(config.aug_function)
+    if config.aug_repeats > 1 and not switched_on(augmentation) and not config.aug_function:
         expected = "1, as copies of an example would be the same: no aug_… of single examples is on"
         raise bad_value("aug_repeats", config.aug_repeats, expected)
-    if (config.aug_mixup or config.aug_cutmix) and config.loss not in MIXABLE_LOSSES:
+    is_mixable = config.loss in MIXABLE_LOSSES or is_import_path(config.loss)
+    if (config.aug_mixup or config.aug_cutmix) and not is_mixable:
         expected = f"{MIXABLE_LOSSES[0]!r}, as aug_mixup and aug_cutmix make mixtures of classes"
         raise bad_value("loss", config.loss, expected)
 

@@ -6,7 +6,7 @@ its way: ArraySplit (arrays.py), TextSplit (text.py), DatasetSplit and PixelSpli
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
@@ -15,7 +15,7 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from src.data.mixing import Mixing
+from src.data.mixing import Mixing, OwnAugmentation
 from src.data.order import batches_from, permutation, shard, shard_of_batch, step_seed
 from src.support import UserError, bad_value, processes
 
@@ -39,6 +39,7 @@ class LoaderConfig:
     augmentation: "Augmentation | None" = None
     mixing: Mixing | None = None
     repeats: int = 1
+    own_augmentation: OwnAugmentation | None = None  # comes before the mixing
     # which process this is, of how many that share each micro-batch
     rank: int = 0
     num_processes: int = 1
@@ -157,7 +158,8 @@ class Split(ABC):
                 for number, indices in order
             )
         batches = self.augmented_batches(order, loader, seed=seed)
-        return _mixed(batches, loader.mixing, seed, first_step) if loader.mixing else batches
+        changes = [change for change in (loader.own_augmentation, loader.mixing) if change]
+        return _changed(batches, changes, seed, first_step) if changes else batches
 
     def evaluation_batches(self, loader: LoaderConfig) -> Batches:
         """Every example once, the last batch as short as it is.
@@ -203,11 +205,15 @@ def renumbered(targets: Tensor | None, table: Sequence[int]) -> tuple[Tensor, Te
     return numbers[kept], kept
 
 
-def _mixed(batches: Batches, mixing: Mixing, seed: int, first_step: int) -> Batches:
-    """The batches of first_step and all that follow, mixed."""
+def _changed(
+    batches: Batches, changes: Sequence[Callable[..., Batch]], seed: int, first_step: int
+) -> Batches:
+    """The batches of first_step and all that follow, augmented as a whole."""
     with closing(batches):
-        for step, (inputs, targets) in enumerate(batches, first_step):
-            yield mixing(inputs, targets, seed=step_seed(seed, step))
+        for step, batch in enumerate(batches, first_step):
+            for change in changes:
+                batch = change(*batch, seed=step_seed(seed, step))
+            yield batch
 
 
 def _without_fillers(batches: Batches, sizes: Iterator[int]) -> Batches:

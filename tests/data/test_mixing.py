@@ -1,4 +1,5 @@
-"""Batches are mixed as timm mixes them, as a function of the seed and the step."""
+"""Batches are mixed as timm mixes them, as a function of the seed and the step; and changed by a
+function of one's own, as such a function too."""
 
 import random
 from itertools import islice
@@ -11,7 +12,7 @@ from timm.data import Mixup
 
 from src.config import make_config
 from src.data.arrays import ArraySplit
-from src.data.mixing import Mixing
+from src.data.mixing import Mixing, OwnAugmentation
 from src.data.order import step_seed
 from src.data.registry import build_data, build_loader_config
 from src.data.splits import LoaderConfig
@@ -80,24 +81,37 @@ def test_the_last_of_an_odd_batch_stays_as_it_is(way, n):
     assert torch.equal(shares[:-1], even_shares)
 
 
-def test_what_was_drawn_before_has_no_say_and_nothing_is_drawn_from_it():
+SHAKE = "tests.own_parts:shake"
+CHANGES = {"mixing": Mixing(CLASSES, **WAYS["both"]), "own": OwnAugmentation(SHAKE)}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_was_drawn_before_has_no_say_and_nothing_is_drawn_from_it(change):
     def states():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
-    mixing, results = Mixing(CLASSES, **WAYS["both"]), []
+    results = []
     for start in (1, 2):
         random_state.seed_everything(start)
         before = states()
-        results.append(mixing(*batch(), seed=9))
+        results.append(change(*batch(), seed=9))
         assert states() == before
     assert torch.equal(results[0][0], results[1][0])
+    assert not torch.equal(results[0][0], change(*batch(), seed=10)[0])
+
+
+def test_the_shards_of_a_batch_are_shaken_each_by_itself():
+    first, second = (OwnAugmentation(SHAKE, rank)(*batch(), seed=9)[0] for rank in (0, 1))
+    assert not torch.equal(first, second)
 
 
 # ---- Batches of a run --------------------------------------------------------------------
 
 
 def mixed_batches(split, first_step=0, seed=4, count=7):
-    loading = LoaderConfig(8, CPU, mixing=Mixing(CLASSES, **WAYS["both"]))
+    """Of a run that shakes them first, so the own function sees numbers of classes."""
+    own = OwnAugmentation(SHAKE)
+    loading = LoaderConfig(8, CPU, mixing=CHANGES["mixing"], own_augmentation=own)
     made = split.training_batches(loading, seed=seed, steps_per_pass=3, first_step=first_step)
     return [torch.cat([x.flatten(1), y], 1) for x, y in islice(made, count)]
 
