@@ -1,17 +1,20 @@
 """The losses: what training minimises, and what counts as a correct prediction.
 
 A loss returns a sum over examples, and `normalizer` says what to divide it by. Sums add up: a
-batch may be cut into micro-batches or spread over processes, and its gradient stays the same. A
-new loss is a subclass of Loss and a line in LOSSES.
+batch may be cut into micro-batches or spread over processes, and its gradient stays the same. To
+add one: a subclass of Loss and a line in LOSSES; or name it in YAML, `loss: my_losses:Focal`.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.config import Config, import_function, is_import_path
 from src.data import NO_TOKEN
 from src.support import UserError, bad_value, pick
 
@@ -25,6 +28,11 @@ class Loss:
 
     # What is measured with this loss: columns of stats.csv, figures in the log.
     metric_names: tuple[str, ...] = ("loss", "accuracy")
+    target_kind: str = "classes"  # of the targets that it takes, one of TARGET_KINDS
+    # False of one that looks at examples together (contrastive, by rank): cut into micro-batches or
+    # spread over processes, a batch would have another gradient. Evaluations see such a loss in
+    # batches of eval_batch_size and report the mean over these, weighted by the normalizer.
+    is_sum_over_examples: bool = True
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The sum () of the examples' losses, in the outputs' floating-point type."""
@@ -35,8 +43,9 @@ class Loss:
         return len(targets)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """The number (int64, ()) of correct predictions; None for regression."""
-        return (outputs.argmax(1) == targets).sum()
+        """The number (int64, ()) of correct predictions; None for regression. Of a mixed image the
+        class with the largest share counts as its class."""
+        return (outputs.argmax(1) == (targets.argmax(1) if targets.ndim == 2 else targets)).sum()
 
     def num_predictions(self, targets: Tensor) -> int | Tensor:
         """What `correct` is divided by for the accuracy."""
@@ -69,16 +78,13 @@ class CrossEntropy(Loss):
         weights = (targets @ self.class_weights) if is_mixed else self.class_weights[targets]
         return weights.sum().clamp_min(SMALLEST_NORMALIZER)
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Of a mixed image the class with the largest share counts as its class."""
-        return (outputs.argmax(1) == (targets.argmax(1) if targets.ndim == 2 else targets)).sum()
-
 
 class NextToken(Loss):
     """Cross-entropy over tokens. outputs: logits (n, length, V). targets: tokens (n, length),
     NO_TOKEN behind the end of a text. Perplexity is e to the mean of this loss."""
 
     metric_names = ("loss", "accuracy", "perplexity")
+    target_kind = "tokens"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logits = outputs.flatten(0, 1)  # (n * length, V)
@@ -107,6 +113,7 @@ class SquaredError(Loss):
     """Squared distance of k outputs to real targets (n,) or (n, k), the mean over the outputs."""
 
     metric_names = ("loss",)
+    target_kind = "numbers"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.numel() != targets.numel():
@@ -124,6 +131,8 @@ class BinaryCrossEntropy(Loss):
     """Several labels an example, the mean over the C labels. outputs: logits (n, C). targets:
     zeros and ones (n, C), floats. A prediction is correct where all C labels are."""
 
+    target_kind = "labels"
+
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.shape != targets.shape:
             raise bad_value("model_output_dim", outputs.shape[1], f"{targets.shape[1]}, the labels")
@@ -134,14 +143,61 @@ class BinaryCrossEntropy(Loss):
         return ((outputs > 0) == (targets > 0.5)).all(1).sum()
 
 
-LOSSES: dict[str, type[Loss]] = {
+def squared_error(n_classes: int | None) -> Loss:
+    return SquaredError() if n_classes is None else ClassSquaredError()
+
+
+# name in YAML -> a subclass of Loss, or a function that gives a Loss. It is called with n_classes
+# (None for real targets), label_smoothing and class_weights ((n_classes,) on the device, or None)
+# where its signature names them. Your own, module.path:function, is called in the same way.
+LOSSES: dict[str, Callable[..., Loss]] = {
     "log": CrossEntropy,
     "xentropy": CrossEntropy,
-    "mse": ClassSquaredError,  # SquaredError where the targets are real numbers
-    "square": ClassSquaredError,
+    "mse": squared_error,
+    "square": squared_error,
     "bce": BinaryCrossEntropy,
     "next_token": NextToken,
 }
+# kind of targets -> what a loss for them is called, and why
+TARGET_KINDS = {
+    "classes": "'log' or 'mse', as an example has one class",
+    "labels": "'bce', as an example has several labels",
+    "numbers": "'mse', as the targets are real numbers",
+    "tokens": "'next_token', as the targets are the next tokens",
+}
+
+
+def make_loss(
+    name: str,
+    *,
+    n_classes: int | None,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | Tensor | None = None,
+    device: torch.device | None = None,
+) -> Loss:
+    """The loss of this name; UserError where there is none or it does not take what is given."""
+    make = import_function(name, "loss") if is_import_path(name) else pick(LOSSES, name, "loss")
+    weights = None if class_weights is None else torch.as_tensor(class_weights, device=device)
+    given = {"n_classes": n_classes, "label_smoothing": label_smoothing, "class_weights": weights}
+    signature = inspect.signature(make)
+    if label_smoothing and "label_smoothing" not in signature.parameters:
+        raise bad_value("label_smoothing", label_smoothing, f"0, as loss {name} takes none")
+    if weights is not None and "class_weights" not in signature.parameters:
+        expected = f"null, as loss {name} takes none"
+        raise bad_value("loss_class_weights", weights.tolist(), expected)
+    if weights is not None and n_classes and weights.shape != (n_classes,):
+        raise bad_value("loss_class_weights", weights.tolist(), f"{n_classes} numbers")
+    arguments = {key: x for key, x in given.items() if key in signature.parameters}
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        expected = f"one that takes of {', '.join(given)} what it needs, and nothing else: {error}"
+        raise bad_value("loss", name, expected) from None
+    loss = make(**arguments)
+    if not isinstance(loss, Loss):
+        expected = "a subclass of Loss of src/losses.py, or a function that gives one; not"
+        raise bad_value("loss", name, f"{expected} {type(loss).__name__}")
+    return loss
 
 
 def build_loss(
@@ -150,32 +206,29 @@ def build_loss(
     n_classes: int | None,
     is_multilabel: bool = False,
     is_text_alone: bool = False,
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | Tensor | None = None,
-    device: torch.device | None = None,
+    **settings: Any,
 ) -> Loss:
     """The loss of this name for such targets; UserError where the two do not go together.
 
-    n_classes: None for real targets. is_text_alone: the targets are the next tokens.
-    class_weights: (n_classes,). device: where the outputs are.
+    n_classes: None for real targets. is_text_alone: the targets are the next tokens. settings:
+    see make_loss().
     """
-    loss = pick(LOSSES, name, "loss")
-    if is_text_alone is not (loss is NextToken):
-        expected = "next_token" if is_text_alone else "'log' or another one, as there are targets"
-        raise bad_value("loss", name, expected)
-    if n_classes is None and loss is not ClassSquaredError:
-        raise bad_value("loss", name, "'mse', as the targets are real numbers")
-    if n_classes is not None and is_multilabel and loss is not BinaryCrossEntropy:
-        raise bad_value("loss", name, "'bce', as an example has several labels")
-    if n_classes is not None and not is_multilabel and loss is BinaryCrossEntropy:
-        raise bad_value("loss", name, "'log' or 'mse', as an example has one class")
-    weights = None if class_weights is None else torch.as_tensor(class_weights, device=device)
-    if loss is CrossEntropy:
-        if weights is not None and weights.shape != (n_classes,):
-            raise bad_value("loss_class_weights", weights.tolist(), f"{n_classes} numbers")
-        return CrossEntropy(label_smoothing, weights)
-    if label_smoothing:
-        raise bad_value("label_smoothing", label_smoothing, "0, as loss is not 'log'")
-    if weights is not None:
-        raise bad_value("loss_class_weights", weights.tolist(), "null, as loss is not 'log'")
-    return SquaredError() if n_classes is None else loss()
+    loss = make_loss(name, n_classes=n_classes, **settings)
+    kind = "numbers" if n_classes is None else "labels" if is_multilabel else "classes"
+    kind = "tokens" if is_text_alone else kind
+    if loss.target_kind != kind:
+        raise bad_value("loss", name, f"{TARGET_KINDS[kind]}; this one takes {loss.target_kind}")
+    return loss
+
+
+def check_cut(loss: Loss, config: Config, num_processes: int = 1) -> None:
+    """UserError where batches are cut for a loss that is not a sum over examples."""
+    if loss.is_sum_over_examples:
+        return
+    reason = "is no sum over examples: parts of a batch have another gradient"
+    if config.grad_accum_steps > 1:
+        expected = f"1, as loss {config.loss} {reason}"
+        raise bad_value("grad_accum_steps", config.grad_accum_steps, expected)
+    if num_processes > 1:
+        expected = f"another one for {num_processes} processes, as this one {reason}"
+        raise bad_value("loss", config.loss, expected)

@@ -1,10 +1,13 @@
 """Losses against torch's own functions, and sums that add up over unequal micro-batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from src.losses import build_loss
+from src.config import Config
+from src.losses import build_loss, check_cut
 from src.support.errors import UserError
 
 N, C = 7, 3
@@ -169,3 +172,49 @@ def test_outputs_that_do_not_fit_real_targets_raise_rather_than_broadcast():
 def test_combinations_without_a_meaning_are_refused(name, keywords, message):
     with pytest.raises(UserError, match=message):
         build_loss(name, **keywords)
+
+
+def test_a_loss_of_ones_own_is_made_as_those_of_the_table_are(batch):
+    keys = {"n_classes": C, "label_smoothing": 0.1, "class_weights": WEIGHTS}
+    own, plain = (build_loss(name, **keys) for name in ("src.losses:CrossEntropy", "log"))
+    assert type(own) is type(plain)
+    assert torch.equal(mean_of(own, *batch[:2]), mean_of(plain, *batch[:2]))
+    focal = build_loss("tests.own_parts:Focal", n_classes=C, label_smoothing=0.1)
+    assert focal.label_smoothing == 0.1
+    assert focal(*batch[:2]) < build_loss("log", n_classes=C, label_smoothing=0.1)(*batch[:2])
+
+
+@pytest.mark.parametrize(
+    ("function", "keywords", "message"),
+    [
+        ("Focla", {}, "tests.own_parts has no function 'Focla'; did you mean '.*:Focal'"),
+        ("of_three", {}, "takes of n_classes, label_smoothing, .* and nothing else: .*'one'"),
+        ("nothing", {}, "a subclass of Loss of src/losses.py, or .*; not NoneType"),
+        ("Focal", {"class_weights": WEIGHTS}, "expected null, as loss tests.own_parts:Focal takes"),
+        (
+            "Contrastive",
+            {"label_smoothing": 0.1},
+            "expected 0, as loss tests.own_parts:Contrastive",
+        ),
+        ("Focal", {"n_classes": None}, "'mse', as the targets are real .*; this one takes classes"),
+        ("Focal", {"is_multilabel": True}, "'bce', as an example has several labels; this one"),
+    ],
+)
+def test_what_is_no_loss_for_the_data_is_reported(function, keywords, message):
+    with pytest.raises(UserError, match=message):
+        build_loss(f"tests.own_parts:{function}", **({"n_classes": C} | keywords))
+
+
+def test_a_loss_of_pairs_is_refused_where_batches_are_cut(batch):
+    """And rightly so: its gradient of the parts is not that of the batch."""
+    config = Config(loss="tests.own_parts:Contrastive", grad_accum_steps=2)
+    loss = build_loss(config.loss, n_classes=C)
+    outputs, classes, *_ = batch
+    parts = zip(outputs.split(4), classes.split(4), strict=True)
+    assert not torch.allclose(loss(outputs, classes), sum(loss(*p) for p in parts), rtol=0.1)
+    with pytest.raises(UserError, match="grad_accum_steps: got 2, expected 1, as loss"):
+        check_cut(loss, config)
+    with pytest.raises(UserError, match=r"loss: .*, expected another one for 2 processes"):
+        check_cut(loss, replace(config, grad_accum_steps=1), num_processes=2)
+    check_cut(loss, replace(config, grad_accum_steps=1))
+    check_cut(build_loss("log", n_classes=C), config, num_processes=2)

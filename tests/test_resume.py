@@ -57,6 +57,15 @@ KINDS = {
         "batch_size": 20,
         "log_interval": 7,
     },
+    "own functions": {
+        "loss": "tests.own_parts:Focal",
+        "optim_alg": "tests.own_parts:Normalized",
+        "optim_args": {"floor": 1e-6},
+        "lr_schedule": "tests.own_parts:triangle",
+        "averaging": ["tests.own_parts:tail", "ema_0.9", "tests.own_parts:LastTwo"],
+        "aug_function": "tests.own_parts:shake",
+        "grad_accum_steps": 2,
+    },
     "class weights": {"loss_class_weights": [0.1, 1, 2, 3, 4, 5, 0.5, 0.5, 0.5, 7]},
 }
 

@@ -246,6 +246,14 @@ def test_what_fails_in_one_process_ends_all_before_the_first_step(rank, sets, tm
         ),
         ({"sync_bn": True}, "sync_bn: got True, expected false, as torch has none for cpu"),
         ({"multi_gpu": "dp"}, "multi_gpu: got 'dp', expected true or fsdp, as there are 2"),
+        (
+            {
+                "loss": "tests.own_parts:Contrastive",
+                "loss_class_weights": None,
+                "grad_accum_steps": 1,
+            },
+            "expected another one for 2 processes, as this one is no sum over examples",
+        ),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused_by_all(keys, words, sets, tmp_path):

@@ -1,8 +1,9 @@
 """module.path:function in YAML: what a fork adds without a line in any of our tables."""
 
 import importlib
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ def is_import_path(name: str) -> bool:
     return bool(colon) and ("/" not in path or path.endswith(".py"))
 
 
-def import_function(name: str, key: str) -> Callable[..., Any]:
-    """'my_nets.wide:build' -> the function build of my_nets/wide.py.
+def import_function(
+    name: str, key: str, parameters: Sequence[str] | None = None
+) -> Callable[..., Any]:
+    """'my_nets.wide:build' -> the function (or class) build of my_nets/wide.py.
 
     Only modules of this repository are imported: a YAML file should run no other code. UserError
-    where there is no such module or function; what the module raises is raised.
+    where there is no such module or function, or where it can't be called with these parameters,
+    in this order; None: its caller checks that. What the module raises is raised.
     """
     path, _, function = name.partition(":")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", path) or not function.isidentifier():
@@ -27,7 +31,9 @@ def import_function(name: str, key: str) -> Callable[..., Any]:
     stem = ROOT / path.replace(".", "/")
     files = [stem.with_suffix(".py"), stem / "__init__.py"]
     if not any(file.is_file() for file in files):
-        raise bad_value(key, name, f"a module of this repository; there is no {files[0]}")
+        near = closest(stem.name, [file.stem for file in stem.parent.glob("*.py")])
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise bad_value(key, name, f"a module of this repository; there is no {files[0]}{hint}")
     module = importlib.import_module(path)
     if module.__file__ is None or Path(module.__file__) not in files:
         raise bad_value(key, name, f"another name than that of {module.__file__}")
@@ -37,4 +43,10 @@ def import_function(name: str, key: str) -> Callable[..., Any]:
         near = closest(function, known)
         hint = f"; did you mean '{path}:{near}'?" if near else ""
         raise UserError(f"{key}: {path} has no function {function!r}{hint}")
+    if parameters is not None:
+        try:
+            inspect.signature(found).bind(*parameters)
+        except TypeError as error:
+            wanted = f"a function that can be called as {function}({', '.join(parameters)})"
+            raise bad_value(key, name, f"{wanted}: {error}") from None
     return found

@@ -69,6 +69,7 @@ def build_loader_config(
             prob=config.aug_mix_prob,
             switch_prob=config.aug_mix_switch_prob,
         )
+    own = OwnAugmentation(config.aug_function, rank) if config.aug_function else None
     return LoaderConfig(
         config.batch_size,
         device,
@@ -76,9 +77,7 @@ def build_loader_config(
         augmentation=augmentation if switched_on(augmentation) else None,
         mixing=mixing,
         repeats=config.aug_repeats,
-        own_augmentation=OwnAugmentation(config.aug_function, rank)
-        if config.aug_function
-        else None,
+        own_augmentation=own,
         rank=rank,
         num_processes=num_processes,
         micro_batch_size=config.batch_size_accum,

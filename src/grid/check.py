@@ -45,7 +45,7 @@ QUESTIONS = {
     "optim_alg": ("optim_alg", "optim_args", "momentum", "ada_eps"),
     "lr_schedule": ("lr_schedule", "warmup_steps"),
     "averaging": ("averaging",),
-    "loss": ("loss", "label_smoothing", "loss_class_weights"),
+    "loss": (*("loss", "label_smoothing", "loss_class_weights", "grad_accum_steps", "batch_size"),),
     "metrics": ("metrics",),
 }
 
@@ -232,7 +232,7 @@ def name_checks() -> dict[str, Callable[[Config], object]]:
     from torch import nn  # here, as whoever submits needs no torch
 
     from src.data import check_dataset
-    from src.losses import LOSSES, BinaryCrossEntropy, NextToken, build_loss
+    from src.losses import check_cut, make_loss
     from src.metrics import build_metrics
     from src.models import check_model
     from src.optim import build_averaged_models, build_optimizer, build_schedule
@@ -240,16 +240,15 @@ def name_checks() -> dict[str, Callable[[Config], object]]:
     layer = nn.Linear(2, 2)  # something to optimise and to average
 
     def check_loss(config: Config) -> None:
-        """With targets that this loss is meant for, as those of the data are not known."""
+        """By itself, as the targets of the data are not known."""
         weights = config.loss_class_weights
-        build_loss(
+        loss = make_loss(
             config.loss,
             n_classes=2 if weights is None else len(weights),
-            is_multilabel=LOSSES.get(config.loss) is BinaryCrossEntropy,
-            is_text_alone=LOSSES.get(config.loss) is NextToken,
             label_smoothing=config.label_smoothing,
             class_weights=weights,
         )
+        check_cut(loss, config)
 
     return {
         "dataset": check_dataset,

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from src.config import KEYS, Config
+from src.config import KEYS, Config, is_import_path
 from src.keys import INFERRED_KEYS, MAX_ALLOWED_LOSS
 from src.ranking import NON_SEMANTIC_KEYS
 from src.support import UserError
@@ -96,7 +96,8 @@ def _compare(config: Config, earlier: Sequence[Config], kind: str) -> bool:
     Raises OtherRun. kind: of the run in the folder, for a person."""
     differing = differing_keys(config, earlier)
     is_more = all(config.train_length > one.train_length for one in earlier)
-    schedule = config.lr_schedule.partition("_")[0]
+    is_own = is_import_path(config.lr_schedule)  # whose module may be called poly_…
+    schedule = "" if is_own else config.lr_schedule.partition("_")[0]
     if differing == ["train_length"] and is_more and schedule in LENGTH_INDEPENDENT_SCHEDULES:
         return True
     if not differing:

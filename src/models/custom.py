@@ -7,7 +7,8 @@ from torch import nn
 from src.config import import_function
 from src.support import bad_value
 
-resolve = partial(import_function, key="model")  # the function; UserError where there is none
+# the function; UserError where there is none
+resolve = partial(import_function, key="model", parameters=("input_shape", "n_outputs"))
 
 
 def build(

@@ -1,17 +1,23 @@
 """Averaged models: running averages of the weights along training, updated after every step.
 
+To add one: a function that gives c(t), and a line in COEFFICIENTS; or name it in YAML,
+`averaging: my_averages:tail`. An average that is no c(t) is a subclass of AveragedModel, made of
+the model and named in the same way; what it must remember stands in its state_dict().
+
 Not torch.optim.swa_utils.AveragedModel: an update of a linear model costs it 34 to 41
 microseconds on a CPU thread, ours 4, and it averages either all buffers or none.
 """
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from src.optim.schedules import from_form
+from src.config import import_function, is_import_path
+from src.optim.schedules import check_numbers, from_form
 from src.support import unknown_name
 
 FORMS = "ema, ema_G or ema_debiased_G with 0 ≤ G < 1, poly, poly_K with K ≥ 0"
@@ -81,7 +87,8 @@ def poly(power: str = "0") -> Coefficient:
     return lambda t: (k + 1) / (k + t)
 
 
-# The parameters come from the name, as text: ema_0.9 -> ema("0.9").
+# Each is called with the parameters in the name, as text, and gives c(t): ema_0.9 -> ema("0.9").
+# A function of your own, module.path:function, is called without any.
 COEFFICIENTS: dict[str, Callable[..., Coefficient]] = {
     "ema": ema,
     "ema_debiased": ema_debiased,
@@ -98,11 +105,21 @@ def build_averaged_models(
     """
     names = [averaging] if isinstance(averaging, str) else averaging or []
     # All names are looked up before the first copy of a large model is made.
-    coefficients = [from_form("averaging", name, COEFFICIENTS, FORMS) for name in names]
+    kinds = [_find_average(name) for name in names]
     return {
-        f"av{number}" if number > 1 else "av": AveragedModel(model, coefficient)
-        for number, coefficient in enumerate(coefficients, start=1)
+        f"av{number}" if number > 1 else "av": make(model) for number, make in enumerate(kinds, 1)
     }
+
+
+def _find_average(name: str) -> Callable[[nn.Module], AveragedModel]:
+    """What makes the averaged model of this name."""
+    if is_import_path(name):
+        found = import_function(name, "averaging")
+        if isinstance(found, type) and issubclass(found, AveragedModel):
+            return import_function(name, "averaging", ["model"])
+    coefficient = from_form("averaging", name, COEFFICIENTS, FORMS)
+    check_numbers("averaging", name, coefficient, at=[1])
+    return partial(AveragedModel, coefficient=coefficient)
 
 
 def evaluated_models(

@@ -1,18 +1,24 @@
 """Optimizers, torch's by our names and all of timm's as timm/NAME, and their parameter groups:
-which parameter decays how much, and how fast each layer learns."""
+which parameter decays how much, and how fast each layer learns.
+
+To add one: a line in OPTIMIZERS; or name it in YAML, `optim_alg: my_optimizers:DoG`.
+"""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from src.config import Config
+from src.config import Config, import_function, is_import_path
 from src.support import UserError, bad_value, unknown_name
 
-# name in YAML -> torch's class, and its arguments beside those that have keys of their own
-OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
+# name in YAML -> a class (or a function that gives an Optimizer), and further arguments. It is
+# called with the parameter groups and lr=…; with momentum, nesterov, betas, eps and fused where its
+# signature names them; and with optim_args. Your own, module.path:function, is called in the same
+# way. The groups say weight_decay and, with layer_decay, lr_scale; train.py sets their lr.
+OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
     "sgd": (SGD, {}),
     "adam": (Adam, {}),
     "adamw": (AdamW, {}),
@@ -24,7 +30,8 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
 def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     """The optimizer `optim_alg` on the parameters of model that require gradients.
 
-    Unknown names and arguments, and a momentum that does not fit, raise UserError.
+    Unknown names and arguments, a momentum that does not fit, and a model without such parameters
+    raise UserError.
     """
     groups = param_groups(
         model,
@@ -32,6 +39,10 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
         weight_decay_biases=config.weight_decay_biases,
         layer_decay=config.layer_decay,
     )
+    if not groups:
+        key = "model_freeze" if config.model_freeze else "model"
+        expected = "to leave the optimizer a parameter that requires gradients; the model has none"
+        raise bad_value(key, getattr(config, key), expected)
     family, _, name = config.optim_alg.partition("/")
     try:
         if family == "timm":
@@ -51,25 +62,28 @@ def describe_optimizer(optimizer: Optimizer) -> str:
 
 
 def _torch_optimizer(config: Config, groups: list[dict[str, Any]]) -> Optimizer:
-    if config.optim_alg not in OPTIMIZERS:
-        raise unknown_name("optim_alg", config.optim_alg, [*OPTIMIZERS, "timm/NAME"])
-    optimizer, arguments = OPTIMIZERS[config.optim_alg]
-    momenta = _momenta(config.momentum, 1 if optimizer is SGD else 2)
-    if optimizer is SGD:
-        # Nesterov's momentum costs no more and is at least as good; momentum 0 has none.
-        arguments = {"momentum": momenta[0], "nesterov": momenta[0] > 0}
-    else:
-        arguments = arguments | {"betas": (*momenta, 0.999)[:2], "eps": config.ada_eps}
+    name = config.optim_alg
+    if name not in OPTIMIZERS and not is_import_path(name):
+        raise unknown_name("optim_alg", name, [*OPTIMIZERS, "timm/NAME", "module.path:function"])
+    optimizer, arguments = OPTIMIZERS.get(name) or (import_function(name, "optim_alg"), {})
+    known = _defaults(optimizer)
+    momenta = _momenta(config.momentum, 2 if "betas" in known else 1)
+    # Nesterov's momentum costs no more and is at least as good; momentum 0 has none.
+    of_keys: dict[str, Any] = {"momentum": momenta[0], "nesterov": momenta[0] > 0}
+    of_keys |= {"betas": (*momenta, 0.999)[:2], "eps": config.ada_eps}
     if not config.optim_args.keys() & {"foreach", "fused", "differentiable"}:
         # One kernel for all parameters takes a half to a third of the time.
         parameters = [p for group in groups for p in group["params"]]
-        arguments["fused"] = all(
+        of_keys["fused"] = all(
             p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters
         )
-    # A class of your own in the table may take fewer: no betas, eps or fused.
-    arguments = {name: x for name, x in arguments.items() if name in _defaults(optimizer)}
+    arguments = {key: x for key, x in of_keys.items() if key in known} | arguments
     _check_arguments(config.optim_args, optimizer)
-    return optimizer(groups, **{"lr": float(config.base_lr), **arguments, **config.optim_args})
+    made = optimizer(groups, **{"lr": float(config.base_lr), **arguments, **config.optim_args})
+    if not isinstance(made, Optimizer):
+        expected = f"one that gives a torch.optim.Optimizer, not {type(made).__name__}"
+        raise bad_value("optim_alg", name, expected)
+    return made
 
 
 def _timm_optimizer(name: str, config: Config, groups: list[dict[str, Any]]) -> Optimizer:

@@ -1,19 +1,20 @@
 """Learning-rate schedules: pure functions of the optimizer step that give a factor of base_lr.
 
-As they have no state, a resumed run needs nothing but the step for the right rate.
+As they have no state, a resumed run needs nothing but the step for the right rate. To add one:
+write it, and a line in SCHEDULES; or name it in YAML, `lr_schedule: my_schedules:triangle`.
 """
 
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from itertools import accumulate
-from typing import TypeVar
+from numbers import Real
 
-from src.support import UserError, closest, short_repr
+from src.config import import_function, is_import_path
+from src.support import UserError, bad_value, closest, short_repr
 
-T = TypeVar("T")
 Schedule = Callable[[int], float]
 
 FORMS = "constant, cosine, cosine_after_warmup, poly, poly_P, step, step_N_F, step_a,b,c_F"
@@ -28,7 +29,9 @@ def build_schedule(name: str, *, num_steps: int, warmup_steps: int = 0) -> Sched
     """
     # Most schedules run under the warm-up from step 0. This one is shifted and begins after it.
     shift = warmup_steps if name == "cosine_after_warmup" else 0
-    schedule = from_form("lr_schedule", name, SCHEDULES, FORMS, max(1, num_steps - shift))
+    num_steps = max(1, num_steps - shift)
+    schedule = from_form("lr_schedule", name, SCHEDULES, FORMS, num_steps=num_steps)
+    check_numbers("lr_schedule", name, schedule, at=(0, num_steps - 1))
     if not warmup_steps:
         return schedule
     return lambda t: schedule(max(0, t - shift)) * min(1.0, (t + 1) / warmup_steps)
@@ -75,8 +78,9 @@ def _positive(text: str) -> float:
     return number
 
 
-# Called with the number of steps, then with the parameters in the name, as text:
-# step_4_0.1 -> step(num_steps, "4", "0.1").
+# Each is called with the number of steps, then with the parameters in the name, as text, and gives
+# a function of the step: step_4_0.1 -> step(num_steps, "4", "0.1"). A function of your own,
+# module.path:function, is called in the same way; there are no parameters in its name.
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "cosine": cosine,
@@ -87,21 +91,33 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def from_form(
-    key: str, name: str, table: Mapping[str, Callable[..., T]], forms: str, *arguments: object
-) -> T:
-    """table[kind](*arguments, *parameters) for a name kind_parameter_parameter.
+    key: str, name: str, table: Mapping[str, Callable[..., Schedule]], forms: str, **arguments: int
+) -> Schedule:
+    """table[kind](*arguments, *parameters) for a name kind_parameter_parameter; of a name
+    module.path:function, function(*arguments).
 
     UserError, with the closest name, for an unknown kind and for parameters that it does not take.
     """
+    if is_import_path(name):
+        return import_function(name, key, list(arguments))(*arguments.values())
     # The longest kind that fits: ema_debiased_0.9 is not ema with the parameter 'debiased'.
     kinds = [kind for kind in table if f"{name}_".startswith(f"{kind}_")]
     kind = max(kinds, key=len, default="")
     _, *parameters = name.removeprefix(kind).split("_")
     try:
-        return table[kind](*arguments, *parameters)
+        return table[kind](*arguments.values(), *parameters)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         # 'ema0.99', 'ema-0.99' and 'EMA_0.99' mean 'ema_0.99'.
         match = re.fullmatch(rf"({'|'.join(table)})[^\d.]?([\d.]+)", name.lower())
         near = "_".join(match.groups()) if match else closest(name.rstrip("0123456789._-"), table)
         hint = f"; did you mean {near!r}?" if near not in (None, kind, name) else ""
         raise UserError(f"{key}: got {short_repr(name)}, expected one of {forms}{hint}") from None
+
+
+def check_numbers(key: str, name: str, function: Schedule, at: Iterable[int]) -> None:
+    """UserError where what a function of your own has made does not give numbers at these steps."""
+    for t in at:
+        value = function(t) if callable(function) else function
+        if not isinstance(value, Real) or not math.isfinite(value):
+            given = f"a function that gives a function of the step t that gives a number; at t={t}"
+            raise bad_value(key, name, f"{given} it gives {short_repr(value)}")

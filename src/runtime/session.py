@@ -43,6 +43,7 @@ from src.data import (
     micro_batches,
 )
 from src.logging import RunFolder, Stats
+from src.losses import check_cut
 from src.metrics import metric_columns
 from src.models import model_preprocessing, output_dim, without_weights
 from src.optim import AveragedModel, describe_optimizer
@@ -210,6 +211,7 @@ class Session:
         """
         self._call("restore")
         config, saved = self.config, self._saved
+        check_cut(learner.loss, config, self._distributed.size)
         splits = {name: split for name, split in self.data.splits.items() if name != "train"}
         self._evaluation = Evaluation(
             splits,

@@ -10,7 +10,7 @@ from loguru import logger
 from src.config import load_config, make_config
 from src.logging import lease
 from src.logging.run_folder import RunFolder
-from src.logging.same_run import is_finished
+from src.logging.same_run import OtherRun, is_finished
 from src.support.errors import UserError
 from src.support.files import write_atomically
 
@@ -110,6 +110,22 @@ def test_keys_without_effect_may_differ_from_the_finished_run(tmp_path):
     assert is_finished(requested(log_interval=3, num_workers=0))
     with pytest.raises(UserError, match="differs in model, base_lr"):
         is_finished(requested(model="linear", base_lr=0.5))
+
+
+def test_of_a_schedule_of_ones_own_nobody_knows_that_it_could_go_on(tmp_path):
+    """Whatever its module is called; poly's rate at a step does not depend on the length."""
+    for name in ("poly_1", "poly_mine:build"):
+        keys = {"lr_schedule": name, "output_dir": str(tmp_path / name.partition(":")[0])}
+        with RunFolder(make_config(keys | {"train_length": 1})) as folder:
+            folder.start(folder.requested, facts=dict)
+            folder.save_stats(pd.DataFrame({"a": [1]}))
+            folder.finish("finished", "")
+        longer = make_config(keys | {"train_length": 2})
+        if name == "poly_1":
+            assert not is_finished(longer)
+        else:
+            with pytest.raises(OtherRun, match="differs in train_length"):
+                is_finished(longer)
 
 
 def test_warnings_reach_the_terminal_and_other_lines_only_if_requested(tmp_path, capsys):

@@ -41,6 +41,10 @@ def headless(input_shape, n_outputs):
     return Net(input_shape, n_outputs)
 
 
+def random_one():
+    raise AssertionError("it is not called")
+
+
 def no_module(input_shape, n_outputs):
     return 1
 
@@ -94,6 +98,8 @@ def test_its_start_is_the_seed_s_whatever_it_draws_from(config, fork):
     [
         ("my_nets.wide:buidl", r"my_nets.wide has no function 'buidl'; did you mean '.*:build'\?"),
         ("my_nets.narrow:build", r"a module of this repository; there is no .*my_nets/narrow.py"),
+        ("my_nets.wede:build", r"there is no .*wede.py; did you mean 'wide'\?"),
+        ("my_nets.wide:random_one", r"called as random_one\(input_shape, n_outputs\): too many"),
         ("os:system", "a module of this repository; there is no"),
         ("my_nets.wide:", "expected module.path:function"),
         ("../other:build", r"unknown '\.\.'"),

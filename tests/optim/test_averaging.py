@@ -197,3 +197,32 @@ def test_what_is_no_average_is_reported(name, hint):
     assert f"averaging: got {name!r}" in str(info.value)
     assert hint in str(info.value)
     assert f"did you mean {name!r}" not in str(info.value)
+
+
+def test_an_average_of_ones_own_stands_beside_those_of_the_table():
+    model, weights = nn.Linear(1, 1, bias=False), []
+    own = "tests.own_parts"
+    names = [f"{own}:tail", "src.optim.averaging:poly", "poly", f"{own}:LastTwo"]
+    averages = build_averaged_models(names, model)
+    for value in range(8):
+        nn.init.constant_(model.weight, value)
+        weights.append(float(value))
+        for average in averages.values():
+            average.update()
+    found = [average.model.weight.item() for average in averages.values()]
+    assert found == pytest.approx([sum(weights[4:]) / 4, *[sum(weights) / 8] * 2, 6.5])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("tial", "tests.own_parts has no function 'tial'; did you mean '.*:tail'"),
+        ("of_three", r"can be called as of_three\(\): missing a required argument"),
+        ("nothing", "that gives a number; at t=1 it gives None"),
+        ("without_numbers", "that gives a number; at t=1 it gives 'half'"),
+        ("AveragedModel", r"called as AveragedModel\(model\): missing .* argument: 'coefficient'"),
+    ],
+)
+def test_what_is_no_average_of_ones_own_is_reported(function, message):
+    with pytest.raises(UserError, match=f"^averaging: .*{message}"):
+        build_averaged_models(["ema", f"tests.own_parts:{function}"], nn.Linear(1, 1))

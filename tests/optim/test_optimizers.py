@@ -8,6 +8,8 @@ from src.config import Config
 from src.optim.optimizers import build_optimizer
 from src.support.errors import UserError
 
+OWN = "tests.own_parts"
+
 
 def model_with_gradients() -> nn.Module:
     torch.manual_seed(0)
@@ -131,12 +133,59 @@ def test_optim_args_reach_the_optimizer_and_come_first():
         ({"optim_alg": "adam", "optim_args": {"betas": [0.9]}}, "optim_alg 'adam': "),
         ({"optim_args": {"fused": True, "foreach": True}}, "optim_alg 'sgd': "),
         ({"optim_args": {"dampening": 0.5}}, "optim_alg 'sgd': Nesterov momentum requires"),
+        ({"optim_alg": f"{OWN}:Normalised"}, f"did you mean '{OWN}:Normalized'?"),
+        ({"optim_alg": f"{OWN}:tail"}, f"optim_alg '{OWN}:tail': tail() got an unexpected"),
+        ({"optim_alg": f"{OWN}:nothing"}, "gives a torch.optim.Optimizer, not NoneType"),
+        (
+            {"optim_alg": f"{OWN}:Normalized", "optim_args": {"flor": 1.0}},
+            "optim_args: unknown 'flor'; did you mean 'floor'? there is: floor, momentum",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_reported(keys, message):
     with pytest.raises(UserError) as info:
         build_optimizer(Config(**keys), model_with_gradients())
     assert message in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"), [(".*", "model_freeze: got '.*', expected"), ([], "model: got 'linear'")]
+)
+def test_an_optimizer_without_a_parameter_is_reported(frozen, message):
+    config = Config(model="linear", model_freeze=frozen)
+    with pytest.raises(UserError) as info:
+        build_optimizer(config, nn.Linear(1, 1).requires_grad_(False))
+    assert message in str(info.value)
+    assert "a parameter that requires gradients; the model has none" in str(info.value)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"optim_alg": "sgd", "momentum": 0.8},
+        {
+            "optim_alg": "adamw",
+            "momentum": "0.8,0.9",
+            "ada_eps": 1e-3,
+            "optim_args": {"foreach": True},
+        },
+    ],
+)
+def test_a_class_of_ones_own_is_given_what_those_of_the_table_are(keys):
+    name = {"sgd": "SGD", "adamw": "AdamW"}[keys["optim_alg"]]
+    named = keys | {"optim_alg": f"src.optim.optimizers:{name}"}
+    model = model_with_gradients()
+    of_table, own = (build_optimizer(Config(**k), model).state_dict() for k in (keys, named))
+    assert of_table == own
+
+
+def test_an_optimizer_of_ones_own_steps_with_the_arguments_that_it_names():
+    keys = {"optim_alg": f"{OWN}:Normalized", "momentum": 0.0, "optim_args": {"floor": 0.0}}
+    model = model_with_gradients()
+    before = [p.detach().clone() for p in model.parameters()]
+    after = stepped(build_optimizer(Config(base_lr=0.1, **keys), model), model, num_steps=1)
+    moved = [float((a - b).norm()) for a, b in zip(after, before, strict=True)]
+    assert moved == pytest.approx([0.1] * 4, rel=1e-4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they may run here")

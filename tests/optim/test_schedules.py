@@ -88,3 +88,23 @@ def test_what_is_no_schedule_is_reported(name, hint):
         build_schedule(name, num_steps=10)
     assert f"lr_schedule: got {name!r}" in str(info.value)
     assert hint in str(info.value)
+
+
+def test_a_function_of_ones_own_is_called_as_those_of_the_table_are():
+    own = build_schedule("src.optim.schedules:cosine", num_steps=9, warmup_steps=3)
+    plain = build_schedule("cosine", num_steps=9, warmup_steps=3)
+    assert [own(t) for t in range(9)] == [plain(t) for t in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("triangel", "tests.own_parts has no function 'triangel'; did you mean '.*:triangle'"),
+        ("of_three", r"can be called as of_three\(num_steps\): missing a required argument"),
+        ("nothing", "gives a function of the step t that gives a number; at t=0 it gives None"),
+        ("without_numbers", "that gives a number; at t=0 it gives 'half'"),
+    ],
+)
+def test_what_is_no_schedule_of_ones_own_is_reported(function, message):
+    with pytest.raises(UserError, match=f"^lr_schedule: .*{message}"):
+        build_schedule(f"tests.own_parts:{function}", num_steps=10)

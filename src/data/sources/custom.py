@@ -27,10 +27,11 @@ from src.data.splits_map import check_bases, resolve_all
 from src.support import bad_value
 
 KEY = "dataset"
+PARAMETERS = ("data_dir",)
 
 
 def check(config: Config, source: Source) -> None:
-    import_function(source.name, KEY)
+    import_function(source.name, KEY, PARAMETERS)
 
 
 def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
@@ -55,7 +56,7 @@ def load(
     preprocessing: Preprocessing | None = None,
 ) -> Data:
     """The parts that the function returns, cut into splits; UserError for other things."""
-    parts = import_function(name, KEY)(data_dir)
+    parts = import_function(name, KEY, PARAMETERS)(data_dir)
     if not isinstance(parts, Mapping) or not parts:
         expected = f"a function that gives part -> data, not {type(parts).__name__}"
         raise bad_value(KEY, name, expected)
