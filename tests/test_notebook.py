@@ -1,10 +1,8 @@
 """The notebook runs from top to bottom on a batch that was trained just now."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -14,12 +12,13 @@ from nbclient import NotebookClient
 
 from src.analysis import read_experiments
 from tests.waiting import PATIENCE
+from tests.whole_runs import submit_here
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "view_results.ipynb"
 # jobs/digits-example.yaml with fewer values and shorter runs
 JOB = """\
-job_details: {name: digits-example}
+job_details: {name: digits-example, output_dir: OUT}
 parameters:
   dataset: sklearn/digits
   data_splits_map: {train: 'train[:80%]', val: 'train[80%:]', test: test}
@@ -46,12 +45,8 @@ def trained(tmp_path_factory) -> Path:
         if (ROOT / name).exists():
             (fork / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, fork / name)
-    (fork / "job.yaml").write_text(JOB)
-    for git in (["git", "init", "-q"], ["git", "add", "."]):
-        subprocess.run(git, cwd=fork, check=True)
-    command = [sys.executable, "submit_multiple.py", "job.yaml", "-s", "local", "--jobs", "2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=fork, env=env, check=True, capture_output=True, timeout=PATIENCE)
+    (fork / "job.yaml").write_text(JOB.replace("OUT", str(fork / "results")))
+    assert submit_here(fork / "job.yaml") == 0
     return fork
 
 

@@ -1,14 +1,15 @@
 """What tests of whole runs share: how they end, the certificate, a grid on this machine."""
 
 import io
+import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import date
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT
+from types import SimpleNamespace
 from typing import BinaryIO
 from unittest.mock import patch
 
@@ -16,18 +17,19 @@ import pandas as pd
 import torch
 import yaml
 
+import submit_multiple
 import train
 import verify_resume
+from src.grid import check, local
 from src.logging.records import Stats
 from src.metrics import is_time
 from src.runtime import certificate as kills
 from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.signals import StopRequested
-from tests.forks import Fork
+from tests.forks import Fork, LookupFork
 from train import run_experiment
 
 ROOT = Path(__file__).parents[1]
-LIMIT_SECONDS = 900
 SECONDS = ("training_seconds", "run_seconds")  # of a state
 
 
@@ -89,14 +91,35 @@ def train_in_fork(arguments: Sequence[str], output: BinaryIO) -> Fork:
     return Fork(lambda: train.main(list(arguments)), output)
 
 
+def submit_here(job: Path) -> int:
+    """The exit code of `submit_multiple.py JOB -s local --jobs 2`, whose runs, and whose look-up of
+    names, are forks of this process."""
+    torch.optim.SGD([torch.ones(1)], 1).step()  # the first one imports much: not in each fork
+    popen = SimpleNamespace(Popen=_row_in_fork, DEVNULL=DEVNULL, STDOUT=STDOUT)
+    with (
+        patch.object(local, "subprocess", popen),
+        patch.object(check, "_lookup_process", LookupFork.started),
+    ):
+        return submit_multiple.main([str(job), "-s", "local", "--jobs", "2"])
+
+
+def _row_in_fork(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: BinaryIO, **_: object
+) -> Fork:
+    def main() -> int:
+        os.chdir(cwd)
+        os.environ |= env
+        return train.main(list(command[2:]))
+
+    return Fork(main, stdout)
+
+
 def grid_here(parameters: dict, folder: Path) -> list[pd.DataFrame]:
-    """The stats of the rows, two of which run at a time, by `submit_multiple.py -s local`."""
+    """The stats of the rows, two of which run at a time, as submit_here starts them."""
     details = {"name": "grid", "output_dir": str(folder / "batches")}
     parameters = {k: v for k, v in parameters.items() if k != "output_dir"}
     job = folder / "job.yaml"
     job.write_text(yaml.safe_dump({"job_details": details, "parameters": parameters}))
-    command = [sys.executable, "submit_multiple.py", job, "-s", "local", "--jobs", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert submit_here(job) == 0
     batch = folder / "batches" / f"{date.today():%y-%m-%d}-grid"
     return [Stats.read(file.parent) for file in sorted(batch.glob("*/stats.csv"))]
