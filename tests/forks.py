@@ -38,6 +38,7 @@ def become(main: Callable[[], object], *streams: int) -> None:
     streams: file descriptors for what it reads, prints and reports as errors.
     """
     code = 1
+    inherited = sys.stdout, sys.stderr  # noqa: F841 - kept: what they hold the parent will write
     try:
         for standard, stream in enumerate(streams):
             os.dup2(stream, standard)
@@ -107,7 +108,7 @@ class LookupFork:
 def measured(folder: str, module: str, arguments: list[str]) -> list:
     """Of the command and the processes that it has waited for."""
     output = Path(folder) / ".output"
-    before = pages(1)
+    before = pages(1) - pages(2)  # without files, which a fork maps when it reads them
     with open(os.devnull) as nothing, open(output, "wb") as written:
         if not (child := os.fork()):
             streams = (nothing.fileno(), written.fileno(), written.fileno())
@@ -120,7 +121,7 @@ def measured(folder: str, module: str, arguments: list[str]) -> list:
 
 
 def pages(field: int) -> int:
-    """Bytes of this process: 0 those of its addresses, 1 those in memory."""
+    """Bytes of this process: 0 those of its addresses, 1 those in memory, 2 of these files."""
     return int(Path("/proc/self/statm").read_text().split()[field]) * resource.getpagesize()
 
 
@@ -140,7 +141,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     for warm in sys.argv[1:]:
         importlib.import_module(warm)
-    torch.optim.SGD([torch.ones(1)], 1).step()  # the first one imports much
+    check.name_checks()  # imports what the process beside imports
+    torch.optim.SGD([torch.ones(1)], 1).step()  # the first one imports as much as torch itself
     check._lookup_process = LookupFork.started
     for case in json.load(sys.stdin):
         print(json.dumps(measured(*case)), flush=True)

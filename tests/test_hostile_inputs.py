@@ -531,7 +531,7 @@ def problems(cases: Sequence[Case], folder: Path, bases: dict[str, Path]) -> lis
     found, late = [], []
     for case, (code, seconds, megabytes, output) in zip(cases, answers, strict=True):
         seconds += seconds_to_import(case.command)
-        is_late = seconds > limit_of(case, code)
+        is_late = seconds > limit_of(case)
         if is_late and folder.name != "again":
             late.append(case)
             continue
@@ -550,21 +550,10 @@ def problems(cases: Sequence[Case], folder: Path, bases: dict[str, Path]) -> lis
     return found + (problems(late, folder / "again", bases) if late else [])
 
 
-def limit_of(case: Case, code: int | None) -> float:
-    """Seconds of the processor; more where importing torch takes more of them, as machines differ.
-
-    The first optimizer of a process costs torch about as much as its import does; submitting has
-    names looked up by a process beside it, which imports all that.
-    """
+def limit_of(case: Case) -> float:
+    """Seconds of the processor: more where importing torch takes more, as machines differ."""
     torch_itself = seconds_of("import torch")
-    most = max(MOST_SECONDS, torch_itself)
-    if case.command == "submit":
-        return most + seconds_of("import src.grid.check as c; c.name_checks()")
-    if case.command != "train":
-        return most + torch_itself
-    optimizer = seconds_of("import torch; torch.optim.SGD([torch.ones(1)], 1).step()")
-    has_one = code == 0 or case.words.startswith("lr_schedule")
-    return most + (optimizer - torch_itself) * has_one
+    return max(MOST_SECONDS, torch_itself) + torch_itself * (case.command != "train")
 
 
 @cache
