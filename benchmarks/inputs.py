@@ -22,6 +22,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -193,19 +194,20 @@ def cached_table(folder: Path) -> None:
     import torch
 
     from src.config import make_config
-    from src.data.registry import build_data
-    from src.data.splits import LoaderConfig, Split
+    from src.data.registry import build_data, build_loader_config
+    from src.data.splits import Split
 
     cpu = torch.device("cpu")
     make_small_images(folder / "small" / "train", 5000)
     keys = {"dataset": "timm/folder/small", "data_dir": str(folder), "aug_hflip": 0.5}
     keys |= {"data_splits_map": {"train": "train"}, "aug_pad_crop": 4}
-    data = build_data(make_config(keys), None)
+    config = make_config(keys | {"batch_size": BATCH})
+    data = build_data(config, None)
     split = data.splits["train"]
     cached = data.to_device(cpu, is_cached=True, num_workers=0)["train"]
 
     def batches(source: Split, workers: int) -> Iterator[int]:
-        loading = LoaderConfig(BATCH, cpu, workers)
+        loading = replace(build_loader_config(config, data, cpu), num_workers=workers)
         with closing(source.training_batches(loading, seed=0, steps_per_pass=50)) as passing:
             yield from (len(targets) for _, targets in passing)
 

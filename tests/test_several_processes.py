@@ -76,7 +76,13 @@ def config_of(kind: str, sets: str, folder: Path, **keys):
     }
     half = {"train": "train[:220]", "test": "train[220:]"}
     own = {
-        "dense": {"dataset": "sklearn/digits", "model": "linear", "loss_class_weights": [1, 2] * 5},
+        "dense": {
+            "dataset": "sklearn/digits",
+            "model": "linear",
+            "aug_noise": 0.1,
+            "aug_repeats": 2,
+            "loss_class_weights": [1, 2] * 5,
+        },
         "sparse": {
             "dataset": "libsvm/rcv1.binary",
             "model": "linear/no_bias",
