@@ -92,26 +92,24 @@ def tail() -> Callable[[int], float]:
     return lambda t: 1 / max(1, t - 4)
 
 
-class LastTwo(AveragedModel):
-    """The mean of the last two weights, which no c(t) is."""
+class Twofold(AveragedModel):
+    """The running mean of a running mean of the weights, which no c(t) is."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, lambda t: 1.0)
-        self.before = [p.clone() for p in self.model.parameters()]
+        super().__init__(model, lambda t: 0.5)
+        self.means = [average.clone() for average in self._averages]
 
     @torch.no_grad()
     def update(self) -> None:
-        super().update()
-        now = [p.clone() for p in self.model.parameters()]
-        torch._foreach_lerp_(list(self.model.parameters()), self.before, 0.5)
-        self.before = now
+        torch._foreach_lerp_(self.means, self._weights, 0.5)
+        torch._foreach_lerp_(self._averages, self.means, 0.5)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"before": self.before}
+        return super().state_dict() | {"means": self.means}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.before = state["before"]
+        self.means = state["means"]
 
 
 def shake(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

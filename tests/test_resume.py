@@ -62,7 +62,7 @@ KINDS = {
         "optim_alg": "tests.own_parts:Normalized",
         "optim_args": {"floor": 1e-6},
         "lr_schedule": "tests.own_parts:triangle",
-        "averaging": ["tests.own_parts:tail", "ema_0.9", "tests.own_parts:LastTwo"],
+        "averaging": ["tests.own_parts:tail", "ema_0.9", "tests.own_parts:Twofold"],
         "aug_function": "tests.own_parts:shake",
         "grad_accum_steps": 2,
     },

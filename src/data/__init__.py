@@ -12,7 +12,7 @@ workers.py             worker processes that read what does not fit in memory
 transforms.py          from one image to a tensor
 augmentation.py        what is done at random to single images
 batch_augmentation.py  the same for whole batches in memory: arrays, and images on the device
-mixing.py              mixup and CutMix
+mixing.py              what is done to whole batches: mixup, CutMix, a function of your own
 splits_map.py          train[:90%] and the like; splits of other data sets, with our classes
 
 A family reads its files and hands over Data. The Session moves its splits to the device and asks

@@ -255,7 +255,7 @@ def test_what_a_run_would_refuse_is_refused(settings, error):
         ("loss", {"loss": "bce"}),
         ("loss", {"loss": "tests.own_parts:Contrastive", "batch_size": 5}),
         ("dataset", {"loss": "tests.own_parts:Focal", "aug_mixup": 0.1}),
-        ("averaging", {"averaging": ["tests.own_parts:LastTwo", "tests.own_parts:tail"]}),
+        ("averaging", {"averaging": ["tests.own_parts:Twofold", "tests.own_parts:tail"]}),
         ("model", {"model": "timm/resnet18", "model_weights": "nowhere.pt"}),
         ("momentum has the wrong type", {"momentum": [1]}),
     ],

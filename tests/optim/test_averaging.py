@@ -200,17 +200,20 @@ def test_what_is_no_average_is_reported(name, hint):
 
 
 def test_an_average_of_ones_own_stands_beside_those_of_the_table():
-    model, weights = nn.Linear(1, 1, bias=False), []
+    model, weights, mean, twofold = nn.Linear(1, 1, bias=False), [], 0.0, 0.0
+    nn.init.zeros_(model.weight)
     own = "tests.own_parts"
-    names = [f"{own}:tail", "src.optim.averaging:poly", "poly", f"{own}:LastTwo"]
+    names = [f"{own}:tail", "src.optim.averaging:poly", "poly", f"{own}:Twofold"]
     averages = build_averaged_models(names, model)
     for value in range(8):
         nn.init.constant_(model.weight, value)
         weights.append(float(value))
+        mean = (mean + value) / 2
+        twofold = (twofold + mean) / 2
         for average in averages.values():
             average.update()
     found = [average.model.weight.item() for average in averages.values()]
-    assert found == pytest.approx([sum(weights[4:]) / 4, *[sum(weights) / 8] * 2, 6.5])
+    assert found == pytest.approx([sum(weights[4:]) / 4, *[sum(weights) / 8] * 2, twofold])
 
 
 @pytest.mark.parametrize(
