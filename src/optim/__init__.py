@@ -6,9 +6,10 @@
     averaging.py   averaging -> copies of the model with running averages of its weights
 
 Each table (OPTIMIZERS, SCHEDULES, COEFFICIENTS) maps the names of YAML to functions or classes:
-a new one is a function and a line there, or named in YAML as module.path:function. train.py multiplies base_lr by the schedule's factor
-and, in each parameter group, by its `lr_scale`. An optimizer's state and an averaged model's
-(`t`, `model`) are saved in every checkpoint. Nothing here draws a random number.
+a new one is a function and a line there, or a function that YAML names: module.path:function.
+train.py multiplies base_lr by the schedule's factor and, in each parameter group, by its
+`lr_scale`. An optimizer's state and an averaged model's (`t`, `model`) are saved in every
+checkpoint. Nothing here draws a random number.
 """
 
 from typing import TYPE_CHECKING
