@@ -61,6 +61,8 @@ class ArraySplit(Split):
         if loader.augmentation:
             examples = self.inputs, self.targets
             return augmented_batches(*examples, order, loader.augmentation, seed=seed)
+        if loader.repeats > 1:  # copies that aug_function alone tells apart
+            return super().augmented_batches(order, loader, seed=seed)
         return (self.take(i.to(loader.device, non_blocking=True)) for _, i in order)
 
     def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:

@@ -97,7 +97,7 @@ class Split(ABC):
     ) -> Batches:
         """The same as training sees them. order: (pass, indices); an index counts on for copies
         of an example, see order.repeated()."""
-        return self.batches((indices for _, indices in order), loader)
+        return self.batches((indices % len(self) for _, indices in order), loader)
 
     def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:
         """A batch for each (start, stop) of the order in which the split is evaluated."""

@@ -48,11 +48,11 @@ class Examples(Dataset):
 
     def __getitems__(self, request: Request) -> Batch:
         pass_number, indices = request
+        own = (indices % len(self.dataset)).tolist()  # of copies
         if self.seed is None:
-            examples = [self._example(index) for index in indices.tolist()]
+            examples = [self._example(index) for index in own]
         else:
             seeds = example_seeds(self.seed, pass_number, indices).tolist()
-            own = (indices % len(self.dataset)).tolist()  # of copies
             with random_state.isolate_rng():  # without workers this is the training process
                 examples = [self._example(*both) for both in zip(own, seeds, strict=True)]
         inputs, targets = zip(*examples, strict=True)

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -87,17 +88,39 @@ def shuffled(split, loading, seed=3) -> list:
     return [(x.to_dense() if x.layout == torch.sparse_csr else x, y) for x, y in batches]
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse", "pixels", "read", "texts"])
-def test_a_shuffled_pass_sees_every_example_once_and_as_it_is(kind):
+KINDS = ["dense", "sparse", "pixels", "read", "texts"]
+
+
+def split_of(kind):
+    """23 examples; the target of each is its number."""
     numbers = torch.arange(23)
     pixels = torch.arange(23, dtype=torch.uint8).view(23, 1, 1, 1).expand(23, 1, 4, 4)
-    split = {
+    return {
         "dense": ArraySplit(torch.rand(23, 7), numbers),
         "sparse": sparse_split()[0],
         "pixels": PixelSplit(pixels, numbers, torch.Tensor.float),
         "read": DatasetSplit(Numbers(), noisy, torch.tensor),
         "texts": TextSplit(torch.arange(23).int() + 7, numbers, numbers + 1, numbers),
     }[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_that_nothing_tells_apart_are_the_example_itself(kind):
+    split = split_of(kind)
+    if kind == "read":
+        split = replace(split, train_transform=split.transform)
+    loading = LoaderConfig(8, CPU, repeats=2)
+    for inputs, targets in islice(split.training_batches(loading, seed=0, steps_per_pass=2), 4):
+        order = targets.tolist()
+        assert order[::2] == order[1::2]
+        assert len(set(order)) == 4
+        dense = inputs.to_dense() if inputs.layout == torch.sparse_csr else inputs
+        assert torch.equal(dense[::2], dense[1::2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shuffled_pass_sees_every_example_once_and_as_it_is(kind):
+    split, numbers = split_of(kind), torch.arange(23)
     before = torch.get_rng_state()
     changed = Augmentation(noise=1.0)
     loading = LoaderConfig(8, CPU, augmentation=changed, repeats=2, micro_batch_size=4)
@@ -111,7 +134,7 @@ def test_a_shuffled_pass_sees_every_example_once_and_as_it_is(kind):
     expected = {
         "dense": lambda: split.inputs,
         "sparse": lambda: sparse_split()[1],
-        "pixels": lambda: pixels.float(),
+        "pixels": lambda: split.pixels.float(),
         "read": lambda: numbers.float(),
         "texts": lambda: numbers[:, None] + 7,
     }[kind]()
