@@ -10,6 +10,7 @@ from src.grid.submission import Journal
 from src.logging.records import Stats
 from src.metrics import is_time
 from src.runtime.checkpoints import CheckpointFiles
+from tests.waiting import wait_until
 from train import run_experiment
 
 KEYS = {"dataset": "sklearn/digits", "model": "linear", "batch_size": 22, "averaging": "ema_0.9"}
@@ -57,36 +58,37 @@ def submitted(cluster, repository, partition: str, **keys) -> tuple[Path, str]:
     return row, call.job
 
 
-def preempt_by_requeue(cluster, job: str) -> None:
-    cluster.slurm("scontrol", "requeue", job)
-
-
-def preempt_by_another(cluster, job: str) -> None:
+def preempt_by_another(cluster) -> None:
     """A job of a partition that goes first, on all nodes."""
     first = ("-p", "high", "-N", "4", "--exclusive", "--mem=0", "-o", "/dev/null")
     cluster.slurm("sbatch", *first, "--wrap", "sleep 3")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preempt", [preempt_by_requeue, preempt_by_another])
 def test_a_run_on_two_nodes_is_preempted_and_ends_as_one_process_does(
-    preempt, cluster, repository, digits, tmp_path
+    cluster, repository, digits, tmp_path
 ):
+    """By a requeue, and then by another job."""
     length = 6000
     row, job = submitted(cluster, repository, "killable", train_length=length)
     await_step(row, 500, cluster)
-    preempt(cluster, job)
+    cluster.slurm("scontrol", "requeue", job)
+    wait_until(lambda: "attempt 2" in text_of(row / "training.log"))
+    reached = json.loads(text_of(row / "status.json"))["step"]
+    await_step(row, reached + 1, cluster)
+    # The tasks are signalled when the time of grace begins, the script at its end.
+    waits = "waiting for what Slurm does with the job"
+    assert waits not in text_of(row / "job.log")
+    preempt_by_another(cluster)
     cluster.wait()
     log, said = (row / "training.log").read_text(), (row / "job.log").read_text()
     assert (row / "done").exists(), said + log
-    assert "attempt 2" in log
-    assert "stopped by SIGTERM" in log
+    assert "attempt 3" in log
+    assert log.count("stopped by SIGTERM") == 2
+    assert waits in said
     assert "2 processes, a shard of each batch each" in log
     assert said.count("test/last/accuracy") == 1
     assert not list(row.glob("training.rank*"))
-    # The tasks are, when the time of grace begins.
-    is_signalled_first = preempt is preempt_by_another
-    assert ("waiting for what Slurm does with the job" in said) == is_signalled_first
     one = digits(**KEYS, train_length=length, optim_alg="sgd", output_dir=str(tmp_path / "one"))
     run_experiment(one)
     stats, of_one = Stats.read(row), Stats.read(tmp_path / "one")
@@ -110,7 +112,7 @@ def test_a_task_that_the_signal_kills_does_not_keep_the_others_from_going_on(clu
     (row,) = repository.rows()
     while not all((row / f"begun{rank}").exists() for rank in (0, 1)):
         assert cluster.jobs("PD,R,CG"), text_of(row / "job.log")
-    preempt_by_another(cluster, "")
+    preempt_by_another(cluster)
     cluster.wait()
     assert (row / "done").exists(), text_of(row / "job.log")
     assert "Terminated" in text_of(row / "job.log")
