@@ -27,7 +27,7 @@ def test_files_in_yaml_are_configurations(page):
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_keys_with_values_are_keys_that_there_are(page):
     named = re.findall(r"`([a-z_]+)(?:: [^`]|=)[^`]*`", page.read_text())
-    assert named
+    assert named or page.name == "recipes.md"  # whose keys come with the patches
     assert set(named) <= KEYS.keys() | NO_KEYS
 
 
