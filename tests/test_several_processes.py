@@ -82,6 +82,7 @@ def config_of(kind: str, sets: str, folder: Path, **keys):
             "aug_noise": 0.1,
             "aug_repeats": 2,
             "loss_class_weights": [1, 2] * 5,
+            "metrics": ["top5_accuracy", "class_accuracy", "tests.own_metrics:agreement"],
         },
         "sparse": {
             "dataset": "libsvm/rcv1.binary",
@@ -124,6 +125,10 @@ def assert_alike(config, one) -> None:
     stats, of_one = Stats.read(config.output_dir), Stats.read(one.output_dir)
     kept = [c for c in of_one if not is_time(c)]
     pd.testing.assert_frame_equal(stats[kept], of_one[kept], rtol=1e-4, atol=1e-5)
+    arrays, of_one = Stats.read_arrays(config.output_dir), Stats.read_arrays(one.output_dir)
+    assert arrays.keys() == of_one.keys()
+    for column, values in of_one.items():
+        np.testing.assert_allclose(arrays[column], values, rtol=1e-4)
 
 
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sparse", "image")]
@@ -140,6 +145,29 @@ def test_two_and_four_processes_train_as_one(kind, sets, tmp_path):
         measures = [c for c in frames[0] if c.endswith(("loss", "accuracy"))]
         for frame in frames[1:]:  # each process's program sees the same
             pd.testing.assert_frame_equal(frame[measures], frames[0][measures])
+
+
+def test_what_a_step_records_is_a_mean_over_the_examples_of_all_processes(
+    sets, tmp_path, monkeypatch
+):
+    step = train.train_step
+
+    def recording(run, learner, inputs, targets, metrics):
+        step(run, learner, inputs, targets, metrics)
+        sums = inputs.double().flatten(1).sum(1)
+        metrics.add(weight=len(targets), pixels=sums.mean(), of_class=sums.new_zeros(10))
+        if (targets == 3).any():  # in some batches of some processes
+            metrics.add(weight=(targets == 3).sum(), threes=sums[targets == 3].mean())
+
+    monkeypatch.setattr(train, "train_step", recording)
+    one, two = (
+        config_of("dense", sets, tmp_path / str(n), aug_noise=0, aug_repeats=1) for n in (1, 2)
+    )
+    run_to_end(one)
+    together(2, run_to_end, two)
+    assert_alike(two, one)
+    assert {"train/pixels", "train/threes"} <= {*Stats.read(two.output_dir)}
+    assert "train/of_class" in Stats.read_arrays(two.output_dir)
 
 
 def test_two_processes_agree_on_the_limit_that_the_first_loss_sets(sets, tmp_path):
