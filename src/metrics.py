@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 # 1: more is better, -1: less is better. The first one that a run has compares runs where nobody
 # says by what. Perplexity comes first, as only language models have it and it is what they report.
 # By a metric that is not here no best checkpoint and no best setting can be chosen.
-DIRECTIONS = {"perplexity": -1, "accuracy": 1, "loss": -1, "error": -1, "top5_accuracy": 1}
+DIRECTIONS = {
+    "perplexity": -1,
+    "accuracy": 1,
+    "loss": -1,
+    "error": -1,
+    "top5_accuracy": 1,
+}
 
 # Keys that change what a loss measures, in evaluations too: losses of runs that differ in one of
 # them are on different scales and cannot be compared. A perplexity is e to the loss.

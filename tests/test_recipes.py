@@ -27,13 +27,19 @@ COST = {
     "class_confidence": (1, 15),
     "distillation": (2, 22),
     "norms": (1, 10),
+    "own_optimizers": (3, 125),
+    "simclr": (3, 80),
     "adversarial": (2, 45),
+    "gan": (4, 125),
 }
 REACHES = {
     "sam": {"test/last/accuracy": (0.955, 1)},
     "class_confidence": {"test/last/accuracy": (0.955, 1)},
     "distillation": {"test/last/accuracy": (0.93, 1)},  # without a teacher 0.9276
     "norms": {"train/grad_norm": (0.01, 1), "train/distance": (5, 50)},
+    "own_optimizers": {"test/schedule_free/accuracy": (0.96, 1)},
+    "simclr": {"test/last/knn_accuracy": (0.95, 1)},  # as it was initialised 0.908
+    "gan": {"test/av/frechet_distance": (0, 0.3)},  # after one epoch 4
     "adversarial": {"test/last/robust_accuracy": (0.6, 1)},
 }
 TEACHER = ["test_cfg_digits_linear.yaml", "model=tiny/lenet", "base_lr=0.003", "train_length=15"]
