@@ -55,7 +55,7 @@ def patched(name: str, folder: Path) -> Path:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes((ROOT / path).read_bytes())
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    patch = ["git", "apply", f"recipes/{name}.patch"]
+    patch = ["git", "apply", str(RECIPES / f"{name}.patch")]
     done = subprocess.run(patch, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
