@@ -107,6 +107,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             is_text_alone=train_split.predicts_next_token,
             label_smoothing=config.label_smoothing,
             class_weights=config.loss_class_weights,
+            loss_args=config.loss_args,
             device=run.device,
         )
         about = data.input_shape, data.n_classes, data.class_names

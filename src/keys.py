@@ -241,6 +241,8 @@ class ModelKeys:
     # log = xentropy; mse = square; bce for several labels an example; next_token: of texts; or your
     # own, a subclass of Loss of src/losses.py or a function that gives one, my_losses:Focal
     loss: str = "log"
+    # further arguments of a loss: {temperature: 0.1}
+    loss_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     # what evaluations measure beside the loss and the accuracy: top5_accuracy, class_accuracy,
     # confusion, or custom functions, my_metrics.robust:robust_accuracy (src/metrics.py)
     metrics: list[str] = dataclasses.field(default_factory=list)

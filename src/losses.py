@@ -6,7 +6,7 @@ add one: a subclass of Loss and a line in LOSSES; or name it in YAML, `loss: my_
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Loss:
 
     # What is measured with this loss: columns of stats.csv, figures in the log.
     metric_names: tuple[str, ...] = ("loss", "accuracy")
-    target_kind: str = "classes"  # of the targets that it takes, one of TARGET_KINDS
+    target_kind: str = "classes"  # of the targets that it takes: one of TARGET_KINDS, ANY_TARGETS
     # False of one that looks at examples together (contrastive, by rank): cut into micro-batches or
     # spread over processes, a batch would have another gradient. Evaluations see such a loss in
     # batches of eval_batch_size and report the mean over these, weighted by the normalizer.
@@ -149,7 +149,8 @@ def squared_error(n_classes: int | None) -> Loss:
 
 # name in YAML -> a subclass of Loss, or a function that gives a Loss. It is called with n_classes
 # (None for real targets), label_smoothing and class_weights ((n_classes,) on the device, or None)
-# where its signature names them. Your own, module.path:function, is called in the same way.
+# where its signature names them, and with loss_args. Your own, module.path:function, is called in
+# the same way.
 LOSSES: dict[str, Callable[..., Loss]] = {
     "log": CrossEntropy,
     "xentropy": CrossEntropy,
@@ -158,6 +159,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "bce": BinaryCrossEntropy,
     "next_token": NextToken,
 }
+ANY_TARGETS = "any"  # also of one that takes no notice of them
 # kind of targets -> what a loss for them is called, and why
 TARGET_KINDS = {
     "classes": "'log' or 'mse', as an example has one class",
@@ -173,6 +175,7 @@ def make_loss(
     n_classes: int | None,
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | Tensor | None = None,
+    loss_args: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
 ) -> Loss:
     """The loss of this name; UserError where there is none or it does not take what is given."""
@@ -188,6 +191,9 @@ def make_loss(
     if weights is not None and n_classes and weights.shape != (n_classes,):
         raise bad_value("loss_class_weights", weights.tolist(), f"{n_classes} numbers")
     arguments = {key: x for key, x in given.items() if key in signature.parameters}
+    for argument in loss_args or {}:
+        pick(signature.parameters, argument, "loss_args")
+    arguments |= loss_args or {}
     try:
         signature.bind(**arguments)
     except TypeError as error:
@@ -216,7 +222,7 @@ def build_loss(
     loss = make_loss(name, n_classes=n_classes, **settings)
     kind = "numbers" if n_classes is None else "labels" if is_multilabel else "classes"
     kind = "tokens" if is_text_alone else kind
-    if loss.target_kind != kind:
+    if loss.target_kind not in (kind, ANY_TARGETS):
         raise bad_value("loss", name, f"{TARGET_KINDS[kind]}; this one takes {loss.target_kind}")
     return loss
 

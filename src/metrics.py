@@ -31,7 +31,7 @@ DIRECTIONS = {
 
 # Keys that change what a loss measures, in evaluations too: losses of runs that differ in one of
 # them are on different scales and cannot be compared. A perplexity is e to the loss.
-LOSS_KEYS = ("loss", "label_smoothing", "loss_class_weights")
+LOSS_KEYS = ("loss", "loss_args", "label_smoothing", "loss_class_weights")
 LOSS_METRICS = ("loss", "perplexity")
 
 # Columns that differ between two runs of one configuration: they are no results.

@@ -184,9 +184,20 @@ def test_a_loss_of_ones_own_is_made_as_those_of_the_table_are(batch):
     assert focal(*batch[:2]) < build_loss("log", n_classes=C, label_smoothing=0.1)(*batch[:2])
 
 
+def test_a_loss_takes_arguments_and_may_take_any_targets(batch):
+    sharp, mild = (
+        build_loss("tests.own_parts:Focal", n_classes=C, loss_args={"power": power})
+        for power in (4.0, 1.0)
+    )
+    assert sharp(*batch[:2]) < mild(*batch[:2])
+    build_loss("tests.own_parts:SmallOutputs", n_classes=None)
+    build_loss("tests.own_parts:SmallOutputs", n_classes=C, is_multilabel=True)
+
+
 @pytest.mark.parametrize(
     ("function", "keywords", "message"),
     [
+        ("Focal", {"loss_args": {"powr": 2}}, "loss_args: unknown 'powr'; did you mean 'power'"),
         ("Focla", {}, "tests.own_parts has no function 'Focla'; did you mean '.*:Focal'"),
         ("of_three", {}, "takes of n_classes, label_smoothing, .* and nothing else: .*'one'"),
         ("nothing", {}, "a subclass of Loss of src/losses.py, or .*; not NoneType"),

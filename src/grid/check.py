@@ -45,7 +45,10 @@ QUESTIONS = {
     "optim_alg": ("optim_alg", "optim_args", "momentum", "ada_eps"),
     "lr_schedule": ("lr_schedule", "warmup_steps"),
     "averaging": ("averaging",),
-    "loss": (*("loss", "label_smoothing", "loss_class_weights", "grad_accum_steps", "batch_size"),),
+    "loss": (
+        *("loss", "loss_args", "label_smoothing", "loss_class_weights"),
+        *("grad_accum_steps", "batch_size"),
+    ),
     "metrics": ("metrics",),
 }
 
@@ -247,6 +250,7 @@ def name_checks() -> dict[str, Callable[[Config], object]]:
             n_classes=2 if weights is None else len(weights),
             label_smoothing=config.label_smoothing,
             class_weights=weights,
+            loss_args=config.loss_args,
         )
         check_cut(loss, config)
 
