@@ -30,8 +30,8 @@ from src.runtime import Metrics, Session, run_command_line
 class Learner:
     """What is trained, and what trains it.
 
-    Every field that has a state_dict is state: it is saved in checkpoints, restored when the run
-    resumes, and compared by verify_resume.py. Of a dict of such, each entry is.
+    Every field that has state_dict() and load_state_dict() is state: it is saved in checkpoints,
+    restored when the run resumes, and compared by verify_resume.py. Of a dict of such, each entry.
     """
 
     model: nn.Module
@@ -41,7 +41,10 @@ class Learner:
     scaler: torch.amp.GradScaler  # of the loss in fp16; in other precisions it does nothing
 
     def __post_init__(self) -> None:
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        # The model's, then those of other modules that the optimizer steps as well.
+        own = [p for p in self.model.parameters() if p.requires_grad]
+        stepped = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.parameters = list(dict.fromkeys([*own, *stepped]))
 
 
 def add_gradients(
@@ -68,7 +71,8 @@ def train_step(
 ) -> None:
     """One optimizer step on one batch: inputs (n, *shape), targets (n,) or (n, C).
 
-    metrics.add(name=value) records whatever else is to be seen in the log and in stats.csv.
+    metrics.add(name=value) records whatever else is to be seen in the log and in stats.csv, as a
+    mean over the epoch. run.step counts the steps before this one.
     """
     config, optimizer, scaler = run.config, learner.optimizer, learner.scaler
     add_gradients(run, learner, inputs, targets, metrics)

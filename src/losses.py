@@ -36,7 +36,7 @@ class Loss:
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The sum () of the examples' losses, in the outputs' floating-point type."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.__call__(outputs, targets)")
 
     def normalizer(self, targets: Tensor) -> float | Tensor:
         """The number of examples, or () the sum of their classes' weights."""
@@ -197,7 +197,8 @@ def make_loss(
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        expected = f"one that takes of {', '.join(given)} what it needs, and nothing else: {error}"
+        expected = "a subclass of Loss of src/losses.py, or a function that gives one, which takes "
+        expected += f"of {', '.join(given)} what it needs, and nothing else: {error}"
         raise bad_value("loss", name, expected) from None
     loss = make(**arguments)
     if not isinstance(loss, Loss):

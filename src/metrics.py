@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from src.config import import_function, is_import_path
-from src.support import UserError, bad_value, pick, short_repr
+from src.support import UserError, bad_value, closest, pick, short_repr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,7 +152,8 @@ def metric_columns(
                 f"{key}: {next(iter(found.values()))} has no direction that is better; "
                 f"add {next(iter(found))!r} to DIRECTIONS in src/metrics.py: 1 (more) or -1 (less)"
             )
-        raise UserError(f"{key}: {short_repr(pattern)} matches none of: {', '.join(known)}")
+        hint = f"; did you mean {close!r}?" if (close := closest(pattern, known)) else ""
+        raise UserError(f"{key}: {short_repr(pattern)} matches none of: {', '.join(known)}{hint}")
     if len({direction(column) for column in chosen}) > 1:
         raise UserError(
             f"{key}: {short_repr(pattern)} matches columns that should rise "

@@ -37,3 +37,7 @@ def accuracy(outputs, targets):
 
 def too_few(outputs):
     return outputs.sum(), 1
+
+
+def nothing(run, model, split):
+    return None

@@ -1,6 +1,7 @@
 """What is measured: numbers and arrays by name, from a step to stats.csv and its arrays."""
 
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import train
 from src.logging.arrays import read_arrays
 from src.losses import build_loss
 from src.metrics import DIRECTIONS, class_accuracy, metric_columns
+from src.runtime import session
 from src.runtime.evaluation import Metrics
 from src.support.errors import UserError
 from tests.whole_runs import end_of, run_through
@@ -168,6 +170,36 @@ def test_over_processes_and_short_batches_the_means_are_those_of_one_process():
         np.testing.assert_allclose(found[name], value, rtol=1e-6)
 
 
+def test_a_signal_while_a_step_looks_at_another_split_waits_for_its_end(
+    digits, tmp_path, recording, monkeypatch
+):
+    """Half a step, with generators that have moved, is no state to resume from."""
+    signals = iter([7, 20])
+    wanted = [next(signals)]
+
+    def record(run, learner, metrics):
+        if run.config.output_dir.endswith("killed") and run.step == wanted[0]:
+            wanted[0] = next(signals, None)
+            signal.raise_signal(signal.SIGTERM)
+        num = sum(len(targets) for _, targets in run.evaluation_batches("test"))
+        metrics.add(drawn=torch.rand(()) * num)
+
+    recording(record)
+    straight, killed = (digits(output_dir=str(tmp_path / n)) for n in ("straight", "killed"))
+    run_experiment(straight)
+    assert run_through(killed) == 3
+    assert end_of(killed) == end_of(straight)
+
+
+def test_a_number_of_the_epoch_does_not_replace_one_that_is_measured(digits, monkeypatch):
+    evaluate = session.Session.evaluate
+    monkeypatch.setattr(
+        session.Session, "evaluate", lambda run: evaluate(run) | {"train": {"accuracy": 0.5}}
+    )
+    with pytest.raises(UserError, match=r"results\['train'\]: got 'accuracy', expected another"):
+        run_experiment(digits())
+
+
 # ---- In evaluations ----------------------------------------------------------------------
 
 
@@ -205,8 +237,12 @@ def test_functions_of_your_own_measure_batches_and_splits(digits, tmp_path):
         ("tests.own_metrics:margins", "did you mean 'tests.own_metrics:margin'"),
         ("tests.own_metrics:accuracy", "there is a metric accuracy already"),
         ("tests.own_metrics:too_few", r"a function of \(outputs, targets\) or of \(run, model"),
-        ("tests.own_metrics:no_pair", r"no_pair of a batch is to be \(sum, weight\), got"),
+        (
+            "tests.own_metrics:no_pair",
+            r"no_pair of a batch is to be \(sum, weight\); one",
+        ),
         ("tests.own_metrics:wide", "wide: sum and weight have the shapes"),
+        ("tests.own_metrics:nothing", "nothing of a split: got None, expected a number or an arr"),
     ],
 )
 def test_a_metric_that_is_none_is_answered_in_one_line(digits, name, message):
@@ -234,10 +270,17 @@ def test_the_best_is_chosen_by_a_metric_whose_direction_is_declared(digits, monk
     assert best["epoch"] == 2
 
 
+def test_the_best_is_not_chosen_by_an_array(digits, monkeypatch):
+    monkeypatch.setitem(DIRECTIONS, "class_accuracy", 1)
+    keys = {"metrics": ["class_accuracy"], "best_checkpoint_metric": "test/last/class_accuracy"}
+    with pytest.raises(UserError, match="a column of numbers: this one holds arrays"):
+        run_experiment(digits(save_best_checkpoint=True, **keys))
+
+
 def test_an_unknown_metric_lists_those_that_can_be_chosen():
     columns = ["test/last/loss", "test/last/time", "train/learning_rate"]
     for pattern in ("test/last/lose", "time"):
-        with pytest.raises(UserError, match=r"matches none of: test/last/loss$"):
+        with pytest.raises(UserError, match=r"matches none of: test/last/loss"):
             metric_columns(pattern, iter(columns))
 
 

@@ -42,7 +42,8 @@ def append_arrays(run_folder: Path, row: int, arrays: Mapping[str, Any]) -> None
             if value is not None:
                 if value.shape != shape[1:]:
                     shapes = f"{value.shape}, and had {shape[1:]} before"
-                    raise UserError(f"{_column(path)}: an array of the shape {shapes}")
+                    words = f"an array of the shape {shapes}; fill it up, or give it another name"
+                    raise UserError(f"{_column(path)}: {words}")
                 num_missing = max(0, row - shape[0])
                 file.seek(start + (row - num_missing) * value.nbytes)
                 file.write(np.full((num_missing, *value.shape), np.nan).tobytes() + value.tobytes())

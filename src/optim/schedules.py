@@ -116,8 +116,13 @@ def from_form(
 
 def check_numbers(key: str, name: str, function: Schedule, at: Iterable[int]) -> None:
     """UserError where what a function of your own has made does not give numbers at these steps."""
+    wanted = "a function that gives a function of the step t, which gives a number"
+    if not callable(function):
+        raise bad_value(key, name, f"{wanted}, not {short_repr(function)}")
     for t in at:
-        value = function(t) if callable(function) else function
+        try:
+            value = function(t)
+        except TypeError as error:
+            raise bad_value(key, name, f"{wanted}: {error}") from error
         if not isinstance(value, Real) or not math.isfinite(value):
-            given = f"a function that gives a function of the step t that gives a number; at t={t}"
-            raise bad_value(key, name, f"{given} it gives {short_repr(value)}")
+            raise bad_value(key, name, f"{wanted}; at t={t} it gives {short_repr(value)}")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from numbers import Real
 from time import perf_counter
 from typing import Any
 
@@ -80,7 +81,8 @@ class Metrics:
         for name, function in self.of_batch.items():
             found = function(outputs, targets)
             if not isinstance(found, tuple) or len(found) != 2:
-                raise UserError(f"metrics: {name} of a batch is to be (sum, weight), got {found!r}")
+                expected = "(sum, weight); one of a split takes (run, model, split)"
+                raise UserError(f"metrics: {name} of a batch is to be {expected}, got {found!r}")
             self._count(name, *found)
 
     def _count(self, name: str, total: Any, weight: Any) -> None:
@@ -94,7 +96,10 @@ class Metrics:
         sums = self.sums[name]
         shape, before = getattr(total, "shape", ()), getattr(sums[0], "shape", ())
         if shape != before:
-            raise UserError(f"metrics: {name} had the shape {tuple(before)}, now {tuple(shape)}")
+            raise UserError(
+                f"metrics: {name} had the shape {tuple(before)}, now {tuple(shape)}; it is to have "
+                "the same each time, also in short batches: add a mean over the examples"
+            )
         if is_tensor and not isinstance(sums[0], Tensor):
             sums[0] = sums[0] + total.detach().to(self.precision)
         else:
@@ -236,8 +241,13 @@ class Evaluation:
         }
 
     def _measure_split(self, run: Any, model: nn.Module, split: str) -> dict[str, Any]:
+        found = {}
         with self.precision.autocast():
-            return {name: function(run, model, split) for name, function in self.of_split.items()}
+            for name, function in self.of_split.items():
+                found[name] = value = function(run, model, split)
+                if not isinstance(value, Real) and not hasattr(value, "ndim"):
+                    raise bad_value(f"metrics: {name} of a split", value, "a number or an array")
+        return found
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ from src.runtime.signals import Signals
 from src.runtime.step_schedule import StepSchedule
 from src.runtime.stopping import Best, has_diverged, loss_limit
 from src.runtime.train_state import Stateful, TrainState, stateful_fields
-from src.support import pick, random_state
+from src.support import bad_value, pick, random_state
 
 ORDER = ("load_data", "place", "restore", "epochs")  # each once, after the one before
 
@@ -76,11 +76,13 @@ class Session:
     data: with its splits where they live. device: of this process. init_device: where a model is
     to be built, initial_config: by which; its weights come from a checkpoint if there is one.
     forward: the placed model as training calls it: inputs (n, *shape) -> float32 outputs.
-    num_steps: of the whole run. stats: the dataframe of all epochs so far.
+    num_steps: of the whole run. stats: the dataframe of all epochs so far. learner: as it was
+    given to restore(), for metrics.
     """
 
     data: Data
     stats: pd.DataFrame
+    learner: Any
 
     def __init__(self, config: Config) -> None:
         self.requested = self.config = config
@@ -210,6 +212,7 @@ class Session:
         evaluated: name -> model, for run.evaluate().
         """
         self._call("restore")
+        self.learner = learner
         config, saved = self.config, self._saved
         check_cut(learner.loss, config, self._distributed.size)
         splits = {name: split for name, split in self.data.splits.items() if name != "train"}
@@ -264,7 +267,8 @@ class Session:
                 if not stepped <= known:
                     raise RuntimeError(
                         f"{name}: it steps parameters of a module that is no field of the learner; "
-                        "build it after run.place(model), of the model that this returns"
+                        "make that module a field of it, or build the optimizer after "
+                        "run.place(model), of the model that this returns"
                     )
         own: dict[str, Stateful] = {"stats": self._stats, "sums": self.metrics}
         own |= {"best": self._best} if self._best else {}
@@ -453,7 +457,11 @@ class Epoch:
             state.data_time += perf_counter() - waiting_from
             if run._distributed.size > 1:
                 run._distributed.seed(run.config.seed_training, step)
-            yield batch
+            run._signals.is_in_step = True
+            try:
+                yield batch
+            finally:
+                run._signals.is_in_step = False
             run._end_step(self.steps, self.number)
             if state.outcome:
                 break
@@ -469,13 +477,19 @@ class Epoch:
         stats.csv are listed in Stats (src/logging/records.py).
         """
         run, state, config = self.session, self.session._state, self.session.config
-        training = self._training | results.get("train", {})
+        added = results.get("train", {})
+        for name in self._training.keys() & added.keys():
+            raise bad_value("results['train']", name, "another name: this one is measured already")
+        training = self._training | added
         results = {"train": training} | {k: v for k, v in results.items() if k != "train"}
         results |= run._folder.machine_use.of_epoch(training)
         row = run._stats.add(self.number, state.step, results)
         run.stats = run._stats.frame()
         run._folder.save_stats(run.stats, run._stats.arrays)
         best = run._best
+        for column in run._stats.arrays.keys() & set(best.columns if best else ()):
+            expected = "a column of numbers: this one holds arrays"
+            raise bad_value("best_checkpoint_metric", column, expected)
         is_best = best is not None and not run.has_diverged and best.update(self.number, row)
         if is_best and config.save_best_checkpoint:
             save_weights(run._folder.checkpoint("best"), self.number, run._saved_models)

@@ -48,6 +48,7 @@ class Signals:
         self.received: int | None = None
         self.num_interrupts = 0
         self.is_waiting = self.is_over = False
+        self.is_in_step = False  # half a step is no state to resume from
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -100,11 +101,11 @@ class Signals:
             raise StopRequested(number, is_agreed=True)
 
     def watched(self, items: Generator[T, None, None]) -> Generator[T, None, None]:
-        """The items, with a check before each; closed together with them."""
+        """The items, with a check before each, but within a step; closed together with them."""
         self.distributed.sync_flags_next()
         with closing(items):
             for item in items:
-                if self.distributed.should_sync_flags():
+                if not self.is_in_step and self.distributed.should_sync_flags():
                     self.check()
                 yield item
         self.distributed.sync_flags_next()

@@ -59,11 +59,16 @@ def stateful_fields(learner: Any) -> dict[str, Stateful]:
         elif isinstance(value, list | tuple):
             entries = {f"{field_.name}{number}": item for number, item in enumerate(value)}
         for name, part in entries.items():
-            is_stateful = hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+            is_stateful = hasattr(part, "state_dict")
+            if isinstance(part, torch.Tensor) or is_stateful != hasattr(part, "load_state_dict"):
+                raise RuntimeError(
+                    f"learner: {name} would not be saved: what is to be has state_dict() and "
+                    "load_state_dict(), as a tensor in a buffer of an nn.Module has"
+                )
             if not is_stateful or not getattr(part, "is_enabled", lambda: True)():
                 continue
             if name in found:
-                raise RuntimeError(f"learner: two of its parts are called {name}")
+                raise RuntimeError(f"learner: two of its parts are called {name}; rename one")
             found[name] = part
     return found
 

@@ -221,8 +221,8 @@ def test_an_average_of_ones_own_stands_beside_those_of_the_table():
     [
         ("tial", "tests.own_parts has no function 'tial'; did you mean '.*:tail'"),
         ("of_three", r"can be called as of_three\(\): missing a required argument"),
-        ("nothing", "that gives a number; at t=1 it gives None"),
-        ("without_numbers", "that gives a number; at t=1 it gives 'half'"),
+        ("nothing", "which gives a number, not None"),
+        ("without_numbers", "which gives a number; at t=1 it gives 'half'"),
         ("AveragedModel", r"called as AveragedModel\(model\): missing .* argument: 'coefficient'"),
     ],
 )

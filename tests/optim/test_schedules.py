@@ -101,8 +101,8 @@ def test_a_function_of_ones_own_is_called_as_those_of_the_table_are():
     [
         ("triangel", "tests.own_parts has no function 'triangel'; did you mean '.*:triangle'"),
         ("of_three", r"can be called as of_three\(num_steps\): missing a required argument"),
-        ("nothing", "gives a function of the step t that gives a number; at t=0 it gives None"),
-        ("without_numbers", "that gives a number; at t=0 it gives 'half'"),
+        ("nothing", "gives a function of the step t, which gives a number, not None"),
+        ("without_numbers", "which gives a number; at t=0 it gives 'half'"),
     ],
 )
 def test_what_is_no_schedule_of_ones_own_is_reported(function, message):

@@ -1,6 +1,7 @@
 """The Session refuses to be called in the wrong order; the fields of a Learner are its state."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import train
+from src.losses import build_loss
 from src.runtime.session import Session
 from src.runtime.train_state import stateful_fields
 from train import run_experiment
@@ -42,7 +44,7 @@ def test_an_optimizer_of_another_model_is_refused(digits, monkeypatch):
     build = train.build_optimizer
     stranger = nn.Linear(64, 10)
     monkeypatch.setattr(train, "build_optimizer", lambda config, _: build(config, stranger))
-    with pytest.raises(RuntimeError, match=r"^optimizer: .* build it after run.place\(model\)"):
+    with pytest.raises(RuntimeError, match=r"^optimizer: .* or build the optimizer after"):
         run_experiment(digits())
 
 
@@ -71,6 +73,19 @@ def test_each_field_with_a_state_is_state_and_nothing_else():
     assert list(found.values()) == parts
     with pytest.raises(RuntimeError, match="two of its parts are called model"):
         stateful_fields(Everything(parts[0], [], {"model": parts[1]}, off))
+    half = SimpleNamespace(state_dict=dict)
+    for lost in (torch.zeros(3), half):
+        with pytest.raises(RuntimeError, match=r"learner: teachers1 would not be saved: .* buffer"):
+            stateful_fields(Everything(parts[0], [parts[1], lost], {}, off))
+
+
+def test_what_the_optimizer_steps_beside_the_model_is_clipped_and_cleared_too():
+    """Gradients that stay would add up, and a resumed run would not have them."""
+    model, head = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.add_param_group({"params": [*head.parameters()]})
+    learner = train.Learner(model, build_loss("log", n_classes=2), {}, optimizer, None)
+    assert [*map(id, learner.parameters)] == [*map(id, [*model.parameters(), *head.parameters()])]
 
 
 def test_what_is_built_in_set_up_is_seeded(digits, monkeypatch):
