@@ -122,7 +122,7 @@ def is_time(column: str) -> bool:
 
 def is_result(column: str) -> bool:
     """Whether the column says how good a model is, not where training is or how long it took."""
-    return not is_time(column) and metric_name(column) not in POSITION
+    return "/" in column and not is_time(column) and metric_name(column) not in POSITION
 
 
 def metric_columns(

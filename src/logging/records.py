@@ -28,7 +28,7 @@ from tqdm import tqdm
 from src.config import Config
 from src.logging.arrays import read_arrays
 from src.metrics import SYSTEM_PREFIX, is_result
-from src.support import UserError, bad_value
+from src.support import UserError, bad_value, one_line
 
 SERIOUS = ("WARNING", "ERROR", "CRITICAL")
 LINE = "{time:YYYY-MM-DD HH:mm:ss} | {level: <7} | {message}"
@@ -279,7 +279,7 @@ def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
     if stats is None:
         stats = Stats.read(folder or "")
     last = stats.iloc[-1]
-    lines = [f"{column:<20} {last[column]:.4f}" for column in _results(stats)]
+    lines = [f"{one_line(column):<20} {last[column]:.4f}" for column in _results(stats)]
     if folder:
         lines.append(f"{'run folder':<20} {folder}")
         if (picture := Path(folder) / "curves.png").exists():

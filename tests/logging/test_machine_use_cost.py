@@ -138,11 +138,12 @@ def test_the_whole_process_counts_from_its_first_instruction(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     environment["PYTHONPATH"] = str(ROOT)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
-    status = json.loads(process.stdout.read())
+    with process.stdout:
+        status = json.loads(process.stdout.read())
     _, process.returncode, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - began_at
     used = usage.ru_utime + usage.ru_stime
-    assert 1 <= RunCost.read(status).total.core_seconds <= used + 0.1
+    assert used / 2 <= RunCost.read(status).total.core_seconds <= used + 0.1
     assert 0.5 <= status["seconds_to_start"] < seconds
 
 
