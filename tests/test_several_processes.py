@@ -172,6 +172,7 @@ def test_what_a_step_records_is_a_mean_over_the_examples_of_all_processes(
 
 def test_two_processes_agree_on_the_limit_that_the_first_loss_sets(sets, tmp_path):
     keys = {"dataset": "tests.own_parts:read_prices", "loss": "mse", "loss_class_weights": None}
+    keys |= {"metrics": []}
     limits = []
     for number in (1, 2):
         config = config_of("dense", sets, tmp_path / str(number), **keys)
