@@ -31,7 +31,8 @@ class Learner:
     """What is trained, and what trains it.
 
     Every field that has state_dict() and load_state_dict() is state: it is saved in checkpoints,
-    restored when the run resumes, and compared by verify_resume.py. Of a dict of such, each entry.
+    restored when the run resumes, and compared by verify_resume.py; so is each entry of a dict of
+    such.
     """
 
     model: nn.Module

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from src.config import Config, import_function, is_import_path
 from src.data import NO_TOKEN
-from src.support import UserError, bad_value, pick
+from src.support import UserError, bad_value, pick, unknown_name
 
 # Where all classes of a batch have weight 0, its sum of losses is 0 as well: 0 / 1e-30 is 0 and
 # has gradients of zero, where 0 / 0 would put nan into every weight.
@@ -192,7 +192,8 @@ def make_loss(
         raise bad_value("loss_class_weights", weights.tolist(), f"{n_classes} numbers")
     arguments = {key: x for key, x in given.items() if key in signature.parameters}
     for argument in loss_args or {}:
-        pick(signature.parameters, argument, "loss_args")
+        if argument not in (known := signature.parameters.keys() - given.keys()):
+            raise unknown_name("loss_args", argument, known)
     arguments |= loss_args or {}
     try:
         signature.bind(**arguments)

@@ -38,19 +38,29 @@ LOSS_METRICS = ("loss", "perplexity")
 TIME_METRICS = {"time", "data_time", "timestamp", "examples_per_second", "peak_share"}
 SYSTEM_PREFIX = "system/"  # of columns about the use of the machine
 POSITION = {"epoch", "step", "seen_examples", "learning_rate"}  # where training is
+# Columns are called so already: what a fork measures has another name.
+RESERVED = {"loss", "accuracy", "perplexity"} | TIME_METRICS | POSITION
 
 
 # ---- What evaluations measure ------------------------------------------------------------
 
 
+def check_classes(metric: str, outputs: "Tensor", targets: "Tensor") -> None:
+    """UserError unless there is an output a class, (n, C), and targets are class numbers, (n,)."""
+    if outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
+        raise bad_value("metrics", metric, "another one: this one takes examples with one class")
+
+
 def top5_accuracy(outputs: "Tensor", targets: "Tensor") -> tuple["Tensor", int]:
-    """Whether the class is among the five of the largest outputs. outputs (n, C), targets (n,)."""
+    """Whether the class is among the five of the largest outputs."""
+    check_classes("top5_accuracy", outputs, targets)
     largest = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
     return (largest == targets[:, None]).sum(), len(targets)
 
 
 def class_accuracy(outputs: "Tensor", targets: "Tensor") -> tuple["Tensor", "Tensor"]:
     """(C,) The accuracy of each class's examples; NaN for a class that has none."""
+    check_classes("class_accuracy", outputs, targets)
     correct = targets[outputs.argmax(1) == targets]
     n_classes = outputs.shape[1]
     return correct.bincount(minlength=n_classes), targets.bincount(minlength=n_classes)
@@ -58,6 +68,7 @@ def class_accuracy(outputs: "Tensor", targets: "Tensor") -> tuple["Tensor", "Ten
 
 def confusion(outputs: "Tensor", targets: "Tensor") -> tuple["Tensor", "Tensor"]:
     """(C, C) Which fraction of the examples of class i (row) is taken for class j (column)."""
+    check_classes("confusion", outputs, targets)
     n_classes = outputs.shape[1]
     pairs = (targets * n_classes + outputs.argmax(1)).bincount(minlength=n_classes**2)
     return pairs.view(n_classes, n_classes), targets.bincount(minlength=n_classes)[:, None]
@@ -86,7 +97,7 @@ def build_metrics(names: Sequence[str]) -> tuple[dict[str, Callable], dict[str, 
             function, name = import_function(given, "metrics"), given.partition(":")[2]
         else:
             function, name = pick(METRICS, given, "metrics"), given
-        if name in kinds[2] | kinds[3] or is_reserved(name):
+        if name in kinds[2] | kinds[3] or name in RESERVED:
             raise bad_value("metrics", given, f"another name, as there is a metric {name} already")
         parameters = inspect.signature(function).parameters.values()
         needed = sum(p.default is p.empty and p.kind in (0, 1) for p in parameters)
@@ -95,11 +106,6 @@ def build_metrics(names: Sequence[str]) -> tuple[dict[str, Callable], dict[str, 
             raise bad_value("metrics", given, expected)
         kinds[needed][name] = function
     return kinds[2], kinds[3]
-
-
-def is_reserved(name: str) -> bool:
-    """Whether a metric that a fork adds may not have the name: a column is called so already."""
-    return name in {"loss", "accuracy", "perplexity"} | TIME_METRICS | POSITION
 
 
 # ---- Columns -----------------------------------------------------------------------------

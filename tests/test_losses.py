@@ -198,6 +198,7 @@ def test_a_loss_takes_arguments_and_may_take_any_targets(batch):
     ("function", "keywords", "message"),
     [
         ("Focal", {"loss_args": {"powr": 2}}, "loss_args: unknown 'powr'; did you mean 'power'"),
+        ("Focal", {"loss_args": {"label_smoothing": 0.1}}, "loss_args: unknown 'label_smoothing'"),
         ("Focla", {}, "tests.own_parts has no function 'Focla'; did you mean '.*:Focal'"),
         ("of_three", {}, "takes of n_classes, label_smoothing, .* and nothing else: .*'one'"),
         ("nothing", {}, "a subclass of Loss of src/losses.py, or .*; not NoneType"),

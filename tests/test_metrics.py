@@ -120,6 +120,7 @@ def test_a_number_that_is_missing_or_nan_is_an_empty_cell(digits, tmp_path, reco
 )
 def test_a_wrong_use_is_answered_in_one_line(values, message):
     metrics = Metrics(build_loss("log", n_classes=2), CPU)
+    metrics.add_batch(torch.tensor(1.0), torch.zeros(1, 2), torch.tensor([0]))
     metrics.add(norm=torch.tensor(1.0), classes=torch.zeros(2))
     with pytest.raises(UserError, match=message) as error:
         metrics.add(**values)
@@ -249,6 +250,13 @@ def test_a_metric_that_is_none_is_answered_in_one_line(digits, name, message):
     with pytest.raises(UserError, match=message) as error:
         run_experiment(digits(metrics=[name]))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["top5_accuracy", "class_accuracy", "confusion"])
+def test_a_metric_of_classes_is_refused_where_there_are_none(digits, name):
+    keys = {"dataset": "tests.own_parts:read_prices", "loss": "mse", "metrics": [name]}
+    with pytest.raises(UserError, match=f"metrics: got '{name}', expected another one: this one"):
+        run_experiment(digits(**keys))
 
 
 def test_two_metrics_of_one_name_are_refused(digits):

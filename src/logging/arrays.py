@@ -23,17 +23,20 @@ MAP_FROM = 2**26  # bytes from which on a file is mapped and not read
 npy = np.lib.format
 
 
-def append_arrays(run_folder: Path, row: int, arrays: Mapping[str, Any]) -> None:
+def append_arrays(run_folder: Path, row: int, arrays: Mapping[str, np.ndarray]) -> None:
     """Write row `row`, counted from 0, of each column; what a killed attempt has left from there
-    on is gone. Raises UserError where an array has another shape than before."""
+    on is gone. Raises UserError where an array has another shape than before.
+
+    arrays: float64."""
     folder = run_folder / FOLDER
-    values = {_file_name(column): np.asarray(x, dtype="<f8") for column, x in arrays.items()}
+    values = {column.replace("/", ".") + ".npy": x for column, x in arrays.items()}
     if values:
         folder.mkdir(exist_ok=True)
-    others = (path.name for path in folder.glob("*.npy") if ARRAY.fullmatch(path.name))
-    for name in dict.fromkeys([*values, *others]):
+    for name in sorted(values.keys() | {path.name for path in _files(folder)}):
         path, value = folder / name, values.get(name)
-        if value is not None and not _is_readable(path):
+        if not _is_readable(path):
+            if value is None:
+                continue
             np.save(path, np.empty((0, *value.shape)))
         with open(path, "r+b") as file:
             shape, start = _read_header(file)
@@ -58,17 +61,23 @@ def append_arrays(run_folder: Path, row: int, arrays: Mapping[str, Any]) -> None
 def read_arrays(run_folder: str | Path) -> dict[str, np.ndarray]:
     """Column -> (epochs, …), of those that can be read. Large ones are mapped: read when used."""
     found = {}
-    for path in sorted(Path(run_folder, FOLDER).glob("*.npy")):
+    for path in _files(Path(run_folder, FOLDER)):
         try:
+            if not _is_readable(path):
+                continue
             is_large = path.stat().st_size >= MAP_FROM
             found[_column(path)] = np.load(path, "r" if is_large else None, allow_pickle=False)
-        except (OSError, ValueError):  # it is being written, or is damaged
+        except (OSError, ValueError):  # it is damaged
             continue
     return found
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.npy") if ARRAY.fullmatch(path.name))
+
+
 def _is_readable(path: Path) -> bool:
-    """Not where there is no file, or a process was killed when it made the file."""
+    """Not where there is no file, a process was killed when it made the file, or it is not ours."""
     try:
         with open(path, "rb") as file:
             _read_header(file)
@@ -80,14 +89,12 @@ def _is_readable(path: Path) -> bool:
 def _read_header(file: Any) -> tuple[tuple[int, ...], int]:
     """(shape, where the rows begin). A row that its file does not hold does not count."""
     npy.read_magic(file)
-    shape, _, _ = npy.read_array_header_1_0(file)
+    shape, _, dtype = npy.read_array_header_1_0(file)
+    if dtype != np.float64 or not shape:
+        raise ValueError("no rows of float64")
     start, size = file.tell(), 8 * math.prod(shape[1:])
     num_rows = (os.fstat(file.fileno()).st_size - start) // max(size, 1)
     return (min(shape[0], num_rows), *shape[1:]), start
-
-
-def _file_name(column: str) -> str:
-    return column.replace("/", ".") + ".npy"
 
 
 def _column(path: Path) -> str:

@@ -205,7 +205,7 @@ class Stats:
         self.columns += [f"{group}/{x}" for group in groups for x in (*metrics, *TIMES)]
         self.added = [f"{group}/{x}" for group in groups for x in added]
         self.rows: list[dict[str, Any]] = []
-        self.arrays: dict[str, Any] = {}
+        self.arrays: dict[str, np.ndarray] = {}
 
     def add(self, epoch: int, step: int, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Append an epoch: {'train': {'loss': …}, 'test/last': {…}}; returns the flat row.
@@ -219,7 +219,7 @@ class Stats:
             for name, value in values.items():
                 column = f"{group}/{name}"
                 if getattr(value, "ndim", 0):
-                    self.arrays[column] = value
+                    self.arrays[column] = plain_array(value, column)
                 else:
                     row[column] = plain_number(value, column)
         self.rows.append(row)
@@ -269,6 +269,16 @@ def plain_number(value: Any, column: str) -> float:
     if isinstance(value, Real):
         return float(value)
     raise bad_value(column, value, "a number, or an array of numpy or torch")
+
+
+def plain_array(value: Any, column: str) -> np.ndarray:
+    """float64, of an array of numpy or a tensor on any device."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().double().numpy()
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise bad_value(column, value, "an array of numbers") from None
 
 
 def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:

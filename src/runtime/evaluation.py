@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import zip_longest
 from numbers import Real
 from time import perf_counter
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number 
 
 from src.data import Batch, LoaderConfig, Split
 from src.losses import Loss
-from src.metrics import build_metrics, is_reserved, is_time
+from src.metrics import RESERVED, build_metrics, is_time
 from src.models import keeps_statistics
 from src.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from src.runtime.precision import Forward, Precision
@@ -63,7 +64,7 @@ class Metrics:
         arrays. weight: what they count for in the mean, such as a number of examples; None: 1.
         """
         for name, value in values.items():
-            if name not in self.sums and (name in self.of_batch or is_reserved(name)):
+            if name in RESERVED or name in self.of_batch:
                 raise UserError(f"metrics.add: {name} is measured already; take another name")
             if not isinstance(value, Tensor | int | float):
                 try:
@@ -89,7 +90,9 @@ class Metrics:
         is_tensor = isinstance(total, Tensor)
         if name not in self.sums:
             shapes = [tuple(getattr(x, "shape", ())) for x in (total, weight)]
-            if _broadcast(*shapes) != shapes[0]:
+            # a dimension of the weight is that of the sum, 1, or missing in front
+            pairs = zip_longest(*(shape[::-1] for shape in shapes))
+            if any(size not in (of_sum, 1, None) for of_sum, size in pairs):
                 raise UserError(f"metrics: {name}: sum and weight have the shapes {shapes}")
             zero = total.new_zeros(total.shape, dtype=self.precision) if is_tensor else 0.0
             self.sums[name] = [zero, 0]
@@ -173,13 +176,6 @@ class Metrics:
                 if isinstance(weight, Tensor):
                     weight = weight.to(self.device)
                 self._count(name, total, weight)
-
-
-def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
-    try:
-        return np.broadcast_shapes(*shapes)
-    except ValueError:
-        return None
 
 
 def _of_version_0_2(state: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def by_number(batches) -> dict[int, torch.Tensor]:
 
 def test_an_array_is_changed_by_seed_pass_and_index_alone():
     split, before = numbered_images(), torch.get_rng_state()
-    held = split.inputs.clone()
+    unchanged = split.inputs.clone()
     whole = passes(split, augmentation=CHANGED)
     assert same(passes(split, first_step=7, augmentation=CHANGED), whole[7:])
     single = by_number(passes(split, batch_size=1, augmentation=CHANGED)[:23])
@@ -180,8 +180,8 @@ def test_an_array_is_changed_by_seed_pass_and_index_alone():
         assert torch.equal(image, single[i])
         assert not torch.equal(image, second[i])
         assert not torch.equal(image, other[i])
-        assert not torch.equal(image, held[i])
-    assert torch.equal(split.inputs, held)  # the data stay as they are
+        assert not torch.equal(image, unchanged[i])
+    assert torch.equal(split.inputs, unchanged)  # the data stay as they are
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -53,6 +53,26 @@ def test_what_is_no_number_raises_and_names_its_column(value):
         recorded(value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([1, 2]),
+        torch.tensor([1, 2]),
+        torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True),
+    ],
+)
+def test_any_array_is_recorded_as_a_plain_one(value):
+    stats = Stats(["test"], ["last"], ["loss"])
+    assert "test/last/mine" not in stats.add(1, 10, {"test/last": {"mine": value}})
+    assert stats.arrays["test/last/mine"].tolist() == [1.0, 2.0]
+    assert stats.arrays["test/last/mine"].dtype == np.float64
+
+
+def test_an_array_of_no_numbers_is_refused():
+    with pytest.raises(UserError, match=r"test/last/mine: got .*, expected an array of numbers"):
+        recorded(np.array(["high"]))
+
+
 def test_stats_keep_their_columns_however_few_are_filled(tmp_path):
     stats = Stats(["test"], ["last", "av"], ["loss"])
     stats.add(1, 10, {"train": {"loss": 0.25}})
