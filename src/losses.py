@@ -16,7 +16,7 @@ from torch import Tensor
 
 from src.config import Config, import_function, is_import_path
 from src.data import NO_TOKEN
-from src.support import UserError, bad_value, pick, unknown_name
+from src.support import UserError, bad_value, pick, random_state, unknown_name
 
 # Where all classes of a batch have weight 0, its sum of losses is 0 as well: 0 / 1e-30 is 0 and
 # has gradients of zero, where 0 / 0 would put nan into every weight.
@@ -226,7 +226,38 @@ def build_loss(
     kind = "tokens" if is_text_alone else kind
     if loss.target_kind not in (kind, ANY_TARGETS):
         raise bad_value("loss", name, f"{TARGET_KINDS[kind]}; this one takes {loss.target_kind}")
+    if is_import_path(name) and loss.is_sum_over_examples:
+        _check_sum(name, loss, kind, n_classes or 1)
     return loss
+
+
+@torch.no_grad()
+@random_state.isolate_rng()
+def _check_sum(name: str, loss: Loss, kind: str, n_outputs: int) -> None:
+    """UserError where four made-up examples show that an own loss is not a sum over examples."""
+    targets = {
+        "classes": torch.arange(4) % n_outputs,
+        "labels": torch.eye(4, n_outputs),
+        "numbers": torch.linspace(-1, 1, 4),
+    }.get(kind)
+    if targets is None or loss.target_kind == ANY_TARGETS:
+        return
+    outputs = torch.linspace(-1, 1, 4 * n_outputs).view(4, n_outputs)
+    try:
+        whole, again, twice = (
+            torch.as_tensor(loss(outputs.repeat(n, 1), torch.cat([targets] * n))) for n in (1, 1, 2)
+        )
+    except Exception:  # it takes outputs of another shape, or lives on a GPU
+        return
+    if whole.ndim:
+        what = f"a tensor of shape {tuple(whole.shape)}"
+    elif torch.equal(whole, again) and not torch.allclose(twice, 2 * whole, equal_nan=True):
+        what = "a mean" if torch.allclose(twice, whole) else "no sum"
+    else:
+        return
+    expected = f"one that gives the sum () of its examples' losses; this gives {what} (a loss "
+    expected += "of pairs or ranks says is_sum_over_examples = False)"
+    raise bad_value("loss", name, expected)
 
 
 def check_cut(loss: Loss, config: Config, num_processes: int = 1) -> None:

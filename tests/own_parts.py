@@ -132,6 +132,27 @@ def shake(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 # ---- Wrong ones --------------------------------------------------------------------------
 
 
+class MeanOfBatch(Focal):
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().__call__(outputs, targets) / len(targets)
+
+
+class Unreduced(Focal):
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+
+class HiddenPairs(Contrastive):
+    is_sum_over_examples = True
+
+
+class Noisy(Focal):
+    """A sum, of losses that are drawn: what it gives for a batch tells nothing of its parts."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().__call__(outputs + torch.randn_like(outputs), targets)
+
+
 def of_three(one: int, two: int, three: int) -> None:
     raise AssertionError("it is not called")
 

@@ -190,6 +190,7 @@ def test_a_loss_takes_arguments_and_may_take_any_targets(batch):
         for power in (4.0, 1.0)
     )
     assert sharp(*batch[:2]) < mild(*batch[:2])
+    build_loss("tests.own_parts:Noisy", n_classes=C)
     build_loss("tests.own_parts:SmallOutputs", n_classes=None)
     build_loss("tests.own_parts:SmallOutputs", n_classes=C, is_multilabel=True)
 
@@ -208,6 +209,9 @@ def test_a_loss_takes_arguments_and_may_take_any_targets(batch):
             {"label_smoothing": 0.1},
             "expected 0, as loss tests.own_parts:Contrastive",
         ),
+        ("MeanOfBatch", {}, "expected one that gives the sum .*; this gives a mean"),
+        ("Unreduced", {}, r"this gives a tensor of shape \(4,\)"),
+        ("HiddenPairs", {}, "this gives no sum .*is_sum_over_examples = False"),
         ("Focal", {"n_classes": None}, "'mse', as the targets are real .*; this one takes classes"),
         ("Focal", {"is_multilabel": True}, "'bce', as an example has several labels; this one"),
     ],

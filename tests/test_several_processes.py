@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,35 @@ def test_what_a_step_records_is_a_mean_over_the_examples_of_all_processes(
     assert_alike(two, one)
     assert {"train/pixels", "train/threes"} <= {*Stats.read(two.output_dir)}
     assert "train/of_class" in Stats.read_arrays(two.output_dir)
+
+
+def test_a_module_beside_the_model_learns_from_the_examples_of_all_processes(
+    sets, tmp_path, monkeypatch
+):
+    @dataclass
+    class WithAdapter(train.Learner):
+        adapter: torch.nn.Module = field(default_factory=lambda: torch.nn.Linear(64, 64))
+
+        def __post_init__(self):
+            self.optimizer.add_param_group({"params": [*self.adapter.parameters()]})
+            super().__post_init__()
+
+    def add_gradients(run, learner, inputs, targets, metrics):
+        scale = run.loss_scale(learner.loss.normalizer(targets), targets.device)
+        for x, y in run.micro_batches(inputs, targets):
+            outputs = run.forward(learner.adapter(x.flatten(1)).view_as(x))
+            loss_sum = learner.loss(outputs, y)
+            loss_sum.backward(scale)
+            metrics.add_batch(loss_sum.detach(), outputs, y)
+
+    monkeypatch.setattr(train, "Learner", WithAdapter)
+    monkeypatch.setattr(train, "add_gradients", add_gradients)
+    one, two = (config_of("dense", sets, tmp_path / str(n)) for n in (1, 2))
+    run_to_end(one)
+    together(2, run_to_end, two)
+    assert_alike(two, one)
+    adapters = [CheckpointFiles(tmp_path / n / "state").newest()["parts"]["adapter"] for n in "12"]
+    torch.testing.assert_close(*adapters, rtol=1e-4, atol=1e-5)
 
 
 def test_two_processes_agree_on_the_limit_that_the_first_loss_sets(sets, tmp_path):

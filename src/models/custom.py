@@ -1,25 +1,35 @@
-"""module.path:function: a network of your own, made by function(input_shape, n_outputs)."""
+"""module.path:function: a network of your own, made by function(input_shape, n_outputs), or by
+function(input_shape, n_outputs, config) where keys of yours have a say in it."""
 
-from functools import partial
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
-from src.config import import_function
+from src.config import Config, import_function
 from src.support import bad_value
 
-# the function; UserError where there is none
-resolve = partial(import_function, key="model", parameters=("input_shape", "n_outputs"))
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The function; UserError where there is none, or one that takes other parameters."""
+    parameters = ["input_shape", "n_outputs"]
+    if "config" in inspect.signature(import_function(name, "model")).parameters:
+        parameters.append("config")
+    return import_function(name, "model", parameters)
 
 
 def build(
-    name: str, input_shape: tuple[int, ...], n_outputs: int
+    name: str, input_shape: tuple[int, ...], n_outputs: int, config: Config
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """'my_nets.wide:build', (3, 32, 32), 10 -> (model, names of its head).
 
     The function returns a module, or (a module, the names of the modules that make up its head),
     which model_head_init and model_weights need to know. UserError where it returns other things.
     """
-    made = resolve(name)(input_shape, n_outputs)
+    make = resolve(name)
+    named = {"config": config} if "config" in inspect.signature(make).parameters else {}
+    made = make(input_shape, n_outputs, **named)
     model, heads = made if isinstance(made, tuple) and len(made) == 2 else (made, ())
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     if not isinstance(model, nn.Module):

@@ -93,6 +93,8 @@ def build_model(
         like = [3, *input_shape[1:]]
         raise bad_value("model", config.model, f"{expected} (model_input_shape: {like})")
     options: dict[str, Any] = {"is_pretrained": True} if config.model_pretrained else {}
+    if family is custom:
+        options["config"] = config
     if family is hf:
         options["is_language_model"] = config.loss == "next_token"
     if family is clip:

@@ -266,6 +266,19 @@ class DistributedContext:
                 tensor *= weight / total
                 dist.all_reduce(tensor)
 
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """From here on each gets the mean gradient of the processes, as DDP gives the placed model
+        its own: for modules beside it. All use them in each backward pass, in the same order."""
+
+        def average(parameter: torch.Tensor) -> None:
+            # What earlier passes left is equal in all, so that the mean leaves that as it is.
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad.div_(self.size))
+
+        for parameter in parameters:
+            if self.size > 1 and parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(average)
+
     def max(self, number: int) -> int:
         """The largest of the processes'."""
         return int(self.gather([number]).max()) if self.size > 1 else number

@@ -170,7 +170,8 @@ class AccumulatingDDP(nn.Module):
         """Discard the first pass, in which DDP learns which weights are used and in which order: it
         rounds differently, so that a resumed run would not be the same."""
         buffers = [buffer.clone() for buffer in self.network.buffers()]
-        outputs = self.network(inputs)
+        # What made the inputs (a module before this one) keeps its graph for the real pass.
+        outputs = self.network(inputs.detach().requires_grad_(inputs.requires_grad))
         with torch.autocast(inputs.device.type, enabled=False):
             outputs.float().sum().backward()
         with torch.no_grad():

@@ -62,7 +62,7 @@ from src.runtime.signals import Signals
 from src.runtime.step_schedule import StepSchedule
 from src.runtime.stopping import Best, has_diverged, loss_limit
 from src.runtime.train_state import Stateful, TrainState, stateful_fields
-from src.support import bad_value, pick, random_state
+from src.support import UserError, bad_value, pick, random_state
 
 ORDER = ("load_data", "place", "restore", "epochs")  # each once, after the one before
 
@@ -259,21 +259,24 @@ class Session:
         known = {
             p for part in parts.values() if isinstance(part, nn.Module) for p in part.parameters()
         }
-        for name, part in parts.items():
+        for part in parts.values():
             if isinstance(part, nn.Module) and part is not self._model:
                 part.to(self.device)
-            if isinstance(part, Optimizer):
-                stepped = {p for group in part.param_groups for p in group["params"]}
-                if not stepped <= known:
-                    raise RuntimeError(
-                        f"{name}: it steps parameters of a module that is no field of the learner; "
-                        "make that module a field of it, or build the optimizer after "
-                        "run.place(model), of the model that this returns"
-                    )
+        for name, part in parts.items():
+            if not isinstance(part, Optimizer):
+                continue
+            stepped = {p for group in part.param_groups for p in group["params"]}
+            if not stepped <= known:
+                raise UserError(
+                    f"{name}: it steps parameters of a module that is no field of the learner; "
+                    "make that module a field of it, or build the optimizer after "
+                    "run.place(model), of the model that this returns"
+                )
+            self._distributed.average_gradients(stepped - {*self._model.parameters()})
         own: dict[str, Stateful] = {"stats": self._stats, "sums": self.metrics}
         own |= {"best": self._best} if self._best else {}
         if taken := own.keys() & parts.keys():
-            raise RuntimeError(f"learner: {', '.join(taken)} is what the Session saves by itself")
+            raise UserError(f"learner: {', '.join(taken)} is what the Session saves by itself")
         self._learned = parts
         self._saved_models = {"last": self._model}
         self._saved_models |= {

@@ -49,6 +49,7 @@ def stateful_fields(learner: Any) -> dict[str, Stateful]:
 
     Of a field that holds a dict or a list of such, each entry counts: by its own name in the
     dict, or by the field's with its number. A GradScaler that is switched off has nothing to save.
+    UserError where two have one name, and where something would be lost.
     """
     found: dict[str, Stateful] = {}
     for field_ in fields(learner):
@@ -61,14 +62,14 @@ def stateful_fields(learner: Any) -> dict[str, Stateful]:
         for name, part in entries.items():
             is_stateful = hasattr(part, "state_dict")
             if isinstance(part, torch.Tensor) or is_stateful != hasattr(part, "load_state_dict"):
-                raise RuntimeError(
+                raise UserError(
                     f"learner: {name} would not be saved: what is to be has state_dict() and "
                     "load_state_dict(), as a tensor in a buffer of an nn.Module has"
                 )
             if not is_stateful or not getattr(part, "is_enabled", lambda: True)():
                 continue
             if name in found:
-                raise RuntimeError(f"learner: two of its parts are called {name}; rename one")
+                raise UserError(f"learner: two of its parts are called {name}; rename one")
             found[name] = part
     return found
 

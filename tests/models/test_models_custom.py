@@ -37,6 +37,10 @@ def build(input_shape, n_outputs):
     return Net(input_shape, n_outputs), "head"
 
 
+def by_keys(input_shape, n_outputs, config):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, config.batch_size), nn.Linear(7, n_outputs))
+
+
 def headless(input_shape, n_outputs):
     return Net(input_shape, n_outputs)
 
@@ -78,6 +82,11 @@ def test_its_function_makes_the_model(config, fork):
     again = build_model(config("my_nets.wide:headless"), (64,), 10).state_dict()
     same = build_model(config("my_nets.wide:headless"), (64,), 10).state_dict()
     assert all(torch.equal(again[name], same[name]) for name in again)
+
+
+def test_its_function_sees_the_keys_if_it_asks_for_them(config, fork):
+    model = build_model(config("my_nets.wide:by_keys", batch_size=7), (64,), 10)
+    assert model(torch.rand(2, 64)).shape == (2, 10)
 
 
 def test_its_start_is_the_seed_s_whatever_it_draws_from(config, fork):

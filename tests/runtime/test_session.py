@@ -12,6 +12,7 @@ import train
 from src.losses import build_loss
 from src.runtime.session import Session
 from src.runtime.train_state import stateful_fields
+from src.support import UserError
 from train import run_experiment
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def test_an_optimizer_of_another_model_is_refused(digits, monkeypatch):
     build = train.build_optimizer
     stranger = nn.Linear(64, 10)
     monkeypatch.setattr(train, "build_optimizer", lambda config, _: build(config, stranger))
-    with pytest.raises(RuntimeError, match=r"^optimizer: .* or build the optimizer after"):
+    with pytest.raises(UserError, match=r"^optimizer: .* or build the optimizer after"):
         run_experiment(digits())
 
 
@@ -71,11 +72,11 @@ def test_each_field_with_a_state_is_state_and_nothing_else():
     found = stateful_fields(learner)
     assert list(found) == ["model", "teachers0", "teachers1", "av"]
     assert list(found.values()) == parts
-    with pytest.raises(RuntimeError, match="two of its parts are called model"):
+    with pytest.raises(UserError, match="two of its parts are called model"):
         stateful_fields(Everything(parts[0], [], {"model": parts[1]}, off))
     half = SimpleNamespace(state_dict=dict)
     for lost in (torch.zeros(3), half):
-        with pytest.raises(RuntimeError, match=r"learner: teachers1 would not be saved: .* buffer"):
+        with pytest.raises(UserError, match=r"learner: teachers1 would not be saved: .* buffer"):
             stateful_fields(Everything(parts[0], [parts[1], lost], {}, off))
 
 
