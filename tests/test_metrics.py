@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch import nn
 
 import train
-from src.logging.arrays import read_arrays
+from src.logging.records import Stats
 from src.losses import build_loss
 from src.metrics import DIRECTIONS, class_accuracy, metric_columns
 from src.runtime import session
@@ -59,7 +59,7 @@ def test_what_a_step_records_is_a_column_a_figure_in_the_log_and_a_curve(
     assert stats["train/late"].iloc[1] == pytest.approx(sum(t * t for t in later) / sum(later))
     read = pd.read_csv(tmp_path / "run" / "stats.csv", index_col=0)
     assert read["train/norm"].tolist() == stats["train/norm"].tolist()
-    assert read_arrays(tmp_path / "run")["train/classes"].shape == (2, 64)
+    assert Stats.read_arrays(tmp_path / "run")["train/classes"].shape == (2, 64)
     assert sum("| norm " in line and "examples/s" in line for line in log_lines) == 6
     assert (tmp_path / "run" / "curves.png").exists()
 
@@ -87,7 +87,10 @@ def test_killed_in_the_middle_of_an_epoch_the_means_are_those_of_the_straight_ru
     killed = digits(output_dir=str(tmp_path / "killed"), **keys)
     assert run_through(killed) == 4
     assert end_of(killed) == end_of(straight)
-    arrays, expected = read_arrays(tmp_path / "killed"), read_arrays(tmp_path / "straight")
+    arrays, expected = (
+        Stats.read_arrays(tmp_path / "killed"),
+        Stats.read_arrays(tmp_path / "straight"),
+    )
     assert sorted(arrays) == ["test/last/class_accuracy", "train/classes"]
     for column, values in expected.items():
         assert np.array_equal(arrays[column], values, equal_nan=True)
@@ -215,7 +218,7 @@ def test_metrics_by_name_are_those_of_scikit_learn(digits, tmp_path):
     predicted = outputs.argmax(1)
     top5 = top_k_accuracy_score(test.targets, outputs, k=5)
     assert stats["test/last/top5_accuracy"].iloc[-1] == pytest.approx(top5)
-    arrays = read_arrays(tmp_path / "run")
+    arrays = Stats.read_arrays(tmp_path / "run")
     expected = confusion_matrix(test.targets, predicted, normalize="true")
     np.testing.assert_allclose(arrays["test/last/confusion"][-1], expected)
     np.testing.assert_allclose(arrays["test/last/class_accuracy"][-1], expected.diagonal())

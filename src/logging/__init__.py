@@ -3,7 +3,7 @@
 run_folder.py   the folder as a context: opened, written and closed; which files in it are ours
 same_run.py     whether a configuration asks for the run that a folder holds; folders for new runs
 lease.py        file `claim`: one live process owns a folder
-records.py      training.log, the bar on a terminal, stats.csv: one row an epoch
+records.py      training.log, the bar on a terminal, stats.csv and arrays/: one row an epoch
 machine_use.py  system.csv: cores, memory, disk, network, GPUs, every few seconds; what it costs
 provenance.py   provenance.json, uncommitted.diff: code, packages, command, machine
 trackers.py     wandb, Comet, TensorBoard, trackio: a class each

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,12 @@ class Lease:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "claim"
-        pid = os.getpid()
-        self.identity = {
-            "token": uuid.uuid4().hex,
-            "host": platform.node(),
-            "machine": _machine(),
-            "pid": pid,
-            "began": processes.start_time(pid),
-        }
+        self.identity: dict[str, Any] = {"token": uuid.uuid4().hex, "host": platform.node()}
+        self.identity |= {"machine": _machine(), "pid": (pid := os.getpid())}
+        self.identity["began"] = processes.start_time(pid)
         self.file: int | None = None
         self.verified = 0.0
         self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def take(self) -> None:
         """Raises UserError where another process that lives has the folder."""
@@ -58,8 +53,6 @@ class Lease:
             with suppress(OSError):
                 fcntl.flock(challenge, fcntl.LOCK_EX)
             while not self._create():
-                if self.path.is_symlink():  # to nothing, it would be neither made nor read
-                    raise UserError(f"output_dir: {self.path} is a link, no file; delete it")
                 if (other := _read(self.path)) is None:
                     continue  # released this very moment
                 if _is_alive(self.path, other):
@@ -68,17 +61,17 @@ class Lease:
         finally:
             os.close(challenge)
         self.verified = time.time()
+        self.thread = threading.Thread(target=self._renew, args=(self.file,), daemon=True)
         self.thread.start()
 
     def ensure(self) -> None:
         """Raises LeaseLost where the folder is no longer ours; cheap while heartbeats continue."""
         if self.file is None or abs(time.time() - self.verified) < HEARTBEAT_SECONDS:
             return
-        other = _read(self.path)
-        if other is None:  # a challenger may have pushed it aside by mistake: it puts it back
-            time.sleep(1)
+        if (other := _read(self.path)) is None:
+            time.sleep(1)  # a challenger may have pushed it aside by mistake, and puts it back
             other = _read(self.path)
-        if not other:
+        if other is None:
             raise LeaseLost(f"{self.path.parent} was removed, or the claim in it")
         if other.get("token") != self.identity["token"]:
             host = other.get("host")
@@ -132,18 +125,13 @@ class Lease:
                     os.link(aside, self.path)
             aside.unlink()
 
-    def _renew(self) -> None:
+    def _renew(self, file: int) -> None:
         """Raise the counter in our own file: were it pushed aside, this harms nobody."""
-        count = 0
-        while not self.stopping.wait(HEARTBEAT_SECONDS):
-            count += 1
+        beats = count(1)
+        while not self.stopping.wait(HEARTBEAT_SECONDS) and self.is_held():
             try:
-                self.ensure()
-                if self.file is not None:
-                    os.pwrite(self.file, f"{count:<{COUNTER_BYTES}}".encode(), 0)
-                    os.fsync(self.file)
-            except LeaseLost:
-                return
+                os.pwrite(file, f"{next(beats):<{COUNTER_BYTES}}".encode(), 0)
+                os.fsync(file)
             except OSError as error:  # a full disk: others may take over, and we notice
                 logger.warning("{}: {}", self.path, error.strerror)
 

@@ -29,15 +29,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from time import monotonic, thread_time
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
 from loguru import logger
+from pydantic import Field, TypeAdapter
 
 from src.support import processes
 
@@ -71,6 +72,7 @@ class MachineUse:
         self.thread: threading.Thread | None = None
         self.reported: set[str] = set()  # kinds of warnings that are in the log
         self.samples: list[Sample] = []  # since the last epoch
+        self.columns: list[str] = []  # of system.csv, when a line of this attempt is in it
         self.lock = threading.Lock()
         self.stopping = threading.Event()
 
@@ -79,13 +81,12 @@ class MachineUse:
         no samples are taken. num_workers: that load data."""
         if not interval:
             return
-        self.uses, self.num_workers = uses, num_workers
+        self.path, self.uses, self.num_workers = path, uses, num_workers
         try:
             sampler = Sampler(uses)
         except Exception as error:  # a /proc that is hidden, an odd driver
             logger.warning("machine use is not recorded: {}", error)
             return
-        self.file = SystemFile(path)
         self.thread = threading.Thread(
             target=self._run, args=(sampler, interval), name="machine use", daemon=True
         )
@@ -105,7 +106,7 @@ class MachineUse:
                 sample = take_sample()
                 if not self.may_write():
                     return
-                self.file.write(sample)
+                self.write(sample)
             except Exception as error:  # a file of /proc, a driver, a disk: the run continues
                 logger.warning("machine use is not recorded any more: {}", error)
                 return
@@ -116,6 +117,25 @@ class MachineUse:
                 words += "batch_size, or ask for more (--mem in the submit script)"
                 self._warn("memory", words)  # at once: an epoch may be too long to wait for
             wait = max(interval, (thread_time() - start) / MAX_CORE_SHARE)
+
+    def write(self, sample: Sample) -> None:
+        """A line of system.csv. A file of other columns, as of a machine with other GPUs, that an
+        attempt before this one has left makes way."""
+        is_new = False
+        if not self.columns:
+            self.columns, is_new = ["timestamp", *sample], True
+            with suppress(OSError), open(self.path, newline="") as file:
+                is_new = next(csv.reader(file), None) != self.columns
+                if is_new:
+                    numbered = (self.path.with_name(f"system.{number}.csv") for number in count(1))
+                    os.replace(self.path, next(path for path in numbered if not path.exists()))
+        values: dict[str, Any] = {"timestamp": datetime.now(UTC).isoformat(timespec="seconds")}
+        values |= {name: float(f"{value:.4g}") for name, value in sample.items()}
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            if is_new:
+                writer.writeheader()
+            writer.writerow(values)
 
     def of_epoch(self, train: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """{'system': {'cores_mean': …, 'cores_peak': …}} since the last call, for the stats;
@@ -172,43 +192,12 @@ def gpu_warnings(
     return found
 
 
-class SystemFile:
-    """system.csv: a line a sample; what an attempt before this one has left stays."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.names: list[str] = []
-
-    def write(self, sample: Sample) -> None:
-        is_new = False
-        if not self.names:
-            self.names = ["timestamp", *sample]
-            is_new = not self._continues()
-        values: dict[str, Any] = {"timestamp": datetime.now(UTC).isoformat(timespec="seconds")}
-        values |= {name: float(f"{value:.4g}") for name, value in sample.items()}
-        with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, self.names, extrasaction="ignore")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(values)
-
-    def _continues(self) -> bool:
-        """Whether there is one of the same columns; another one, as of a machine with other GPUs,
-        makes way."""
-        with suppress(OSError), open(self.path, newline="") as file:
-            if next(csv.reader(file), None) == self.names:
-                return True
-            numbered = (self.path.with_name(f"system.{number}.csv") for number in count(1))
-            os.replace(self.path, next(path for path in numbered if not path.exists()))
-        return False
-
-
 class Sampler:
     """Called again and again: what was used since the last call, or is now."""
 
     def __init__(self, uses: Uses) -> None:
         self.root = psutil.Process(uses.root)
-        self.gpus = _gpu_handles(uses.gpus)
+        self.of_gpus = gpu_sampler(uses.gpus)
         # (number, start) of a process -> seconds of processor time, bytes read, bytes written
         self.known: dict[tuple[int, float], tuple[float, int, int]] = {}
         self.peak = 0.0
@@ -218,8 +207,7 @@ class Sampler:
 
     def __call__(self) -> Sample:
         now = monotonic()
-        seconds = max(now - self.moment, 1e-9)
-        self.moment = now
+        seconds, self.moment = max(now - self.moment, 1e-9), now
         (processor, read, written), memory = self._of_processes()
         unit = 1 if sys.platform == "darwin" else 1024  # bytes
         own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -238,7 +226,7 @@ class Sampler:
             sample["network_in_mb_s"] = max(0, received - before[0]) / seconds / MB
             sample["network_out_mb_s"] = max(0, sent - before[1]) / seconds / MB
             self.network = received, sent
-        return sample | _of_gpus(self.gpus)
+        return sample | self.of_gpus()
 
     def _of_processes(self) -> tuple[list[float], int]:
         """[seconds of processor time, bytes read, bytes written] since the last call; bytes held.
@@ -247,7 +235,8 @@ class Sampler:
         """
         if not self.root.is_running():  # whoever started us was killed
             self.root = psutil.Process()
-        now, memory = {}, 0
+        before, self.known = self.known, {}
+        spent, memory = [0.0, 0.0, 0.0], 0
         for process in [self.root, *self.root.children(recursive=True)]:
             with suppress(psutil.Error), process.oneshot():  # it may have ended meanwhile
                 times = process.cpu_times()
@@ -257,47 +246,41 @@ class Sampler:
                     counters = process.io_counters()
                     read, written = counters.read_bytes, counters.write_bytes
                 who = process.pid, process.create_time()
-                now[who] = times.user + times.system, read, written
-        spent = [0.0, 0.0, 0.0]
-        for who, values in now.items():
-            before = self.known.get(who, (0.0, 0, 0))
-            spent = [s + max(0, x - y) for s, x, y in zip(spent, values, before, strict=True)]
-        self.known = now
+                now = self.known[who] = times.user + times.system, read, written
+                then = before.get(who, (0.0, 0, 0))
+                spent = [s + max(0, x - y) for s, x, y in zip(spent, now, then, strict=True)]
         return spent, memory
 
 
-def _gpu_handles(identifiers: Sequence[str]) -> list[Any]:
-    """NVIDIA's, of GPUs by their identifiers; none where its library doesn't answer."""
+def gpu_sampler(identifiers: Sequence[str]) -> Callable[[], Sample]:
+    """A function that gives a sample of these GPUs, which the driver knows by their identifiers;
+    {} where NVIDIA's library does not answer. What a card does not tell is left out."""
     if not identifiers:
-        return []
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return [pynvml.nvmlDeviceGetHandleByUUID(x) for x in identifiers]
-    except pynvml.NVMLError as error:
-        logger.info("the use of GPUs is not recorded: {}", error)
-        return []
-
-
-def _of_gpus(handles: Sequence[Any]) -> Sample:
-    """What a card or driver doesn't tell is left out."""
-    if not handles:
-        return {}
+        return dict
     import pynvml as nv
 
+    try:
+        nv.nvmlInit()
+        gpus = [nv.nvmlDeviceGetHandleByUUID(x) for x in identifiers]
+    except nv.NVMLError as error:
+        logger.info("the use of GPUs is not recorded: {}", error)
+        return dict
     questions: dict[str, Callable[[Any], float]] = {
         "use": lambda gpu: nv.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
         "memory_gb": lambda gpu: nv.nvmlDeviceGetMemoryInfo(gpu).used / GB,
         "power_w": lambda gpu: nv.nvmlDeviceGetPowerUsage(gpu) / 1000,
         "temperature_c": lambda gpu: nv.nvmlDeviceGetTemperature(gpu, nv.NVML_TEMPERATURE_GPU),
     }
-    sample = {}
-    for number, handle in enumerate(handles):
-        for name, question in questions.items():
-            with suppress(nv.NVMLError):  # such as the power of an old card
-                sample[f"gpu{number}_{name}"] = float(question(handle))
-    return sample
+
+    def take_sample() -> Sample:
+        sample = {}
+        for number, gpu in enumerate(gpus):
+            for name, question in questions.items():
+                with suppress(nv.NVMLError):  # such as the power of an old card
+                    sample[f"gpu{number}_{name}"] = float(question(gpu))
+        return sample
+
+    return take_sample
 
 
 # ---- The cost ----------------------------------------------------------------------------
@@ -344,28 +327,16 @@ class RunCost:
     """The cost of all attempts at a run, those before the last two as a sum."""
 
     before: Cost = Cost()
-    wasted: Cost = Cost()  # of `before`
+    wasted: Annotated[Cost, Field(alias="lost")] = Cost()  # of `before`; its name in status.json
     waiting: AttemptCost | None = None  # ended; the next one tells how much of it is wasted
     current: AttemptCost = AttemptCost()
 
     @classmethod
     def read(cls, status: Mapping[str, Any]) -> "RunCost":
         """From the content of a status.json; nothing where that tells of no cost, or is damaged."""
-
-        def cost(facts: Mapping[str, Any]) -> Cost:
-            return Cost(float(facts["core_seconds"]), float(facts["gpu_seconds"]))
-
-        def attempt(facts: Mapping[str, Any]) -> AttemptCost:
-            first_step = facts["first_step"]
-            first_step = None if first_step is None else int(first_step)
-            return AttemptCost(cost(facts["cost"]), first_step, int(facts["step"]))
-
         try:
-            facts = status["cost"]
-            waiting = attempt(facts["waiting"]) if facts["waiting"] else None
-            before, wasted = cost(facts["before"]), cost(facts["lost"])
-            return cls(before, wasted, waiting, attempt(facts["current"]))
-        except (LookupError, TypeError, ValueError, OverflowError):
+            return RUN_COST.validate_python(status["cost"])
+        except (LookupError, ValueError):
             return cls()
 
     @property
@@ -387,6 +358,9 @@ class RunCost:
             before += self.waiting.cost
             wasted += self.waiting.wasted(first_step)
         return RunCost(before, wasted, None, AttemptCost(self.current.cost, first_step, first_step))
+
+
+RUN_COST = TypeAdapter(RunCost)
 
 
 class CostMeter:
@@ -428,9 +402,8 @@ class CostMeter:
         cost = Cost(round(used, 3), round(gpus * seconds, 3))
         step = step if self.is_started else 0
         current = AttemptCost(cost, self.costs.current.first_step, step)
-        facts = asdict(replace(self.costs, current=current))
-        facts["lost"] = facts.pop("wasted")  # by its name in status.json
-        return {"cost": facts}
+        costs = replace(self.costs, current=current)
+        return {"cost": RUN_COST.dump_python(costs, by_alias=True)}
 
 
 def allotted(environment: Mapping[str, str]) -> tuple[float, float] | None:
@@ -470,8 +443,7 @@ class ProcessorTime:
     def __init__(self, root: int | None = None) -> None:
         """root: the number of the process; None: this one."""
         self.root = os.getpid() if root is None else root
-        self.found = self.own_then = self.most = 0.0
-        self.next_look = 0.0
+        self.found = self.own_then = self.most = self.next_look = 0.0
 
     def __call__(self) -> float:
         own = sum(os.times()[:2])

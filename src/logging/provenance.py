@@ -6,8 +6,10 @@ A batch runs from a copy of the code; frozen.json in the copy says which commit 
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -36,13 +38,12 @@ class CodeState:
         """As git tells; without git or a repository, the commit is None."""
 
         def git(*arguments: str) -> str:
+            options: Any = {"cwd": root, "capture_output": True, "timeout": 20, "check": True}
             try:
-                done = subprocess.run(
-                    ["git", *arguments], cwd=root, capture_output=True, timeout=20
-                )
-            except (OSError, subprocess.TimeoutExpired):
+                done = subprocess.run(["git", *arguments], **options)
+            except (OSError, subprocess.SubprocessError):
                 return ""
-            return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+            return done.stdout.decode(errors="replace")
 
         diff = git("diff", "HEAD", "--relative", "--no-color", "--no-ext-diff")
         is_kept = len(diff) <= LONGEST_DIFF
@@ -60,11 +61,10 @@ class CodeState:
 
         Raises OSError and ValueError where the copy is damaged.
         """
-        try:
-            facts = json.loads((folder / FROZEN).read_text())
-        except FileNotFoundError:
+        if not (folder / FROZEN).exists():
             return None
         diff = folder / DIFF
+        facts = json.loads((folder / FROZEN).read_text())
         return cls(facts, diff.read_text() if diff.exists() else "")
 
     def save(self, copy: Path, *, copied_from: str, files: dict[str, str]) -> None:
@@ -102,19 +102,16 @@ def write_provenance(folder: Path) -> list[str]:
         "earlier_attempts": [],
     }
     differences: list[str] = []
-    before = read_json(folder / "provenance.json")
-    try:
-        if before:
-            packages = before["packages"].items() - facts["packages"].items()
-            attempt = {k: v for k, v in before.items() if k not in ("packages", "earlier_attempts")}
-            attempt |= {"other_packages": dict(sorted(packages))}
-            earlier, now = _what_computes(before), _what_computes(facts)
-            differences = [
-                f"{k}: was {earlier[k]}, is {now[k]}" for k in now if earlier[k] != now[k]
-            ]
-            facts["earlier_attempts"] = [*before["earlier_attempts"], attempt]
-    except (LookupError, AttributeError, TypeError):
-        differences = []  # the file is damaged
+    with suppress(
+        LookupError, AttributeError, TypeError
+    ):  # there is no such file, or a damaged one
+        before = read_json(folder / "provenance.json")
+        packages = before["packages"].items() - facts["packages"].items()
+        attempt = {k: v for k, v in before.items() if k not in ("packages", "earlier_attempts")}
+        attempt |= {"other_packages": dict(sorted(packages))}
+        facts["earlier_attempts"] = [*before["earlier_attempts"], attempt]
+        earlier, now = _what_computes(before), _what_computes(facts)
+        differences = [f"{k}: was {earlier[k]}, is {now[k]}" for k in now if earlier[k] != now[k]]
     write_atomically(folder / "provenance.json", json.dumps(facts, indent=1))
     return differences
 
@@ -134,9 +131,7 @@ def _packages() -> dict[str, str]:
 
 def _processor() -> str:
     """The model's name on Linux, where platform.processor() is often empty."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    with suppress(OSError):
+        match = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return match[1].strip() if match else platform.machine()
+    return platform.processor()

@@ -1,4 +1,5 @@
-"""What a run records while it trains: lines of training.log, a bar on a terminal, stats.csv.
+"""What a run records while it trains: lines of training.log, a bar on a terminal, stats.csv and
+arrays/.
 
 stats.csv has one row an epoch, with times in seconds, and its columns are decided here: epoch,
 step, timestamp; train/loss, train/accuracy, train/time, train/data_time, train/seen_examples,
@@ -8,8 +9,17 @@ real; also …/perplexity where tokens are predicted. peak_share (of what the de
 train/time, src/runtime/throughput.py) where it is known alone. Then whatever else was measured
 (src/metrics.py), by its name. Last, system/NAME_mean and system/NAME_peak of what
 src/logging/machine_use.py has seen in that epoch, where it has looked.
+
+arrays/ has the arrays that were measured, such as an accuracy for each class. One file a column,
+arrays/test.last.class_accuracy.npy for test/last/class_accuracy: float64 of the shape (epochs, …),
+a row for each row of stats.csv, NaN where an epoch has none. numpy.load reads it. It grows in
+place, so that an epoch costs what its own row does: first the row is written, then the header,
+whose length numpy keeps the same while the number of rows grows.
 """
 
+import math
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +28,7 @@ from io import FileIO
 from numbers import Integral, Real
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -26,7 +36,6 @@ from loguru import logger
 from tqdm import tqdm
 
 from src.config import Config
-from src.logging.arrays import read_arrays
 from src.metrics import SYSTEM_PREFIX, is_result
 from src.support import UserError, bad_value, one_line
 
@@ -36,6 +45,11 @@ LINE_ON_TERMINAL = "{time:HH:mm:ss} | {message}"  # a terminal may have 80 colum
 IF_KNOWN = "train/peak_share"
 TIMES = ("time", "data_time")
 THROUGHPUT = ("seen_examples", "examples_per_second", "peak_share", "learning_rate")
+
+ARRAYS = "arrays"  # of a run folder
+ARRAY_FILE = re.compile(r"(train|.+\.\w+)\.\w+\.npy")  # the names of ours
+MAP_FROM = 2**26  # bytes from which on a file is mapped and not read
+npy = np.lib.format
 
 
 # ---- The log -----------------------------------------------------------------------------
@@ -94,16 +108,12 @@ class _LogFile:
 
     def __init__(self, path: Path, *, is_lazy: bool = False) -> None:
         """is_lazy: there is no file before the first line."""
-        self.path = path
-        self.file = None if is_lazy else self._open()
-        self.is_complete = True
-
-    def _open(self) -> FileIO:
-        return open(self.path, "ab", buffering=0)
+        self.path, self.is_complete = path, True
+        self.file = None if is_lazy else FileIO(path, "a")
 
     def write(self, line: str) -> None:
         try:
-            self.file = self.file or self._open()
+            self.file = self.file or FileIO(self.path, "a")
             self.file.write(line.encode())
         except OSError as error:
             if self.is_complete:
@@ -218,17 +228,25 @@ class Stats:
         for group, values in groups.items():
             for name, value in values.items():
                 column = f"{group}/{name}"
-                if getattr(value, "ndim", 0):
-                    self.arrays[column] = plain_array(value, column)
+                plain = _plain(value, column)
+                if isinstance(plain, np.ndarray):
+                    self.arrays[column] = plain
                 else:
-                    row[column] = plain_number(value, column)
+                    row[column] = plain
         self.rows.append(row)
         return row
 
     @staticmethod
     def read_arrays(folder: str | Path) -> dict[str, np.ndarray]:
-        """Column -> (epochs, …), of a run folder."""
-        return read_arrays(folder)
+        """Column -> (epochs, …), of a run folder, of those that can be read. Large ones are
+        mapped: read when used."""
+        found = {}
+        for path in _array_files(Path(folder, ARRAYS)):
+            with suppress(OSError, ValueError):  # it is damaged
+                if _read_header(path)[0] is not None:
+                    is_large = path.stat().st_size >= MAP_FROM
+                    found[_column(path)] = np.load(path, "r" if is_large else None)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -252,33 +270,29 @@ class Stats:
             stats = pd.read_csv(path, index_col=0)
             if stats.empty:
                 raise ValueError("it holds no epoch")
-            stats[_results(stats)].astype(float)
+            stats[[c for c in stats if is_result(c)]].astype(float)
         except (OSError, ValueError) as error:  # pandas' own are of the second kind
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: cannot be read ({reason}); move {folder} away") from None
         return stats
 
 
-def plain_number(value: Any, column: str) -> float:
-    """An int or a float: of numpy's numbers, and of arrays and tensors without dimensions, what
-    they hold. A saved state, which is read without pickle, can hold no others."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+def _plain(value: Any, column: str) -> float | np.ndarray:
+    """An int or a float, or of an array with dimensions float64: of numpy's and torch's, on any
+    device. A saved state, which is read without pickle, can hold no other numbers."""
+    if getattr(value, "ndim", 0):
+        array = value.detach().cpu().double() if hasattr(value, "detach") else value
+        try:
+            return np.asarray(array, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise bad_value(column, value, "an array of numbers") from None
+    if hasattr(value, "ndim"):
         value = value.item()
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
         return float(value)
     raise bad_value(column, value, "a number, or an array of numpy or torch")
-
-
-def plain_array(value: Any, column: str) -> np.ndarray:
-    """float64, of an array of numpy or a tensor on any device."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().double().numpy()
-    try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise bad_value(column, value, "an array of numbers") from None
 
 
 def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
@@ -289,7 +303,7 @@ def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
     if stats is None:
         stats = Stats.read(folder or "")
     last = stats.iloc[-1]
-    lines = [f"{one_line(column):<20} {last[column]:.4f}" for column in _results(stats)]
+    lines = [f"{one_line(column):<20} {last[column]:.4f}" for column in stats if is_result(column)]
     if folder:
         lines.append(f"{'run folder':<20} {folder}")
         if (picture := Path(folder) / "curves.png").exists():
@@ -297,5 +311,65 @@ def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
     return "\n".join(lines)
 
 
-def _results(stats: pd.DataFrame) -> list[str]:
-    return [c for c in stats.columns if is_result(c)]
+# ---- arrays/ -----------------------------------------------------------------------------
+
+
+def append_arrays(run_folder: Path, row: int, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write row `row`, counted from 0, of each column; what a killed attempt has left from there
+    on is gone. Raises UserError where an array has another shape than before.
+
+    arrays: float64.
+    """
+    folder = run_folder / ARRAYS
+    values: dict[str, Any] = {c.replace("/", ".") + ".npy": x for c, x in arrays.items()}
+    if values:
+        folder.mkdir(exist_ok=True)
+    for name in sorted(values.keys() | {path.name for path in _array_files(folder)}):
+        path, value = folder / name, cast(Any, values.get(name))
+        shape, start = _read_header(path)
+        if value is None and (shape is None or shape[0] <= row):
+            continue
+        if shape is None:
+            np.save(path, np.empty((0, *value.shape)))
+            shape, start = _read_header(path)
+        if value is not None and value.shape != shape[1:]:
+            shapes = f"{value.shape}, and had {shape[1:]} before"
+            words = f"an array of the shape {shapes}; fill it up, or give it another name"
+            raise UserError(f"{_column(path)}: {words}")
+        with open(path, "r+b") as file:
+            if value is not None:
+                num_missing = max(0, row - shape[0])
+                file.seek(start + (row - num_missing) * value.nbytes)
+                file.write(np.full((num_missing, *value.shape), np.nan).tobytes() + value.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            file.seek(0)
+            length = row + (value is not None)
+            header = {"descr": "<f8", "fortran_order": False, "shape": (length, *shape[1:])}
+            npy.write_array_header_1_0(file, header)
+
+
+def _array_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.npy") if ARRAY_FILE.fullmatch(path.name))
+
+
+def _read_header(path: Path) -> tuple[Any, int]:
+    """(shape, where the rows begin); (None, 0) where there is no file, a process was killed when it
+    made the file, or it is not ours. A row that its file does not hold does not count."""
+    try:
+        with open(path, "rb") as file:
+            npy.read_magic(file)
+            shape, _, dtype = npy.read_array_header_1_0(file)
+            start = file.tell()
+    except (FileNotFoundError, ValueError):
+        return None, 0
+    if dtype != np.float64 or not shape:
+        return None, 0
+    num_rows = (path.stat().st_size - start) // max(8 * math.prod(shape[1:]), 1)
+    return (min(shape[0], num_rows), *shape[1:]), start
+
+
+def _column(path: Path) -> str:
+    """'train.norms' -> 'train/norms'; the name of a split may hold dots."""
+    name = path.name.removesuffix(".npy")
+    return "/".join(name.rsplit(".", 1 if name.startswith("train.") else 2))

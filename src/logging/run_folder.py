@@ -5,7 +5,7 @@ config.yaml      the resolved one, with all that was inferred or drawn
 training.log     lines of progress; the traceback of a run that died
 training.rankN.log         warnings and the traceback of another process than the main one
 stats.csv        one row an epoch
-arrays/          what was measured as arrays, a file a column (src/logging/arrays.py)
+arrays/          what was measured as arrays, a file a column (src/logging/records.py)
 system.csv       what the run uses of the machine, every few seconds (src/logging/machine_use.py)
 status.json      state, progress and time left, rewritten while the run goes
 provenance.json  commit, packages, command, machine; uncommitted.diff beside it
@@ -41,11 +41,10 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from src.config import Config
-from src.logging import arrays
 from src.logging.lease import Lease
 from src.logging.machine_use import CostMeter, MachineUse, Uses
 from src.logging.provenance import write_provenance
-from src.logging.records import Log, Progress
+from src.logging.records import ARRAY_FILE, ARRAYS, Log, Progress, append_arrays
 from src.logging.same_run import (
     SIGNS,
     OtherRun,
@@ -70,7 +69,7 @@ FILES = (
     *("config.yaml", "training.log", "stats.csv", "system.csv", "provenance.json"),
     *("uncommitted.diff", "curves.png", "trace.json.gz", "done"),
 )
-FOLDERS = ("checkpoints", "state", "trackers", arrays.FOLDER)
+FOLDERS = ("checkpoints", "state", "trackers", ARRAYS)
 RESULT = re.compile(r"stats\.csv|curves\.png|trace\.json\.gz|system(\.\d+)?\.csv")
 CHECKPOINT = re.compile(r"epoch_\d{4,}\.pt|best\.pt")
 TRACKER_FILE = re.compile(rf"id|({'|'.join(SERVICES)})\.(json|log|lock)")
@@ -142,9 +141,8 @@ class RunFolder:
         is_ended, has_stats = ((path / name).exists() for name in ("done", "stats.csv"))
         if is_ended and (is_finished(self.requested) or not has_stats):
             raise UserError(f"output_dir: {path} holds a finished run; choose another or delete it")
-        _remove_files(path, TORN)
-        _remove_files(path / "checkpoints", TORN_CHECKPOINT)
-
+        for torn in (*_files(path, TORN), *_files(path / "checkpoints", TORN_CHECKPOINT)):
+            torn.unlink(missing_ok=True)
         earlier = read_json(path / "status.json")
         numbers = [earlier.get(key, 0) for key in ("attempt", *CARRIED)]
         if not all(isinstance(x, int | float) and abs(x) < inf for x in numbers):
@@ -162,8 +160,18 @@ class RunFolder:
         self.progress.close()
         try:
             self.machine_use.stop()
-            if error is not None:
-                self._note_end(error)
+            if isinstance(error, GeneratorExit):
+                self.state["state"] = "left"
+                logger.info("left early by the program that ran it")
+            elif isinstance(error, KeyboardInterrupt):
+                name = signal.Signals(getattr(error, "signal", signal.SIGINT)).name
+                is_ctrl_c = name == "SIGINT"
+                self.state |= {"state": "interrupted" if is_ctrl_c else "stopped", "signal": name}
+                logger.info("interrupted" if is_ctrl_c else f"stopped by {name}")
+            elif error is not None:
+                self.state |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+                traced = None if isinstance(error, UserError) else error
+                logger.opt(exception=traced).error(self.state["error"])
             if self.path and isinstance(error, OtherRun) and self.earlier_status:
                 write_atomically(self.path / "status.json", self.earlier_status, durable=False)
             else:
@@ -172,21 +180,6 @@ class RunFolder:
         finally:
             self.log.close()
             self.lease.release()
-
-    def _note_end(self, error: BaseException) -> None:
-        if isinstance(error, GeneratorExit):
-            self.state["state"] = "left"
-            logger.info("left early by the program that ran it")
-        elif isinstance(error, KeyboardInterrupt):
-            number = getattr(error, "signal", signal.SIGINT)
-            is_ctrl_c = number == signal.SIGINT
-            self.state["state"] = "interrupted" if is_ctrl_c else "stopped"
-            self.state["signal"] = signal.Signals(number).name
-            logger.info("interrupted" if is_ctrl_c else f"stopped by {self.state['signal']}")
-        else:
-            self.state |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
-            is_plain = isinstance(error, UserError)
-            logger.opt(exception=None if is_plain else error).error(self.state["error"])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -291,7 +284,7 @@ class RunFolder:
         if path := self._ours():
             is_first, self.stats_text = self.stats_text is None, frame.to_csv()
             try:
-                arrays.append_arrays(path, len(frame) - 1, of_epoch or {})
+                append_arrays(path, len(frame) - 1, of_epoch or {})
                 self._write_stats(path)
             except OSError as error:
                 if is_first:
@@ -385,38 +378,32 @@ def check_run_folder(folder: Path) -> None:
 def _put_earlier_run_aside(folder: Path) -> None:
     """The stats and weights of a run that this one does not resume go to earlier-1, or the next
     free number. What a run has left that came to neither is removed."""
-    results = _files(folder, RESULT)
-    results += _files(folder / arrays.FOLDER, arrays.ARRAY)
+    results = [*_files(folder, RESULT), *_files(folder / ARRAYS, ARRAY_FILE)]
     checkpoints = _files(folder / "checkpoints", CHECKPOINT)
-    if not checkpoints and not any(path.name == "stats.csv" for path in results):
+    if checkpoints or (folder / "stats.csv").is_file():
+        earlier = next(p for n in count(1) if not (p := folder / f"earlier-{n}").exists())
+        for path in (*results, *checkpoints, folder / "config.yaml"):
+            if path.exists():
+                target = earlier / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(path, target)
+        words = "no saved state: the run starts from scratch; its earlier results are now in {}"
+        logger.warning(words, earlier)
+    else:
         for path in results:
             path.unlink()
-        _remove_if_empty(folder / arrays.FOLDER)
-        return
-    earlier = next(p for n in count(1) if not (p := folder / f"earlier-{n}").exists())
-    for path in (*results, *checkpoints, folder / "config.yaml"):
-        if path.exists():
-            target = earlier / path.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, target)
     _remove_if_empty(folder / "checkpoints")
-    _remove_if_empty(folder / arrays.FOLDER)
-    words = "no saved state: the run starts from scratch; its earlier results are now in {}"
-    logger.warning(words, earlier)
+    _remove_if_empty(folder / ARRAYS)
 
 
 def _remove_tracked(trackers: Path) -> None:
     """What was logged to trackers of another run."""
-    _remove_files(trackers, TRACKER_FILE)
+    for path in _files(trackers, TRACKER_FILE):
+        path.unlink(missing_ok=True)
     for path in trackers.iterdir() if trackers.is_dir() else ():
         if TRACKER_FOLDER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
     _remove_if_empty(trackers)
-
-
-def _remove_files(folder: Path, names: re.Pattern[str]) -> None:
-    for path in _files(folder, names):
-        path.unlink(missing_ok=True)
 
 
 def _files(folder: Path, names: re.Pattern[str]) -> list[Path]:

@@ -87,23 +87,22 @@ def resumed_config(config: Config, saved: Mapping[str, Any]) -> Config:
     and inferred. saved: the two configurations in its state. Raises OtherRun."""
     earlier = _saved_configs(saved)
     _compare(config, earlier, "an unfinished")
-    free = {key: getattr(config, key) for key in [*NON_SEMANTIC_KEYS, "train_length"]}
+    free = {key: getattr(config, key) for key in (*NON_SEMANTIC_KEYS, "train_length")}
     return replace(earlier[0], **free)
 
 
 def _compare(config: Config, earlier: Sequence[Config], kind: str) -> bool:
     """Whether config makes the run of the earlier ones longer. False: it asks for the same one.
     Raises OtherRun. kind: of the run in the folder, for a person."""
-    differing = differing_keys(config, earlier)
-    is_more = all(config.train_length > one.train_length for one in earlier)
-    is_own = is_import_path(config.lr_schedule)  # whose module may be called poly_…
-    schedule = "" if is_own else config.lr_schedule.partition("_")[0]
-    if differing == ["train_length"] and is_more and schedule in LENGTH_INDEPENDENT_SCHEDULES:
-        return True
-    if not differing:
+    if not (differing := differing_keys(config, earlier)):
         return False
     hint = ""
     if differing == ["train_length"]:
+        is_more = all(config.train_length > one.train_length for one in earlier)
+        is_own = is_import_path(config.lr_schedule)  # whose module may be called poly_…
+        schedule = config.lr_schedule.partition("_")[0]
+        if is_more and not is_own and schedule in LENGTH_INDEPENDENT_SCHEDULES:
+            return True
         hint = f" (only a longer one may, with {' or '.join(LENGTH_INDEPENDENT_SCHEDULES)})"
     raise OtherRun(
         f"output_dir: {config.output_dir} holds {kind} run that differs in {', '.join(differing)}"
@@ -147,15 +146,26 @@ def choose_folder(config: Config, name: str) -> tuple[Path, bool]:
     ours. It exists then, with its spec.yaml, so that no other run takes it. Raises UserError.
     """
     for folder in _numbered(Path("results", name.strip(".") or "run")):
-        if not is_run_folder(folder) and _make_with_spec(folder, config):
-            return folder, False
+        own = replace(config, output_dir=str(folder))
+        if not is_run_folder(folder):
+            new = folder.with_name(f".new.{secrets.token_hex(8)}")
+            with write_errors(folder):
+                new.mkdir(parents=True)
+                try:
+                    own.save(new / "spec.yaml")
+                    os.rename(new, folder)  # onto an empty folder as well
+                    return folder, False
+                except OSError as error:
+                    shutil.rmtree(new, ignore_errors=True)
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise
         if not is_run_folder(folder) or os.path.lexists(folder / "done"):
             continue
         # A wrong name, say, may have ended the only attempt before there was anything of a run.
         has_ended = read_json(folder / "status.json").get("state", "running") != "running"
         made = (folder / file for file in ("config.yaml", "state", "stats.csv"))
         if has_ended and not any(map(os.path.lexists, made)):
-            replace(config, output_dir=str(folder)).save(folder / "spec.yaml")
+            own.save(folder / "spec.yaml")
             return folder, False
         with suppress(UserError):
             if not differing_keys(config, [Config.read(folder / "spec.yaml")]):
@@ -174,19 +184,3 @@ def _numbered(folder: Path) -> Iterator[Path]:
     """x, x-2, x-3, …"""
     yield folder
     yield from (folder.with_name(f"{folder.name}-{number}") for number in count(2))
-
-
-def _make_with_spec(folder: Path, config: Config) -> bool:
-    """Make a folder with its spec.yaml, in one step; False where there is something already."""
-    new = folder.with_name(f".new.{secrets.token_hex(8)}")
-    with write_errors(folder):
-        new.mkdir(parents=True)
-        try:
-            replace(config, output_dir=str(folder)).save(new / "spec.yaml")
-            os.rename(new, folder)  # onto an empty folder as well
-        except OSError as error:
-            shutil.rmtree(new, ignore_errors=True)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            return False
-    return True

@@ -103,10 +103,8 @@ class TrackerProcesses:
 
     def check(self) -> None:
         """Log once what is wrong with one of them."""
-        for name, process in self.processes.items():
-            if name in self.reported:
-                continue
-            code = process.poll()
+        for name in self.processes.keys() - self.reported:
+            code = self.processes[name].poll()
             problem = SyncState.read(self.folder, name).problem
             if problem or code:
                 self.reported.add(name)
@@ -185,16 +183,17 @@ def main(folder: Path, name: str, *, must_be_online: bool) -> int:
 
 def log_run(folder: Path, name: str, *, must_be_online: bool) -> None:
     """Log all rows that there are, and those that come, until standard input ends: the run has."""
-    confirmed, service = SyncState.read(folder, name).confirmed, load_service(name)
-    run = TrackedRun(folder)
-    state = SyncState(must_be_online or service.has_credentials(), confirmed=confirmed)
+    run, service = TrackedRun(folder), load_service(name)
+    state = SyncState(confirmed=SyncState.read(folder, name).confirmed)
+    is_online = must_be_online or service.has_credentials()
     try:
-        tracker = build_service(service, run, name, is_online=state.is_online)
+        tracker = build_service(service, run, name, is_online=is_online)
+        state = replace(state, is_online=is_online)
     except Exception as error:
-        if must_be_online or not state.is_online:
+        if must_be_online or not is_online:
             raise
         problem = f"cannot be reached, so it is kept offline: {one_line(error)}"
-        state = SyncState(confirmed=confirmed, problem=problem)
+        state = replace(state, problem=problem)
         tracker = build_service(service, run, name, is_online=False)
     state.write(folder, name)
 

@@ -99,7 +99,7 @@ class Wandb(Service):
 
         # What it would find out by itself is about our process, which computes nothing; of the run
         # there are columns system/….
-        quiet: dict[str, Any] = {"x_disable_stats": True, "disable_git": True, "save_code": False}
+        quiet: Any = {"x_disable_stats": True, "disable_git": True, "save_code": False}
         quiet |= {"console": "off", "silent": True}
         self.run = wandb.init(
             mode="online" if is_online else "offline",
@@ -144,12 +144,11 @@ class Wandb(Service):
 class Comet(Service):
     package = "comet_ml"
     # What it would find out by itself is about our process, which computes nothing
-    QUIET: ClassVar[dict[str, Any]] = {
-        **dict.fromkeys(("log_code", "log_graph", "parse_args", "auto_output_logging"), False),
-        **dict.fromkeys(("auto_param_logging", "auto_metric_logging", "log_env_details"), False),
-        **dict.fromkeys(("log_git_metadata", "log_git_patch", "auto_log_co2"), False),
-        "display_summary_level": 0,
-    }
+    QUIET = (
+        *("log_code", "log_graph", "parse_args", "auto_output_logging", "auto_param_logging"),
+        *("auto_metric_logging", "log_env_details", "log_git_metadata", "log_git_patch"),
+        "auto_log_co2",
+    )
 
     def __init__(self, run: TrackedRun, archive: Path, *, is_online: bool) -> None:
         import comet_ml
@@ -162,7 +161,8 @@ class Comet(Service):
             options["offline_directory"] = str(archive)
         elif comet_ml.API().get_experiment_by_key(run.id) is not None:
             kind, options = comet_ml.ExistingExperiment, {}
-        self.experiment = kind(experiment_key=run.id, **options, **self.QUIET)
+        options |= dict.fromkeys(self.QUIET, False) | {"display_summary_level": 0}
+        self.experiment = kind(experiment_key=run.id, **options)
         if is_online and not self.experiment.alive:
             raise ConnectionError("Comet does not answer, or refuses the key")
         self.experiment.set_name(run.name)
@@ -207,10 +207,13 @@ class TensorBoard(Service):
     def __init__(self, run: TrackedRun, archive: Path, *, is_online: bool) -> None:
         # Without it, TensorBoard would import TensorFlow where that is installed: seconds.
         sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
         from tensorboard.plugins.text.summary_v2 import text_pb
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        self.Event, self.Summary, self.text_pb = Event, Summary, text_pb
         self.step, self.writer = 0, EventFileWriter(str(archive))
         plain = bool | int | float | str
         hparams = {k: v if isinstance(v, plain) else json.dumps(v) for k, v in run.config.items()}
@@ -219,42 +222,35 @@ class TensorBoard(Service):
         text = json.dumps(run.config | facts, indent=1, default=str)
         self._add(text_pb("config", f"```\n{text}\n```"))
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+    def _add(self, summary: Any = None, **value: Any) -> None:
+        """An event, at the step of the last row: a summary, or one of this value."""
+        summary = summary or self.Summary(value=[self.Summary.Value(**value)])
+        self.writer.add_event(self.Event(wall_time=time(), step=self.step, summary=summary))
 
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         self.step = step
-        numbers = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
-        self._add(Summary(value=numbers))
+        numbers = [self.Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+        self._add(self.Summary(value=numbers))
 
     def flush(self) -> None:
         self.writer.flush()
 
     def end(self, outcome: str, reason: str, pictures: Mapping[str, Path]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-        from tensorboard.plugins.text.summary_v2 import text_pb
 
-        self._add(text_pb("outcome", f"```\n{outcome}: {reason}\n```"))
+        self._add(self.text_pb("outcome", f"```\n{outcome}: {reason}\n```"))
         for name, path in pictures.items():
-            image = Summary.Image(encoded_image_string=path.read_bytes())
-            self._add(Summary(value=[Summary.Value(tag=name, image=image)]))
+            self._add(tag=name, image={"encoded_image_string": path.read_bytes()})
         is_well = outcome in ("finished", "early_stopped")
         status = api_pb2.STATUS_SUCCESS if is_well else api_pb2.STATUS_FAILURE
-        end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time())
+        end = {"status": status, "end_time_secs": time()}
         about = plugin_data_pb2.HParamsPluginData(session_end_info=end)
-        ended = Summary.Value(
+        self._add(
             tag=metadata.SESSION_END_INFO_TAG,
             metadata=metadata.create_summary_metadata(about),
             tensor=metadata.NULL_TENSOR,
         )
-        self._add(Summary(value=[ended]))
         self.writer.close()
-
-    def _add(self, summary: Any) -> None:
-        """An event, at the step of the last row."""
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        self.writer.add_event(Event(wall_time=time(), step=self.step, summary=summary))
 
 
 class Trackio(Service):

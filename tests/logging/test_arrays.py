@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.logging.arrays import append_arrays, read_arrays
+from src.logging.records import Stats, append_arrays
 from src.support.errors import UserError
 
 COLUMN = "test/last/class_accuracy"
@@ -14,7 +14,7 @@ def append(folder, row, arrays):
 
 
 def rows(folder, column=COLUMN):
-    return read_arrays(folder)[column].tolist()
+    return Stats.read_arrays(folder)[column].tolist()
 
 
 def test_an_array_is_a_row_an_epoch_that_numpy_reads(tmp_path):
@@ -23,7 +23,7 @@ def test_an_array_is_a_row_an_epoch_that_numpy_reads(tmp_path):
     assert rows(tmp_path) == [[0.0, 0.5], [1.0, 0.5], [2.0, 0.5]]
     found = np.load(tmp_path / "arrays" / "test.last.class_accuracy.npy")
     assert found.dtype == np.float64
-    assert read_arrays(tmp_path)["train/norm"].shape == (3, 2, 2)
+    assert Stats.read_arrays(tmp_path)["train/norm"].shape == (3, 2, 2)
 
 
 def test_epochs_without_a_value_are_nan(tmp_path):
@@ -71,12 +71,12 @@ def test_files_of_others_stay_as_they_are(tmp_path):
     append(tmp_path, 0, {COLUMN: [1.0]})
     for name in ("mine", "train.mine"):
         assert np.load(tmp_path / "arrays" / f"{name}.npy").tolist() == [0, 1, 2, 3, 4]
-    assert list(read_arrays(tmp_path)) == [COLUMN]
+    assert list(Stats.read_arrays(tmp_path)) == [COLUMN]
 
 
 def test_names_of_splits_with_dots_come_back(tmp_path):
     append(tmp_path, 0, {"imagenet-v2.1/av/confusion": np.eye(2)})
-    assert list(read_arrays(tmp_path)) == ["imagenet-v2.1/av/confusion"]
+    assert list(Stats.read_arrays(tmp_path)) == ["imagenet-v2.1/av/confusion"]
 
 
 def test_many_classes_and_epochs_cost_what_they_weigh(tmp_path):

@@ -111,7 +111,7 @@ def test_only_a_small_share_of_a_core_is_taken_however_long_a_sample_takes(tmp_p
 
     use = MachineUse()
     monkeypatch.setattr(use.stopping, "wait", wait)
-    use.file = machine_use.SystemFile(tmp_path / "system.csv")
+    use.path = tmp_path / "system.csv"
     use._run(lambda: burn_in_thread(0.05) or {"cores": 1.0}, interval=1.0)
     assert waits[0] == 1.0
     assert all(0.05 / seconds < 0.005 for seconds in waits[1:])
@@ -150,7 +150,7 @@ def test_a_warning_names_the_key_to_change(samples, train, key):
 def test_memory_that_runs_short_is_reported_at_once_and_once(tmp_path, monkeypatch, log_lines):
     use = MachineUse()
     samples = iter([{"memory_share": share} for share in (0.5, 0.9, 0.93, 0.95)])
-    use.file = machine_use.SystemFile(tmp_path / "system.csv")
+    use.path = tmp_path / "system.csv"
     monkeypatch.setattr(use.stopping, "wait", lambda _: len(use.samples) == 4)
     use._run(lambda: next(samples), interval=1.0)
     (line,) = log_lines
@@ -239,10 +239,16 @@ def test_a_run_leaves_its_use_and_nothing_else_changes(digits, tmp_path, monkeyp
 
 def test_an_attempt_that_resumes_appends_and_another_machine_starts_a_new_file(tmp_path):
     path = tmp_path / "system.csv"
-    machine_use.SystemFile(path).write({"cores": 1.0, "memory_gb": 2.0})
-    machine_use.SystemFile(path).write({"cores": 3.0, "memory_gb": 4.0})
+
+    def write(sample):
+        attempt = MachineUse()
+        attempt.path = path
+        attempt.write(sample)
+
+    write({"cores": 1.0, "memory_gb": 2.0})
+    write({"cores": 3.0, "memory_gb": 4.0})
     assert pd.read_csv(path)["cores"].tolist() == [1.0, 3.0]
-    machine_use.SystemFile(path).write({"cores": 5.0, "gpu0_use": 0.5})  # another machine
+    write({"cores": 5.0, "gpu0_use": 0.5})  # another machine
     assert pd.read_csv(path)["cores"].tolist() == [5.0]
     assert pd.read_csv(tmp_path / "system.1.csv")["cores"].tolist() == [1.0, 3.0]
 
