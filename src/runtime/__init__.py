@@ -10,10 +10,8 @@ checkpoints.py         its files, verified when they are read; when it is saved;
 earlier_run.py         load_run: an earlier run as an object, as a teacher or in a notebook
 signals.py             Slurm's signals and Ctrl-C, acted upon between two steps
 evaluation.py          Metrics that stay on the device; one pass over a split
-step_schedule.py       epochs and samples, turned into optimizer steps
-stopping.py            best so far, early stopping, divergence
-profiling.py           where the time of a few steps goes
-throughput.py          examples a second, and the fraction of the peak FLOP/s
+step_schedule.py       when it ends: epochs and samples in steps, early stopping, divergence
+throughput.py          examples a second, fraction of the peak FLOP/s, where the time goes
 certificate.py         runs that verify_resume.py kills, and where their folders differ
 """
 

@@ -9,7 +9,6 @@ plain torch.save.
 
 import hashlib
 import io
-import os
 import re
 import sys
 import threading
@@ -53,25 +52,20 @@ class CorruptCheckpoint(Exception):  # noqa: N818 - the next file may serve
 def write_state(
     path: Path, content: dict[str, Any], *, ensure: Callable[[], object] = lambda: None
 ) -> None:
-    """Write beside the file, flush to disk, rename. Raises OSError; then the file is as it was.
+    """Raises OSError; then the file is as it was. ensure: see write_atomically."""
+    hashing = _Hashing()
 
-    ensure: called before the rename; what it raises prevents it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    def write(file: BinaryIO) -> None:
+        hashing.file = file
+        file.write(bytes(HEADER))
+        torch.save(content, hashing)  # type: ignore[arg-type]
+        file.seek(0)
+        file.write(_header(hashing.digest.digest()))
+
     try:
-        with open(temporary, "wb") as file:
-            file.write(bytes(HEADER))
-            hashing = _Hashing(file)
-            torch.save(content, hashing)  # type: ignore[arg-type]
-            file.seek(0)
-            file.write(_header(hashing.digest.digest()))
-            file.flush()
-            os.fsync(file.fileno())
-        ensure()
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and hashing.error:  # torch's own message is no help
+        write_atomically(path, write, ensure=ensure)
+    except RuntimeError:
+        if hashing.error:  # torch's own message is no help
             raise hashing.error from None
         raise
 
@@ -79,10 +73,11 @@ def write_state(
 class _Hashing:
     """A file that torch.save writes to, and the digest of what it wrote."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, hashlib.sha256()
+    file: BinaryIO
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
         self.error: OSError | None = None
-        self.flush = file.flush
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
@@ -91,6 +86,9 @@ class _Hashing:
         except OSError as error:
             self.error = error
             raise
+
+    def flush(self) -> None:
+        pass  # write_atomically does
 
 
 def _header(digest: bytes) -> bytes:
@@ -124,18 +122,6 @@ def read_state(path: Path, device: str = "cpu") -> dict[str, Any]:
     except Exception as error:  # whole, but of another torch, or holding what it refuses
         *_, what = [type(error).__name__, *re.findall(r"Unsupported [\w: .]*\w", str(error))]
         raise CorruptCheckpoint(f"cannot be read by this torch ({what})") from None
-
-
-def _check_content(content: Any, path: Path) -> None:
-    """Raises CorruptCheckpoint where a whole file is not the state that its name promises."""
-    is_state = isinstance(content, dict) and all(
-        key in content and isinstance(content[key], kind) for key, kind in CONTENT.items()
-    )
-    configs = [content["config"].get(key) for key in ("asked", "in_force")] if is_state else []
-    if not is_state or not all(isinstance(config, dict) for config in configs):
-        raise CorruptCheckpoint("holds no state of a run")
-    if content["step"] != int(path.stem):  # a renamed file would be the newest for ever
-        raise CorruptCheckpoint(f"holds step {content['step']}, not that of its name")
 
 
 # ---- The state files of a run ------------------------------------------------------------
@@ -183,11 +169,19 @@ class CheckpointFiles:
         weights, and only a person can say whether that is wanted.
         """
         content, corrupt = self.read_newest()
-        put_aside = sorted(self.folder.glob("*.broken")) if self.folder else []
-        if content is None and (corrupt or put_aside):
-            files = [f"{path.name} {why}" for path, why in corrupt.items()]
+        files = [f"{path.name} {why}" for path, why in corrupt.items()]
+        if self.folder and not files:
+            files = [f"{path.name} was put aside" for path in sorted(self.folder.glob("*.broken"))]
+        if self.folder and files and content is None:
+            run, num_rows = self.folder.parent, 0
+            if (run / "stats.csv").is_file():
+                num_rows = max(0, (run / "stats.csv").read_bytes().count(b"\n") - 1)
+            number = len(list(run.glob("checkpoints/*.pt")))
             raise UserError(
-                self._refusal(files or [f"{path.name} was put aside" for path in put_aside])
+                f"{self.folder}: none of the saved states of this run can be read "
+                f"({'; '.join(files)}); its {num_rows} rows of stats and {number} "
+                f"checkpoint{'s' * (number != 1)} are as they were. Choose another output_dir, or "
+                f"delete {self.folder} to start from scratch; they are then put aside, not lost"
             )
         for path, why in corrupt.items():
             logger.warning("{} {}: it is put aside, and the one before it is used", path, why)
@@ -199,29 +193,19 @@ class CheckpointFiles:
         corrupt: dict[Path, CorruptCheckpoint] = {}
         for path in self.paths():
             try:
-                content = read_state(path)
-                _check_content(content, path)
+                content: Any = read_state(path)
+                is_state = isinstance(content, dict) and all(
+                    isinstance(content.get(key, ...), kind) for key, kind in CONTENT.items()
+                )
+                configs = map(content["config"].get, ("asked", "in_force")) if is_state else [None]
+                if not all(isinstance(config, dict) for config in configs):
+                    raise CorruptCheckpoint("holds no state of a run")
+                if content["step"] != int(path.stem):  # a renamed file would be the newest for ever
+                    raise CorruptCheckpoint(f"holds step {content['step']}, not that of its name")
                 return content, corrupt
             except CorruptCheckpoint as error:
                 corrupt[path] = error
         return None, corrupt
-
-    def _refusal(self, files: list[str]) -> str:
-        """What is the matter with these files, what else is there, and what can be done."""
-        assert self.folder
-        run = self.folder.parent
-        try:
-            num_rows = max(0, (run / "stats.csv").read_bytes().count(b"\n") - 1)
-        except OSError:
-            num_rows = 0
-        num_checkpoints = len(list(run.glob("checkpoints/*.pt")))
-        checkpoints = f"{num_checkpoints} checkpoint" + "s" * (num_checkpoints != 1)
-        return (
-            f"{self.folder}: none of the saved states of this run can be read "
-            f"({'; '.join(files)}); its {num_rows} rows of stats and {checkpoints} are as they "
-            f"were. Choose another output_dir, or delete {self.folder} to start from scratch; they "
-            "are then put aside, not lost"
-        )
 
     def paths(self) -> list[Path]:
         """The newest first, by the numbers in their names."""
@@ -250,14 +234,14 @@ class CheckpointManager:
     ) -> None:
         """distributed: all processes put together what is saved, and the main one writes it."""
         self.files, self.state, self.distributed = files, state, distributed
-        self.seconds_between = 60 * minutes
+        self.seconds_between = 60 * minutes if files.is_written else inf
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
         # seconds of the last save, the thread's included
         self.cost = 0.0 if files.is_written else inf
         self.verified: set[Any] = set()  # kinds of values that were written and read again
         self.last = perf_counter()
-        self.due = self.last + self.seconds_between if files.is_written else inf
+        self.due = self.last + self.seconds_between
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -275,14 +259,11 @@ class CheckpointManager:
 
     def by_the_clock(self) -> None:
         """Called after a step: save every so many minutes."""
-        if self.distributed.max(perf_counter() >= self.due and not self._is_busy()):
-            self._start()
+        self._save_in_thread(perf_counter() >= self.due)
 
     def at_epoch_end(self) -> None:
         """Save, unless the last save is so young that this would slow the run down."""
-        is_cheap = (perf_counter() - self.last) * MAX_COST >= self.cost
-        if self.distributed.max(is_cheap and not self._is_busy()):
-            self._start()
+        self._save_in_thread((perf_counter() - self.last) * MAX_COST >= self.cost)
 
     def at_end(self) -> None:
         """The state of a run that is over. Raises UserError where the disk refuses."""
@@ -299,14 +280,14 @@ class CheckpointManager:
         error, self.error = self.error, None
         return error
 
-    def _is_busy(self) -> bool:
-        """Whether the disk is slower than the clock."""
-        return self.thread is not None and self.thread.is_alive()
-
     def _snapshot(self) -> dict[str, Any]:
         return snapshot(self.state.state_dict(), is_kept=self.distributed.is_main)
 
-    def _start(self) -> None:
+    def _save_in_thread(self, is_wanted: bool) -> None:
+        """Where any process wants it; not while the disk is slower than that."""
+        is_busy = self.thread is not None and self.thread.is_alive()
+        if not self.distributed.max(is_wanted and not is_busy):
+            return
         self._finish_thread()
         started = perf_counter()
         arguments = (self.state.step, [self._snapshot()])
@@ -323,31 +304,35 @@ class CheckpointManager:
         try:
             unverified = kinds(content[0], self.verified)
             self.files.save(step, content.pop())
-            self._verify_readable(unverified)
+            if unverified and (paths := self.files.paths()):
+                self._verify_readable(paths[0], unverified)
+            self.verified |= unverified.keys()
         except Exception as error:  # reported by the main thread, whose log it is
             self.error = error
             self.cost = max(self.cost, SECONDS_TO_RETRY * MAX_COST)
         self.cost += perf_counter() - started
 
-    def _verify_readable(self, unverified: dict[Any, tuple[str, Any]]) -> None:
+    def _verify_readable(self, path: Path, unverified: dict[Any, tuple[str, Any]]) -> None:
         """Read a file with values of a new kind again: a part of the state may come to hold what
         no file without pickle can."""
-        if unverified and (paths := self.files.paths()):
-            try:
-                read_state(paths[0], device="meta")
-            except CorruptCheckpoint as error:
-                if isinstance(error.__context__, OSError):  # the disk's mistake, not the file's
-                    raise
-                paths[0].unlink()  # it would be in the way of the one before it
-                where = [
-                    f"{type(value).__module__}.{type(value).__qualname__} at {path[1:]}"
-                    for path, value in unverified.values()
-                    if not can_be_read(value)
-                ]
-                raise CorruptCheckpoint(
-                    f"{error}: {', '.join(where)}" if where else str(error)
-                ) from None
-        self.verified |= unverified.keys()
+        try:
+            read_state(path, device="meta")
+        except CorruptCheckpoint as error:
+            if isinstance(error.__context__, OSError):  # the disk's mistake, not the file's
+                raise
+            path.unlink()  # it would be in the way of the one before it
+            where = []
+            for at, value in unverified.values():
+                file = io.BytesIO()
+                try:
+                    torch.save(value, file)
+                    file.seek(0)
+                    torch.load(file, weights_only=True)
+                except Exception:
+                    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+                    where.append(f"{kind} at {at[1:]}")
+            words = f"{error}: {', '.join(where)}" if where else str(error)
+            raise CorruptCheckpoint(words) from None
 
     def _finish_thread(self) -> None:
         if self.thread:
@@ -389,35 +374,22 @@ def kinds(content: Any, known: Collection[Any] = ()) -> dict[Any, tuple[str, Any
             inside = list(enumerate(value))
         if isinstance(value, dict | list | tuple):  # torch's modules leave notes on their dicts
             inside += getattr(value, "__dict__", {}).items()
-        # most values are numbers in rows of stats
-        todo += [
-            (f"{path}/{name}", item)
-            for name, item in inside
-            if not (type(item) in PLAIN and type(item) in known)
-        ]
+        for name, item in inside:
+            if not (type(item) in PLAIN and type(item) in known):  # most are numbers of stats
+                todo.append((f"{path}/{name}", item))
     return found
-
-
-def can_be_read(value: Any) -> bool:
-    """Whether a file that holds it can be read again without pickle."""
-    file = io.BytesIO()
-    try:
-        torch.save(value, file)
-        file.seek(0)
-        torch.load(file, weights_only=True)
-        return True
-    except Exception:
-        return False
 
 
 # ---- Files of weights for people ---------------------------------------------------------
 
 
-def save_weights(path: Path | None, epoch: int, models: Mapping[str, nn.Module]) -> None:
+def save_weights(
+    path: Path | None, epoch: int, models: Mapping[str, nn.Module], *, keep: int | None = None
+) -> None:
     """Write {'epoch', 'last': state dict, 'av': state dict, …} whole or not at all.
 
-    path=None, a run without a folder or another process than the main one, writes nothing.
-    Raises UserError where the disk refuses.
+    path=None, a run without a folder or another process than the main one, writes nothing. keep:
+    of the epoch_NNNN.pt beside it only so many stay, the newest. UserError where the disk refuses.
     """
     content: dict[str, Any] = {"epoch": epoch}
     content |= {name: model.state_dict() for name, model in models.items()}
@@ -433,13 +405,8 @@ def save_weights(path: Path | None, epoch: int, models: Mapping[str, nn.Module])
         raise UserError(
             f"cannot write {path}: {error.strerror}; start it again to resume"
         ) from None
-
-
-def prune_weights(path: Path | None, *, keep: int | None) -> None:
-    """Of the epoch_NNNN.pt beside path, only the newest `keep` stay; None: all."""
-    if path is not None and keep is not None:
-        for old in epoch_files(path.parent)[keep:]:
-            old.unlink(missing_ok=True)
+    for old in epoch_files(path.parent)[keep:] if keep is not None else ():
+        old.unlink(missing_ok=True)
 
 
 def epoch_files(folder: Path) -> list[Path]:

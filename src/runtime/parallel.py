@@ -20,37 +20,38 @@ from loguru import logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from src.data import Split
 from src.logging import Uses
 from src.runtime.distributed import DistributedContext
-from src.runtime.throughput import Throughput, build_throughput
 from src.runtime.train_state import Stateful, is_sharded
 from src.support import bad_value, random_state
 
 T = TypeVar("T")
-Kind = str | bool
 LAYERS = (nn.Sequential, nn.ModuleList)  # each of their items is sharded by itself
 
 
 class Parallel:
-    """How the processes of `distributed` share the work on one model."""
+    """How the processes of `distributed` share the work on one model.
 
-    def __init__(self, distributed: DistributedContext, kind: Kind, device: torch.device) -> None:
+    init_device: where the model is built. num_devices: that work on it, over all processes.
+    """
+
+    def __init__(
+        self, distributed: DistributedContext, kind: str | bool, device: torch.device
+    ) -> None:
         """kind: multi_gpu. UserError where the number of processes does not fit it."""
-        self.distributed, self.kind, self.device = distributed, kind, device
+        self.distributed, self.device = distributed, device
         self.is_sharded = kind == "fsdp"
         if self.is_sharded and distributed.size == 1:
             expected = "true or false, as there is one process alone, which has the whole model"
             raise bad_value("multi_gpu", kind, expected)
         if kind == "dp" and distributed.size > 1:
-            raise bad_value(
-                "multi_gpu", kind, f"true or fsdp, as there are {distributed.size} processes"
-            )
-
-    @property
-    def init_device(self) -> torch.device:
-        """Where the model is built: not as a whole on a GPU that is too small for it."""
-        return torch.device("cpu") if self.is_sharded else self.device
+            expected = f"true or fsdp, as there are {distributed.size} processes"
+            raise bad_value("multi_gpu", kind, expected)
+        self.num_devices = distributed.size
+        if kind == "dp" and device.type == "cuda" and device.index is None:
+            self.num_devices = torch.cuda.device_count()
+        # not as a whole on a GPU that is too small for it
+        self.init_device = torch.device("cpu") if self.is_sharded else device
 
     def prepare(self, model: nn.Module, *, sync_bn: bool) -> nn.Module:
         """Before there is an optimizer. With fsdp each process keeps its shard, in place."""
@@ -63,25 +64,22 @@ class Parallel:
             from torch.distributed.fsdp import fully_shard
 
             mesh = init_device_mesh(self.device.type, (self.distributed.size,))
-            for block in _blocks(model):
+            for block in (*_blocks(model), model):
                 fully_shard(block, mesh=mesh)
-            fully_shard(model, mesh=mesh)
         return model
 
     def as_stateful(self, part: Any) -> Stateful:
         """The part as it is saved: one process can read it, whatever number wrote it."""
-        if self.is_sharded and isinstance(part, nn.Module):
-            return ShardedModel(part)
-        if self.is_sharded and isinstance(part, Optimizer):
-            return ShardedOptimizer(part)
-        return part
+        is_sharded = self.is_sharded and isinstance(part, nn.Module | Optimizer)
+        return ShardedPart(part) if is_sharded else part
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network as it is called in training."""
         self.network = network
-        if self.kind == "dp":
-            self.network = _data_parallel(network, self.device)
-        if self.distributed.size > 1 and not self.is_sharded:
+        if self.distributed.size == 1 < self.num_devices:
+            logger.info("each batch is spread over {} GPUs", self.num_devices)
+            self.network = nn.DataParallel(network)
+        elif self.distributed.size > 1 and not self.is_sharded:
             self.network = AccumulatingDDP(network)
         return self.network
 
@@ -98,29 +96,17 @@ class Parallel:
     def broadcast_buffers(self, models: Iterable[nn.Module]) -> None:
         """All take the main process's statistics of batch norms, which are of its shard alone."""
         if self.distributed.size > 1:
-            for model in models:
-                for buffer in model.buffers():
-                    dist.broadcast(buffer, src=0)
-
-    def throughput(
-        self, model: nn.Module, split: Split, input_shape: tuple[int, ...], precision: str
-    ) -> Throughput:
-        """The pace of training over all devices."""
-        is_dp = self.kind == "dp" and _has_several(self.device)
-        number = torch.cuda.device_count() if is_dp else self.distributed.size
-        return build_throughput(
-            model, split, input_shape, self.device, precision, num_devices=number
-        )
+            for buffer in (buffer for model in models for buffer in model.buffers()):
+                dist.broadcast(buffer, src=0)
 
     def uses(self) -> Uses:
         """What the run uses of this machine."""
-        if self.device.type != "cuda":
-            gpus = []
-        elif self.kind == "dp":
-            gpus = list(range(torch.cuda.device_count()))
-        else:
+        gpus: list[int] = []
+        if self.device.type == "cuda":
             index = self.device.index
             gpus = [torch.cuda.current_device() if index is None else index]
+            if self.distributed.size == 1 < self.num_devices:
+                gpus = list(range(self.num_devices))
         known = [getattr(torch.cuda.get_device_properties(gpu), "uuid", None) for gpu in gpus]
         named = [f"GPU-{str(x).removeprefix('GPU-')}" for x in known if x is not None]
         if self.distributed.size == 1:
@@ -134,15 +120,9 @@ class Parallel:
         """For the log; None: one process, one device."""
         if self.distributed.size == 1:
             visible = torch.cuda.device_count() if self.device.type == "cuda" else 1
-            is_alone = visible > 1 and not isinstance(self.network, nn.DataParallel)
-            return f"one of {visible} GPUs" if is_alone else None
+            return f"one of {visible} GPUs" if visible > self.num_devices else None
         how = "fully sharded" if self.is_sharded else "a shard of each batch each"
         return f"{self.distributed.size} processes, {how}"
-
-
-def _has_several(device: torch.device) -> bool:
-    """Whether there are several GPUs to choose from."""
-    return device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1
 
 
 class AccumulatingDDP(nn.Module):
@@ -182,71 +162,50 @@ class AccumulatingDDP(nn.Module):
         self.is_warm = True
 
 
-def _data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network on all visible GPUs, where there are several to choose from."""
-    if not _has_several(device):
-        return network
-    logger.info("each batch is spread over {} GPUs", torch.cuda.device_count())
-    return nn.DataParallel(network)
+# ---- Sharded models (FSDP2) --------------------------------------------------------------
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
     """The items of the outermost lists: the blocks of transformers and residual networks."""
     found: list[nn.Module] = []
-    child: Any
     for child in model.children():
-        is_list = isinstance(child, LAYERS)
-        found += (
-            [x for x in child if any(True for _ in x.parameters())] if is_list else _blocks(child)
-        )
+        if isinstance(child, LAYERS):
+            found += [block for block in child if any(True for _ in block.parameters())]
+        else:
+            found += _blocks(child)
     return found
 
 
-# ---- Sharded models (FSDP2) --------------------------------------------------------------
+class ShardedPart:
+    """A sharded model or its optimizer as a part of the state, which holds whole tensors: momenta
+    are sharded as their weights are."""
+
+    def __init__(self, part: nn.Module | Optimizer) -> None:
+        self.part = part
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.part.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if isinstance(self.part, nn.Module):
+            own = self.part.state_dict()
+            state_dict = {k: shard_like(x, own.get(k)) for k, x in state_dict.items()}
+        else:
+            weights = [p for group in self.part.param_groups for p in group["params"]]
+            state = {
+                number: {name: shard_like(x, weights[number]) for name, x in of_one.items()}
+                for number, of_one in state_dict["state"].items()
+            }
+            state_dict = state_dict | {"state": state}
+        self.part.load_state_dict(state_dict)
 
 
 def shard_like(value: Any, like: Any) -> Any:
-    """The whole tensor in shards as those of `like`; where that has none, the value as it is."""
-    if not (torch.is_tensor(like) and is_sharded(like)):
+    """The whole tensor in shards as those of `like`; where that has none or another shape, the
+    value as it is."""
+    is_alike = isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape == like.shape
+    if not (is_alike and is_sharded(like)):
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
-    return distribute_tensor(value.to(like.device), mesh, placements)
-
-
-class ShardedModel:
-    """A sharded model as a part of the state, which holds whole tensors."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.model.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        own = self.model.state_dict()
-        self.model.load_state_dict({k: shard_like(v, own.get(k)) for k, v in state_dict.items()})
-
-
-class ShardedOptimizer:
-    """The optimizer of a sharded model: momenta are sharded as their weights are."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state = {
-            number: {name: _shard(value, weights[number]) for name, value in of_one.items()}
-            for number, of_one in state_dict["state"].items()
-        }
-        self.optimizer.load_state_dict(state_dict | {"state": state})
-
-
-def _shard(value: Any, weight: torch.Tensor) -> Any:
-    has_shape = isinstance(value, Tensor) and value.shape == weight.shape
-    return shard_like(value, weight) if has_shape else value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

@@ -34,33 +34,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from src.config import Config
-from src.data import (
-    Batch,
-    Data,
-    build_data,
-    build_loader_config,
-    found_in,
-    micro_batches,
-)
+from src.data import Batch, Data, build_data, build_loader_config, found_in, micro_batches
 from src.logging import RunFolder, Stats
 from src.losses import check_cut
 from src.metrics import metric_columns
 from src.models import model_preprocessing, output_dim, without_weights
 from src.optim import AveragedModel, describe_optimizer
-from src.runtime.checkpoints import (
-    CheckpointFiles,
-    CheckpointManager,
-    prune_weights,
-    save_weights,
-)
+from src.runtime.checkpoints import CheckpointFiles, CheckpointManager, save_weights
 from src.runtime.distributed import DistributedContext, detect_rank
 from src.runtime.evaluation import Batches, Evaluation, Metrics, recompute_batch_norms
 from src.runtime.parallel import Parallel
 from src.runtime.precision import Precision, pick_device
-from src.runtime.profiling import build_profiler
 from src.runtime.signals import Signals
-from src.runtime.step_schedule import StepSchedule
-from src.runtime.stopping import Best, has_diverged, loss_limit
+from src.runtime.step_schedule import Best, StepSchedule, has_diverged, loss_limit
+from src.runtime.throughput import build_profiler, epoch_throughput, seconds_at_peak
 from src.runtime.train_state import Stateful, TrainState, stateful_fields
 from src.support import UserError, bad_value, pick, random_state
 
@@ -76,13 +63,14 @@ class Session:
     data: with its splits where they live. device: of this process. init_device: where a model is
     to be built, initial_config: by which; its weights come from a checkpoint if there is one.
     forward: the placed model as training calls it: inputs (n, *shape) -> float32 outputs.
-    num_steps: of the whole run. stats: the dataframe of all epochs so far. learner: as it was
-    given to restore(), for metrics.
+    num_steps: of the whole run; step: how many are done. stats: the dataframe of all epochs so
+    far. learner: as it was given to restore(), for metrics.
     """
 
     data: Data
     stats: pd.DataFrame
     learner: Any
+    step: int
 
     def __init__(self, config: Config) -> None:
         self.requested = self.config = config
@@ -100,10 +88,8 @@ class Session:
 
             # The main process reads first, as it puts aside what is damaged. What is null in a
             # new run is drawn once, for all processes and for config.yaml.
-            folder = config.output_dir and Path(config.output_dir) / "state"
-            self._files = CheckpointFiles(
-                folder or None, self._folder.ensure_ours, is_written=is_main
-            )
+            folder = Path(config.output_dir) / "state" if config.output_dir else None
+            self._files = CheckpointFiles(folder, self._folder.ensure_ours, is_written=is_main)
             self._saved = self._distributed.main_process_first(self._files.newest)
             entropy = self._distributed.broadcast_object(secrets.randbits(128))
             if self._saved:
@@ -111,10 +97,10 @@ class Session:
             else:
                 self.config = config.draw_missing(entropy)
             self.device = self._distributed.device(pick_device(self.config.device))
-            wanted = self.config.profile if is_main else None
-            self._profiler = stack.enter_context(
-                build_profiler(wanted, self._folder.path, self.device)
+            profiler = build_profiler(
+                self.config.profile if is_main else None, self._folder.path, self.device
             )
+            self._profiler = stack.enter_context(profiler)
             # Whatever is built in set-up starts from this seed, also what a fork adds to it; the
             # model's own building is a function of seed_model by itself.
             random_state.seed_everything(self.config.seed_model)
@@ -179,18 +165,17 @@ class Session:
         """
         self._call("place")
         config, train_split = self.config, self.data.splits["train"]
-        self._distributed.start(
-            self.device,
-            step=self._saved["step"] if self._saved else 0,
-            data=config.data_n_examples,
-        )
-        self._signals.wait_for_others()
+        step = self._saved["step"] if self._saved else 0
+        self._distributed.start(self.device, step=step, data=config.data_n_examples)
+        # Several processes stop together, after a step, as one that left would be waited for.
+        self._signals.is_waiting = self._distributed.size > 1
         self.precision = Precision.on(
             self.device, config.precision, config.channels_last, config.compile
         )
         self._stack.enter_context(self.precision.applied())
-        self._throughput = self._parallel.throughput(
-            model, train_split, self.data.input_shape, config.precision
+        self._seconds_at_peak = seconds_at_peak(
+            *(model, train_split, self.data.input_shape, self.device, config.precision),
+            num_devices=self._parallel.num_devices,
         )
         model = self._parallel.prepare(
             self.precision.to_memory_format(model), sync_bn=config.sync_bn
@@ -248,10 +233,14 @@ class Session:
             self._distributed.size,
         )
         if saved:
-            self._resume(saved)
+            self._state.load_state_dict(saved)
+            self._folder.check_epochs(self._schedule.epoch_end, self.num_steps, self._stats.rows)
+            if self._state.outcome == "finished" and self._state.step < self.num_steps:
+                self._state.outcome = None  # train_length has grown
+            logger.info("resumes after step {} of {}", self._state.step, self.num_steps)
             self._saved = saved = None  # its tensors have been copied
-        self.stats = self._stats.frame()
-        self._start(learner)
+        self.stats, self.step = self._stats.frame(), self._state.step
+        self._start()
 
     def _stateful_parts(self, learner: Any) -> dict[str, Stateful]:
         """Everything that is saved, by its name in checkpoints; also moved to the device."""
@@ -284,56 +273,40 @@ class Session:
         }
         return {name: self._parallel.as_stateful(part) for name, part in parts.items()} | own
 
-    def _resume(self, saved: Mapping[str, Any]) -> None:
-        state = self._state
-        state.load_state_dict(saved)  # type: ignore[arg-type]
-        self._folder.check_epochs(self._schedule.epoch_end, self.num_steps, self._stats.rows)
-        if state.outcome == "finished" and state.step < self.num_steps:
-            state.outcome = None  # train_length has grown
-        logger.info("resumes after step {} of {}", state.step, self.num_steps)
-
-    def _start(self, learner: Any) -> None:
+    def _start(self) -> None:
         """The clocks run, the folder says what is trained, and the batches are on their way."""
         config, state, progress = self.config, self._state, self._progress
         state.run.start()
         samples = self._schedule.samples_after(state.step)
         progress.start(self.num_steps, step=state.step, samples=samples)
+        seconds = {"seconds_before": round(state.run.before, 1)}
         self._folder.start(
             config,
-            facts=lambda: state.facts() | progress.status(state.step),
+            facts=lambda: {"epoch": state.epoch} | seconds | progress.status(state.step),
             uses=self._parallel.uses(),
         )
         optimizers = [x for x in self._learned.values() if isinstance(x, Optimizer)]
-        chosen = (
-            self.precision.describe(),
-            *map(describe_optimizer, optimizers),
-            self._parallel.describe(),
-        )
+        chosen = self.precision.describe(), *map(describe_optimizer, optimizers)
         num_parameters = sum(p.numel() for p in self._model.parameters())
-        progress.log_setup(config, num_parameters, self.device, chosen)
-        self._checkpoints = self._stack.enter_context(
+        progress.log_setup(
+            config, num_parameters, self.device, (*chosen, self._parallel.describe())
+        )
+        enter = self._stack.enter_context
+        self._checkpoints = enter(
             CheckpointManager(
                 self._files, state, self._distributed, minutes=config.checkpoint_minutes
             )
         )
-        self._batches = self._stack.enter_context(  # closing it ends worker processes
-            closing(
-                self.data.splits["train"].training_batches(
-                    self._loader,
-                    seed=config.seed_training,
-                    steps_per_pass=self._schedule.steps_per_pass,
-                    first_step=state.step,
-                )
-            )
+        batches = self.data.splits["train"].training_batches(
+            self._loader,
+            seed=config.seed_training,
+            steps_per_pass=self._schedule.steps_per_pass,
+            first_step=state.step,
         )
-        self._signals.wait_for_steps()
+        self._batches = enter(closing(batches))  # which ends worker processes
+        self._signals.is_waiting = True
 
     # ---- Training ------------------------------------------------------------------------
-
-    @property
-    def step(self) -> int:
-        """How many optimizer steps are done."""
-        return self._state.step
 
     @property
     def is_over(self) -> bool:
@@ -363,7 +336,9 @@ class Session:
 
     def micro_batches(self, inputs: Tensor, targets: Tensor) -> Iterable[Batch]:
         """The batch in grad_accum_steps parts. Gradients are averaged in the last one."""
-        batches = micro_batches(inputs, targets, self._local_batch_size)
+        batches = [(inputs, targets)]
+        if len(targets) > self._local_batch_size:
+            batches = micro_batches(inputs, targets, self._local_batch_size)
         return batches if self._distributed.size == 1 else self._parallel.synchronized(batches)
 
     def loss_scale(self, normalizer: float | Tensor, device: torch.device) -> Tensor:
@@ -372,52 +347,20 @@ class Session:
         normalizer: of this process's shard of it.
         """
         if self._distributed.size > 1:
-            num_examples = self._schedule.examples_of(self._state.step)
+            samples_after = self._schedule.samples_after
+            num_examples = samples_after(self.step + 1) - samples_after(self.step)
             normalizer = self._distributed.total(normalizer, num_examples)
         scale = self._distributed.size / normalizer  # DDP averages gradients over processes
         # Written on the device, not copied there: a copy would wait for all a GPU has to do.
         return scale if isinstance(scale, Tensor) else torch.full((), scale, device=device)
-
-    def _end_step(self, steps: range, epoch: int) -> None:
-        """What follows an optimizer step: the log, divergence, checkpoints, signals."""
-        state, config = self._state, self.config
-        state.step += 1
-        if state.step == 1 and self.requested.max_allowed_loss is None:
-            self._choose_loss_limit()
-        if state.step % config.log_interval == 0 or state.step == steps.stop:
-            # Metrics stay on the device and are read here alone, as reading waits for it; so a
-            # loss out of bounds shows here as well.
-            recent = self.metrics.compute_since_last()
-            samples = self._schedule.samples_after(state.step)
-            self._progress.line(state.step, epoch, samples, recent)
-            self._folder.update_status()
-            if has_diverged(recent["loss"], config.max_allowed_loss):
-                state.end("diverged", f"loss {recent['loss']} at step {state.step}")
-                return
-        if self._distributed.size == 1 or self._distributed.should_sync_flags():
-            self._checkpoints.by_the_clock()
-            self._signals.check()
-
-    def _choose_loss_limit(self) -> None:
-        """max_allowed_loss was not given: it follows the loss of the first step."""
-        limit = loss_limit(self.metrics.compute()["loss"], self.config.max_allowed_loss)
-        if limit != self.config.max_allowed_loss:
-            self.config = replace(self.config, max_allowed_loss=limit)
-            self._state.config["in_force"] = asdict(self.config)
-            self._folder.change_config(self.config)
 
     # ---- Between epochs ------------------------------------------------------------------
 
     def recompute_batch_norms(self, model: nn.Module) -> None:
         """Set the statistics of the model's batch norms by one pass over the training examples."""
         train_split, seed = self.data.splits["train"], self.config.seed_training
-        batches = train_split.shuffled_batches(self._loader, seed=seed)
-        recompute_batch_norms(
-            model,
-            self._signals.watched(batches),
-            self.precision.forward(model),
-            self._distributed,
-        )
+        batches = self._signals.watched(train_split.shuffled_batches(self._loader, seed=seed))
+        recompute_batch_norms(model, batches, self.precision.forward(model), self._distributed)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """'SPLIT/MODEL' -> metric -> value, of every split but train and every evaluated model."""
@@ -449,29 +392,62 @@ class Epoch:
         self.metrics = session.metrics
 
     def batches(self) -> Iterator[Batch]:
-        """The batches that are left of this epoch, (inputs (n, *shape), targets): a step each."""
-        run, state = self.session, self.session._state
+        """The batches that are left of this epoch, (inputs (n, *shape), targets): a step each.
+
+        What is called here in every step is a good part of the time of a small model: one process
+        alone only looks whether there is a signal or a save is due.
+        """
+        run, state, steps = self.session, self.session._state, self.steps
+        distributed, signals, checkpoints = run._distributed, run._signals, run._checkpoints
         run._progress.resume()
         state.training.start()
-        left = self.steps[max(0, state.step - self.steps.start) :]
+        left = steps[max(0, run.step - steps.start) :]
         for step in run._profiler.steps(left, state, run.num_steps):
             waiting_from = perf_counter()
             batch = next(run._batches)
             state.data_time += perf_counter() - waiting_from
-            if run._distributed.size > 1:
-                run._distributed.seed(run.config.seed_training, step)
-            run._signals.is_in_step = True
+            if distributed.size > 1:
+                distributed.seed(run.config.seed_training, step)
+            signals.is_in_step = True
             try:
                 yield batch
             finally:
-                run._signals.is_in_step = False
-            run._end_step(self.steps, self.number)
-            if state.outcome:
-                break
+                signals.is_in_step = False
+            run.step = state.step = step + 1
+            if run.step == 1 and run.requested.max_allowed_loss is None:
+                self._choose_loss_limit()
+            if run.step % run.config.log_interval == 0 or run.step == steps.stop:
+                # Metrics stay on the device and are read here alone, as reading waits for it; so
+                # a loss out of bounds shows here as well.
+                recent = self.metrics.compute_since_last()
+                samples = run._schedule.samples_after(run.step)
+                run._progress.line(run.step, self.number, samples, recent)
+                run._folder.update_status()
+                if has_diverged(recent["loss"], run.config.max_allowed_loss):
+                    state.end("diverged", f"loss {recent['loss']} at step {run.step}")
+                    break
+            if distributed.size > 1:
+                if distributed.should_sync_flags():
+                    checkpoints.by_the_clock()
+                    signals.check()
+            else:
+                if perf_counter() >= checkpoints.due:
+                    checkpoints.by_the_clock()
+                if signals.received or signals.launcher:
+                    signals.check()
         state.training.stop()
-        self._training = self.metrics.compute() | run._throughput.metrics(
-            state, run._schedule, self.steps
+        self._training = self.metrics.compute() | epoch_throughput(
+            state, run._schedule, steps, run._seconds_at_peak
         )
+
+    def _choose_loss_limit(self) -> None:
+        """max_allowed_loss was not given: it follows the loss of the first step."""
+        run = self.session
+        limit = loss_limit(self.metrics.compute()["loss"], run.config.max_allowed_loss)
+        if limit != run.config.max_allowed_loss:
+            run.config = replace(run.config, max_allowed_loss=limit)
+            run._state.config["in_force"] = asdict(run.config)
+            run._folder.change_config(run.config)
 
     def finish(self, results: dict[str, dict[str, float]]) -> None:
         """Record the epoch, save the requested weights, and see whether to stop.
@@ -498,8 +474,7 @@ class Epoch:
             save_weights(run._folder.checkpoint("best"), self.number, run._saved_models)
         if config.save_freq and self.number % config.save_freq == 0:
             path = run._folder.checkpoint(f"epoch_{self.number:04d}")
-            save_weights(path, self.number, run._saved_models)
-            prune_weights(path, keep=config.keep_checkpoints)
+            save_weights(path, self.number, run._saved_models, keep=config.keep_checkpoints)
 
         if best and best.reason_to_stop and not state.outcome:
             state.end("early_stopped", best.reason_to_stop)

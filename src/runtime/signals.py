@@ -37,9 +37,9 @@ class StopRequested(KeyboardInterrupt):
 class Signals:
     """A context in which our handlers are installed, if it is entered in the main thread.
 
-    Until wait_for_steps() TERM and Ctrl-C end the run at once, as there is nothing to save; from
-    then on check() does. USR1, a warning, always waits for a step: without one there would be no
-    progress between two time limits. A second Ctrl-C ends the run at once in any case.
+    Until is_waiting TERM and Ctrl-C end the run at once, as there is nothing to save; from then on
+    check() does. USR1, a warning, always waits for a step: without one there would be no progress
+    between two time limits. A second Ctrl-C ends the run at once in any case.
     """
 
     def __init__(self, distributed: DistributedContext = SINGLE_PROCESS) -> None:
@@ -62,8 +62,7 @@ class Signals:
 
     def _install(self, *numbers: int) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in numbers:
-                self.before[number] = signal.signal(number, self._handle)
+            self.before |= {number: signal.signal(number, self._handle) for number in numbers}
 
     def _restore(self, *numbers: int) -> None:
         """Where somebody else has installed a handler since, ours stays below it, and passes on."""
@@ -84,13 +83,6 @@ class Signals:
             self.received = number
             if not self.is_waiting and number != signal.SIGUSR1:
                 raise StopRequested(number)
-
-    def wait_for_steps(self) -> None:
-        self.is_waiting = True
-
-    def wait_for_others(self) -> None:
-        """Several processes stop together, after a step, as one that left would be waited for."""
-        self.is_waiting = self.is_waiting or self.distributed.size > 1
 
     def check(self) -> None:
         """Raises StopRequested if a signal has come to one of the processes, in all of them; also

@@ -14,6 +14,8 @@ from loguru import logger
 
 from src.support import UserError, random_state
 
+COUNTS = ("step", "epoch", "outcome", "reason", "data_time")  # saved as they are
+
 
 class Stateful(Protocol):
     """A part of the state: modules, optimizers, averaged models, metrics, the stats."""
@@ -39,9 +41,6 @@ class Stopwatch:
 
     def stop(self) -> None:
         self.before, self.since = self.seconds, None
-
-    def reset(self) -> None:
-        self.before, self.since = 0.0, None
 
 
 def stateful_fields(learner: Any) -> dict[str, Stateful]:
@@ -97,27 +96,11 @@ class TrainState:
 
     def end_epoch(self, epoch: int) -> None:
         """It was trained and evaluated; the counts within an epoch are reset."""
-        self.epoch, self.data_time = epoch, 0.0
-        self.training.reset()
-
-    def times(self) -> dict[str, float]:
-        """Seconds of the training of this epoch."""
-        return {"time": self.training.seconds, "data_time": self.data_time}
-
-    def facts(self) -> dict[str, Any]:
-        """The entries of status.json."""
-        return {"epoch": self.epoch, "seconds_before": round(self.run.before, 1)}
+        self.epoch, self.data_time, self.training = epoch, 0.0, Stopwatch()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, texts, lists and dicts; the tensors are those in use."""
-        return {
-            "config": self.config,
-            "num_processes": self.num_processes,
-            "step": self.step,
-            "epoch": self.epoch,
-            "outcome": self.outcome,
-            "reason": self.reason,
-            "data_time": self.data_time,
+        return {name: getattr(self, name) for name in ("config", "num_processes", *COUNTS)} | {
             "training_seconds": self.training.seconds,
             "run_seconds": self.run.seconds,
             "generators": random_state.GlobalGenerators().state_dict(),
@@ -136,9 +119,8 @@ class TrainState:
             except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
                 what = f"{name}: {' '.join(str(error).split())}"
                 raise UserError(f"the saved state does not fit this code: {what}") from None
-        self.step, self.epoch = content["step"], content["epoch"]
-        self.outcome, self.reason = content["outcome"], content["reason"]
-        self.data_time = content["data_time"]
+        for name in COUNTS:
+            setattr(self, name, content[name])
         self.training.before = content["training_seconds"]
         self.run.before = content["run_seconds"]
         if (before := content.get("num_processes", 1)) != self.num_processes:
@@ -150,13 +132,8 @@ class TrainState:
             )
 
 
-def full_tensor(value: torch.Tensor) -> torch.Tensor:
-    """The whole of a sharded tensor, put together by all processes; any other as it is."""
-    return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
-
-
 def is_sharded(value: torch.Tensor) -> bool:
-    return hasattr(value, "full_tensor")  # a Dtorch.Tensor, whose module is slow to import
+    return hasattr(value, "full_tensor")  # a DTensor, whose module is slow to import
 
 
 def snapshot(value: Any, *, is_kept: bool = True) -> Any:
@@ -166,7 +143,9 @@ def snapshot(value: Any, *, is_kept: bool = True) -> Any:
     write keep nothing.
     """
     if isinstance(value, torch.Tensor):
-        value = full_tensor(value.detach())
+        value = value.detach()
+        if is_sharded(value):
+            value = value.full_tensor()
         return value.to("cpu", copy=True) if is_kept else None
     if isinstance(value, dict):
         copied = copy.copy(value)  # with the notes on versions that torch's modules leave there

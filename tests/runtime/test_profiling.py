@@ -13,9 +13,9 @@ import train
 from src.data.splits import Split
 from src.logging.lease import LeaseLost
 from src.metrics import is_time
-from src.runtime import evaluation, profiling, session
-from src.runtime.profiling import TRACE, Profiler, table
+from src.runtime import evaluation, session, throughput
 from src.runtime.signals import StopRequested
+from src.runtime.throughput import TRACE, Profiler, table
 from src.runtime.train_state import TrainState
 from src.support.errors import UserError
 from train import experiment_generator, run_experiment
@@ -103,7 +103,7 @@ def test_slow_data_are_seen(digits, monkeypatch, log_lines, waiting, computing):
         now += computing
         return train_step(*arguments)
 
-    for module in (session, profiling):
+    for module in (session, throughput):
         monkeypatch.setattr(module, "perf_counter", lambda: now)
 
     training_batches, train_step = Split.training_batches, train.train_step

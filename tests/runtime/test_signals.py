@@ -14,7 +14,7 @@ def send(number: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_noted_and_acted_upon_when_asked(number):
     with Signals() as signals:
-        signals.wait_for_steps()
+        signals.is_waiting = True
         send(number)
         with pytest.raises(StopRequested) as stopped:
             signals.check()
@@ -38,7 +38,7 @@ def test_a_warning_that_comes_early_leaves_time_for_a_step():
 def test_a_signal_that_comes_twice_does_not_disturb_the_saving():
     """Some clusters send TERM to a child once themselves and once through its parent."""
     with Signals() as signals:
-        signals.wait_for_steps()
+        signals.is_waiting = True
         send(signal.SIGTERM)
         send(signal.SIGTERM)
         send(signal.SIGUSR1)
@@ -48,7 +48,7 @@ def test_a_signal_that_comes_twice_does_not_disturb_the_saving():
 
 def test_a_second_ctrl_c_ends_it_at_once():
     with Signals() as signals:
-        signals.wait_for_steps()
+        signals.is_waiting = True
         send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt) as stopped:
             send(signal.SIGINT)
@@ -68,7 +68,7 @@ def noted():
 
 def test_in_the_callers_turn_ctrl_c_is_the_callers_and_warnings_are_not_lost(noted):
     with Signals() as signals:
-        signals.wait_for_steps()
+        signals.is_waiting = True
         with signals.released():
             send(signal.SIGINT)
             assert noted == [signal.SIGINT]
@@ -85,7 +85,7 @@ def test_runs_that_take_turns_and_end_in_any_order_leave_the_callers_handlers(no
     first, second = Signals(), Signals()
     for signals in (first, second):
         signals.__enter__()
-        signals.wait_for_steps()
+        signals.is_waiting = True
     first.__exit__()
     send(signal.SIGTERM)
     assert second.received == signal.SIGTERM
@@ -120,7 +120,7 @@ def test_a_check_comes_before_each_item_and_closes_what_gives_them():
             closed.append(True)
 
     with Signals() as signals:
-        signals.wait_for_steps()
+        signals.is_waiting = True
         items = signals.watched(numbers())
         assert next(items) == 0
         send(signal.SIGUSR1)

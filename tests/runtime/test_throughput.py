@@ -22,10 +22,10 @@ from src.runtime.signals import StopRequested
 from src.runtime.step_schedule import StepSchedule
 from src.runtime.throughput import (
     PEAKS,
-    Throughput,
-    build_throughput,
+    epoch_throughput,
     flops_per_example,
     peak_flops,
+    seconds_at_peak,
 )
 from src.runtime.train_state import TrainState
 from train import run_experiment
@@ -183,14 +183,13 @@ def test_a_device_is_known_by_its_whole_name(name, precision, tera):
 
 def test_nothing_is_counted_for_a_device_that_nobody_knows(monkeypatch):
     monkeypatch.setattr("src.runtime.throughput.flops_per_example", None)
-    found = build_throughput(Linear(64, 10), rows(64), (64,), CPU, "fp32")
-    assert found.seconds_at_peak is None
+    assert seconds_at_peak(Linear(64, 10), rows(64), (64,), CPU, "fp32") is None
 
 
 def test_gpus_share_the_work(monkeypatch):
     monkeypatch.setitem(PEAKS, "cpu", {"bf16": 2.0})
-    build = partial(build_throughput, Linear(64, 10), rows(64), (64,), CPU, "bf16")
-    alone, shared = (build(num_devices=number).seconds_at_peak for number in (1, 4))
+    build = partial(seconds_at_peak, Linear(64, 10), rows(64), (64,), CPU, "bf16")
+    alone, shared = (build(num_devices=number) for number in (1, 4))
     assert alone == 4 * shared == 2560 / 2e12
 
 
@@ -201,10 +200,10 @@ def test_convolutions_of_fp32_are_counted_as_torch_computes_them(is_rounded, mon
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", is_rounded)
     image = DatasetSplit([], None, None)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
-    found = build_throughput(network, image, (1, 4, 4), CPU, "fp32").seconds_at_peak
+    found = seconds_at_peak(network, image, (1, 4, 4), CPU, "fp32")
     flops = flops_per_example(network, image, (1, 4, 4))
     assert found == flops / (4e12 if is_rounded else 1e12)
-    rows_alone = build_throughput(Linear(64, 10), rows(64), (64,), CPU, "fp32").seconds_at_peak
+    rows_alone = seconds_at_peak(Linear(64, 10), rows(64), (64,), CPU, "fp32")
     assert rows_alone == 2560 / 1e12
 
 
@@ -219,7 +218,7 @@ def state_after(step: int, seconds: float) -> TrainState:
 
 def test_an_epochs_examples_over_its_time():
     step_schedule = StepSchedule(95, 10)  # 10 steps a pass, the last of 5
-    found = Throughput(2e-3).metrics(state_after(20, 4.0), step_schedule, range(10, 20))
+    found = epoch_throughput(state_after(20, 4.0), step_schedule, range(10, 20), 2e-3)
     assert found == {
         "time": 4.0,
         "data_time": 0.5,
@@ -227,7 +226,7 @@ def test_an_epochs_examples_over_its_time():
         "examples_per_second": 95 / 4,
         "peak_share": pytest.approx(95 * 2e-3 / 4),
     }
-    diverged = Throughput().metrics(state_after(13, 1.0), step_schedule, range(10, 20))
+    diverged = epoch_throughput(state_after(13, 1.0), step_schedule, range(10, 20), None)
     assert (diverged["examples_per_second"], "peak_share" in diverged) == (30.0, False)
 
 
