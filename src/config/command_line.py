@@ -23,11 +23,10 @@ class CommandLine:
         parser = OneLineParser(prog="train.py", description="Train one model.")
         parser.add_argument("config", nargs="?", help="YAML file with keys of src/keys.py")
         parser.add_argument("overrides", nargs="*", metavar="key=value", help="base_lr=0.1 …")
-        is_for_help = not {"-h", "--help"}.isdisjoint(arguments)
-        if not is_for_help and (dashed := [a for a in arguments if a.startswith("-")]):
-            meant = self._text(without_dashes(arguments))
-            words = f"keys are written without dashes: {one_line(meant, MOST_SHOWN)}"
-            raise UserError(f"{one_line(dashed[0])}: {words}")
+        dashed = [argument for argument in arguments if argument.startswith("-")]
+        if dashed and not {"-h", "--help"} & {*dashed}:
+            meant = one_line(self._text(without_dashes(arguments)), MOST_SHOWN)
+            raise UserError(f"{one_line(dashed[0])}: keys are written without dashes: {meant}")
         options = parser.parse_args(arguments)
         if not options.config:
             first = self._text([os.path.relpath(ROOT / "test_cfg_digits_linear.yaml")])

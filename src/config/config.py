@@ -69,9 +69,8 @@ class Config(TrackerKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seed
         refuse(self.steps_per_epoch and samples, "samples_per_epoch", expected)
         expected = f"at least batch_size={batch_size}"
         refuse(samples and samples < batch_size, "samples_per_epoch", expected)
-        is_device = self.device and re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", self.device)
-        expected = "cpu, cuda, cuda:NUMBER, mps or null"
-        refuse(self.device and not is_device, "device", expected)
+        is_wrong = self.device and not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", self.device)
+        refuse(is_wrong, "device", "cpu, cuda, cuda:NUMBER, mps or null")
         for kind, key, expected in INCOMPATIBLE_KEYS:
             value = getattr(self, key)
             is_wrong = self.multi_gpu == kind and value and str(value) not in expected
@@ -94,9 +93,9 @@ class Config(TrackerKeys, OptimKeys, ModelKeys, AugmentationKeys, DataKeys, Seed
         The learning rate is a function of seed_training, so the same seeds give the same run.
         entropy: that the seeds are drawn from; None: the system's.
         """
-        drawn: dict[str, Any] = {"max_allowed_loss": MAX_ALLOWED_LOSS}
-        seeds = np.random.SeedSequence(entropy).generate_state(2)
-        drawn["seed_model"], drawn["seed_training"] = map(int, seeds)
+        seeds = map(int, np.random.SeedSequence(entropy).generate_state(2))
+        drawn: dict[str, Any] = dict(zip(("seed_model", "seed_training"), seeds, strict=True))
+        drawn["max_allowed_loss"] = MAX_ALLOWED_LOSS
         drawn = {key: value for key, value in drawn.items() if getattr(self, key) is None}
         if isinstance(self.base_lr, str):
             seed: Any = drawn.get("seed_training", self.seed_training)
@@ -149,11 +148,23 @@ def make_config(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Con
     default. Raises UserError, one line a mistake."""
     values = {str(key): value for key, value in {**values, **_parse_overrides(overrides)}.items()}
     if unknown := [key for key in values if key not in KEYS]:
-        lines = [_unknown_key(key, values[key]) for key in unknown[:MOST_LINES]]
+        lines = []
+        for key in unknown[:MOST_LINES]:
+            hint = f"; did you mean {near!r}?" if (near := nearest_key(key)) else "."
+            named = f"{one_line(key)}={short_repr(values[key])}"
+            lines.append(f"{named}: there is no such key{hint} All keys are in src/keys.py")
         raise UserError(_counted(lines, len(unknown)))
     values = {key: value for key, value in values.items() if value is not None}
-    if "data_splits_map" in values:
-        values["data_splits_map"] = _splits(values["data_splits_map"])
+    splits = values.get("data_splits_map", {})
+    if isinstance(splits, str):
+        try:
+            splits = evaluate(splits)
+        except UserError as error:
+            raise UserError(f"data_splits_map: {error}") from None
+    if not isinstance(splits, dict):
+        raise bad_value("data_splits_map", splits, "a mapping from split to split")
+    if splits:
+        values["data_splits_map"] = {name: x for name, x in splits.items() if x is not None}
     try:
         return Config(**values)
     except pydantic.ValidationError as error:
@@ -194,18 +205,6 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def _splits(value: object) -> object:
-    """The mapping of splits, spelled as one or as an expression; null entries dropped."""
-    if isinstance(value, str):
-        try:
-            value = evaluate(value)
-        except UserError as error:
-            raise UserError(f"data_splits_map: {error}") from None
-    if not isinstance(value, dict):
-        raise bad_value("data_splits_map", value, "a mapping from split to split")
-    return {name: spelled for name, spelled in value.items() if spelled is not None}
-
-
 def _draw_base_lr(text: str, seed: int) -> float:
     """The number that the expression gives. Raises UserError where it gives none."""
     try:
@@ -226,12 +225,6 @@ def _counted(lines: Sequence[str], number: int) -> str:
     """The first lines of so many."""
     more = number - len(lines)
     return "\n".join([*lines, f"… and {more:,} more"] if more else lines)
-
-
-def _unknown_key(key: str, value: object) -> str:
-    hint = f"; did you mean {near!r}?" if (near := nearest_key(key)) else "."
-    named = f"{one_line(key)}={short_repr(value)}"
-    return f"{named}: there is no such key{hint} All keys are in src/keys.py"
 
 
 def _explain(error: pydantic.ValidationError) -> str:

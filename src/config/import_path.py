@@ -32,7 +32,7 @@ def import_function(
     files = [stem.with_suffix(".py"), stem / "__init__.py"]
     if not any(file.is_file() for file in files):
         near = closest(stem.name, [file.stem for file in stem.parent.glob("*.py")])
-        hint = f"; did you mean {near!r}?" if near else ""
+        hint = f"; did you mean {near!r}?" * bool(near)
         raise bad_value(key, name, f"a module of this repository; there is no {files[0]}{hint}")
     module = importlib.import_module(path)
     if module.__file__ is None or Path(module.__file__) not in files:
@@ -40,8 +40,7 @@ def import_function(
     found = getattr(module, function, None)
     if not callable(found):
         known = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
-        near = closest(function, known)
-        hint = f"; did you mean '{path}:{near}'?" if near else ""
+        hint = f"; did you mean '{path}:{near}'?" if (near := closest(function, known)) else ""
         raise UserError(f"{key}: {path} has no function {function!r}{hint}")
     if parameters is not None:
         try:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ FIRST_TEXTS = 6  # shown of a text that holds too much
 PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 GUARDED = (":bool", ":int", ":float")
 TEXT = ("timestamp", "value")  # a date is no value of any key: it stays what was typed
+VALUES = yaml.ScalarEvent | yaml.AliasEvent | yaml.CollectionStartEvent
 
 
 class _Loader(Loader):
@@ -45,19 +48,15 @@ class _UnreadableError(Exception):
         self.node = node
 
 
-def _guarded(construct: Callable[[Any, yaml.Node], Any]) -> Callable[[Any, yaml.Node], Any]:
+def _construct_guarded(construct: Callable[..., Any], loader: Any, node: yaml.Node) -> Any:
     """For the types that a text may not be of, such as `!!int x`."""
-
-    def guarded(loader: Any, node: yaml.Node) -> Any:
-        kind = node.tag.rpartition(":")[2]
-        if kind != "bool" and len(node.value) > MOST_DIGITS:
-            raise _UnreadableError(node, f"a number of {len(node.value):,} digits")
-        try:
-            return construct(loader, node)
-        except (ValueError, LookupError, ArithmeticError) as error:
-            raise _UnreadableError(node, f"{one_line(node.value)!r} is no {kind}") from error
-
-    return guarded
+    kind = node.tag.rpartition(":")[2]
+    if kind != "bool" and len(node.value) > MOST_DIGITS:
+        raise _UnreadableError(node, f"a number of {len(node.value):,} digits")
+    try:
+        return construct(loader, node)
+    except (ValueError, LookupError, ArithmeticError) as error:
+        raise _UnreadableError(node, f"{one_line(node.value)!r} is no {kind}") from error
 
 
 class _Dumper(Dumper):
@@ -76,7 +75,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, pairs in _Loader.yaml_implicit_resolvers.items()
 }
 _Loader.yaml_constructors = {
-    tag: _guarded(construct) if str(tag).endswith(GUARDED) else construct
+    tag: partial(_construct_guarded, construct) if str(tag).endswith(GUARDED) else construct
     for tag, construct in _Loader.yaml_constructors.items()
     if tag is None or tag.rpartition(":")[2] in PLAIN
 }
@@ -92,7 +91,12 @@ def read_yaml(text: str, *, source: str = "YAML", most_values: int = MOST_VALUES
     that names the line and the key."""
     root = None
     try:
-        _check_number(text, most_values)
+        if len(text) >= 2 * most_values:  # before each value takes memory and time
+            values = (event for event in yaml.parse(text, Loader) if isinstance(event, VALUES))
+            if len(first := list(islice(values, most_values + 1))) > most_values:
+                texts = (one_line(x.value) for x in first if isinstance(x, yaml.ScalarEvent))
+                begins = ", ".join(islice(texts, FIRST_TEXTS))
+                raise UserError(f"more than {most_values:,} values; it begins {begins}, …")
         loader = _Loader(text)
         if (root := loader.get_single_node()) is None:
             return None
@@ -114,22 +118,6 @@ def read_yaml(text: str, *, source: str = "YAML", most_values: int = MOST_VALUES
         raise UserError(f"{source}: not a text in UTF-8") from None
 
 
-def _check_number(text: str, most_values: int) -> None:
-    """UserError for more keys and values than that, before each takes memory and time."""
-    if len(text) < 2 * most_values:
-        return
-    values = (yaml.ScalarEvent, yaml.AliasEvent, yaml.CollectionStartEvent)
-    first: list[str] = []
-    number = 0
-    for event in yaml.parse(text, Loader):
-        if isinstance(event, values):
-            number += 1
-        if isinstance(event, yaml.ScalarEvent) and len(first) < FIRST_TEXTS:
-            first.append(one_line(event.value))
-        if number > most_values:
-            raise UserError(f"more than {most_values:,} values; it begins {', '.join(first)}, …")
-
-
 def _weight(node: yaml.Node, depth: int, weights: dict[int, int]) -> int:
     """The number of keys and values of a node, itself included, what an alias repeats counted each
     time, as whoever walks through them meets it each time. Refuses cycles and deep nesting."""
@@ -143,7 +131,7 @@ def _weight(node: yaml.Node, depth: int, weights: dict[int, int]) -> int:
         return known
     weights[id(node)] = 0
     is_list = isinstance(node, yaml.SequenceNode)
-    parts = node.value if is_list else [part for pair in node.value for part in pair]
+    parts = node.value if is_list else chain.from_iterable(node.value)
     weights[id(node)] = 1 + sum(_weight(part, depth + 1, weights) for part in parts)
     return weights[id(node)]
 

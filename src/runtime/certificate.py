@@ -17,9 +17,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import starmap
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any, BinaryIO
@@ -44,6 +46,7 @@ RESERVE = 0.2  # of the run, so that the last kills do not miss it
 SECONDS_TO_END = 600.0  # from a signal to the end of the step and of the saving
 POLL_INTERVAL = 0.001
 LINES_SHOWN = 20  # of the output of a run that failed
+EAGER = ["checkpoint_minutes=1e-9"]  # its state is saved as often as the disk allows
 
 Child = subprocess.Popen[bytes]
 
@@ -113,7 +116,25 @@ def certify(
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UserError(f"--output: {folder} is not empty")
-        return _certify(config, overrides, num_kills, seed, folder)
+        draw = random.Random(seed)
+        with tqdm(total=num_kills, unit="kill", leave=False, disable=None) as bar:
+            bar.set_description("straight run")
+            pace = run_straight(config, overrides, folder / "straight")
+            kills = plan(num_kills, pace.epoch_ends, draw)
+            killed = KilledRun(folder, pace, kills, draw)
+            for number, kill in enumerate(kills):
+                bar.set_description(f"{kill.signal.name} in {kill.moment}")
+                killed.attempt(number)
+                bar.update()
+            bar.set_description("to the end")
+            killed.finish()
+        if lines := first_differences(folder / "straight", folder / "killed"):
+            words = f"{killed.describe()}: straight and killed run differ (--seed {seed}):"
+            raise NotCertified("\n  ".join([words, *lines]))
+        state = _parts(final_state(folder / "killed"))
+        parts = ", ".join(name for name, value in state.items() if isinstance(value, dict))
+        rows = f"{len(pace.epoch_ends)} rows of stats"
+        return f"{killed.describe()}: {parts} and {rows} are equal, byte for byte"
     except TooShort:
         raise
     except (NotCertified, CorruptCheckpoint) as failure:
@@ -124,29 +145,6 @@ def certify(
     finally:
         if not is_kept:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _certify(config: str, overrides: Sequence[str], num_kills: int, seed: int, folder: Path) -> str:
-    draw, is_quiet = random.Random(seed), not sys.stderr.isatty()
-    with tqdm(total=num_kills, unit="kill", leave=False, disable=is_quiet) as bar:
-        bar.set_description("straight run")
-        pace = run_straight(config, overrides, folder / "straight")
-        kills = plan(num_kills, pace.epoch_ends, draw)
-        killed = KilledRun(folder, pace, kills, draw)
-        for number, kill in enumerate(kills):
-            bar.set_description(f"{kill.signal.name} in {kill.moment}")
-            killed.attempt(number)
-            bar.update()
-        bar.set_description("to the end")
-        killed.finish()
-    shown = killed.describe()
-    if differences := first_differences(folder / "straight", folder / "killed"):
-        lines = "".join(f"\n  {line}" for line in differences)
-        raise NotCertified(f"{shown}: straight and killed run differ (--seed {seed}):{lines}")
-    state = _parts(final_state(folder / "killed"))
-    parts = ", ".join(name for name, value in state.items() if isinstance(value, dict))
-    rows = f"{len(pace.epoch_ends)} rows of stats"
-    return f"{shown}: {parts} and {rows} are equal, byte for byte"
 
 
 # ---- Processes ---------------------------------------------------------------------------
@@ -182,18 +180,19 @@ def send(child: Child, number: signal.Signals) -> None:
         os.killpg(child.pid, number)
 
 
-def wait(child: Child, until: Callable[[], bool] = lambda: False) -> bool:
-    """Wait until that is true; False where the child ended before."""
+def wait(child: Child, until: Callable[[], bool] = lambda: False, seconds: float = inf) -> bool:
+    """Wait until that is true, or so long; False where the child ended before."""
+    deadline = time.monotonic() + seconds
     while child.poll() is None:
-        if until():
+        if until() or time.monotonic() >= deadline:
             return True
         time.sleep(POLL_INTERVAL)
     return False
 
 
-def after(seconds: float) -> Callable[[], bool]:
-    deadline = time.monotonic() + seconds
-    return lambda: time.monotonic() >= deadline
+def failure(what: str, child: Child, folder: Path) -> NotCertified:
+    """The exit code of a run and the end of what it printed."""
+    return NotCertified(f"{what}: exit code {child.returncode}:\n{end_of_output(folder)}")
 
 
 def end_of_output(folder: Path) -> str:
@@ -211,7 +210,7 @@ def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
     if child.returncode == 2:
         raise UserError(end_of_output(folder))
     if child.returncode:
-        raise NotCertified(f"straight run: exit code {child.returncode}:\n{end_of_output(folder)}")
+        raise failure("straight run", child, folder)
     rows = final_state(folder)["parts"]["stats"]["rows"]
     columns = [{c: x for c, x in row.items() if metric_name(c) == "time"} for row in rows]
     evaluations = [sum(of.values()) - of["train/time"] for of in columns]
@@ -223,7 +222,7 @@ def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
 
 
 class KilledRun:
-    """One that is killed again and again; its state is saved as often as the disk allows."""
+    """One that is killed again and again."""
 
     def __init__(self, folder: Path, pace: Pace, kills: list[Kill], draw: random.Random) -> None:
         self.folder, self.pace, self.kills, self.draw = folder / "killed", pace, kills, draw
@@ -235,28 +234,27 @@ class KilledRun:
 
     def attempt(self, number: int) -> None:
         """Killed for the number-th time, from 0. Raises NotCertified where it ends otherwise."""
-        kill, saved, torn = self.kills[number], self.saved_step(), self.torn()
-        with self._running() as child:
-            moment = self._wait_for_moment(child, kill, saved, torn)
+        kill, torn = self.kills[number], self.torn()
+        with running(self.config, EAGER, self.folder) as child:
+            moment = self._wait_for_moment(child, kill, torn)
             has_died = child.poll() is not None
             send(child, kill.signal)
-            if wait(child, after(SECONDS_TO_END)):
-                raise NotCertified(
-                    f"{kill.signal.name}: still running after {SECONDS_TO_END:.0f} s"
-                )
+            if wait(child, seconds=SECONDS_TO_END):
+                words = f"still running after {SECONDS_TO_END:.0f} s"
+                raise NotCertified(f"{kill.signal.name}: {words}")
         if child.returncode == 0 or (self.folder / "done").exists():
             raise TooShort(f"the run ended after {number} kills", len(self.kills))
         # where the handlers do not stand yet, the signal itself ends it
         expected = {-kill.signal, -kill.signal if kill.signal == signal.SIGKILL else STOPPED}
         if has_died or child.returncode not in expected:
-            raise self._failure(f"attempt {number + 1}, {kill.signal.name}", child)
+            raise failure(f"attempt {number + 1}, {kill.signal.name}", child, self.folder)
         self.hits[WRITING if self.torn() - torn else moment] += 1
 
     def finish(self) -> None:
-        with self._running() as child:
+        with running(self.config, EAGER, self.folder) as child:
             wait(child)
         if child.returncode:
-            raise self._failure("last attempt", child)
+            raise failure("last attempt", child, self.folder)
 
     def describe(self) -> str:
         counts = Counter(kill.signal.name.removeprefix("SIG") for kill in self.kills)
@@ -272,42 +270,34 @@ class KilledRun:
         """State files that are being written, or were when it was killed."""
         return set((self.folder / "state").glob(".*.state.*"))
 
-    def _running(self) -> AbstractContextManager[Child]:
-        return running(self.config, ["checkpoint_minutes=1e-9"], self.folder)
-
-    def _failure(self, what: str, child: Child) -> NotCertified:
-        return NotCertified(f"{what}: exit code {child.returncode}:\n{end_of_output(self.folder)}")
-
-    def _wait_for_moment(self, child: Child, kill: Kill, saved: int, torn: set[Path]) -> str:
-        """Until it should be killed, or has ended; the moment that it is."""
+    def _wait_for_moment(self, child: Child, kill: Kill, torn: set[Path]) -> str:
+        """Until it should be killed, or has ended; the moment that it is. torn: before it began."""
+        saved, draw = self.saved_step(), self.draw.uniform
         if kill.moment == STARTUP:
-            is_time = after(self.draw.uniform(0, self.pace.startup))
             # the straight run may have started on a busier machine, and this one be under way
-            wait(child, lambda: is_time() or self.saved_step() != saved)
+            wait(child, lambda: self.saved_step() != saved, draw(0, self.pace.startup))
             return STARTUP if self.saved_step() == saved else TRAINING
         wait(child, lambda: self.saved_step() > max(saved, kill.step))
         if kill.moment == EVALUATION and self.saved_step() < self.pace.epoch_ends[-2]:
             read_from = self.log.stat().st_size
-            wait(child, lambda: self._has_ended_an_epoch(read_from))
-            wait(child, after(self.draw.uniform(0, self.pace.evaluation)))
+
+            def has_ended_an_epoch() -> bool:
+                with open(self.log, "rb") as log:
+                    log.seek(read_from)
+                    steps = re.findall(rb"\| step (\d+)/", log.read())
+                return any(int(step) in self.pace.epoch_ends for step in steps)
+
+            wait(child, has_ended_an_epoch)
+            wait(child, seconds=draw(0, self.pace.evaluation))
             return EVALUATION
-        # a state was renamed this very moment: all others must have their turn as well
-        wait(child, after(self.draw.uniform(0, self._seconds_to_next_state(child))))
+        # A state was renamed this very moment: all others must have their turn as well. How long
+        # until the next is measured by waiting for it, as the machine may be busier than before.
+        began, last = time.monotonic(), self.saved_step()
+        wait(child, lambda: self.saved_step() != last)
+        wait(child, seconds=draw(0, time.monotonic() - began))
         if kill.moment == WRITING:
             wait(child, lambda: bool(self.torn() - torn))
         return TRAINING
-
-    def _seconds_to_next_state(self, child: Child) -> float:
-        """Measured by waiting for it, as the machine may be busier than in the straight run."""
-        began, last = time.monotonic(), self.saved_step()
-        wait(child, lambda: self.saved_step() != last)
-        return time.monotonic() - began
-
-    def _has_ended_an_epoch(self, read_from: int) -> bool:
-        with open(self.log, "rb") as log:
-            log.seek(read_from)
-            steps = re.findall(rb"\| step (\d+)/", log.read())
-        return any(int(step) in self.pace.epoch_ends for step in steps)
 
 
 # ---- Where two run folders first differ --------------------------------------------------
@@ -319,23 +309,33 @@ NAMES = {"model": "weights", "generators": "random generators"}
 
 def first_differences(folder: Path, other: Path) -> list[str]:
     """One line for each part in which the runs differ; [] where they are equal."""
-    states = final_state(folder), final_state(other)
-    parts, other_parts = (_parts(state) for state in states)
+    runs = folder, other
+    states = [final_state(run) for run in runs]
+    parts, other_parts = map(_parts, states)
     found = [
         first_difference(parts.get(name), other_parts.get(name), name)
         for name in parts | other_parts
     ]
-    rows, other_rows = (state["parts"]["stats"]["rows"] for state in states)
+    rows, other_rows = (_without_times(state["parts"]["stats"]["rows"]) for state in states)
+    in_files, other_in_files = (_without_times(_read_rows(run)) for run in runs)
     found.append(
-        first_difference_of_rows(rows, other_rows, "stats")
-        or first_difference_of_rows(_rows(folder), _rows(other), "stats.csv")
+        _difference_of_rows(rows, other_rows, "stats")
+        or _difference_of_rows(in_files, other_in_files, "stats.csv")
     )
     arrays = [
-        {column: torch.from_numpy(np.array(x)) for column, x in Stats.read_arrays(place).items()}
-        for place in (folder, other)
+        {column: torch.from_numpy(np.array(x)) for column, x in Stats.read_arrays(run).items()}
+        for run in runs
     ]
     found.append(first_difference(arrays[0], arrays[1], "arrays"))
-    found.append(_difference_of_checkpoints(folder / "checkpoints", other / "checkpoints"))
+    names = [{path.name for path in (run / "checkpoints").glob("*.pt")} for run in runs]
+    if only := ", ".join(sorted(names[0] ^ names[1])):
+        found.append(f"checkpoints: {only} on one side only")
+    for name in sorted(names[0] & names[1]) if not only else ():
+        weights = [
+            torch.load(run / "checkpoints" / name, map_location="cpu", weights_only=True)
+            for run in runs
+        ]
+        found.append(first_difference(weights[0], weights[1], name))
     return [line for line in found if line]
 
 
@@ -355,86 +355,56 @@ def _parts(state: Mapping[str, Any]) -> dict[str, Any]:
     return {NAMES.get(key) or key: value for key, value in (parts | own).items()}
 
 
-# ---- Trees of tensors and plain values ---------------------------------------------------
+def _read_rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "stats.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _without_times(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{column: x for column, x in row.items() if not is_time(column)} for row in rows]
+
+
+def _difference_of_rows(rows: Sequence[Any], others: Sequence[Any], name: str) -> str | None:
+    """Where two tables of stats first differ: the epoch, the column and both values."""
+    for row, other in zip(rows, others, strict=False):
+        if line := first_difference(row, other):
+            return f"{name}: epoch {row['epoch']},{line}"
+    return None if len(rows) == len(others) else f"{name}: {len(rows)} and {len(others)} rows"
 
 
 def first_difference(value: Any, other: Any, path: str = "") -> str | None:
     """Where two trees of dicts, lists, tensors and plain values first differ; None: nowhere."""
     if type(value) is not type(other):
-        return f"{path}: {_short(value)} and {_short(other)}"
+        is_shown = str | int | float | None
+        shown = [repr(x) if isinstance(x, is_shown) else type(x).__name__ for x in (value, other)]
+        return f"{path}: {shown[0]} and {shown[1]}"
     if isinstance(value, Tensor):
         return _difference_of_tensors(value, other, path)
     if isinstance(value, Mapping):
         if list(value) != list(other):
             only = [str(key) for key in value.keys() ^ other.keys()] or ["their order"]
             return f"{path}: the names differ in {', '.join(sorted(only))}"
-        return _first(first_difference(value[key], other[key], f"{path} {key}") for key in value)
-    if isinstance(value, list | tuple):
+        parts = [(value[key], other[key], f"{path} {key}") for key in value]
+    elif isinstance(value, list | tuple):
         if len(value) != len(other):
             return f"{path}: {len(value)} and {len(other)} entries"
-        pairs = enumerate(zip(value, other, strict=True))
-        return _first(first_difference(*pair, f"{path} {i}") for i, pair in pairs)
-    # repr() of a number gives all its digits
-    return None if repr(value) == repr(other) else f"{path}: {value!r} and {other!r}"
-
-
-def _first(found: Iterable[str | None]) -> str | None:
-    return next(filter(None, found), None)
+        parts = [(*both, f"{path} {i}") for i, both in enumerate(zip(value, other, strict=True))]
+    else:  # repr() of a number gives all its digits
+        return None if repr(value) == repr(other) else f"{path}: {value!r} and {other!r}"
+    return next(filter(None, starmap(first_difference, parts)), None)
 
 
 def _difference_of_tensors(tensor: Tensor, other: Tensor, path: str) -> str | None:
-    kinds = [f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.") for x in (tensor, other)]
+    both = tensor, other
+    kinds = [f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.") for x in both]
     if kinds[0] != kinds[1]:
         return f"{path}: {kinds[0]} and {kinds[1]}"
-    differing = (_bytes(tensor) != _bytes(other)).any(dim=1).nonzero().flatten()
-    if not len(differing):
+    # (number of values, bytes a value)
+    in_bytes = [x.reshape(-1, 1).contiguous().view(torch.uint8) for x in both]
+    differing = (in_bytes[0] != in_bytes[1]).any(dim=1).nonzero().flatten().tolist()
+    if not differing:
         return None
-    first = int(differing[0])
-    index = [int(i) for i in np.unravel_index(first, tensor.shape)] if tensor.ndim else ""
-    values = [x.reshape(-1)[first].item() for x in (tensor, other)]
+    index = [int(i) for i in np.unravel_index(differing[0], tensor.shape)] if tensor.ndim else ""
+    values = [x.reshape(-1)[differing[0]].item() for x in both]
     count = f"{len(differing)} of {tensor.numel()} values differ"
     return f"{path}{index}: {values[0]!r} and {values[1]!r}; {count}"
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """(number of values, bytes a value) uint8"""
-    return tensor.reshape(-1, 1).contiguous().view(torch.uint8)
-
-
-def _short(value: Any) -> str:
-    return repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
-
-
-# ---- Stats and checkpoints ---------------------------------------------------------------
-
-
-def first_difference_of_rows(
-    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], name: str
-) -> str | None:
-    """Where two tables of stats first differ: the epoch, the column and both values."""
-    for row, other in zip(rows, others, strict=False):
-        if line := first_difference(_without_times(row), _without_times(other), ""):
-            return f"{name}: epoch {row['epoch']},{line}"
-    if len(rows) != len(others):
-        return f"{name}: {len(rows)} and {len(others)} rows"
-    return None
-
-
-def _without_times(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {column: x for column, x in row.items() if not is_time(column)}
-
-
-def _rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "stats.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _difference_of_checkpoints(folder: Path, other: Path) -> str | None:
-    names = [sorted(path.name for path in place.glob("*.pt")) for place in (folder, other)]
-    if names[0] != names[1]:
-        return f"checkpoints: {', '.join(sorted({*names[0]} ^ {*names[1]}))} on one side only"
-    return _first(first_difference(_load(folder / x), _load(other / x), x) for x in names[0])
-
-
-def _load(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)

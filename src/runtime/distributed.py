@@ -112,7 +112,15 @@ class DistributedContext:
     def __exit__(self, kind: type[BaseException] | None, error: Any, _: Any) -> None:
         is_news = isinstance(error, Exception) and not isinstance(error, PeerFailed)
         if self.is_starting and isinstance(error, Exception):
-            self._announce_failure(error if is_news else None)
+            if is_news:
+                self._put({"failed": _describe_error(error)})
+            with suppress(RuntimeError):
+                self.store.set(f"heard/{self.rank}", "")
+                # The main process waits for all, as its store goes with it.
+                until = monotonic() + ACKNOWLEDGE_TIMEOUT * self.is_main
+                heard = [f"heard/{rank}" for rank in range(self.size)]
+                while monotonic() < until and not self.store.check(heard):
+                    sleep(POLL_INTERVAL)
         elif self.is_in_step and (error is None or getattr(error, "is_agreed", False)):
             dist.barrier()  # who ends first may be taken for one that has failed
             _leave_at_exit()
@@ -124,30 +132,16 @@ class DistributedContext:
         """The error of another process that has ended first, where this error is torch's about the
         lost connection; None for any other error."""
         is_error = self.is_in_step and isinstance(error, Exception)
-        if is_error and re.search(GLOO_DISCONNECT, str(error)):
-            return PeerFailed(self._peer_message())
-        return None
-
-    def _peer_message(self) -> str:
-        """Why another process has ended; the store may be gone with the main one."""
-        with suppress(RuntimeError):
+        if not (is_error and re.search(GLOO_DISCONNECT, str(error))):
+            return None
+        with suppress(RuntimeError):  # the store may be gone with the main process
             for rank in range(self.size):
                 if self.store.check([f"failed/{rank}"]):
                     message = self.store.get(f"failed/{rank}").decode()
-                    return f"process {rank} has failed: {message}"
+                    return PeerFailed(f"process {rank} has failed: {message}")
         logs = "training.log" if self.rank else "training.rank*.log"
-        return f"another process of this run has ended first: killed, or {logs} says why"
-
-    def _announce_failure(self, error: Exception | None) -> None:
-        if error:
-            self._put({"failed": _describe_error(error)})
-        with suppress(RuntimeError):
-            self.store.set(f"heard/{self.rank}", "")
-            # The main process waits for all, as its store goes with it.
-            until = monotonic() + ACKNOWLEDGE_TIMEOUT * self.is_main
-            heard = [f"heard/{rank}" for rank in range(self.size)]
-            while monotonic() < until and not self.store.check(heard):
-                sleep(POLL_INTERVAL)
+        words = f"another process of this run has ended first: killed, or {logs} says why"
+        return PeerFailed(words)
 
     def device(self, device: torch.device) -> torch.device:
         """The device for this process: of several GPUs, its own. UserError where it has none."""
@@ -207,7 +201,14 @@ class DistributedContext:
         if not self.rank_info:
             return [message]
         self._put(message)
-        messages = [self._get(rank) for rank in range(self.size)]
+        messages = []
+        try:
+            for key in [f"{self.round}/{rank}" for rank in range(self.size)]:
+                while not self.store.check([key]):  # waiting inside of it would hold up signals
+                    sleep(POLL_INTERVAL)
+                messages.append(json.loads(self.store.get(key)))
+        except RuntimeError:  # DistNetworkError: the store is gone, and the process with it
+            raise PeerFailed("the main process has ended") from None
         self.round += 1
         for rank, received in enumerate(messages):
             if "failed" in received:
@@ -217,28 +218,13 @@ class DistributedContext:
     def _put(self, message: dict[str, Any]) -> None:
         self.store.set(f"{self.round}/{self.rank}", json.dumps(message))
 
-    def _get(self, rank: int) -> dict[str, Any]:
-        key = f"{self.round}/{rank}"
-        try:
-            while not self.store.check([key]):  # waiting inside of it would hold up signals
-                sleep(POLL_INTERVAL)
-            return json.loads(self.store.get(key))
-        except RuntimeError:  # DistNetworkError: the store is gone, and the process with it
-            raise PeerFailed("the main process has ended") from None
-
     def seed(self, seed: int, step: int) -> None:
         """Seed what a step draws (dropout) in each of several processes: a function of the step,
         so that no state needs to hold their generators."""
-        if self.size > 1:
-            random_state.seed_everything(
-                int(np.random.SeedSequence([seed, step, self.rank, 3]).generate_state(1)[0])
-            )
+        drawn = np.random.SeedSequence([seed, step, self.rank, 3]).generate_state(1)
+        random_state.seed_everything(int(drawn[0]))
 
     # ---- In step -------------------------------------------------------------------------
-
-    def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Each number summed over the processes, in float64."""
-        return [float(x) for x in self.gather(numbers).sum(0)] if self.size > 1 else list(numbers)
 
     def gather(self, numbers: Sequence[float]) -> torch.Tensor:
         """(processes, numbers) float64, on the CPU."""
@@ -250,18 +236,17 @@ class DistributedContext:
         return torch.stack(all_of_them)
 
     def total(self, weight: float | torch.Tensor, num_examples: int) -> float | torch.Tensor:
-        """The weight of a whole batch of num_examples, from that of this process's shard."""
-        if self.size == 1:
-            return weight
+        """The weight of a whole batch of num_examples, from that of the shard of each of several
+        processes."""
         if not isinstance(weight, torch.Tensor):
             return num_examples  # which is what plain losses weigh
         dist.all_reduce(total := weight.clone())
         return total
 
     def average_(self, tensors: Iterable[torch.Tensor], weight: float) -> None:
-        """In rank_info, the mean of each over the processes, of which this one counts so much."""
+        """In place, the mean of each over the processes, of which this one counts so much."""
         if self.size > 1:
-            (total,) = self.sum([weight])
+            total = float(self.gather([weight]).sum())
             for tensor in tensors:
                 tensor *= weight / total
                 dist.all_reduce(tensor)

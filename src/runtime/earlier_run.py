@@ -73,8 +73,8 @@ def load_run(
     except RuntimeError as error:
         reason = one_line(error, MAX_REASON)
         raise UserError(f"{path}: does not fit {config.model!r} of this code ({reason})") from None
-    has_stats = (folder / "stats.csv").exists()  # not before the end of the first epoch
-    stats = Stats.read(folder) if has_stats else pd.DataFrame()
+    # not before the end of the first epoch
+    stats = Stats.read(folder) if (folder / "stats.csv").exists() else pd.DataFrame()
     return EarlierRun(config, network.eval().requires_grad_(False), stats, path, epoch)
 
 

@@ -31,7 +31,17 @@ class Precision:
 
     def __post_init__(self) -> None:
         """UserError for a precision that the device does not have."""
-        _check_precision(self.precision, self.device)
+        kind, expected = self.device.type, None
+        if self.precision == "tf32" and kind != "cuda":
+            reason = f"tf32 is of NVIDIA's GPUs, and the device is {kind}"
+            expected = f"fp32, bf16 or fp16, as {reason}"
+        elif self.precision == "tf32" and torch.cuda.get_device_capability(self.device) < AMPERE:
+            reason = f"{torch.cuda.get_device_name(self.device)} is older than Ampere"
+            expected = f"fp32, bf16 or fp16, as {reason}"
+        elif self.precision == "fp16" and kind == "mps":
+            expected = "fp32 or bf16 on mps, where losses are not scaled"
+        if expected:
+            raise bad_value("precision", self.precision, expected)
 
     @classmethod
     def on(
@@ -55,25 +65,32 @@ class Precision:
         """
         if not self.mode:
             return network
-        return Compiled(
-            network, self.mode, num_examples, fixed_shape=fixed_shape, failures=self.failures
-        )
+        return Compiled(network, self.mode, num_examples, self.failures, fixed_shape=fixed_shape)
 
     def forward(self, network: nn.Module) -> Forward:
         """The network as it is to be called: inputs (n, *shape) -> float32 outputs."""
         if self.precision not in AUTOCAST and not self.is_channels_last:
             return network
-        return _Cast(network, self.device.type, AUTOCAST.get(self.precision), self.is_channels_last)
+
+        def cast(inputs: Tensor) -> Tensor:
+            if self.is_channels_last and inputs.ndim == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            with self.autocast():
+                outputs = network(inputs)
+            return outputs.float() if self.precision in AUTOCAST else outputs
+
+        return cast
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """For a network that is called as it is; its outputs are of the precision's type."""
+        """For a network that is called as it is: matrix products and convolutions are of the
+        precision's type, and so are its outputs."""
         dtype = AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss, so that small gradients survive fp16; elsewhere it does nothing."""
-        kind = self.device.type if self.precision == "fp16" else "cpu"
-        return torch.amp.GradScaler(kind, enabled=self.precision == "fp16")
+        is_on = self.precision == "fp16"
+        return torch.amp.GradScaler(self.device.type if is_on else "cpu", enabled=is_on)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -94,38 +111,6 @@ class Precision:
         return f"{self.precision}{layout}, {compiled}"
 
 
-def _check_precision(precision: str, device: torch.device) -> None:
-    if precision == "tf32":
-        if device.type != "cuda":
-            reason = f"tf32 is of NVIDIA's GPUs, and the device is {device.type}"
-        elif torch.cuda.get_device_capability(device) < AMPERE:
-            reason = f"{torch.cuda.get_device_name(device)} is older than Ampere"
-        else:
-            return
-        raise bad_value("precision", precision, f"fp32, bf16 or fp16, as {reason}")
-    if precision == "fp16" and device.type == "mps":
-        raise bad_value("precision", precision, "fp32 or bf16 on mps, where losses are not scaled")
-
-
-@dataclass(frozen=True)
-class _Cast:
-    """Autocast around the network: matrix products and convolutions in `dtype`, outputs float32."""
-
-    network: Forward
-    device_type: str
-    dtype: torch.dtype | None
-    is_channels_last: bool
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        if self.is_channels_last and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        if self.dtype is None:
-            return self.network(inputs)
-        with torch.autocast(self.device_type, self.dtype):
-            outputs = self.network(inputs)
-        return outputs.float()
-
-
 # ---- torch.compile -----------------------------------------------------------------------
 
 
@@ -138,14 +123,13 @@ class Compiled(nn.Module):
         network: nn.Module,
         mode: str,
         num_examples: int,
+        failures: list[str],
         *,
         fixed_shape: bool = True,
-        failures: list[str] | None = None,
     ) -> None:
         """failures: shared by the networks of a run; where one fails, none is compiled."""
         super().__init__()
-        self.network, self.num_examples = network, num_examples
-        self.failures = [] if failures is None else failures
+        self.network, self.num_examples, self.failures = network, num_examples, failures
         # of texts the lengths differ: None makes that dimension dynamic once it has changed
         dynamic = False if fixed_shape else None
         self.compiled: Any = torch.compile(network, mode=mode, dynamic=dynamic)
@@ -169,17 +153,15 @@ def can_compile(device: torch.device) -> bool:
     """Whether torch.compile works here, tried on two numbers; else a warning says why."""
     from torch._dynamo.exc import TorchDynamoException
 
-    numbers = torch.ones(2, device=device, requires_grad=True)
+    def double(numbers: Tensor) -> Tensor:
+        return 2 * numbers
+
     try:
-        torch.compile(_double)(numbers).sum().backward()
+        torch.compile(double)(torch.ones(2, device=device, requires_grad=True)).sum().backward()
     except (TorchDynamoException, RuntimeError) as error:
         warn_not_compiled(error)
         return False
     return True
-
-
-def _double(numbers: Tensor) -> Tensor:
-    return 2 * numbers
 
 
 def warn_not_compiled(error: Exception) -> str:
@@ -193,11 +175,6 @@ def warn_not_compiled(error: Exception) -> str:
 
 
 # ---- The device, and its memory ----------------------------------------------------------
-
-# malloc.h of glibc: below so many bytes memory comes from the heap (at most 32 MB, the value to
-# which glibc raises it by itself); from so many free bytes on it is returned (-1: never)
-M_MMAP_THRESHOLD, FROM_HEAP = -3, 32 * 2**20
-M_TRIM_THRESHOLD, NEVER = -1, -1
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -220,6 +197,7 @@ def disable_malloc_trim() -> None:
     page by page: that depends on what was freed before, and costs a small network up to a third.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, FROM_HEAP)
-        libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+    if hasattr(libc, "mallopt"):  # malloc.h of glibc
+        # M_MMAP_THRESHOLD: what is smaller comes from the heap; glibc raises it to 32 MB by itself
+        libc.mallopt(-3, 32 * 2**20)
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: free memory is never returned

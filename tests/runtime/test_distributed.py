@@ -47,8 +47,8 @@ def test_alone_it_is_all_there_is():
         assert distributed.broadcast_object({"a": 1}) == {"a": 1}
         assert distributed.main_process_first(lambda: 5) == 5
         distributed.start(CPU, step=3)
-        assert distributed.sum([1, 2.5]) == [1, 2.5]
-        assert (distributed.max(7), distributed.total(3, 9), distributed.device(CPU)) == (7, 3, CPU)
+        assert distributed.gather([1, 2.5]).tolist() == [[1, 2.5]]
+        assert (distributed.max(7), distributed.device(CPU)) == (7, CPU)
         assert all(distributed.should_sync_flags() for _ in range(5))
 
 
@@ -61,10 +61,7 @@ def telling() -> dict:
         )
         distributed.start(CPU, step=3)
         weight = torch.tensor(float(distributed.rank + 1))
-        answers |= {
-            "sum": distributed.sum([distributed.rank, 0.5]),
-            "max": distributed.max(distributed.rank * 7),
-        }
+        answers |= {"max": distributed.max(distributed.rank * 7)}
         answers |= {
             "total": float(distributed.total(weight, 9)),
             "whole": distributed.total(distributed.rank + 1, 9),
@@ -78,7 +75,6 @@ def test_together_each_knows_the_same():
         assert answers == {
             "main": {"seed": 5},
             "first": rank,
-            "sum": [3, 1.5],
             "max": 14,
             "total": 6,
             "whole": 9,
@@ -146,13 +142,13 @@ def gathering() -> None:
     with DistributedContext(detect_rank(os.environ)) as distributed:
         main = distributed.broadcast_object(os.getpid())
         distributed.start(CPU)
-        distributed.sum([1.0])
+        distributed.gather([1.0])
         if distributed.is_main:
             time.sleep(60)
         os.kill(main, signal.SIGSTOP)
         threading.Timer(0.5, os.kill, (main, signal.SIGKILL)).start()
         with pytest.raises(RuntimeError) as lost:
-            distributed.sum([1.0])
+            distributed.gather([1.0])
         peer_error = distributed.peer_error(lost.value)
         assert peer_error
         raise peer_error

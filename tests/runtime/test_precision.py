@@ -83,7 +83,7 @@ def test_channels_last_changes_the_memory_and_not_the_function(images):
 @pytest.mark.slow
 def test_full_batches_are_compiled_and_others_not():
     model = Doubled()
-    compiled = Compiled(model, "default", 4, fixed_shape=True)
+    compiled = Compiled(model, "default", 4, [], fixed_shape=True)
     assert torch.equal(compiled(torch.ones(4)), 2 * torch.ones(4))
     assert model.calls == 0
     assert torch.equal(compiled(torch.ones(3)), 2 * torch.ones(3))
@@ -123,7 +123,7 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(digits, tmp_path):
 
 def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch, log_lines):
     model = Doubled()
-    compiled = Compiled(model, "default", 4, fixed_shape=True)
+    compiled = Compiled(model, "default", 4, [], fixed_shape=True)
 
     class Fails(nn.Module):
         def forward(self, inputs):
@@ -133,7 +133,7 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch, log_lines)
     for _ in range(2):
         assert torch.equal(compiled(torch.ones(4)), 2 * torch.ones(4))
     assert model.calls == 2
-    other = Compiled(Doubled(), "default", 4, failures=compiled.failures)
+    other = Compiled(Doubled(), "default", 4, compiled.failures)
     other.compiled = Fails()
     assert torch.equal(other(torch.ones(4)), 2 * torch.ones(4))
     said = [line for line in log_lines if "the run continues without" in line]
