@@ -24,7 +24,7 @@ import signal
 import sys
 import time
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -64,22 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if job is None:
         return exit_code(processes.run_programs(program, command, [os.environ])[0])
     folder, more = run_folder(options.spec, options.overrides)
-    attempt = SlurmAttempt(job, folder, options)
-    if reason := attempt.start():
-        return attempt.give_up(reason)
-    if number := attempt.wait_for_folder():
-        return attempt.end(-number, {number})  # another process runs it
-    code, received = processes.run_programs(program, command + more, [os.environ])
-    if options.srun and is_stopped(code) and not received:
-        # Tasks hear of a preemption first, the job when its time of grace ends: only if it lives
-        # until then it is started again.
-        print("stopped; waiting for what Slurm does with the job", flush=True)
-        info = signal.sigtimedwait(processes.FORWARDED, SECONDS_OF_GRACE)
-        received = {info.si_signo} if info else set()
-    code = attempt.end(code, received)
-    if not received & STOPPING:
-        wait_until_sent(report_failure(attempt.folder, code))
-    return code
+    return SlurmAttempt(job, folder, options).run(program, command + more)
 
 
 def command_line() -> OneLineParser:
@@ -176,8 +161,8 @@ class SlurmAttempt:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.count = (RestartCount.read(folder) or RestartCount(job)).at_start(job, restarts)
 
-    def start(self) -> str | None:
-        """Print a first line, and count the restart; why this attempt must not be, if so."""
+    def run(self, program: str, command: Sequence[str]) -> int:
+        """Run train.py once, with the words around it; the exit code."""
         if "SLURM_ARRAY_TASK_ID" not in os.environ:  # else the array's script has printed it
             now = datetime.now(UTC).isoformat(timespec="seconds")
             node = os.environ.get("SLURMD_NODENAME", "")
@@ -185,51 +170,57 @@ class SlurmAttempt:
         with suppress(OSError):  # train.py will say what is wrong with the folder
             self.count.write(self.folder)
         number, most = self.count.preemptions, self.options.max_preemptions
-        if number <= most:
-            return None
-        return f"{number} restarts by Slurm: raise --max-preemptions ({most}) in the submit script"
-
-    def wait_for_folder(self) -> int | None:
-        """Wait while another process runs in the folder: a node that Slurm has lost may still do.
-
-        The signal that ended the waiting, if one did.
-        """
+        if number > most:
+            raise_it = f"raise --max-preemptions ({most}) in the submit script"
+            return self.give_up(f"{number} restarts by Slurm: {raise_it}")
         printed = None
-        while owner := live_owner(self.folder):
+        while owner := live_owner(self.folder):  # a node that Slurm has lost may still run it
             if owner != printed:
                 print(f"waits for {owner}, which runs in this folder", flush=True)
                 printed = owner
             if info := signal.sigtimedwait(processes.FORWARDED, SECONDS_BETWEEN_LOOKS):
-                return info.si_signo
-        return None
+                return self.end(-info.si_signo, {info.si_signo})
+        code, received = processes.run_programs(program, command, [os.environ])
+        if self.options.srun and is_stopped(code) and not received:
+            # Tasks hear of a preemption first, the job when its time of grace ends: only if it
+            # lives until then it is started again.
+            print("stopped; waiting for what Slurm does with the job", flush=True)
+            info = signal.sigtimedwait(processes.FORWARDED, SECONDS_OF_GRACE)
+            received = {info.si_signo} if info else set()
+        code = self.end(code, received)
+        if not received & STOPPING:
+            wait_until_sent(report_failure(self.folder, code))
+        return code
 
     def end(self, code: int, received: set[int]) -> int:
         """Ask for another attempt where one is due; the exit code."""
-        is_due = is_stopped(code) and received & STOPPING
-        if not is_due or (signal.SIGTERM in received and not is_time_limit(self.job)):
+        if not is_stopped(code) or not received & STOPPING:
             return exit_code(code)
-        if reason := self._count_time_limit():
-            return self.give_up(reason)
-        if "EXPERIMENT_SHARES_JOB" in os.environ:
-            return STOPPED  # the job asks once, when all its runs have ended
-        if reason := request_attempt(self.job, [self.options.spec], [self.folder]):
-            return self.give_up(reason)
-        print(f"stopped at step {self.count.step}; Slurm was asked for another attempt")
-        return STOPPED
-
-    def _count_time_limit(self) -> str | None:
-        """Before another attempt is asked for, as Slurm ends us then; why none may follow."""
+        if signal.SIGTERM in received:
+            try:  # where Slurm does not say that it ends the job for its time, it may be cancelled
+                if _patiently(lambda: slurm.state_and_reason(self.job)[1]) != "TimeLimit":
+                    return exit_code(code)
+            except NoSlurm:
+                return exit_code(code)
+        # Counted before another attempt is asked for, as Slurm ends us then.
         before, step, number = self.count.step, self._step(), self.count.time_limits + 1
         self.count = replace(self.count, time_limits=number, step=step, is_asked=True)
         try:
             self.count.write(self.folder)
         except OSError as error:
-            return f"a time limit: {self.folder}: {error.strerror}"
+            return self.give_up(f"a time limit: {self.folder}: {error.strerror}")
         if before is not None and step <= before:
-            return "2 time limits without a step between: raise --time, for start-up and a step"
+            cause = "2 time limits without a step between"
+            return self.give_up(f"{cause}: raise --time, for start-up and a step")
         if number > (most := self.options.max_timeouts):
-            return f"{number} time limits: raise --max-timeouts ({most}) in the submit script"
-        return None
+            raise_it = f"raise --max-timeouts ({most}) in the submit script"
+            return self.give_up(f"{number} time limits: {raise_it}")
+        if "EXPERIMENT_SHARES_JOB" in os.environ:
+            return STOPPED  # the job asks once, when all its runs have ended
+        if reason := request_attempt(self.job, {self.options.spec: self.folder}):
+            return self.give_up(reason)
+        print(f"stopped at step {step}; Slurm was asked for another attempt")
+        return STOPPED
 
     def give_up(self, reason: str) -> int:
         """Say why no attempt follows, in a line that report.py shows and in a message."""
@@ -248,9 +239,9 @@ class SlurmAttempt:
 # ---- Another attempt ---------------------------------------------------------------------
 
 
-def request_attempt(job: str, specs: Sequence[str], folders: Sequence[Path]) -> str | None:
-    """Ask for another attempt at these runs of our job; None, or why there is none. Asking twice
-    does no harm."""
+def request_attempt(job: str, runs: Mapping[str, Path]) -> str | None:
+    """Ask for another attempt at these runs of our job, spec -> folder; None, or why there is
+    none. Asking twice does no harm."""
 
     def ask_once() -> None:
         state, reason = slurm.state_and_reason(job)
@@ -261,7 +252,7 @@ def request_attempt(job: str, specs: Sequence[str], folders: Sequence[Path]) -> 
         except NoSlurm as error:
             if not slurm.REQUEUE_FORBIDDEN.search(str(error)):
                 raise
-            for spec, folder in zip(specs, folders, strict=True):
+            for spec, folder in runs.items():
                 _follow_up(job, spec, folder)
 
     try:
@@ -269,14 +260,6 @@ def request_attempt(job: str, specs: Sequence[str], folders: Sequence[Path]) -> 
         return None
     except NoSlurm as error:
         return f"a time limit: Slurm says {str(error)!r}"
-
-
-def is_time_limit(job: str) -> bool:
-    """Whether Slurm ends the job for that reason; where it does not say, it may be cancelled."""
-    try:
-        return _patiently(lambda: slurm.state_and_reason(job)[1]) == "TimeLimit"
-    except NoSlurm:
-        return False
 
 
 def _patiently(question: Callable[[], T]) -> T:
@@ -293,8 +276,7 @@ def _follow_up(job: str, spec: str, folder: Path) -> None:
     path = Path(os.path.realpath(spec))
     jobs = slurm.read_queue()
     waiting = (j.job for j in jobs if j.runs(path) and not j.has_ended and j.job != job)
-    follow_up = next(waiting, None)
-    if follow_up is None:
+    if (follow_up := next(waiting, None)) is None:
         by_hand = (j.command for j in jobs if j.job == job and j.command.endswith(f" {spec}"))
         extra: list[str] = []
         if text := os.environ.get(slurm.SUBMISSION):
@@ -316,17 +298,16 @@ def _follow_up(job: str, spec: str, folder: Path) -> None:
 
 def request_for_shared_job(specs: Sequence[str]) -> int:
     """Request another attempt at those of the runs that wait for one; the exit code."""
-    job, waiting = processes.slurm_job(), []
+    job, waiting = processes.slurm_job(), dict[str, Path]()
     for spec in specs:
         count = RestartCount.read(Path(spec).parent)
         if count and count.is_asked and count.job == job:
-            waiting.append(spec)
-    folders = [Path(spec).parent for spec in waiting]
-    if not job or not waiting or not (reason := request_attempt(job, waiting, folders)):
+            waiting[spec] = Path(spec).parent
+    if not job or not waiting or not (reason := request_attempt(job, waiting)):
         return 0
-    for folder in folders:
+    for folder in waiting.values():
         with open(folder / "job.log", "a") as log:
             print(f"not continued after {reason}; -r resumes it", file=log)
-    for process in [report_failure(folder, 1) for folder in folders]:
+    for process in [report_failure(folder, 1) for folder in waiting.values()]:
         wait_until_sent(process)
     return 1

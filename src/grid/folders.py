@@ -16,7 +16,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -77,10 +77,6 @@ class Batch:
     def is_ours(self) -> bool:
         return self.path.stat().st_uid == os.getuid()
 
-    @property
-    def index(self) -> Path:
-        return self.path / "rows.jsonl"
-
 
 def open_batch(path: str | Path) -> Batch:
     """The batch of a folder; without an index, its subfolders that hold a spec.yaml.
@@ -96,17 +92,14 @@ def open_batch(path: str | Path) -> Batch:
         if not rows and not (folder / "job.yaml").exists():
             raise UserError(f"{path}: no batch (it has neither rows.jsonl nor */spec.yaml)")
         return Batch(folder, rows)
-    rows, problems = [], []
-    by_number: dict[str, Row] | None = None
+    rows, problems = list[Row](), list[UserError]()
     for number, line in enumerate(_lines_of_index(folder)):
         try:
             rows.append(_row_of_line(folder, line))
         except UserError as error:  # the row is the folder with its number
-            if by_number is None:  # read once: a batch may have many rows
-                by_number = {
-                    row.name.partition("_")[0].lstrip("0") or "0": row
-                    for row in _rows_of_specs(folder)
-                }
+            if not problems:  # read once: a batch may have many rows
+                specs = {row.name.partition("_")[0]: row for row in _rows_of_specs(folder)}
+                by_number = {name.lstrip("0") or "0": row for name, row in specs.items()}
             rows += [by_number[str(number)]] if str(number) in by_number else []
             problems.append(error)
     if problems and not rows:
@@ -142,12 +135,11 @@ def _row_of_line(folder: Path, line: str) -> Row:
 def _rows_of_specs(folder: Path) -> list[Row]:
     rows = []
     for spec in sorted(folder.glob("*/spec.yaml")):
-        try:
-            content = read_yaml_file(spec)
-        except UserError:
-            content = None  # a broken file is a row all the same
-        values = content if isinstance(content, dict) else {}
-        rows.append(Row(spec.parent, {str(k): v for k, v in values.items() if k != "output_dir"}))
+        values: object = None
+        with suppress(UserError):  # a broken file is a row all the same
+            values = read_yaml_file(spec)
+        given = values.items() if isinstance(values, dict) else ()
+        rows.append(Row(spec.parent, {str(k): v for k, v in given if k != "output_dir"}))
     return rows
 
 
@@ -186,20 +178,19 @@ def spec_home(folder: Path) -> Path | None:
 
 def is_elsewhere(folder: Path) -> bool:
     """Whether a row was made in another folder: it was moved or copied to this one."""
-    return (home := spec_home(folder)) is not None and not _is_same(home, folder)
+    home = spec_home(folder)
+    if home is None or home == folder:
+        return False
+    try:
+        return not os.path.samefile(home, folder)  # by a link, or another mount
+    except (OSError, ValueError):
+        return True
 
 
 def is_copy(folder: Path) -> bool:
     """Whether the folder in which the row was made is still there."""
     home = spec_home(folder)
-    return home is not None and os.path.isdir(home) and not _is_same(home, folder)
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one == other or os.path.samefile(one, other)  # by a link, or another mount
-    except (OSError, ValueError):
-        return False
+    return home is not None and is_elsewhere(folder) and os.path.isdir(home)
 
 
 def count_runs(number: int) -> str:
@@ -226,21 +217,23 @@ def row_names(first: int, batch: str, rows: Sequence[Mapping[str, Any]]) -> list
 
     Keys and values are shortened alike in all rows, so that a pattern finds them.
     """
+
+    def short_key(key: str, most: int) -> str:
+        return "_".join(part[:most] for part in slug(key, LONGEST_NAME).split("_"))
+
     width = max(3, len(str(first + len(rows) - 1)))
-    starts = [f"{number:0{width}d}_{batch}" for number in range(first, first + len(rows))]
-    names = starts
+    names = []
     for most_key, most_value in SHORTER:
         names = [
-            "+".join([start, *(f"{_key(k, most_key)}={_value(row[k], most_value)}" for k in row)])
-            for start, row in zip(starts, rows, strict=True)
+            "+".join(
+                [f"{number:0{width}d}_{batch}"]
+                + [f"{short_key(k, most_key)}={_value(row[k], most_value)}" for k in row]
+            )
+            for number, row in enumerate(rows, first)
         ]
         if max(map(len, names), default=0) <= LONGEST_NAME:
             break
     return [n if len(n) <= LONGEST_NAME else n[:LONGEST_NAME].rstrip("+=-._") for n in names]
-
-
-def _key(key: str, most: int) -> str:
-    return "_".join(part[:most] for part in slug(key, LONGEST_NAME).split("_"))
 
 
 def _value(value: Any, most: int) -> str:
@@ -257,9 +250,8 @@ def _value(value: Any, most: int) -> str:
 
 def varying_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys whose value is not the same in all rows, a missing one being null."""
-    first = rows[0] if rows else {}
     keys = dict.fromkeys(key for row in rows for key in row)
-    return [key for key in keys if any(row.get(key) != first.get(key) for row in rows)]
+    return [key for key in keys if any(row.get(key) != rows[0].get(key) for row in rows)]
 
 
 # ---- Writing -----------------------------------------------------------------------------
@@ -283,13 +275,12 @@ class Plan:
     @property
     def summary(self) -> str:
         """'108 runs new', '12 runs new, 108 runs of an earlier call'."""
-        num_old = len(self.wanted) - self.num_new
-        parts = [f"{count_runs(self.num_new)} new"] if self.num_new else []
-        parts += [f"{count_runs(num_old)} of an earlier call"] if num_old else []
-        if self.num_others:
-            others = count_runs(self.num_others)
-            parts += [f"{others} that this job file does not ask for, left alone"]
-        return ", ".join(parts)
+        parts = (
+            (self.num_new, "new"),
+            (len(self.wanted) - self.num_new, "of an earlier call"),
+            (self.num_others, "that this job file does not ask for, left alone"),
+        )
+        return ", ".join(f"{count_runs(number)} {what}" for number, what in parts if number)
 
 
 def plan_batch(
@@ -302,9 +293,9 @@ def plan_batch(
     new = [values for values in grid if row_identity(values) not in known]
     varying = varying_keys([row.values for row in rows] + new)
     shown = [{key: values[key] for key in varying if key in values} for values in new]
-    for name, values in zip(row_names(len(rows), folder.name, shown), new, strict=True):
-        known[row_identity(values)] = Row(folder / name, values)
-        rows.append(known[row_identity(values)])
+    names = row_names(len(rows), folder.name, shown)
+    rows += [Row(folder / name, values) for name, values in zip(names, new, strict=True)]
+    known = {row_identity(row.values): row for row in rows}
     wanted = [known[row_identity(values)] for values in grid]
     return Plan(Batch(folder, rows), wanted, len(new), job_text, dict(common))
 
@@ -318,26 +309,23 @@ def write_batch(plan: Plan, root: Path) -> None:
         job = batch.path / "job.yaml"
         earlier = job.read_text(encoding="utf-8") if job.exists() else None
         if earlier not in (None, plan.job_text):
-            numbers = [
-                int(old.name.split(".")[2]) for old in batch.path.glob("job.old.[0-9]*.yaml")
-            ]
-            os.replace(job, batch.path / f"job.old.{max(numbers, default=0) + 1}.yaml")
+            old = [path.name.split(".")[2] for path in batch.path.glob("job.old.[0-9]*.yaml")]
+            os.replace(job, batch.path / f"job.old.{max(map(int, old), default=0) + 1}.yaml")
         if earlier != plan.job_text:
             write_atomically(job, plan.job_text)
         entries = ({"folder": row.name, "values": row.values} for row in batch.rows)
         text = "".join(json.dumps(entry, default=str) + "\n" for entry in entries)
-        if not batch.index.exists() or batch.index.read_text(encoding="utf-8") != text:
-            write_atomically(batch.index, text)
+        index = batch.path / "rows.jsonl"
+        if not index.exists() or index.read_text(encoding="utf-8") != text:
+            write_atomically(index, text)
         for row in batch.rows:
             if not row.spec.exists():
-                row.folder.mkdir(exist_ok=True)
-                text = write_yaml(spec_of(row, plan.common, root))
-                write_atomically(row.spec, text, durable=False)
+                write_spec(row, plan.common, root)
     except OSError as error:
         raise UserError(f"output_dir: cannot write {error.filename}: {error.strerror}") from None
 
 
-def spec_of(row: Row, common: Mapping[str, Any], root: Path) -> dict[str, Any]:
+def write_spec(row: Row, common: Mapping[str, Any], root: Path) -> None:
     """What train.py is called with: paths absolute, as it may run from a copy of the code."""
     spec = {**common, **row.values, "output_dir": str(row.folder)}
     if spec.get("wandb") or spec.get("trackers"):
@@ -345,7 +333,8 @@ def spec_of(row: Row, common: Mapping[str, Any], root: Path) -> dict[str, Any]:
     for key in PATH_KEYS:
         if isinstance(spec.get(key), str):
             spec[key] = os.path.abspath(root / os.path.expanduser(spec[key]))
-    return spec
+    row.folder.mkdir(exist_ok=True)
+    write_atomically(row.spec, write_yaml(spec), durable=False)
 
 
 def check_writable(folder: Path) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from src.config import KEYS, evaluate, is_expression, read_yaml_file
 from src.grid.folders import LONGEST_BATCH, count_runs, row_identity, same, slug
-from src.support import UserError, bad_value, unknown_name
+from src.support import UserError, bad_value, pick, unknown_name
 
 MOST_RUNS = 1_000_000
 MOST_KEYS = 1_000  # of a block; a run has some hundred
@@ -39,6 +39,8 @@ TOP_KEYS = ("job_details", "parameters")
 # keys of a run that are given once for the batch
 PASSED_ON = ("trackers", "wandb", "wandb_project_name", "wandb_tags")
 DETAILS = ("name", "output_dir", *PASSED_ON)
+
+NOT_EMPTY = "at least one value: an empty list makes no runs"
 
 Settings = dict[str, Any]  # key of a run -> value
 
@@ -113,22 +115,19 @@ def try_job(path: str | Path) -> tuple[Job, list[str]]:
         details = {}
     errors += _unknown("job_details", details, DETAILS)
     given = {key: value for key, value in details.items() if value is not None}
-    common = {key: given[key] for key in PASSED_ON if key in given}
     texts = {"name": Path(path).stem, "output_dir": "results"}
     for key in texts:
         value = given.get(key, texts[key])
         if isinstance(value, str) and value.strip() and "\0" not in value:
             texts[key] = value
         else:
-            expected = "a text that is not empty"
-            errors.append(str(bad_value(f"job_details.{key}", value, expected)))
+            error = bad_value(f"job_details.{key}", value, "a text that is not empty")
+            errors.append(str(error))
     places, grid_errors = places_of(content["parameters"])
     errors += grid_errors
-    errors += [
-        f"{key}: set twice, at job_details.{key} and at {places[key]}"
-        for key in common
-        if key in places
-    ]
+    common = {key: given[key] for key in PASSED_ON if key in given}
+    for key in [key for key in common if key in places]:
+        errors.append(f"{key}: set twice, at job_details.{key} and at {places[key]}")
     if place := places.get("output_dir"):
         where = "job_details.output_dir says where the batch goes"
         errors.append(f"{place}: each run gets its own folder; {where}")
@@ -141,9 +140,8 @@ def try_job(path: str | Path) -> tuple[Job, list[str]]:
 def _unknown(where: str, block: Mapping[Any, Any], known: Iterable[str]) -> list[str]:
     unknown = [str(key) for key in block if key not in known]
     lines = [str(unknown_name(where, key, known)) for key in unknown[:MOST_NAMED]]
-    return lines + [f"{where}: … and {len(unknown) - MOST_NAMED:,} more"] * (
-        len(unknown) > MOST_NAMED
-    )
+    more = len(unknown) - len(lines)
+    return lines + [f"{where}: … and {more:,} more"] * bool(more)
 
 
 # ---- Parameters, expanded ----------------------------------------------------------------
@@ -158,11 +156,6 @@ class Factor:
     given: list[Settings] = field(default_factory=list)
     where: str = ""  # the place of a LIST
     blocks: list[list["Factor"]] = field(default_factory=list)  # of a LIST
-
-    @property
-    def max_count(self) -> int:
-        """How many options there are at most, known before any is made."""
-        return sum(map(_max_count, self.blocks)) if self.blocks else len(self.given)
 
     @cached_property
     def options(self) -> list[Settings]:
@@ -193,15 +186,13 @@ class Factor:
 
 
 def _max_count(block: list[Factor]) -> int:
-    return math.prod(factor.max_count for factor in block)
+    """How many rows there are at most, known before any is made."""
+    return math.prod(sum(map(_max_count, f.blocks)) if f.blocks else len(f.given) for f in block)
 
 
 def _crossed(block: list[Factor]) -> Iterator[Settings]:
     for options in product(*(factor.options for factor in block)):
-        row: Settings = {}
-        for option in options:
-            row.update(option)
-        yield row
+        yield dict(chain.from_iterable(option.items() for option in options))
 
 
 @dataclass(frozen=True)
@@ -252,10 +243,7 @@ def places_of(parameters: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]
     {'momentum': 'parameters.LIST_optim[1].momentum'}
     """
     block, mistakes = _read(parameters)
-    places: dict[str, str] = {}
-    for factor in block:
-        places = {**factor.places, **places}
-    return places, list(mistakes.lines)
+    return dict(chain.from_iterable(f.places.items() for f in reversed(block))), [*mistakes.lines]
 
 
 def _equal_rows(rows: list[Settings], varying: set[str]) -> list[str]:
@@ -303,35 +291,29 @@ def _read_block(where: str, block: object, mistakes: Mistakes) -> list[Factor]:
 def _places(block: Iterable[Factor]) -> dict[str, str]:
     """Each key of the block -> its place; UserError where one run would set it twice."""
     places: dict[str, str] = {}
-    for factor in block:
-        for key, place in factor.places.items():
-            if key in places:
-                raise UserError(f"{key}: set twice for one run, at {places[key]} and at {place}")
-            places[key] = place
+    for key, place in chain.from_iterable(factor.places.items() for factor in block):
+        if places.setdefault(key, place) != place:
+            raise UserError(f"{key}: set twice for one run, at {places[key]} and at {place}")
     return places
 
 
 def _read_factor(where: str, key: object, value: object, mistakes: Mistakes) -> Factor:
     if not isinstance(key, str):
         raise bad_value(where, key, "a name as the key (YAML reads on, off, yes, no as booleans)")
-    if key.startswith("LIST"):
-        return _read_list(where, value, mistakes)
     if key.startswith("ZIP"):
         return _read_zip(where, value, mistakes)
-    return Factor({key: where}, [{key: item} for item in _values(where, key, value)])
-
-
-def _read_list(where: str, value: object, mistakes: Mistakes) -> Factor:
+    if not key.startswith("LIST"):
+        return Factor({key: where}, [{key: item} for item in _values(where, key, value)])
     if not isinstance(value, list):
         raise bad_value(where, value, "a list of blocks")
-    _refuse_empty(where, value)
+    if not value:
+        raise bad_value(where, value, NOT_EMPTY)
     blocks: list[list[Factor]] = []
     places: dict[str, str] = {}
     for number, block in enumerate(value):
         with mistakes.noted(value=block):
             blocks.append(_read_block(f"{where}[{number}]", block, mistakes))
-            for key, place in _places(blocks[-1]).items():
-                places.setdefault(key, place)  # of a key in several blocks the first is shown
+            places = _places(blocks[-1]) | places  # of a key in several blocks the first is shown
     return Factor(places, where=where, blocks=blocks or [[]])
 
 
@@ -358,34 +340,27 @@ def _read_zip(where: str, value: object, mistakes: Mistakes) -> Factor:
 
 
 def _values(where: str, key: str, value: object) -> list[Any]:
-    """The list that a key goes through: given, drawn, computed, or of this one value."""
+    """The list that a key goes through: given, drawn, computed, or of this one value; a text that
+    computes no list is for the run to read.
+
+    An expression that draws is seeded by the key, so that a second look at the file sees the same
+    rows.
+    """
     if isinstance(value, Mapping) and "n" in value and any(kind in value for kind in DRAWS):
         return _drawn(where, key, value)
-    values = _computed(where, key, value) if isinstance(value, str) else value
+    values: Any = value
+    if isinstance(value, str) and is_expression(value):
+        try:
+            values = evaluate(value, rng=np.random.default_rng(crc32(key.encode())))
+        except UserError as error:
+            raise UserError(f"{where}: {error} (a text that is none stands in a list)") from None
+        is_vector = isinstance(values, np.ndarray) and values.ndim == 1
+        values = _plain(values) if is_vector or isinstance(values, list | tuple) else value
     if not isinstance(values, list):
         return [value]
-    _refuse_empty(where, values)
-    return values
-
-
-def _refuse_empty(where: str, values: list[Any]) -> None:
     if not values:
-        raise bad_value(where, values, "at least one value: an empty list makes no runs")
-
-
-def _computed(where: str, key: str, text: str) -> object:
-    """The list that an expression yields; any other text as it is, for the run to read.
-
-    What draws is seeded by the key, so that a second look at the file sees the same rows.
-    """
-    if not is_expression(text):
-        return text
-    try:
-        value = evaluate(text, rng=np.random.default_rng(crc32(key.encode())))
-    except UserError as error:
-        raise UserError(f"{where}: {error} (a text that is none stands in a list)") from None
-    is_list = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
-    return _plain(value) if is_list else text
+        raise bad_value(where, values, NOT_EMPTY)
+    return values
 
 
 def _plain(value: Any) -> Any:
@@ -403,13 +378,11 @@ def _drawn(where: str, key: str, draw: Mapping) -> list[Any]:
     uniform, loguniform: between the two bounds. choice goes through its options in random
     order, round after round: up to as many as there are they differ, more stay balanced.
     """
-    kinds = [kind for kind in DRAWS if kind in draw]
-    if len(kinds) > 1:
+    kind, *others = [kind for kind in DRAWS if kind in draw]
+    if others:
         raise bad_value(where, draw, f"one of {', '.join(DRAWS)}")
-    (kind,) = kinds
     for name in draw:
-        if name not in (known := (kind, "n", "seed")):
-            raise unknown_name(where, str(name), known)
+        pick(dict.fromkeys((kind, "n", "seed")), str(name), where)
     numbers = {"seed": 0, **draw}
     for name, least, most in (("n", 1, MOST_RUNS), ("seed", 0, 2**32 - 1)):
         if type(number := numbers[name]) is not int or not least <= number <= most:
@@ -425,10 +398,11 @@ def _drawn(where: str, key: str, draw: Mapping) -> list[Any]:
         return [given[place] for place in islice(chain.from_iterable(rounds), n)]
     above = 0 if kind == "loguniform" else -math.inf
     match given:
-        case [int() | float() as low, int() | float() as high] if above < low < high < LARGEST:
-            if low > -LARGEST:
-                if kind == "uniform":
-                    return rng.uniform(low, high, n).tolist()
-                drawn = np.exp(rng.uniform(math.log(low), math.log(high), n))
-                return np.clip(drawn, low, high).tolist()  # exp(log(low)) may be a little less
+        case [int() | float() as low, int() | float() as high] if (
+            max(above, -LARGEST) < low < high < LARGEST
+        ):
+            if kind == "uniform":
+                return rng.uniform(low, high, n).tolist()
+            drawn = np.exp(rng.uniform(math.log(low), math.log(high), n))
+            return np.clip(drawn, low, high).tolist()  # exp(log(low)) may be a little less
     raise bad_value(where, given, f"[low, high] with {above:g} < low < high < inf")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
@@ -17,7 +18,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from src.grid.failures import KILLED_AFTER_CTRL_C, is_interruption
 from src.grid.folders import Batch, Row
 from src.grid.notices import report_failure, wait_until_sent
 from src.support import UserError, processes, write_atomically
@@ -26,6 +26,8 @@ SECONDS_TO_STOP = 30.0  # from Ctrl-C to killing what has not stopped
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal to draw a bar on
 ENDS = ("done", "interrupted", "failed")  # how a row may have ended
+STOPPED = 75  # the exit code of a run that has saved its state, to resume later
+KILLED_AFTER_CTRL_C = "killed, as it did not stop in time after Ctrl-C"  # a line of the log
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,8 @@ class Machine:
 
     def variables(self, slot: int) -> dict[str, str]:
         """The environment of a row in this slot: its GPU, its share of the cores."""
-        variables = dict(os.environ)
-        threads = max(1, ceil(processes.num_cores()) // self.jobs)
-        variables.setdefault("OMP_NUM_THREADS", str(threads))
+        variables = {"OMP_NUM_THREADS": str(max(1, ceil(processes.num_cores()) // self.jobs))}
+        variables |= os.environ
         variables["EXPERIMENT_SHARES_JOB"] = str(self.jobs)  # where this is a job of Slurm
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
@@ -51,19 +52,21 @@ def default_jobs(gpus: Sequence[str]) -> int:
     return len(gpus) or max(1, ceil(processes.num_cores()) // 2)
 
 
+def returncode(code: int) -> int:
+    """As Popen has it: -9 for signal 9, which shells give as 137."""
+    return 128 - code if 128 < code < 160 else code
+
+
 def runner(batch: Batch) -> dict[str, Any] | None:
     """Who runs rows of this batch on this machine now: pid, host, rows, and how many at a time
     (jobs); None: nobody."""
     try:
         facts = json.loads((batch.submissions / "local.json").read_text())
-        is_alive = (
-            facts["host"] == platform.node()
-            and facts["began"] is not None
-            and processes.start_time(facts["pid"]) == facts["began"]
-        )
+        began = facts["began"]
+        is_alive = began is not None and processes.start_time(facts["pid"]) == began
         # A copy of the batch holds the notice as well.
         is_of_batch = os.path.samefile(facts.get("batch", batch.path), batch.path)
-        return facts if is_alive and is_of_batch else None
+        return facts if is_alive and is_of_batch and facts["host"] == platform.node() else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
@@ -99,7 +102,6 @@ class _Workers:
         self.machine, self.code = machine, code
         self.running: dict[int, tuple[Row, subprocess.Popen]] = {}
         self.ended: Counter[str] = Counter()  # of ENDS
-        self.is_stopping = False
         self.messages: list[subprocess.Popen | None] = []  # on their way
         self.shown = time.monotonic()
 
@@ -109,8 +111,8 @@ class _Workers:
         with tqdm(total=self.num_rows, disable=no_bar, bar_format=form) as bar:
             try:
                 while self.waiting or self.running:
-                    for slot in [s for s in range(self.machine.jobs) if s not in self.running]:
-                        if self.waiting:
+                    for slot in range(self.machine.jobs):
+                        if self.waiting and slot not in self.running:
                             self._start(slot, self.waiting.pop())
                     time.sleep(SECONDS_BETWEEN_LOOKS)
                     self._reap()
@@ -143,17 +145,17 @@ class _Workers:
             print(f"{row.name}: {error.filename}: {error.strerror}", file=sys.stderr)
             self.ended["failed"] += 1
 
-    def _reap(self) -> None:
+    def _reap(self, *, is_stopping: bool = False) -> None:
         for slot, (row, process) in list(self.running.items()):
-            code = process.poll()
-            if code is None:
+            if (code := process.poll()) is None:
                 continue
             del self.running[slot]
             how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
             _note(row, f"ended: {how}")
+            by_signal = returncode(code) in (-signal.SIGINT, -signal.SIGTERM)
             if code == 0:
                 self.ended["done"] += 1
-            elif is_interruption(code) or self.is_stopping:
+            elif is_stopping or code == STOPPED or by_signal:  # somebody has stopped it
                 self.ended["interrupted"] += 1
             else:
                 self.ended["failed"] += 1
@@ -161,21 +163,20 @@ class _Workers:
 
     def _stop(self) -> None:
         """Ask each to stop as Ctrl-C would; kill what takes too long, or at a second Ctrl-C."""
-        self.is_stopping = True
         for _, process in self.running.values():
             process.send_signal(signal.SIGINT)
         until = time.monotonic() + SECONDS_TO_STOP
         try:
             while self.running and time.monotonic() < until:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-                self._reap()
+                self._reap(is_stopping=True)
         except KeyboardInterrupt:
             pass
         for row, process in self.running.values():
             _note(row, KILLED_AFTER_CTRL_C)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        self._reap()
+        self._reap(is_stopping=True)
 
     def _show(self, bar: tqdm) -> None:
         """A bar on a terminal, else a line of text every minute."""
@@ -188,21 +189,16 @@ class _Workers:
         text = ", ".join([*parts, f"{len(self.running)} running"])
         if bar.disable:
             print(text, file=sys.stderr, flush=True)
-        else:
-            bar.n = self.ended.total() + sum(_progress(row) for row, _ in self.running.values())
-            bar.set_description_str(text)
+            return
+        bar.n = self.ended.total()
+        for row, _ in self.running.values():
+            with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+                status = json.loads((row.folder / "status.json").read_text())
+                bar.n += float(status["progress"]) if status["state"] == "running" else 0.0
+        bar.set_description_str(text)
 
 
 def _note(row: Row, what: str) -> None:
     """A line in job.log that marks where an attempt begins or ends."""
     with open(row.log, "a") as log:
         log.write(f"--- {what} ---\n")
-
-
-def _progress(row: Row) -> float:
-    """How far a run is, 0 … 1, by its status.json."""
-    try:
-        status = json.loads((row.folder / "status.json").read_text())
-        return float(status["progress"]) if status["state"] == "running" else 0.0
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return 0.0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from src.config import read_yaml_file, write_yaml
-from src.grid.folders import PATH_KEYS, Batch, Row, is_copy, is_elsewhere, spec_home, spec_of
+from src.grid.folders import PATH_KEYS, Batch, Row, is_copy, is_elsewhere, spec_home, write_spec
 from src.grid.job_file import read_job
 from src.grid.snapshot import frozen_copies, repository_of
 from src.grid.submission import Journal
@@ -45,10 +45,7 @@ def repair_batch(batch: Batch, root: Path, *, is_dry: bool = False) -> Repaired:
         try:
             if not _has_spec(row):
                 if not is_dry:  # from the index, and the job file for keys that all rows share
-                    common = read_job(batch.path / "job.yaml").common
-                    row.folder.mkdir(exist_ok=True)
-                    text = write_yaml(spec_of(row, common, root))
-                    write_atomically(row.spec, text, durable=False)
+                    write_spec(row, read_job(batch.path / "job.yaml").common, root)
                 done.made_again.append(row.name)
             elif is_elsewhere(row.folder):
                 if not is_dry:

@@ -21,11 +21,10 @@ from src.grid.best_settings import (
     rank_settings,
     read_stats_text,
 )
-from src.grid.failures import KINDS, LONGEST_CAUSE
 from src.grid.folders import Batch, count_runs, open_batch
 from src.grid.local import runner
 from src.grid.slurm import NoSlurm, read_queue
-from src.grid.status import NAMES, RowStatus, read_journal, row_statuses
+from src.grid.status import KINDS, LONGEST_CAUSE, NAMES, RowStatus, read_journal, row_statuses
 from src.grid.submission import Journal, queued_rows
 from src.logging import Cost
 from src.metrics import LOSS_KEYS, LOSS_METRICS, metric_columns, metric_name

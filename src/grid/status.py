@@ -1,4 +1,4 @@
-"""What became of each run of a batch: what its folder holds, and what Slurm's queue says.
+"""What became of each run of a batch, and why it failed, by its folder, its log, Slurm's queue.
 
 done        it ended by itself, well or diverged
 running     Slurm, or a process on this machine, runs it
@@ -7,35 +7,30 @@ interrupted it was ended by Ctrl-C, by hand, or by the program that ran it
 failed      it ended otherwise; kind and cause say how
 lost        it died without reporting: it was started and has not ended, but nobody runs it
 unstarted   nothing says that it was ever started
+
+A run's job.log holds all that its attempts printed, one after the other. Where we start them (in an
+array, or on this machine), an attempt begins with `--- TIME job 123_4 on NODE ---` and may end with
+`--- ended: exit code 1 ---`. Slurm's last words stand there too.
 """
 
 import json
 import math
 import os
 import platform
+import re
+import signal
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from src.grid.failures import (
-    LONGEST_CAUSE,
-    STOPPED,
-    Failure,
-    LoggedAttempt,
-    failure_by_slurm,
-    failure_of_error,
-    failure_of_log,
-    failure_of_stop,
-    failure_to_continue,
-    last_attempt,
-    seconds_of,
-)
 from src.grid.folders import Batch, Row, is_copy
-from src.grid.local import runner
+from src.grid.local import KILLED_AFTER_CTRL_C, STOPPED, returncode, runner
 from src.grid.slurm import NoSlurm, QueuedJob, read_queue
 from src.grid.submission import Call, Journal, queued_rows
 from src.logging import Cost
@@ -43,11 +38,22 @@ from src.support import UserError, one_line, processes
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "lost", "unstarted")
 NAMES = {"unstarted": "never started"}  # of states, where a person reads another word
-
-WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+KINDS = {  # of failures -> the words for a person
+    "error": "error",
+    "oom": "out of memory",
+    "timeout": "time limit",
+    "cancelled": "cancelled",
+    "preempted": "preempted",
+    "node": "node failure",
+    "interrupted": "interrupted",
+    "killed": "killed",
+}
 RESUMABLE = ("interrupted", "timeout", "preempted")  # kinds of failure: the state was saved
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 MOST_SECONDS_TO_END = 60.0  # of a process whose run is done; else the log was touched later
 SECONDS_OF_SILENCE = 600.0  # after which a run that cannot be asked counts as dead
+LONGEST_CAUSE = 150  # characters
+TAIL = 8192  # bytes of a log that are read
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class RowStatus:
 
     row: Row
     state: str  # of STATES
-    kind: str | None = None  # of failures.KINDS, for failed and interrupted runs
+    kind: str | None = None  # of KINDS, for failed and interrupted runs
     cause: str | None = None  # one line for a person
     node: str | None = None
     job: str | None = None  # Slurm's '123_4'
@@ -113,6 +119,129 @@ def read_journal(batch: Batch) -> Journal:
         raise UserError(f"{path}: cannot be read ({error!r})") from None
 
 
+# ---- Why a run failed --------------------------------------------------------------------
+
+
+class Failure(NamedTuple):
+    kind: str  # of KINDS
+    cause: str  # one line for a person
+
+
+BEGIN = re.compile(r"^--- (\S+) (job|local) (\S+) on (.*) ---$", re.MULTILINE)
+END = re.compile(r"^--- ended: (exit code|killed by signal) (\d+) ---$", re.MULTILINE)
+FAILURES_BY_SLURM = {  # a pattern in its lines -> why it ended a job
+    r"oom[-_ ]kill|Out Of Memory|Exceeded \w+ memory limit": (
+        "oom",
+        "out of memory, killed by Slurm",
+    ),
+    "DUE TO TIME LIMIT": ("timeout", "time limit"),
+    "DUE TO PREEMPTION": ("preempted", "preempted"),
+    "DUE TO NODE FAIL": ("node", "node failure"),
+    # What says JOB REQUEUE resumes by itself, and explains no end.
+    "CANCELLED AT (?!.*DUE TO JOB REQUEUE)": ("cancelled", "cancelled"),
+}
+FAILURES_BY_SIGNAL = {
+    -signal.SIGKILL: Failure("killed", "killed by signal 9, perhaps out of memory"),
+    -signal.SIGINT: Failure("interrupted", "interrupted"),
+    -signal.SIGTERM: Failure("interrupted", "interrupted by signal 15"),
+}
+NOT_CONTINUED = re.compile(r"^not continued after .*?(time limit|restart).*", re.MULTILINE)
+OUT_OF_MEMORY = re.compile(
+    r"OutOfMemoryError|out of memory|MemoryError|[Cc]an't allocate memory|Cannot allocate memory"
+    r"|std::bad_alloc|CUBLAS_STATUS_ALLOC_FAILED"
+)
+EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception)\b.*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class LoggedAttempt:
+    """The last attempt that stands at the end of a log."""
+
+    text: str  # what it printed, or the last of it
+    written: float  # when the file was changed last; seconds since 1970, as `started`
+    started: float | None = None  # this and the next two only where a first line says so
+    job: str | None = None  # Slurm's, '123_4'
+    node: str | None = None
+    code: int | None = None  # its exit code, -9 for signal 9; None: no last line says so
+
+
+def last_attempt(log: Path) -> LoggedAttempt | None:
+    """None where there is no log, or nothing in it."""
+    try:
+        with open(log, "rb") as file:
+            facts = os.fstat(file.fileno())
+            file.seek(max(0, facts.st_size - TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return None
+    if not text.strip():
+        return None
+    *_, begin = [None, *BEGIN.finditer(text)]
+    text = text[begin.end() :] if begin else text
+    *_, end = [None, *END.finditer(text)]
+    code = None
+    if end:
+        code = returncode(int(end[2])) if end[1] == "exit code" else -int(end[2])
+    if begin is None:
+        return LoggedAttempt(text, facts.st_mtime, code=code)
+    job = begin[3] if begin[2] == "job" else None
+    return LoggedAttempt(text, facts.st_mtime, seconds_of(begin[1]), job, begin[4] or None, code)
+
+
+def failure_by_slurm(text: str) -> Failure | None:
+    """Why Slurm ended a job, which it writes into its log."""
+    words = "\n".join(re.findall(r"^(?:slurmstepd|srun)[^:\n]*: .*", text, re.MULTILINE))
+    found = (why for pattern, why in FAILURES_BY_SLURM.items() if re.search(pattern, words))
+    return Failure(*why) if (why := next(found, None)) else None
+
+
+def failure_of_stop(status: Mapping[str, Any]) -> Failure:
+    """Of a run that has saved its state and ended, and for which no job waits."""
+    step = status.get("step")
+    where = f" at step {step}" if isinstance(step, int) else ""
+    cause = f"stopped with a checkpoint{where} and not continued"
+    if status.get("job") is None:  # on a machine without Slurm somebody has stopped it
+        return Failure("interrupted", cause)
+    return Failure("preempted" if status.get("signal") == "SIGTERM" else "timeout", cause)
+
+
+def failure_of_error(error: str) -> Failure:
+    """Of an exception's line: 'ValueError: …'."""
+    cause = one_line(error.removeprefix("UserError: "), LONGEST_CAUSE)
+    return Failure("oom" if OUT_OF_MEMORY.search(error) else "error", cause)
+
+
+def failure_of_log(attempt: LoggedAttempt, *, has_status: bool) -> Failure | None:
+    """What the end of a log says. With a status, a last line alone proves no failure."""
+    code, text = attempt.code, attempt.text
+    if code == -signal.SIGKILL and f"--- {KILLED_AFTER_CTRL_C} ---" in text:
+        return Failure("interrupted", KILLED_AFTER_CTRL_C)
+    if code in FAILURES_BY_SIGNAL:
+        return FAILURES_BY_SIGNAL[code]
+    if code == STOPPED:
+        return failure_of_stop({"job": attempt.job})
+    _, has_traceback, rest = text.rpartition("Traceback (most recent call last):")
+    if has_traceback:
+        found = [ln for ln in rest.splitlines()[1:] if ln and not ln[0].isspace()][:1]
+    else:  # the traceback may be cut off
+        found = EXCEPTION.findall(text)[-1:]
+    if found:
+        return failure_of_error(found[0])
+    if code is not None and code < 0:
+        return Failure("killed", f"killed by signal {-code}")
+    if code == 0:
+        return Failure("error", "exit code 0, yet the run is not done")
+    if has_status and code is None:
+        return None
+    for line in map(str.strip, reversed(text.splitlines())):
+        if line and not re.match(r"(srun|slurmstepd)\b|--- ", line):
+            return failure_of_error(line)
+    return None if code is None else Failure("error", f"exit code {code}")
+
+
+# ---- What a folder holds -----------------------------------------------------------------
+
+
 def read_json(folder: str, name: str) -> tuple[dict[str, Any] | None, str | None]:
     """(content, what is wrong with it). None: there is no such file; {}: it cannot be read as an
     object of JSON. Older experiments leave an empty file `done`, which is whole."""
@@ -133,6 +262,42 @@ def read_json(folder: str, name: str) -> tuple[dict[str, Any] | None, str | None
     return {}, f"{name}: {type(content).__name__} instead of an object"
 
 
+# Facts may be missing, torn or of a wrong type.
+
+
+def _text(value: object) -> str | None:
+    return one_line(value, LONGEST_CAUSE) if isinstance(value, str) else None
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def seconds_of(moment: object) -> float | None:
+    """'2026-11-23T01:20:00+00:00' -> seconds since 1970."""
+    try:
+        return datetime.fromisoformat(str(moment)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _seconds(status: dict, end: float | None) -> float | None:
+    """Of this attempt from the beginning of its process up to its end, and of those before it."""
+    start = seconds_of(status.get("started"))
+    if start is None or end is None:
+        return None
+    others = [_number(status.get(key)) or 0.0 for key in ("seconds_to_start", "seconds_before")]
+    return max(0.0, end - start) + sum(others)
+
+
+def _progress(status: dict) -> float:
+    return min(max(_number(status.get("progress")) or 0.0, 0.0), 1.0)
+
+
 class _StatusReader:
     """One look at a batch: what the status of every run is judged by."""
 
@@ -149,7 +314,10 @@ class _StatusReader:
     def read(self, row: Row) -> RowStatus:
         folder = os.fspath(row.folder)
         (done, problem), (written, other) = (read_json(folder, x) for x in ("done", "status.json"))
-        status = self._judge(row, done, written)
+        if done is not None:
+            status = self._done(row, done, written or {})
+        else:
+            status = self._not_done(row, written)
         if damage := problem or other:
             status = replace(status, damage=damage)
         if not written or "cost" not in written:
@@ -160,27 +328,67 @@ class _StatusReader:
         is_wasted = status.state in ("failed", "lost") and status.kind not in RESUMABLE
         return replace(status, cost=total, wasted=total if is_wasted else wasted)
 
-    def _judge(self, row: Row, done: dict | None, written: dict | None) -> RowStatus:
-        status = written or {}
-        if done is not None:
-            return self._done(row, done, status)
-        job = (self.queue or {}).get(row.name)
+    def _done(self, row: Row, done: dict, status: dict) -> RowStatus:
+        end = seconds_of(done.get("time"))
+        if end is not None and (self.local_rows or self.queue):
+            # Its process ended some seconds later, when its log got a last line. Asked while
+            # other runs go or wait, as those will take that long as well.
+            with suppress(OSError):
+                ended = os.stat(row.log).st_mtime
+                end = ended if 0 <= ended - end < MOST_SECONDS_TO_END else end
+        return RowStatus(
+            row,
+            "done",
+            cause=_text(done.get("reason")),
+            node=_text(status.get("host")),
+            job=_text(status.get("job")),
+            progress=1.0,
+            seconds=_seconds(status, end),
+            outcome=_text(done.get("outcome")),
+        )
+
+    def _not_done(self, row: Row, written: dict | None) -> RowStatus:
+        status, job = written or {}, (self.queue or {}).get(row.name)
         # what it has reached is not lost while it waits
-        queued = RowStatus(row, "queued", job=job.job if job else None, progress=_progress(status))
+        number = job.job if job else None
+        queued = RowStatus(row, "queued", job=number, progress=_progress(status))
         if job and job.state in WAITING:
-            has_reason = job.reason not in ("", "None")
-            return replace(queued, cause=_text(job.reason) if has_reason else None)
+            reason = None if job.reason in ("", "None") else _text(job.reason)
+            return replace(queued, cause=reason)
         attempt = last_attempt(row.log)
-        latest = {} if _is_of_earlier_attempt(status, attempt, job) else status
-        state = self._state_if_held(row, latest, attempt, job)
+        updated = seconds_of(status.get("updated"))
+        started = attempt.started if attempt else None
+        if (job and status.get("job") not in (None, job.job)) or (
+            updated is not None and started is not None and updated < int(started)
+        ):
+            status = {}  # it was started again since, and that attempt has not come to a status
+        node = (attempt and attempt.node) or _text(status.get("host"))
+        number = (attempt and attempt.job) or _text(status.get("job"))
+        state = self._state_if_held(row, status, attempt, job)
         if state == "queued":
             cause = "goes on when its job does" if job else "its turn has not come"
             return replace(queued, cause=cause)
         if state == "running":
-            return self._running(queued, latest, attempt, job)
-        return self._ended(row, latest, attempt, was_begun=written is not None)
-
-    # ---- Who runs it? --------------------------------------------------------------------
+            node, number = (job.node if job else None) or node, queued.job or number
+            running = replace(queued, state="running", node=node, job=number)
+            if status.get("state") != "running":  # no status of this attempt yet
+                seconds = None if started is None else max(0.0, self.now - started)
+                return replace(running, cause="starting", seconds=seconds)
+            left = _number(status.get("seconds_left"))
+            if left is not None and updated is not None:
+                left = max(0.0, left - (self.now - updated))
+            return replace(running, seconds=_seconds(status, self.now), seconds_left=left)
+        kind = None
+        if failure := self._failure(row, status, attempt):
+            kind, cause = failure
+            state = "interrupted" if kind == "interrupted" else "failed"
+        elif written is not None or attempt:
+            state, cause = "lost", "was begun and not ended, but nobody is at it"
+        else:
+            state, cause = "unstarted", self._refusals.get(row.name, "never started")
+        seconds = _seconds(status, seconds_of(status.get("updated")))
+        progress = _progress(status)
+        return RowStatus(row, state, kind, cause, node, number, progress, seconds)
 
     def _state_if_held(
         self, row: Row, status: dict, attempt: LoggedAttempt | None, job: QueuedJob | None
@@ -216,70 +424,16 @@ class _StatusReader:
         updated = seconds_of(status.get("updated"))
         return updated is not None and self.now - updated < SECONDS_OF_SILENCE
 
-    # ---- What there is to say of it ------------------------------------------------------
-
-    def _done(self, row: Row, done: dict, status: dict) -> RowStatus:
-        end = seconds_of(done.get("time"))
-        if end is not None and (self.local_rows or self.queue):
-            # Its process ended some seconds later, when its log got a last line. Asked while
-            # other runs go or wait, as those will take that long as well.
-            with suppress(OSError):
-                ended = os.stat(row.log).st_mtime
-                end = ended if 0 <= ended - end < MOST_SECONDS_TO_END else end
-        return RowStatus(
-            row,
-            "done",
-            cause=_text(done.get("reason")),
-            node=_text(status.get("host")),
-            job=_text(status.get("job")),
-            progress=1.0,
-            seconds=_seconds(status, end),
-            outcome=_text(done.get("outcome")),
-        )
-
-    def _running(
-        self, queued: RowStatus, status: dict, attempt: LoggedAttempt | None, job: QueuedJob | None
-    ) -> RowStatus:
-        """queued: the status that it would have if it still waited."""
-        node = (job.node if job else None) or _node(status, attempt)
-        number = queued.job or _job(status, attempt)
-        running = replace(queued, state="running", node=node, job=number)
-        if status.get("state") != "running":  # no status of this attempt yet
-            started = attempt.started if attempt else None
-            seconds = None if started is None else max(0.0, self.now - started)
-            return replace(running, cause="starting", seconds=seconds)
-        left, updated = _number(status.get("seconds_left")), seconds_of(status.get("updated"))
-        if left is not None and updated is not None:
-            left = max(0.0, left - (self.now - updated))
-        return replace(running, seconds=_seconds(status, self.now), seconds_left=left)
-
-    def _ended(
-        self, row: Row, status: dict, attempt: LoggedAttempt | None, *, was_begun: bool
-    ) -> RowStatus:
-        kind = None
-        if failure := self._failure(row, status, attempt):
-            kind, cause = failure
-            state = "interrupted" if kind == "interrupted" else "failed"
-        elif was_begun or attempt:
-            state, cause = "lost", "was begun and not ended, but nobody is at it"
-        else:
-            state, cause = "unstarted", self._refusals.get(row.name, "never started")
-        return RowStatus(
-            row,
-            state,
-            kind=kind,
-            cause=cause,
-            node=_node(status, attempt),
-            job=_job(status, attempt),
-            progress=_progress(status),
-            seconds=_seconds(status, seconds_of(status.get("updated"))),
-        )
-
     def _failure(self, row: Row, status: dict, attempt: LoggedAttempt | None) -> Failure | None:
         """How it ended. Slurm's word comes first: what it kills may fail in strange ways."""
         if attempt:
-            failure = failure_to_continue(attempt.text) or failure_by_slurm(attempt.text)
-            if failure := failure or self._failure_of_job(row, attempt):
+            # why no further attempt was requested, which src/grid/attempt.py writes
+            *_, refusal = [None, *NOT_CONTINUED.finditer(attempt.text)]
+            if refusal:
+                kind = "timeout" if refusal[1] == "time limit" else "preempted"
+                return Failure(kind, one_line(refusal[0], LONGEST_CAUSE))
+            failure = failure_by_slurm(attempt.text) or self._failure_of_job(row, attempt)
+            if failure:
                 return failure
         match status.get("state"):
             case "stopped":
@@ -312,51 +466,3 @@ class _StatusReader:
     def _refusals(self) -> dict[str, str]:
         """Folder -> what Slurm said when it refused the run last."""
         return {row: f"Slurm refused: {c.why}" for c in self._calls if c.why for row in c.rows}
-
-
-def _is_of_earlier_attempt(
-    status: dict, attempt: LoggedAttempt | None, job: QueuedJob | None
-) -> bool:
-    """Whether the run was started again since, and that attempt has not come to a status."""
-    if job and status.get("job") not in (None, job.job):
-        return True
-    updated = seconds_of(status.get("updated"))
-    if updated is None or attempt is None or attempt.started is None:
-        return False
-    return updated < int(attempt.started)
-
-
-# ---- Facts that may be missing, torn or of a wrong type -----------------------------------
-
-
-def _text(value: object) -> str | None:
-    return one_line(value, LONGEST_CAUSE) if isinstance(value, str) else None
-
-
-def _number(value: object) -> float | None:
-    try:
-        number = float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _seconds(status: dict, end: float | None) -> float | None:
-    """Of this attempt from the beginning of its process up to its end, and of those before it."""
-    start = seconds_of(status.get("started"))
-    if start is None or end is None:
-        return None
-    others = [_number(status.get(key)) or 0.0 for key in ("seconds_to_start", "seconds_before")]
-    return max(0.0, end - start) + sum(others)
-
-
-def _progress(status: dict) -> float:
-    return min(max(_number(status.get("progress")) or 0.0, 0.0), 1.0)
-
-
-def _node(status: dict, attempt: LoggedAttempt | None) -> str | None:
-    return (attempt and attempt.node) or _text(status.get("host"))
-
-
-def _job(status: dict, attempt: LoggedAttempt | None) -> str | None:
-    return (attempt and attempt.job) or _text(status.get("job"))

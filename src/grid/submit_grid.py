@@ -20,7 +20,6 @@ from loguru import logger
 from tqdm import tqdm
 
 from src.grid.check import MOST_LINES, check_rows, errors_of
-from src.grid.failures import KINDS
 from src.grid.folders import (
     Batch,
     Plan,
@@ -43,7 +42,7 @@ from src.grid.notices import Notices, start_sending, submit_digest, wait_until_s
 from src.grid.repair import repair_batch
 from src.grid.reports import group_failures, short_path
 from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
-from src.grid.status import RowStatus, ask_queue, count_states, read_journal, row_statuses
+from src.grid.status import KINDS, RowStatus, ask_queue, count_states, read_journal, row_statuses
 from src.grid.submission import Journal, Submission, SubmitOptions, check_options
 from src.support import ROOT, UserError
 

@@ -159,7 +159,7 @@ def test_a_broken_row_stops_no_others(original, tmp_path, kind):
 
 
 def test_a_line_of_the_index_hides_no_other_row(original):
-    index = original.index
+    index = original.path / "rows.jsonl"
     lines = index.read_text().splitlines()
     for damaged in ("{", "[" * 100_000, '{"folder": "../x", "values": {}}', "3"):
         index.write_text("\n".join([damaged, lines[1]]))
