@@ -19,9 +19,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
+from itertools import chain, repeat, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -148,10 +148,8 @@ class Journal:
     def begin(self, rows: Sequence[str], **facts: Any) -> Call:
         """Write down that sbatch is about to be called for these rows."""
         number = max(self.calls, default=0) + 1
-        self._append(
-            {"call": number, "state": OPEN, "rows": list(rows), "time": time.time()}
-            | {"token": secrets.token_hex(2), **facts}
-        )
+        begun = {"call": number, "state": OPEN, "rows": list(rows), "time": time.time()}
+        self._append(begun | {"token": secrets.token_hex(2), **facts})
         return self.calls[number]
 
     def accepted(self, call: Call, job: str | None) -> None:
@@ -171,14 +169,13 @@ class Journal:
         """How runs were submitted last; options that Slurm has refused are not repeated."""
         try:
             facts = json.loads((self.folder / "asked.json").read_text())
-            if not isinstance(facts["script"], str) or facts["pack"] < 1:
+            script, pack, extra = facts["script"], facts["pack"], tuple(map(str, facts["extra"]))
+            if not isinstance(script, str) or pack < 1:
                 raise ValueError("no script")
-            last = self.calls[max(self.calls)] if self.calls else None
-            extra = () if last and last.state == REFUSED else tuple(map(str, facts["extra"]))
+            if self.calls and self.calls[max(self.calls)].state == REFUSED:
+                extra = ()
             no_array = not facts.get("is_array", True)
-            return SubmitOptions(
-                script=facts["script"], extra=extra, pack=facts["pack"], no_array=no_array
-            )
+            return SubmitOptions(script=script, extra=extra, pack=pack, no_array=no_array)
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return SubmitOptions(script=LOCAL)
 
@@ -230,7 +227,20 @@ def check_options(options: SubmitOptions) -> list[str]:
     """What Slurm would refuse of the submit script and the options of sbatch, a line each."""
     if options.is_local:
         return []
-    errors = [*_script_errors(options)]
+    errors = []
+    try:
+        text = Path(options.script or "").read_bytes()
+        array = re.search(rb"^#SBATCH +(--array|-a).*", text, re.MULTILINE)
+        if not text.startswith(b"#!"):
+            errors.append("no script; its first line must be like #!/bin/bash")
+        elif b"\r\n" in text:
+            errors.append("has DOS line breaks, which Slurm refuses (try dos2unix)")
+        elif array and options.no_array:
+            words = array[0].decode(errors="replace")
+            errors.append(f"with --no-array, {words!r} would start each run again")
+    except OSError as error:
+        errors.append(str(error.strerror))
+    errors = [f"-s {options.script}: {error}" for error in errors]
     for option in options.extra:
         name = option.partition("=")[0]
         if name.startswith("--"):
@@ -250,22 +260,6 @@ def check_options(options: SubmitOptions) -> list[str]:
     if not options.dry_run and shutil.which("sbatch") is None:
         errors.append("-s: there is no sbatch on this machine; -s local runs them here")
     return errors
-
-
-def _script_errors(options: SubmitOptions) -> list[str]:
-    try:
-        text = Path(options.script or "").read_bytes()
-    except OSError as error:
-        return [f"-s {options.script}: {error.strerror}"]
-    if not text.startswith(b"#!"):
-        return [f"-s {options.script}: no script; its first line must be like #!/bin/bash"]
-    if b"\r\n" in text:
-        return [f"-s {options.script}: has DOS line breaks, which Slurm refuses (try dos2unix)"]
-    array = re.search(rb"^#SBATCH +(--array|-a).*", text, re.MULTILINE)
-    if array and options.no_array:
-        words = array[0].decode(errors="replace")
-        return [f"-s {options.script}: with --no-array, {words!r} would start each run again"]
-    return []
 
 
 # ---- Submitting runs ---------------------------------------------------------------------
@@ -331,39 +325,29 @@ class Submission:
     def planned(self, rows: Sequence[Row]) -> list[list[str]]:
         """The calls of sbatch that submit() would make; where Slurm does not name its limits, as
         if there were none. Scripts that are not written yet are 001-XXXX.sh."""
-        if self.options.no_array:
-            return [self._single(row) for row in rows]
         try:
-            most = max(1, min(slurm.read_limits()))
+            size = 1 if self.options.no_array else max(1, min(slurm.read_limits()))
         except NoSlurm:
-            most = len(rows)
-        size, previous = most * self.options.pack, self._last_array()
+            size = len(rows)
+        previous, size = self._last_array(), size * self.options.pack
         commands: list[list[str]] = []
         for start in range(0, len(rows), size):
             number = max(self.journal.calls, default=0) + 1 + len(commands)
             script = Path(os.path.realpath(self.journal.folder), f"{number:03d}-XXXX.sh")
-            commands.append(self._array(rows[start : start + size], script, previous))
+            commands.append(self._command(rows[start : start + size], script, previous))
             previous = f"JOB{number}" if self.options.max_running else None
         return commands
 
     def _call(self, rows: Sequence[Row]) -> None:
         """One call of sbatch: the script of an array is written first."""
-        options = self.options
-        call = self.journal.begin(
-            [row.name for row in rows],
-            pack=options.pack,
-            script=options.script,
-            extra=list(options.extra),
-            is_array=not options.no_array,
-        )
-        if options.no_array:
-            command = self._single(rows[0])
-        else:
-            script = script_of(call, self.journal)
+        options, names = self.options, [row.name for row in rows]
+        facts = {"pack": options.pack, "script": options.script, "extra": list(options.extra)}
+        call = self.journal.begin(names, **facts, is_array=not options.no_array)
+        script = script_of(call, self.journal)
+        if not options.no_array:
             self._write_array(script, rows)
-            command = self._array(rows, script, self._last_array())
         try:
-            job = self._sbatch(command, call)
+            job = self._sbatch(self._command(rows, script, self._last_array()), call)
         except NotEnoughRoom as error:
             self.journal.refused(call, str(error))
             raise
@@ -385,32 +369,35 @@ class Submission:
                 beside = folder / str(number // pack)
                 beside.mkdir(exist_ok=True)
                 (beside / row.name).symlink_to(f"../../../{row.name}")
+        interpreter, directives = header(copy.read_text(errors="replace"))
         variables = job_variables(copy, self.options.extra)
-        script.write_text(array_script(copy, folder, variables, pack=pack))
+        lines = ["#!/bin/bash", *directives]
+        lines += ["# Written by submit_multiple.py: what a task of the array does."]
+        lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        lines += [f"folder={shlex.quote(str(folder))}/$SLURM_ARRAY_TASK_ID"]
+        command = f'{interpreter} {shlex.quote(str(copy))} "$1/spec.yaml"'
+        lines += [f"submit_script() {{ exec {command}; }}"]
+        body = _PACKED if pack > 1 else _SINGLE
+        script.write_text("\n".join([*lines, body.replace("PACK", str(pack))]))
 
-    def _single(self, row: Row) -> list[str]:
-        options = self.options
-        arguments = slurm.sbatch_arguments(
-            self.code,
-            options.extra,
-            name=row.name,
-            log=slurm.literal(row.log),
-            dependency=options.after,
-        )
-        return [*arguments, str(options.script_path), str(spec_for_slurm(self.batch, row.name))]
-
-    def _array(self, rows: Sequence[Row], script: Path, previous: str | None) -> list[str]:
+    def _command(self, rows: Sequence[Row], script: Path, previous: str | None) -> list[str]:
+        """sbatch with its arguments, for one run, or for the script of an array, which waits for
+        the one before it."""
         options, num_tasks = self.options, -(-len(rows) // self.options.pack)
-        first, last = (row.name.partition("_")[0] for row in (rows[0], rows[-1]))
-        throttle = f"%{options.max_running}" if options.max_running else ""
+        if options.no_array:
+            name, log, after = rows[0].name, slurm.literal(rows[0].log), options.after
+            what = [str(options.script_path), str(spec_for_slurm(self.batch, rows[0].name))]
+        else:
+            first, last = (row.name.partition("_")[0] for row in (rows[0], rows[-1]))
+            name = f"{first}-{last}_{self.batch.path.name}"
+            log = f"{slurm.literal(script.with_suffix(''))}/%a/job.log"
+            after = ":".join(filter(None, [options.after, previous]))
+            throttle = f"%{options.max_running}" if options.max_running else ""
+            what = [f"--array=0-{num_tasks - 1}{throttle}", str(script)]
         arguments = slurm.sbatch_arguments(
-            self.code,
-            options.extra,
-            name=f"{first}-{last}_{self.batch.path.name}",
-            log=f"{slurm.literal(script.with_suffix(''))}/%a/job.log",
-            dependency=":".join(filter(None, [options.after, previous])),
+            self.code, options.extra, name=name, log=log, dependency=after
         )
-        return [*arguments, f"--array=0-{num_tasks - 1}{throttle}", str(script)]
+        return [*arguments, *what]
 
     def _last_array(self) -> str | None:
         """A throttle is an array's own, so one array waits for the one before it."""
@@ -446,15 +433,12 @@ class Submission:
 
     def _settle(self, call: Call, jobs: Sequence[QueuedJob], *, is_last: bool = True) -> None:
         """Whether Slurm has this call, by squeue, or by what its runs have printed since."""
-        # An array's script is its alone; of single runs an ended job may be an earlier one.
         script = str(script_of(call, self.journal))
+        spec = spec_for_slurm(self.batch, call.rows[0])
         for job in jobs:
-            if call.is_array:
-                is_it = job.command == script
-            else:
-                spec = spec_for_slurm(self.batch, call.rows[0])
-                is_it = not job.has_ended and job.runs(spec)
-            if is_it:
+            # An array's script is its alone; of single runs an ended job may be an earlier one.
+            is_single = not call.is_array and not job.has_ended and job.runs(spec)
+            if is_single or (call.is_array and job.command == script):
                 self.journal.accepted(call, job.array)
                 self.jobs.append(job.array)
                 return
@@ -483,31 +467,9 @@ OURS = re.compile(r"#SBATCH +(--array|-a|--wait\b|-W)")
 def header(script: str) -> tuple[str, list[str]]:
     """(interpreter, #SBATCH lines): those before the first command, which are all that count."""
     first, *lines = script.splitlines()
-    directives = []
-    for line in lines:
-        if line.startswith("#SBATCH"):
-            if not OURS.match(line):
-                directives.append(line)
-        elif line.strip() and not line.startswith("#"):
-            break
+    comments = takewhile(lambda line: line.startswith("#") or not line.strip(), lines)
+    directives = [ln for ln in comments if ln.startswith("#SBATCH") and not OURS.match(ln)]
     return first[2:].strip() or "/bin/bash", directives
-
-
-def array_script(script: Path, folder: Path, variables: Mapping[str, str], *, pack: int) -> str:
-    """The text of NNN.sh. folder: NNN/, in which K links to the run, or runs, of task K."""
-    interpreter, directives = header(script.read_text(errors="replace"))
-    body = _PACKED if pack > 1 else _SINGLE
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *directives,
-            "# Written by submit_multiple.py: what a task of the array does.",
-            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
-            f"folder={shlex.quote(str(folder))}/$SLURM_ARRAY_TASK_ID",
-            f'submit_script() {{ exec {interpreter} {shlex.quote(str(script))} "$1/spec.yaml"; }}',
-            body.replace("PACK", str(pack)),
-        ]
-    )
 
 
 # squeue shows the run's name once it has started; nothing waits for that.
