@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from src.grid.folders import Row, row_identity, same
@@ -73,33 +72,25 @@ def rank_settings(
     """
     settings: dict[Any, list[RunResult]] = {}
     for status in statuses:
-        values = status.row.values
+        name, values = status.row.name, status.row.values
         setting = {k: v for k, v in values.items() if k not in WITHIN_A_SETTING}
-        # a learning rate that each run draws by its seed is another one in each
-        drawn = status.row.name if _is_expression(values.get("base_lr")) else ""
-        result = RunResult(status, *last_epoch(stats.get(status.row.name, "")))
+        drawn = ""
+        try:
+            float(rate if isinstance(rate := values.get("base_lr"), str) else 0)
+        except ValueError:  # a learning rate that each run draws by its seed is another in each
+            drawn = name
+        result = RunResult(status, *last_epoch(stats.get(name, "")))
         settings.setdefault((row_identity(setting), drawn), []).append(result)
-    found = []
+    found, runs_of = [], list(settings.values())
     for column in columns:
         sign = direction(column)
-        runs = [[r.ranked_by(column) for r in results] for results in settings.values()]
-        for standing in rank(runs, sign):
+        for standing in rank([[r.ranked_by(column) for r in runs] for runs in runs_of], sign):
             if standing.num_seeds or standing.num_diverged:
                 found.append((standing.order(sign), column, standing))
     best: dict[int, RankedSetting] = {}
-    runs_of = list(settings.values())
     for _, column, standing in sorted(found, key=lambda one: one[0]):
         best.setdefault(standing.index, RankedSetting(runs_of[standing.index], column, standing))
     return list(best.values())
-
-
-def _is_expression(value: Any) -> bool:
-    """Whether it is text that stands for no single number."""
-    try:
-        float(value if isinstance(value, str) else 0)
-    except ValueError:
-        return True
-    return False
 
 
 def columns_to_rank_by(metric: str | None, known: Sequence[str]) -> list[str]:
@@ -133,14 +124,9 @@ def read_stats_text(row: Row, *, is_done: bool) -> tuple[str, str | None]:
 
 
 def columns_of(stats: str) -> list[str]:
-    return _columns_of_header(stats.partition("\n")[0])
-
-
-@lru_cache(maxsize=256)
-def _columns_of_header(header: str) -> list[str]:
-    """Most runs of a batch have the same ones; none where it is no header."""
+    """None where its first line is no header."""
     try:
-        return next(csv.reader([header]), [])
+        return next(csv.reader([stats.partition("\n")[0]]), [])
     except csv.Error:
         return []
 

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -118,13 +118,9 @@ class Report:
             return None
         if not wasted.core_seconds + wasted.gpu_seconds:
             return in_hours(cost)
-        if cost.gpu_seconds:  # which are what is dear
-            share = wasted.gpu_seconds / cost.gpu_seconds
-        else:
-            share = wasted.core_seconds / cost.core_seconds
-        return (
-            f"{in_hours(cost)}; wasted {share:.0%}, {in_hours(wasted)} (failed, or lost to kills)"
-        )
+        dear = "gpu_seconds" if cost.gpu_seconds else "core_seconds"
+        share = f"{getattr(wasted, dear) / getattr(cost, dear):.0%}"
+        return f"{in_hours(cost)}; wasted {share}, {in_hours(wasted)} (failed, or lost to kills)"
 
     @cached_property
     def groups(self) -> list["FailureGroup"]:
@@ -159,10 +155,9 @@ class Report:
 
 def _hours(seconds: float) -> str:
     """Two or three digits that count, down to a few seconds."""
-    number = seconds / 3600
-    if 0 < number < 0.001:
+    if 0 < seconds < 3.6:
         return "<0.001"
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{seconds / 3600:,.0f}" if seconds >= 360_000 else f"{seconds / 3600:.3g}"
 
 
 def describe(values: Mapping[str, Any]) -> str:
@@ -193,7 +188,21 @@ def read_reports(
     What cannot be read of a batch is printed to stderr. Raises UserError where there is no batch,
     a named one cannot be read, or none has the metric, a pattern of columns.
     """
-    batches, num_older = _choose_batches(named)
+    paths = [Path(path) for path in named] or find_batches(RESULTS)
+    if not paths:
+        raise UserError(f"{RESULTS}: no batch there; python report.py FOLDER names one")
+    num_older = 0 if named else max(0, len(paths) - MOST_BATCHES)
+    batches: list[tuple[Batch, Journal]] = []
+    for path in paths[: len(paths) - num_older]:
+        try:
+            batch = open_batch(path)
+            if batch.damage:
+                print(batch.damage, file=sys.stderr)
+            batches.append((batch, read_journal(batch)))
+        except UserError as error:
+            if named:
+                raise
+            print(error, file=sys.stderr)  # one broken index or journal hides no other batch
     try:
         jobs = read_queue() if any(journal.calls for _, journal in batches) else None
     except NoSlurm:
@@ -201,8 +210,7 @@ def read_reports(
     found, seen = [], set()
     for batch, journal in batches:
         queue = None if jobs is None or not batch.is_ours else queued_rows(batch, journal, jobs)
-        statuses = row_statuses(batch, queue)
-        stats = {}
+        statuses, stats = row_statuses(batch, queue), {}
         for i, status in enumerate(statuses):
             damage = status.damage or problem_of_configuration(str(status.row.folder))
             if status.state != "unstarted":
@@ -210,7 +218,8 @@ def read_reports(
                 stats[status.row.name], problem = read_stats_text(status.row, is_done=is_done)
                 damage = damage or problem
             statuses[i] = replace(status, damage=damage) if damage else status
-        known = list(dict.fromkeys(c for text in stats.values() for c in columns_of(text)))
+        headers = dict.fromkeys(text.partition("\n")[0] for text in stats.values())
+        known = list(dict.fromkeys(column for text in headers for column in columns_of(text)))
         seen |= set(known)
         columns = columns_to_rank_by(metric, known)
         best = rank_settings(statuses, stats, columns)[:num_best]
@@ -223,33 +232,14 @@ def read_reports(
     return found, num_older
 
 
-def _choose_batches(named: Sequence[str | Path]) -> tuple[list[tuple[Batch, Journal]], int]:
-    paths = [Path(path) for path in named] or find_batches(RESULTS)
-    if not paths:
-        raise UserError(f"{RESULTS}: no batch there; python report.py FOLDER names one")
-    num_older = 0 if named else max(0, len(paths) - MOST_BATCHES)
-    batches = []
-    for path in paths[: len(paths) - num_older]:
-        try:
-            batch = open_batch(path)
-            if batch.damage:
-                print(batch.damage, file=sys.stderr)
-            batches.append((batch, read_journal(batch)))
-        except UserError as error:
-            if named:
-                raise
-            print(error, file=sys.stderr)  # one broken index or journal hides no other batch
-    return batches, num_older
-
-
 def find_batches(folder: Path) -> list[Path]:
     """The batches in a folder, the newest first."""
-    found = []
+    found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
         marks = [mark for name in ("rows.jsonl", "job.yaml") if (mark := path / name).is_file()]
         if marks:
-            found.append((marks[0].stat().st_mtime, path))
-    return [path for _, path in sorted(found, reverse=True)]
+            found[path] = marks[0].stat().st_mtime
+    return sorted(found, key=lambda path: (found[path], path), reverse=True)
 
 
 # ---- What cannot be read of a configuration ----------------------------------------------
@@ -294,13 +284,6 @@ def _problem_of_yaml(text: str, name: str) -> str | None:
 
 # ---- What failed in the same way ---------------------------------------------------------
 
-PLACEHOLDERS = (
-    (r"0x[0-9a-fA-F]+", "ADDRESS"),
-    (r"(?<![\w.])[~.]{0,2}/[^\s'\",:;)\]]+", "PATH"),
-    (r"\d[\d.,]*\s?([kKMGT]i?B|bytes)\b", "SIZE"),
-    (r"[-+]?\d[\d.,_]*(e[-+]?\d+)?", "N"),
-)
-
 
 @dataclass(frozen=True)
 class FailureGroup:
@@ -340,15 +323,13 @@ def group_failures(statuses: Sequence[RowStatus], varying: Sequence[str]) -> lis
             members.setdefault((only, normalize_cause(status.cause or "")), []).append(status)
     groups, sizes = [], Counter[str]()
     for (only, _), alike in members.items():
-        first, is_several = alike[0], len(alike) > 1  # one run alone shares nothing
-        value_of = first.row.values.get
-        shared = {
-            key: value_of(key)
-            for key in varying
-            if is_several and all(s.row.values.get(key) == value_of(key) for s in alike)
-        }
-        is_one_node = is_several and len(nodes) > 1 and {s.node for s in alike} == {first.node}
-        node = first.node if is_one_node else None
+        first, shared, node = alike[0], dict[str, Any](), None
+        if len(alike) > 1:  # one run alone shares nothing
+            every = [status.row.values for status in alike]
+            same = [k for k in varying if all(v.get(k) == every[0].get(k) for v in every)]
+            shared = {key: every[0].get(key) for key in same}
+            is_one_node = len(nodes) > 1 and {s.node for s in alike} == {first.node}
+            node = first.node if is_one_node else None
         names = [status.row.name for status in alike]
         groups.append(FailureGroup(names, only, first.cause or only, shared, node))
         sizes[only] += len(names)
@@ -357,7 +338,12 @@ def group_failures(statuses: Sequence[RowStatus], varying: Sequence[str]) -> lis
 
 def normalize_cause(cause: str) -> str:
     """Equal for causes that differ in numbers, sizes, addresses, paths, or late."""
-    for pattern, placeholder in PLACEHOLDERS:
+    for pattern, placeholder in (
+        (r"0x[0-9a-fA-F]+", "ADDRESS"),
+        (r"(?<![\w.])[~.]{0,2}/[^\s'\",:;)\]]+", "PATH"),
+        (r"\d[\d.,]*\s?([kKMGT]i?B|bytes)\b", "SIZE"),
+        (r"[-+]?\d[\d.,_]*(e[-+]?\d+)?", "N"),
+    ):
         cause = re.sub(pattern, placeholder, cause)
     return cause[:SAME]
 
@@ -372,9 +358,18 @@ def seconds_left(statuses: Sequence[RowStatus], num_slots: int = 0) -> float | N
     those that were started, with all that it needs to start and to end; its own estimate, from the
     pace of its training, counts where that has lasted for a while.
     """
+    # The mean of those that are done and of those that know how long they will take: of runs side
+    # by side the fast ones are done first.
+    known, expected = list[float](), list[float]()
+    for status in statuses:
+        if status.seconds is not None and status.state == "done":
+            known.append(status.seconds)
+        elif status.seconds is not None and status.seconds_left is not None:
+            both = status.seconds + status.seconds_left
+            (known if _is_well_known(status) else expected).append(both)
+    taken = known or expected
+    mean = sum(taken) / len(taken) if taken else None
     running = [s for s in statuses if s.state == "running"]
-    queued = [s for s in statuses if s.state == "queued"]
-    mean = _seconds_per_run(statuses)
     slots = [0.0] * (num_slots - len(running))  # when each is free
     for status in running:
         if status.seconds_left is not None and (_is_well_known(status) or mean is None):
@@ -384,6 +379,7 @@ def seconds_left(statuses: Sequence[RowStatus], num_slots: int = 0) -> float | N
         else:
             begun = status.progress if status.seconds_left is None else 0.0  # by earlier attempts
             slots.append(max(0.0, mean * (1 - begun) - (status.seconds or 0.0)))
+    queued = [s for s in statuses if s.state == "queued"]
     if not queued:
         return max(slots, default=0.0)
     if mean is None or not slots:
@@ -394,25 +390,9 @@ def seconds_left(statuses: Sequence[RowStatus], num_slots: int = 0) -> float | N
     return max(slots)
 
 
-def _seconds_per_run(statuses: Iterable[RowStatus]) -> float | None:
-    """The mean of those that are done and of those that know how long they will take: of runs
-    side by side the fast ones are done first. None where there is none."""
-    known: list[float] = []
-    expected: list[float] = []
-    for status in statuses:
-        if status.seconds is not None and status.state == "done":
-            known.append(status.seconds)
-        elif status.seconds is not None and status.seconds_left is not None:
-            both = status.seconds + status.seconds_left
-            (known if _is_well_known(status) else expected).append(both)
-    taken = known or expected
-    return sum(taken) / len(taken) if taken else None
-
-
 def _is_well_known(status: RowStatus) -> bool:
     """Whether a run's own estimate is worth something: the first steps take longer."""
     left, progress = status.seconds_left, status.progress
     if left is None or not progress:
         return False
-    seconds_of_training = left * progress / max(1 - progress, 1e-9)
-    return seconds_of_training >= SECONDS_TO_KNOW
+    return left * progress / max(1 - progress, 1e-9) >= SECONDS_TO_KNOW
