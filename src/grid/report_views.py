@@ -5,6 +5,7 @@ import math
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,23 @@ def show_reports(reports: Sequence[Report], num_older: int, *, clear: bool = Fal
 def show_report(report: Report, console: Console) -> None:
     def line(text: str, indent: int = 2) -> None:
         """Wrapped below its beginning, without the spaces that rich would fill lines with."""
-        margin = " " * indent
-        wrapped = textwrap.fill(
-            text,
-            max(console.width, 40),
-            initial_indent=margin,
-            subsequent_indent=margin + "  ",
-            break_on_hyphens=False,
-            break_long_words=False,
+        wrapper = textwrap.TextWrapper(
+            max(console.width, 40), " " * indent, " " * (indent + 2), break_long_words=False
         )
-        console.print(wrapped, soft_wrap=True)
+        wrapper.break_on_hyphens = False
+        console.print(wrapper.fill(text), soft_wrap=True)
 
     console.print(short_path(report.batch.path), style="bold", soft_wrap=True)
-    console.print(_counts_table(report))
+    # A column a state. Most batches have no interrupted runs, and 80 columns no room for them but
+    # where the names stand closer and break into lines.
+    is_wide = report.counts["interrupted"] > 0
+    states = [state for state in STATES if state != "interrupted" or is_wide]
+    table = Table(box=None, padding=(0, 1 if is_wide else 2, 0, 0), pad_edge=False)
+    for name in ["runs", *(NAMES.get(state, state) for state in states), "progress", "time left"]:
+        table.add_column(name, justify="right", no_wrap=" " not in name or not is_wide)
+    counts = [str(number) for number in (len(report.statuses), *(report.counts[s] for s in states))]
+    table.add_row(*counts, f"{report.progress:.0%}", _time_left(report) or "-")
+    console.print(table)
     if report.num_diverged:
         console.print(f"  {report.num_diverged} of the {report.counts['done']} done diverged")
     if report.is_queue_unknown:
@@ -73,21 +78,6 @@ def show_report(report: Report, console: Console) -> None:
     console.print()
 
 
-def _counts_table(report: Report) -> Table:
-    """A column a state. Most batches have no interrupted runs, and 80 columns no room for them but
-    where the names stand closer and break into lines."""
-    is_wide = report.counts["interrupted"] > 0
-    states = [state for state in STATES if state != "interrupted" or is_wide]
-    names = [NAMES.get(state, state) for state in states]
-    table = Table(box=None, padding=(0, 1 if is_wide else 2, 0, 0), pad_edge=False)
-    for name in ["runs", *names, "progress", "time left"]:
-        table.add_column(name, justify="right", no_wrap=" " not in name or not is_wide)
-    counts = [str(report.counts[state]) for state in states]
-    left = _time_left(report) or "-"
-    table.add_row(str(len(report.statuses)), *counts, f"{report.progress:.0%}", left)
-    return table
-
-
 def _time_left(report: Report) -> str | None:
     """None where nothing runs or waits."""
     is_over = not report.counts["running"] + report.counts["queued"]
@@ -106,20 +96,20 @@ def duration(seconds: float | None) -> str:
 
 def _best_table(report: Report) -> Padding:
     """Of each setting its value, its seeds, the numbers of its runs, and what differs."""
+    is_column_shown = len(report.columns) > 1
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("value", *["column"] * (len(report.columns) > 1), "seeds"):
+    for name in ("value", *["column"] * is_column_shown, "seeds"):
         table.add_column(name, no_wrap=True)
     for name in ("runs", "values"):
         table.add_column(name, overflow="fold")
     for best in report.best:
-        column = [best.column] * (len(report.columns) > 1)
         runs = []
         for status in (result.status for result in best.results[:MOST_RUNS]):
             number = status.row.name.partition("_")[0]
             state = NAMES.get(status.state, status.state)
             runs.append(number if state == "done" else f"{number} ({state})")
         numbers = ", ".join(runs) + ", …" * (len(best.results) > MOST_RUNS)
-        values = describe(best.values(report.keys))
+        column, values = [best.column] * is_column_shown, describe(best.values(report.keys))
         table.add_row(best.value_text, *column, best.seeds_text, numbers, values)
     return Padding(table, (0, 0, 0, 4))
 
@@ -133,6 +123,16 @@ def reports_as_json(reports: Sequence[Report]) -> str:
 
 def as_json(report: Report) -> dict[str, Any]:
     """Everything, in plain values."""
+    rows = []
+    for status in report.statuses:
+        facts = {"name": status.row.name, **vars(status)}
+        del facts["row"]
+        costs = {key: facts[key] and asdict(facts[key]) for key in ("cost", "wasted")}
+        rows.append(facts | costs)
+    failures = []
+    for group in report.groups:
+        texts = {"headline": group.headline, "detail": group.detail}
+        failures.append({**vars(group), **texts, "command": report.retry_command(group.only)})
     return {
         "batch": str(report.batch.path),
         "damage": report.batch.damage,
@@ -144,34 +144,21 @@ def as_json(report: Report) -> dict[str, Any]:
         "cost": asdict(report.cost),
         "wasted": asdict(report.wasted),
         "queue_unknown": report.is_queue_unknown,
-        "rows": [
-            {
-                "name": status.row.name,
-                **{key: value for key, value in vars(status).items() if key != "row"},
-                "cost": status.cost and asdict(status.cost),
-                "wasted": status.wasted and asdict(status.wasted),
-            }
-            for status in report.statuses
-        ],
+        "rows": rows,
         "ranked_by": report.columns,
         "doubts": report.doubts,
         "best": [_setting_as_json(best, report.keys) for best in report.best],
-        "failures": [
-            {
-                **vars(group),
-                "headline": group.headline,
-                "detail": group.detail,
-                "command": report.retry_command(group.only),
-            }
-            for group in report.groups
-        ],
+        "failures": failures,
     }
 
 
 def _setting_as_json(best: RankedSetting, keys: Sequence[str]) -> dict[str, Any]:
     """value: the mean over the seeds that have one, null where none has."""
-    standing = best.standing
-    values = [result.ranked_by(best.column).value for result in best.results]
+    standing, runs = best.standing, []
+    for result in best.results:
+        value, status = result.ranked_by(best.column).value, result.status
+        run = {"row": status.row.name, "value": value if math.isfinite(value) else None}
+        runs.append(run | {"epoch": result.epoch, "state": status.state, "outcome": status.outcome})
     return {
         "column": best.column,
         "value": standing.mean if standing.num_seeds else None,
@@ -182,16 +169,7 @@ def _setting_as_json(best: RankedSetting, keys: Sequence[str]) -> dict[str, Any]
         "value_in_words": best.value_text,
         "seeds_in_words": best.seeds_text,
         "values": best.values(keys),
-        "runs": [
-            {
-                "row": result.status.row.name,
-                "value": value if math.isfinite(value) else None,
-                "epoch": result.epoch,
-                "state": result.status.state,
-                "outcome": result.status.outcome,
-            }
-            for result, value in zip(best.results, values, strict=True)
-        ],
+        "runs": runs,
     }
 
 
@@ -214,10 +192,9 @@ def write_report_page(reports: Sequence[Report], path: Path, *, is_metric_given:
             "cost_in_words": report.cost_text,
             "written": time.strftime("%Y-%m-%d %H:%M %Z"),
         }
-        try:
+        df = pd.DataFrame()
+        with suppress(UserError):  # no run has begun
             df = read_experiments(report.batch.path)
-        except UserError:  # no run has begun
-            df = pd.DataFrame()
         batches.append((facts, df))
     content = render_page(batches)
     try:
