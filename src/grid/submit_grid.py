@@ -42,7 +42,7 @@ from src.grid.notices import Notices, start_sending, submit_digest, wait_until_s
 from src.grid.repair import repair_batch
 from src.grid.reports import group_failures, short_path
 from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
-from src.grid.status import KINDS, RowStatus, ask_queue, count_states, read_journal, row_statuses
+from src.grid.status import KINDS, ask_queue, count_states, read_journal, row_statuses
 from src.grid.submission import Journal, Submission, SubmitOptions, check_options
 from src.support import ROOT, UserError
 
@@ -81,7 +81,20 @@ def submit_job_file(options: SubmitOptions) -> int:
         folder = _unfinished_batch(output_dir, job.name, grid.rows) or folder
     plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
     if options.dry_run:
-        _describe(plan, options)
+        print(f"{short_path(folder)}: {plan.summary}")
+        rows = plan.wanted
+        if options.overwrite and folder.exists():
+            print(f"would delete {short_path(folder)} first, after asking")
+        else:
+            rows = _unsubmitted(plan)
+        where = "on this machine" if options.is_local else f"with {options.script}"
+        print(f"would run {count_runs(len(rows))} {where}:")
+        for row in rows[:MOST_SHOWN]:
+            print(f"  {row.name}")
+        if len(rows) > MOST_SHOWN:
+            print(f"  …\n  {rows[-1].name}")
+        _print_sbatch(plan.batch, rows, options)
+        print("dry run: nothing was written or submitted")
         return 0
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -89,7 +102,16 @@ def submit_job_file(options: SubmitOptions) -> int:
         raise UserError(f"output_dir: cannot make {output_dir}: {error.strerror}") from None
     with only_here(folder):
         if options.overwrite and folder.exists():
-            _overwrite(open_batch(folder), options)
+            old = open_batch(folder)
+            Submission(old, options, ROOT).settle()
+            statuses = row_statuses(old, ask_queue(old))
+            if alive := sum(status.state in ("queued", "running") for status in statuses):
+                raise UserError(
+                    f"-o: {count_runs(alive)} of {short_path(folder)} queued or running"
+                )
+            print(f"-o deletes {short_path(folder)}: {count_states(statuses)}")
+            _confirm("delete it?", options)
+            delete_batch(old)
             plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
         write_batch(plan, ROOT)
         broken = _repair(plan.batch, options)
@@ -115,42 +137,12 @@ def _unfinished_batch(output_dir: Path, name: str, grid: Sequence[dict[str, Any]
 def _unsubmitted(plan: Plan) -> list[Row]:
     """The wanted runs that nobody was asked to run yet, or that were interrupted here."""
     taken = Journal(plan.batch.submissions).accepted_rows
-    statuses = {s.row.name: s for s in row_statuses(plan.batch, None)}
-
-    def is_left(status: RowStatus) -> bool:
-        return status.state in ("unstarted", "lost") or status.kind == "interrupted"
-
-    return [row for row in plan.wanted if row.name not in taken and is_left(statuses[row.name])]
-
-
-def _describe(plan: Plan, options: SubmitOptions) -> None:
-    """What would happen without --dry-run."""
-    batch = plan.batch
-    print(f"{short_path(batch.path)}: {plan.summary}")
-    if options.overwrite and batch.path.exists():
-        print(f"would delete {short_path(batch.path)} first, after asking")
-        rows = plan.wanted
-    else:
-        rows = _unsubmitted(plan)
-    where = "on this machine" if options.is_local else f"with {options.script}"
-    print(f"would run {count_runs(len(rows))} {where}:")
-    for row in rows[:MOST_SHOWN]:
-        print(f"  {row.name}")
-    if len(rows) > MOST_SHOWN:
-        print(f"  …\n  {rows[-1].name}")
-    _print_sbatch(batch, rows, options)
-    print("dry run: nothing was written or submitted")
-
-
-def _overwrite(batch: Batch, options: SubmitOptions) -> None:
-    """Delete a batch, after showing it and asking; never while its runs wait or run."""
-    Submission(batch, options, ROOT).settle()
-    statuses = row_statuses(batch, ask_queue(batch))
-    if alive := sum(status.state in ("queued", "running") for status in statuses):
-        raise UserError(f"-o: {count_runs(alive)} of {short_path(batch.path)} queued or running")
-    print(f"-o deletes {short_path(batch.path)}: {count_states(statuses)}")
-    _confirm("delete it?", options)
-    delete_batch(batch)
+    left = {
+        status.row.name
+        for status in row_statuses(plan.batch, None)
+        if status.state in ("unstarted", "lost") or status.kind == "interrupted"
+    }
+    return [row for row in plan.wanted if row.name in left and row.name not in taken]
 
 
 # ---- A batch that exists -----------------------------------------------------------------
@@ -165,18 +157,14 @@ def retry(folder: str, options: SubmitOptions) -> int:
         raise UserError(f"-r: {folder} belongs to another user")
     if options.script is None:  # as its runs were submitted last
         last = read_journal(batch).last_options
+        pack, extra = max(options.pack, last.pack), options.extra or last.extra
         options = replace(
-            options,
-            script=last.script,
-            no_array=last.no_array,
-            pack=max(options.pack, last.pack),
-            extra=options.extra or last.extra,
+            options, script=last.script, no_array=last.no_array, pack=pack, extra=extra
         )
     if errors := check_options(options):
         raise UserError("\n".join(errors))
     with nullcontext() if options.dry_run else only_here(batch.path):
-        broken = _repair(batch, options)
-        queue = None
+        broken, queue = _repair(batch, options), None
         if not options.dry_run:
             Submission(batch, options, ROOT).settle()
         try:
@@ -241,14 +229,19 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
     earlier, new_round = notices.wanted_text, None
     if wants_messages():
         new_round = notices.begin([row.name for row in rows], len(batch.rows))
-
     exit_code = 0
     if options.is_local:
+        gpus = options.gpus.split(",") if options.gpus else []
+        machine = Machine(options.jobs or default_jobs(gpus), gpus)
+        print(f"running {count_runs(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
         try:
-            exit_code = _run_here(rows, batch, options, code)
+            ended = run_rows(batch, rows, machine, code=code)
         except BaseException:  # Ctrl-C
             notices.take_back(earlier)
             raise
+        ends = [f"{ended[how]} {how}" for how in ENDS if ended[how] or how != "interrupted"]
+        print(f"{count_runs(len(rows))}: {', '.join(ends)}")
+        exit_code = int(ended["done"] != len(rows))
     else:
         show_no_bar = not sys.stderr.isatty()
         with tqdm(total=len(rows), unit="run", disable=show_no_bar, leave=False) as bar:
@@ -267,16 +260,6 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
     if options.is_local and new_round:
         wait_until_sent(start_sending("digest", batch.path, new_round))
     return exit_code
-
-
-def _run_here(rows: Sequence[Row], batch: Batch, options: SubmitOptions, code: Path) -> int:
-    gpus = options.gpus.split(",") if options.gpus else []
-    machine = Machine(options.jobs or default_jobs(gpus), gpus)
-    print(f"running {count_runs(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
-    ended = run_rows(batch, rows, machine, code=code)
-    counts = [f"{ended[how]} {how}" for how in ENDS if ended[how] or how != "interrupted"]
-    print(f"{count_runs(len(rows))}: {', '.join(counts)}")
-    return 0 if ended["done"] == len(rows) else 1
 
 
 def _print_sbatch(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> None:
@@ -300,11 +283,10 @@ def _code_to_run(batch: Batch, options: SubmitOptions) -> Path:
 
 def _say_if_code_is_older(batch: Batch, options: SubmitOptions) -> bool:
     """Whether older code than that of the repository would run; prints which files differ."""
-    if options.live or options.refreeze:
-        return False
-    changed = changed_since_last_copy(ROOT, batch.path)
+    is_of_today = options.live or options.refreeze
+    changed = [] if is_of_today else changed_since_last_copy(ROOT, batch.path)
     if changed:
-        names = ", ".join(changed[:4]) + (" …" if len(changed) > 4 else "")
+        names = ", ".join(changed[:4]) + " …" * (len(changed) > 4)
         code = short_path(frozen_copies(batch.path)[-1])
         print(f"runs the code of {code}; changed here since then: {names}")
         print("  (--refreeze runs the code as it is now)")
@@ -317,16 +299,15 @@ def _confirm(question: str, options: SubmitOptions, *, is_older: bool = False) -
     if options.yes:
         return "y"
     if not sys.stdin.isatty():
-        raise UserError(
-            f"{question} There is no terminal to answer on: -y says yes"
-            + ", -y --refreeze with the code as it is now" * is_older
-        )
+        hint = "-y says yes" + ", -y --refreeze with the code as it is now" * is_older
+        raise UserError(f"{question} There is no terminal to answer on: {hint}")
     try:
         answer = input(f"{question} [{'y/r/N' if is_older else 'y/N'}] ").strip().lower()
     except (KeyboardInterrupt, EOFError):
         print()
         answer = ""
-    answers = {"y": "y", "yes": "y"} | ({"r": "r", "refreeze": "r"} if is_older else {})
-    if answer not in answers:
-        raise UserError("nothing was done")
-    return answers[answer]
+    if answer in ("y", "yes"):
+        return "y"
+    if is_older and answer in ("r", "refreeze"):
+        return "r"
+    raise UserError("nothing was done")
