@@ -96,9 +96,8 @@ def load(row: Row) -> tuple[Config | None, list[str]]:
     """The row as a Config, or all that keeps it from being one: what is wrong with one key does
     not hide what is wrong with others."""
     lines: list[str] = []
-    config = None
+    config, dropped = None, set[str]()
     values = {key: value for key, value in row.items() if key in KEYS}
-    dropped: set[str] = set()
     while config is None:
         try:
             config = make_config(values)
@@ -127,8 +126,13 @@ def _summary(
     # (text before, text after the value) -> the values and the numbers of the rows, in order
     groups: dict[tuple[str, str], tuple[dict[str, None], dict[int, None]]] = {}
     for number, line in problems:
-        before, value, after = _around_value(line, rows[number])
-        values, numbers = groups.setdefault((before, after), ({}, {}))
+        # 'batch_size: got 0, expected …' -> ('batch_size: got ', '0', ', expected …')
+        named = {line.partition(":")[0], line.partition("=")[0]} & rows[number].keys()
+        key = max(named, key=len, default="")
+        value = short_repr(rows[number][key]) if key else ""
+        start = line.find(value, len(key) + 1) if key else -1
+        value, start = (value, start) if start >= 0 else ("", len(line))
+        values, numbers = groups.setdefault((line[:start], line[start + len(value) :]), ({}, {}))
         values[value] = numbers[number] = None
     shown = sorted(groups.items(), key=lambda group: -len(group[1][1]))
     shown = [group for group in shown if not _mentions("".join(group[0]), unread)]
@@ -140,17 +144,6 @@ def _summary(
         lines.append(("" if unread else f"{which}: ") + f"{before}{some}{after}")
     more = len(shown) - len(lines)
     return lines + [f"… and {more:,} more"] * (more > 0)
-
-
-def _around_value(line: str, row: Row) -> tuple[str, str, str]:
-    """'batch_size: got 0, expected …' -> ('batch_size: got ', '0', ', expected …')."""
-    named = {line.partition(":")[0], line.partition("=")[0]} & row.keys()
-    if key := max(named, key=len, default=""):
-        value = short_repr(row[key])
-        start = line.find(value, len(key) + 1)
-        if start >= 0:
-            return line[:start], value, line[start + len(value) :]
-    return line, "", ""
 
 
 def find_mistakes(values: Row, error: UserError | None = None) -> list[str]:
