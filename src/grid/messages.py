@@ -117,14 +117,13 @@ def _servers() -> Sequence[Any]:
 def digest_of(report: Report) -> tuple[str, str]:
     """(title, body) of the message about a batch: '26-11-22-x: 22 done, 2 failed', and in the body
     what matters most first, as some services cut it off."""
-    counts = count_states(report.statuses)
+    counts, groups = count_states(report.statuses), report.groups
     lines = [f"{count_runs(len(report.statuses))}: {counts}"]
     if report.num_diverged:
         lines.append(f"{report.num_diverged} of those done diverged")
     lines += [f"damaged: {line}" for line in report.damage]
-    groups = report.groups
     for group in groups[:MOST_GROUPS]:
-        lines += [f"- {group.headline}", *([f"  {group.detail}"] if group.detail else [])]
+        lines += [f"- {group.headline}"] + [f"  {group.detail}"] * bool(group.detail)
     if len(groups) > MOST_GROUPS:
         lines.append(f"- and {len(groups) - MOST_GROUPS} more kinds of failure")
     if report.best:
@@ -170,18 +169,16 @@ def notify(batch: str | None) -> int:
         return 0 if send(*digest_of(report), picture=picture, is_bad=False) else 1
 
 
-# ---- The process of one message ----------------------------------------------------------
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    kind, folder, *rest = sys.argv[1:] if arguments is None else arguments
+    """The process of one message: its command line stands at the top of this file."""
+    kind, folder, argument = sys.argv[1:] if arguments is None else arguments
     batch = Path(folder)
-    print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} {kind} {' '.join(rest)} ---")
+    print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} {kind} {argument} ---")
     try:
         if kind == "digest":
-            send_digest(batch, rest[0])
+            send_digest(batch, argument)
         else:
-            send_failure(batch, rest[0], is_many=kind == "many")
+            send_failure(batch, argument, is_many=kind == "many")
     except UserError as error:
         print(error)
     except Exception:
@@ -217,7 +214,3 @@ def send_digest(batch: Path, of_round: str) -> None:
         is_bad = report.counts["done"] < len(report.statuses)
         with picture_of(report) as picture:
             send(*digest_of(report), picture=picture, is_bad=is_bad)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

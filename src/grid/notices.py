@@ -30,9 +30,7 @@ MOST_MESSAGES = 20  # of a batch, with all its retries
 MANY = 5  # one part of so many
 SECONDS_TO_SEND = 60.0
 NO_FAILURES = {0, 75, 130}  # exit codes: done, stopped with a saved state, Ctrl-C
-# What `python -m` runs to send a message: the first of these that the code has. Frozen copies of
-# older versions have one of the others.
-SENDERS = ("src.grid.messages", "src.grid.notify.sending", "src.notify.sending")
+SENDER = "src.notify.sending"  # for `python -m`: frozen copies of older versions have it as well
 MOST_JOBS = 50  # that the job of a digest waits for
 # Where that job may run, and who pays: all that it takes over from the submit script.
 KEPT = {"partition": "p", "account": "A", "qos": "q", "reservation": None, "clusters": "M"}
@@ -71,10 +69,9 @@ class Notices:
         (self.folder / "failed").mkdir(parents=True, exist_ok=True)
         for row in rows:
             (self.folder / "failed" / row).unlink(missing_ok=True)
-        name = secrets.token_hex(4)
-        facts = {"round": name, "num_rows": num_rows}
+        facts = {"round": secrets.token_hex(4), "num_rows": num_rows}
         write_atomically(self.folder / "wanted.json", json.dumps(facts) + "\n")
-        return name
+        return str(facts["round"])
 
     def take_back(self, earlier: str | None) -> None:
         """Nothing came of the submission: the round before counts, whose wanted_text it was."""
@@ -85,16 +82,15 @@ class Notices:
 
     def due_after_failure(self, row: str) -> str | None:
         """A run has failed: what is to be reported at once, failure or many; None: nothing."""
-        wanted = self._wanted
-        if not wanted:
+        if not (wanted := self._wanted):
             return None
         with suppress(OSError):
             (self.folder / "failed" / row).touch()
         is_many = self.num_failed * MANY > wanted["num_rows"]
-        if is_many and self._is_first("many"):
-            self._is_first("failure")  # one message is enough
+        if is_many and self._is_first(f"{wanted['round']}-many"):
+            self._is_first(f"{wanted['round']}-failure")  # one message is enough
             return "many"
-        return "failure" if self._is_first("failure") else None
+        return "failure" if self._is_first(f"{wanted['round']}-failure") else None
 
     @property
     def num_failed(self) -> int:
@@ -104,20 +100,17 @@ class Notices:
 
     def may_send_digest(self, of_round: str) -> bool:
         """Once a round, and not of one that another has followed."""
-        return self.round == of_round and self._is_first("digest")
+        return self.round == of_round and self._is_first(f"{of_round}-digest")
 
     def take_from_budget(self) -> bool:
         """Whether one more message may be sent; prints where not."""
-        if any(self._is_made(f"sent-{number:02d}") for number in range(MOST_MESSAGES)):
+        if any(self._is_first(f"sent-{number:02d}") for number in range(MOST_MESSAGES)):
             return True
         print("not sent: this batch has sent enough messages")
         return False
 
-    def _is_first(self, kind: str) -> bool:
-        return self._is_made(f"{self.round}-{kind}")
-
-    def _is_made(self, name: str) -> bool:
-        """Of several processes that try, True for one."""
+    def _is_first(self, name: str) -> bool:
+        """Make the file of this name: of several processes that try, True for one."""
         try:
             os.close(os.open(self.folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             return True
@@ -141,7 +134,7 @@ def start_sending(kind: str, batch: Path, argument: str) -> subprocess.Popen | N
     """A process that sends a message, see messages.main; None where it cannot start."""
     with suppress(OSError), open(Notices(batch).folder / "log", "ab") as log:
         return subprocess.Popen(
-            sending_command(kind, batch, argument, ROOT),
+            [sys.executable, "-m", SENDER, kind, str(batch), argument],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -149,13 +142,6 @@ def start_sending(kind: str, batch: Path, argument: str) -> subprocess.Popen | N
             start_new_session=True,
         )
     return None
-
-
-def sending_command(kind: str, batch: Path, argument: str, code: Path) -> list[str]:
-    """code: the folder it is to run in, the repository or a frozen copy."""
-    files = {module: code / f"{module.replace('.', '/')}.py" for module in SENDERS}
-    module = next((m for m, path in files.items() if path.is_file()), SENDERS[0])
-    return [sys.executable, "-m", module, kind, str(batch), argument]
 
 
 def wait_until_sent(process: subprocess.Popen | None) -> None:
@@ -202,8 +188,8 @@ def _submit(
     folder = Notices(batch).folder
     (folder / "options").write_text("\n".join(options))
     script = folder / "digest.sh"
-    command = shlex.join(sending_command("digest", batch, of_round, code))
-    script.write_text(f"#!/bin/bash\nexec {command}\n")
+    command = [sys.executable, "-m", SENDER, "digest", str(batch), of_round]
+    script.write_text(f"#!/bin/bash\nexec {shlex.join(command)}\n")
     log = literal(folder / "log")
     arguments = ["sbatch", "--parsable", f"--job-name=digest_{batch.name}", *SMALL, *options]
     arguments += [f"--output={log}", f"--error={log}", "--open-mode=append", f"--chdir={code}"]

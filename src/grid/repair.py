@@ -43,7 +43,10 @@ def repair_batch(batch: Batch, root: Path, *, is_dry: bool = False) -> Repaired:
         os.replace(journal.path, next(path for path in kept if not path.exists()))
     for row in batch.rows:
         try:
-            if not _has_spec(row):
+            size = 0  # a power cut may leave an empty file
+            with suppress(FileNotFoundError):
+                size = row.spec.stat().st_size
+            if not size:
                 if not is_dry:  # from the index, and the job file for keys that all rows share
                     write_spec(row, read_job(batch.path / "job.yaml").common, root)
                 done.made_again.append(row.name)
@@ -55,39 +58,42 @@ def repair_batch(batch: Batch, root: Path, *, is_dry: bool = False) -> Repaired:
             done.broken[row.name] = f"{error.filename}: {error.strerror}"
         except UserError as error:
             done.broken[row.name] = str(error)
-    if done.moved and not is_dry:
-        for code in frozen_copies(batch.path):
-            _point_links_here(code, root)
+    for code in frozen_copies(batch.path) if done.moved and not is_dry else ():
+        # Links of frozen code to a repository that was moved lead to where it is now.
+        old = repository_of(code)
+        if old.exists():  # or the copy does not say where it comes from
+            continue
+        for link in code.rglob("*"):
+            if link.is_symlink() and not link.exists():
+                target = Path(os.readlink(link))
+                if target.is_relative_to(old) and (root / target.relative_to(old)).exists():
+                    link.unlink()
+                    link.symlink_to(root / target.relative_to(old))
     return done
-
-
-def _has_spec(row: Row) -> bool:
-    """A power cut may leave an empty file. Raises OSError where that cannot be known."""
-    try:
-        return row.spec.stat().st_size > 0
-    except FileNotFoundError:
-        return False
 
 
 def _move_here(row: Row, root: Path) -> None:
     """Its configurations name this folder; nobody who runs in the original holds it."""
-    spec = _mapping(row.spec)
-    home = spec_home(row.folder)
+    spec, home = _mapping(row.spec), spec_home(row.folder)
     if home and is_copy(row.folder):
-        _forget_owner(row.folder, home)
+        with suppress(OSError):
+            # the first line is a counter, which rises while the owner lives
+            owners = [(f / "claim").read_bytes().partition(b"\n")[2] for f in (row.folder, home)]
+            if owners[0] == owners[1]:
+                (row.folder / "claim").unlink()
+        with suppress(OSError, ValueError, RecursionError):
+            status = json.loads((row.folder / "status.json").read_text())
+            if isinstance(status, dict) and status.get("state") == "running":
+                write_atomically(row.folder / "status.json", json.dumps(status | {"state": "lost"}))
     here = {"output_dir": str(row.folder)}
     with suppress(UserError, OSError):  # one that cannot be read does not keep it from running
         config = _mapping(row.folder / "config.yaml")
         write_atomically(row.folder / "config.yaml", write_yaml(config | here))
     for key in PATH_KEYS:  # files that have moved together with the repository
         given, path = row.values.get(key), spec.get(key)
-        if (
-            isinstance(given, str)
-            and isinstance(path, str)
-            and not os.path.exists(path)
-            and os.path.exists(root / given)
-        ):
-            spec[key] = os.path.abspath(root / given)
+        if isinstance(given, str) and isinstance(path, str) and not os.path.exists(path):
+            moved = os.path.abspath(root / given)
+            spec[key] = moved if os.path.exists(moved) else path
     write_atomically(row.spec, write_yaml(spec | here))
 
 
@@ -96,29 +102,3 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected lines of the form `key: value`")
     return content
-
-
-def _forget_owner(folder: Path, home: Path) -> None:
-    """The process that runs in the original does not run in this copy of it."""
-    with suppress(OSError):
-        # the first line is a counter, which rises while the owner lives
-        owners = [(f / "claim").read_bytes().partition(b"\n")[2] for f in (folder, home)]
-        if owners[0] == owners[1]:
-            (folder / "claim").unlink()
-    with suppress(OSError, ValueError, RecursionError):
-        status = json.loads((folder / "status.json").read_text())
-        if isinstance(status, dict) and status.get("state") == "running":
-            write_atomically(folder / "status.json", json.dumps(status | {"state": "lost"}))
-
-
-def _point_links_here(code: Path, root: Path) -> None:
-    """Links of frozen code to a repository that was moved lead to where it is now."""
-    old = repository_of(code)
-    if old.exists():  # or the copy does not say where it comes from
-        return
-    for link in code.rglob("*"):
-        if link.is_symlink() and not link.exists():
-            target = Path(os.readlink(link))
-            if target.is_relative_to(old) and (root / target.relative_to(old)).exists():
-                link.unlink()
-                link.symlink_to(root / target.relative_to(old))

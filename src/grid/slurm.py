@@ -116,13 +116,12 @@ def ask_patiently(
 
 def read_queue() -> list[QueuedJob]:
     """All jobs of ours, each task of an array by itself, those lately ended as well."""
-    fields = ("%i", "%F", "%K", "%T", "%r", "%N", "%j", "%o")
-    user = str(os.getuid())
-    text = ask(["squeue", "-h", "-r", "-t", "all", "-u", user, "-o", SEPARATOR.join(fields)])
+    form = SEPARATOR.join(("%i", "%F", "%K", "%T", "%r", "%N", "%j", "%o"))
+    text = ask(["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", form])
     lines = [line.split(SEPARATOR) for line in text.splitlines()]
     return [
         QueuedJob(job, array, int(task) if task.isdigit() else None, *rest)
-        for job, array, task, *rest in (line for line in lines if len(line) == len(fields))
+        for job, array, task, *rest in (line for line in lines if len(line) == 8)
     ]
 
 

@@ -64,23 +64,18 @@ def _number(copy: Path) -> int:
     return int(copy.suffix[1:] or 1)
 
 
-def changed_since(root: Path, frozen: Path) -> list[str]:
-    """The files that are no longer as they were frozen; [] where that is not known."""
+def changed_since_last_copy(root: Path, batch: Path) -> list[str]:
+    """The files that are no longer as in the batch's newest frozen copy; [] where that is not
+    known, or there is no copy."""
     try:
-        state = CodeState.of_frozen_copy(frozen)
-        if state is None:
+        frozen = frozen_copies(batch)[-1:]
+        if not frozen or (state := CodeState.of_frozen_copy(frozen[0])) is None:
             return []
         hashes = dict(state.facts["files"])
         now = {str(path): _hash(root / path) for path in _code_files(root)}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
     return sorted(p for p in hashes.keys() | now.keys() if hashes.get(p, "") != now.get(p, ""))
-
-
-def changed_since_last_copy(root: Path, batch: Path) -> list[str]:
-    """The files that differ from those of the batch's newest frozen copy; [] without a copy."""
-    copies = frozen_copies(batch)
-    return changed_since(root, copies[-1]) if copies else []
 
 
 def repository_of(root: Path) -> Path:
@@ -102,16 +97,15 @@ def _code_files(root: Path) -> list[Path]:
 
 def _listed(root: Path, *kinds: str) -> list[Path]:
     """What git lists below root, a repository within it by its own files."""
-    arguments = ["ls-files", "-z", "--exclude-standard", *kinds]
+    command = ["git", "ls-files", "-z", "--exclude-standard", *kinds]
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True)
+        done = subprocess.run(command, cwd=root, capture_output=True, check=True)
     except FileNotFoundError:
         raise UserError("freezing the code takes git; --live runs it where it lies") from None
     except subprocess.CalledProcessError as error:
-        words = error.stderr.decode(errors="replace").strip().splitlines()
-        reason = words[0] if words else "no repository"
+        words = [*error.stderr.decode(errors="replace").strip().splitlines(), "no repository"]
         raise UserError(
-            f"the code cannot be frozen ({reason}); `git init && git add .` makes a repository,"
+            f"the code cannot be frozen ({words[0]}); `git init && git add .` makes a repository,"
             " --live runs the code where it lies"
         ) from None
     names = dict.fromkeys(done.stdout.split(b"\0"))  # a merge lists a file three times

@@ -1,4 +1,4 @@
-"""The name by which digest jobs of older batches send messages: see src/grid/messages.py."""
+"""The name by which batches of all ages send messages: see src/grid/messages.py."""
 
 import sys
 

@@ -10,11 +10,9 @@ import pytest
 from src.grid import notices
 from src.grid.notices import (
     MOST_MESSAGES,
-    SENDERS,
     Notices,
     kept_options,
     report_failure,
-    sending_command,
     submit_digest,
 )
 from src.grid.submission import SubmitOptions
@@ -116,31 +114,24 @@ def test_a_digest_is_sent_once_and_by_the_last_submission(batch):
     assert not Notices(batch).may_send_digest(second)
 
 
-@pytest.mark.parametrize("module", SENDERS)
-def test_the_job_of_a_digest_runs_what_its_frozen_code_has(batch, tmp_path, monkeypatch, module):
-    """Batches that older versions have frozen hold the module under an older name."""
-    code = tmp_path / "code"
-    (code / module.replace(".", "/")).parent.mkdir(parents=True)
-    (code / f"{module.replace('.', '/')}.py").touch()
+def test_the_job_of_a_digest_runs_what_its_frozen_code_has(batch, tmp_path, monkeypatch):
+    """Batches that older versions have frozen hold the module under this name as well."""
     (tmp_path / "submit.sh").write_text("#!/bin/bash\n#SBATCH -p gpu\n")
     of_round, submitted = Notices(batch).begin(rows(1), 1), []
     monkeypatch.setattr(notices, "ask", submitted.append)
     options = SubmitOptions(script=str(tmp_path / "submit.sh"))
-    submit_digest(batch, ["5", "6"], options, code, of_round)
+    submit_digest(batch, ["5", "6"], options, tmp_path, of_round)
     (arguments,) = submitted
-    assert {"--partition=gpu", f"--chdir={code}", "--dependency=afterany:5:6"} < set(arguments)
+    assert {"--partition=gpu", f"--chdir={tmp_path}", "--dependency=afterany:5:6"} < set(arguments)
     command = Path(arguments[-1]).read_text().splitlines()[-1]
-    assert command == f"exec {sys.executable} -m {module} digest {batch} {of_round}"
+    assert command == f"exec {sys.executable} -m src.notify.sending digest {batch} {of_round}"
+    assert (ROOT / "src" / "notify" / "sending.py").is_file()
 
 
 def test_the_digest_s_job_runs_where_the_rows_do():
     words = ["--partition=gpu", "--gpus=1", "-A", "lab", "-qlong", "--time", "1-0", "-p", "cpu"]
     assert kept_options(words) == ["--partition=cpu", "--account=lab", "--qos=long"]
     assert kept_options([]) == []
-
-
-def test_the_code_of_today_has_what_sends():
-    assert sending_command("digest", Path("b"), "r", ROOT)[2] == SENDERS[0]
 
 
 def test_what_is_no_failure_is_not_reported(batch, monkeypatch):

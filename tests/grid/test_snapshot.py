@@ -9,7 +9,6 @@ import pytest
 
 from src.grid import snapshot
 from src.grid.snapshot import (
-    changed_since,
     changed_since_last_copy,
     freeze,
     frozen_copies,
@@ -104,12 +103,12 @@ def test_it_says_what_it_is_a_copy_of(repository, tmp_path):
 
 
 def test_changes_since_then_are_seen(repository, tmp_path):
-    code = freeze(repository, tmp_path / "code")
-    assert changed_since(repository, code) == []
+    freeze(repository, tmp_path / "code")
+    assert changed_since_last_copy(repository, tmp_path) == []
     (repository / "train.py").write_text("print(3)\n")
     (repository / "newer.py").write_text("")
     (repository / "new.py").unlink()
-    assert changed_since(repository, code) == ["new.py", "newer.py", "train.py"]
+    assert changed_since_last_copy(repository, tmp_path) == ["new.py", "newer.py", "train.py"]
 
 
 def test_the_newest_copy_of_a_batch_is_what_counts(repository, tmp_path):
