@@ -372,7 +372,7 @@ def test_a_program_may_train_several_models(sets, tmp_path):
 def broken_off(config) -> str:
     """The main process can't write what it promised; what the processes end with."""
     if os.environ["RANK"] == "0":
-        session.save_weights = lambda *_: raised(UserError("no room"))
+        session.save_weights = lambda *_, **__: raised(UserError("no room"))
     try:
         run_experiment(config)
     except UserError as error:

@@ -276,12 +276,13 @@ class CheckpointManager:
     def save_now(self) -> Exception | None:
         """Save and wait until it is on disk; what prevented it."""
         self._finish_thread()
-        self._write(self.state.step, [self._snapshot()])
+        self._write(*self._snapshot())
         error, self.error = self.error, None
         return error
 
-    def _snapshot(self) -> dict[str, Any]:
-        return snapshot(self.state.state_dict(), is_kept=self.distributed.is_main)
+    def _snapshot(self) -> tuple[int, list[dict[str, Any]]]:
+        content = snapshot(self.state.state_dict(), is_kept=self.distributed.is_main)
+        return self.state.step, [content]
 
     def _save_in_thread(self, is_wanted: bool) -> None:
         """Where any process wants it; not while the disk is slower than that."""
@@ -289,11 +290,10 @@ class CheckpointManager:
         if not self.distributed.max(is_wanted and not is_busy):
             return
         self._finish_thread()
-        started = perf_counter()
-        arguments = (self.state.step, [self._snapshot()])
-        self.cost = perf_counter() - started
-        self.last, self.due = started, started + self.seconds_between
-        self.thread = threading.Thread(target=self._write, args=arguments, name="saving")
+        self.last = perf_counter()
+        self.due = self.last + self.seconds_between
+        self.thread = threading.Thread(target=self._write, args=self._snapshot(), name="saving")
+        self.cost = perf_counter() - self.last
         self.thread.start()
 
     def _write(self, step: int, content: list[dict[str, Any]]) -> None:
@@ -344,15 +344,15 @@ class CheckpointManager:
     def _report(self, error: Exception | None) -> None:
         if isinstance(error, UserError):  # the folder is not ours any more
             raise error
-        kept = self.files.paths() if error else []
-        is_kept = f"{kept[0]} is kept" if kept else None
+        if error is None:
+            return
         if isinstance(error, CorruptCheckpoint):
-            rest = is_kept or "the run cannot be resumed"
-            logger.warning("the state of this run {}; {}", error, rest)
-        elif error:
-            reason = getattr(error, "strerror", None) or error
-            rest = is_kept or "there is none yet"
-            logger.warning("the state could not be saved ({}); {}", reason, rest)
+            what, none_yet = f"of this run {error}", "the run cannot be resumed"
+        else:
+            what = f"could not be saved ({getattr(error, 'strerror', None) or error})"
+            none_yet = "there is none yet"
+        kept = self.files.paths()
+        logger.warning("the state {}; {}", what, f"{kept[0]} is kept" if kept else none_yet)
 
 
 def kinds(content: Any, known: Collection[Any] = ()) -> dict[Any, tuple[str, Any]]:

@@ -46,10 +46,10 @@ def run_command_line(
             note = f"this run is finished; to do it again: {again}\n"
             stats = None
         elif number > 1:
-            folder = []
+            command = [program, line.config, *line.overrides]
             if config.output_dir:
-                folder = [line.override("output_dir", config.output_dir)]
-            return launch_processes([program, line.config, *line.overrides, *folder], number)
+                command.append(line.override("output_dir", config.output_dir))
+            return launch_processes(command, number)
         else:
             if config.output_dir is None and is_main_process():
                 print("output_dir is null: nothing of this run will be kept", flush=True)
@@ -67,10 +67,8 @@ def run_command_line(
             raise
         return report_exit(UserError.from_os(error), 2)  # no file can have that name
     except StopRequested as stop:
-        message = stop.message + "; the same command resumes it" * bool(
-            config and config.output_dir
-        )
-        return report_exit(message, stop.exit_code)
+        hint = "; the same command resumes it" if config and config.output_dir else ""
+        return report_exit(stop.message + hint, stop.exit_code)
     except KeyboardInterrupt:
         return report_exit("interrupted", 130)
     return 0
@@ -78,8 +76,8 @@ def run_command_line(
 
 def _with_folder(config: Config, name: str) -> Config:
     """The config with an output_dir, the same one for all processes of the run."""
+    chosen = None
     with DistributedContext(detect_rank(os.environ)) as distributed:
-        chosen = None
         if distributed.is_main:
             folder, is_resumed = choose_folder(config, name)
             chosen = str(folder)
@@ -126,8 +124,8 @@ def launch_processes(command: Sequence[str], number: int) -> int:
     common |= os.environ
     common |= {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     common |= {processes.LAUNCHER: str(os.getpid())}
-    ranks = [str(rank) for rank in range(number)]
-    processes.hold_signals()
+    ranks = map(str, range(number))
     environments = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ranks]
+    processes.hold_signals()
     code, _ = processes.run_programs(sys.executable, command, environments)
     return code if code >= 0 else 128 - code

@@ -111,9 +111,12 @@ class DistributedContext:
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, _: Any) -> None:
         is_news = isinstance(error, Exception) and not isinstance(error, PeerFailed)
+        # a user's mistake by its message, other errors in a line with their type
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        words = str(error) if isinstance(error, UserError) else words
         if self.is_starting and isinstance(error, Exception):
             if is_news:
-                self._put({"failed": _describe_error(error)})
+                self._put({"failed": words})
             with suppress(RuntimeError):
                 self.store.set(f"heard/{self.rank}", "")
                 # The main process waits for all, as its store goes with it.
@@ -126,7 +129,7 @@ class DistributedContext:
             _leave_at_exit()
         elif self.is_in_step and is_news:
             with suppress(RuntimeError):  # the store is gone, and the main process with it
-                self.store.set(f"failed/{self.rank}", _describe_error(error))
+                self.store.set(f"failed/{self.rank}", words)
 
     def peer_error(self, error: BaseException | None) -> "PeerFailed | None":
         """The error of another process that has ended first, where this error is torch's about the
@@ -291,13 +294,6 @@ class DistributedContext:
 
 
 SINGLE_PROCESS = DistributedContext(None)
-
-
-def _describe_error(error: Exception) -> str:
-    """One line for the others: a user's mistake by its message, other errors with their type."""
-    if isinstance(error, UserError):
-        return str(error)
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 _NUMBERS = count()  # of the runs of this program

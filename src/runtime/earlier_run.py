@@ -21,18 +21,13 @@ MAX_REASON = 200  # characters of an error of torch
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """What load_run has found in a folder.
+    """What load_run has found in a folder."""
 
-    config: as it was resolved. model: in eval mode, its parameters without gradients. stats: a row
-    an epoch. path: the file that the weights are from; epoch: the last one evaluated before it was
-    written, 0: none.
-    """
-
-    config: Config
-    model: nn.Module
-    stats: pd.DataFrame
-    path: Path
-    epoch: int
+    config: Config  # as it was resolved
+    model: nn.Module  # in eval mode, its parameters without gradients
+    stats: pd.DataFrame  # a row an epoch
+    path: Path  # the file that the weights are from
+    epoch: int  # the last one evaluated before that was written; 0: none
 
 
 def load_run(

@@ -70,13 +70,33 @@ def run_programs(
     Returns (the first exit code that is not 0, or minus the signal that killed it; the signals
     that came). If one fails, the others are ended.
     """
-    living = {_start(program, arguments, environment) for environment in environments}
+    # In groups of their own: Ctrl-C and `scancel --full` reach us alone, not them twice.
+    living = {
+        os.posix_spawnp(
+            program,
+            [program, *arguments],
+            environment,
+            setpgroup=0,
+            setsigmask=(),
+            setsigdef=_held(),
+        )
+        for environment in environments
+    }
+
+    def send(number: int) -> None:
+        for child in living:
+            os.kill(child, number)
+
     code, received = 0, set[int]()
     while living:
-        number = _next_signal(SECONDS_TO_END if code else None)
+        if code:  # one has failed; sigtimedwait is not on macOS, where nothing runs in several
+            info = signal.sigtimedwait(_held(), SECONDS_TO_END)
+            number = info.si_signo if info else None
+        else:
+            number = signal.sigwait(_held())
         if number in FORWARDED:
             received.add(number)
-            _send(living, number)
+            send(number)
             continue
         for child in list(living):
             ended, status = os.waitpid(child, os.WNOHANG)
@@ -87,35 +107,10 @@ def run_programs(
             if child_code and not code:
                 code = child_code
                 if code not in STOPPED:
-                    _send(living, signal.SIGTERM)
+                    send(signal.SIGTERM)
         if number is None:
-            _send(living, signal.SIGKILL)
+            send(signal.SIGKILL)
     return code, received
-
-
-def _start(program: str, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    # A process group of its own: Ctrl-C and `scancel --full` reach us alone, not it twice.
-    return os.posix_spawnp(
-        program,
-        [program, *arguments],
-        environment,
-        setpgroup=0,
-        setsigmask=(),
-        setsigdef=_held(),
-    )
-
-
-def _next_signal(seconds: float | None) -> int | None:
-    """The next signal that comes; None: none has come for so long."""
-    if seconds is None:
-        return signal.sigwait(_held())
-    info = signal.sigtimedwait(_held(), seconds)  # not on macOS, where nothing runs in several
-    return info.si_signo if info else None
-
-
-def _send(children: set[int], number: int) -> None:
-    for child in children:
-        os.kill(child, number)
 
 
 def _held() -> set[signal.Signals]:
@@ -127,7 +122,7 @@ def _held() -> set[signal.Signals]:
 
 # ---- Memory and cores --------------------------------------------------------------------
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Version 1 is no past: containers and clusters of Red Hat 8 have it. For each version the files
 # of a cgroup with the limit of its memory, and what is used with the pages of files it has read.
 MEMORY_FILES = {
@@ -150,45 +145,40 @@ class Memory:
         return 1 - self.free / max(self.limit, 1)
 
 
-def memories() -> list[Memory]:
+def memories(
+    meminfo: Path = Path("/proc/meminfo"), own: Path = OWN_CGROUP, mounted: Path = CGROUPS
+) -> list[Memory]:
     """The memory of the machine, and of each cgroup with a limit; [] where nobody knows."""
-    return [*_of_machine(), *_of_cgroups()]
-
-
-def num_cores() -> float:
-    """The cores that this process may use: 2, or 1.5 where a cgroup limits its time."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([float(own), *_quotas()])
-
-
-def _of_machine(meminfo: Path = Path("/proc/meminfo")) -> Iterator[Memory]:
-    found = {name: 1024 * number for name, number in _numbers(meminfo).items()}
-    if {"MemTotal:", "MemAvailable:"} <= found.keys():
-        yield Memory(found["MemTotal:"], found["MemAvailable:"], "this machine")
-
-
-def _of_cgroups(own: Path = Path("/proc/self/cgroup"), mounted: Path = CGROUPS) -> Iterator[Memory]:
+    found = []
+    of_machine = _numbers(meminfo)
+    if {"MemTotal:", "MemAvailable:"} <= of_machine.keys():
+        limit, free = (1024 * of_machine[name] for name in ("MemTotal:", "MemAvailable:"))
+        found.append(Memory(limit, free, "this machine"))
     for folder, version in _cgroups("memory", own, mounted):
-        limit, used = (_text(folder / name).strip() for name in MEMORY_FILES[version])
-        if not (limit.isdigit() and used.isdigit()) or int(limit) >= NO_LIMIT:
+        limit_text, used_text = (_text(folder / name).strip() for name in MEMORY_FILES[version])
+        if not (limit_text.isdigit() and used_text.isdigit()) or int(limit_text) >= NO_LIMIT:
             continue
+        limit, used = int(limit_text), int(used_text)
         # Pages of files are dropped before anything else. Version 1 counts them twice: for the
         # cgroup itself, and with those of the cgroups inside of it.
         stat = _numbers(folder / "memory.stat")
         kinds = ("active_file", "inactive_file")
         of_all = [stat[f"total_{kind}"] for kind in kinds if f"total_{kind}" in stat]
         pages = sum(of_all or [stat.get(kind, 0) for kind in kinds])
-        free = int(limit) - int(used) + min(pages, int(used))
-        yield Memory(int(limit), max(0, free), "its cgroup")
+        found.append(Memory(limit, max(0, limit - used + min(pages, used)), "its cgroup"))
+    return found
 
 
-def _quotas(own: Path = Path("/proc/self/cgroup"), mounted: Path = CGROUPS) -> Iterator[float]:
-    """The cores' worth of time that each cgroup allows."""
+def num_cores(own: Path = OWN_CGROUP, mounted: Path = CGROUPS) -> float:
+    """The cores that this process may use: 2, or 1.5 where a cgroup limits its time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = [float(cores or 1)]
     for folder, version in _cgroups("cpu", own, mounted):
         files = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         numbers = " ".join(_text(folder / name) for name in files).split()
         if len(numbers) == 2 and all(n.isdigit() for n in numbers) and int(numbers[1]):
-            yield int(numbers[0]) / int(numbers[1])
+            found.append(int(numbers[0]) / int(numbers[1]))
+    return min(found)
 
 
 def _cgroups(controller: str, own: Path, mounted: Path) -> Iterator[tuple[Path, int]]:

@@ -9,18 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from src.support.processes import (
-    Memory,
-    _of_cgroups,
-    _of_machine,
-    _quotas,
-    memories,
-    num_cores,
-    start_time,
-)
+from src.support.processes import Memory, memories, num_cores, start_time
 from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
+NOTHING = Path("/proc/self/none")  # of the machine
 
 
 def test_a_process_lives_until_it_ends_even_if_nobody_waits_for_it():
@@ -134,10 +127,10 @@ def test_this_machine_has_memory_and_cores():
 
 def test_memory_of_the_machine_is_read_in_bytes(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nHugePages: 0\nMemAvailable:    300 kB\n")
-    (memory,) = _of_machine(tmp_path / "meminfo")
+    (memory,) = memories(tmp_path / "meminfo", tmp_path / "own")
     assert memory == Memory(900 * 1024, 300 * 1024, "this machine")
     assert memory.used_share == pytest.approx(2 / 3)
-    assert list(_of_machine(tmp_path / "none")) == []
+    assert memories(tmp_path / "none", tmp_path / "own") == []
 
 
 def test_a_job_of_slurm_is_bounded_by_the_cgroups_around_it(tmp_path):
@@ -145,7 +138,7 @@ def test_a_job_of_slurm_is_bounded_by_the_cgroups_around_it(tmp_path):
     write(tmp_path / "slurm", memory__max=300, memory__current=500)
     write(tmp_path / "slurm/job_1", memory__max=1000, memory__current=400)
     write(tmp_path / "slurm/job_1/step_0", memory__max="max", memory__current=10)
-    found = [(m.limit, m.free) for m in _of_cgroups(tmp_path / "own", tmp_path)]
+    found = [(m.limit, m.free) for m in memories(NOTHING, tmp_path / "own", tmp_path)]
     assert found == [(1000, 600), (300, 0)]
 
 
@@ -153,25 +146,28 @@ def test_pages_of_files_that_were_read_are_no_memory_in_use(tmp_path):
     (tmp_path / "own").write_text("0::/job\n")
     stat = "anon 100\nfile 260\nactive_file 50\ninactive_file 200\nslab 1"
     write(tmp_path / "job", memory__max=1000, memory__current=400, memory__stat=stat)
-    assert [m.free for m in _of_cgroups(tmp_path / "own", tmp_path)] == [850]
+    assert [m.free for m in memories(NOTHING, tmp_path / "own", tmp_path)] == [850]
     stat = "active_file 1\ninactive_file 2\ntotal_active_file 20\ntotal_inactive_file 30"
     write(tmp_path / "job", memory__stat=stat)
-    assert [m.free for m in _of_cgroups(tmp_path / "own", tmp_path)] == [650]
+    assert [m.free for m in memories(NOTHING, tmp_path / "own", tmp_path)] == [650]
 
 
 def test_older_cgroups_count_too_also_where_a_container_sees_its_own_alone(tmp_path):
     (tmp_path / "own").write_text("5:cpu:/x\n4:memory:/outside/container\n0::/\n")
     write(tmp_path / "memory", memory__limit_in_bytes=900, memory__usage_in_bytes=100)
-    assert [m.free for m in _of_cgroups(tmp_path / "own", tmp_path)] == [800]
+    assert [m.free for m in memories(NOTHING, tmp_path / "own", tmp_path)] == [800]
     write(tmp_path / "memory", memory__limit_in_bytes=2**63 - 4096)
-    assert list(_of_cgroups(tmp_path / "own", tmp_path)) == []
-    assert list(_of_cgroups(tmp_path / "none", tmp_path)) == []
+    assert memories(NOTHING, tmp_path / "own", tmp_path) == []
+    assert memories(NOTHING, tmp_path / "none", tmp_path) == []
 
 
-def test_a_share_of_the_time_counts_as_cores(tmp_path):
+def test_a_share_of_the_time_counts_as_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     (tmp_path / "own").write_text("3:cpu,cpuacct:/job\n0::/job\n")
     write(tmp_path, cpu__max="max 100000")
-    write(tmp_path / "job", cpu__max="150000 100000")
     write(tmp_path / "cpu,cpuacct/job", cpu__cfs_quota_us=400000, cpu__cfs_period_us=100000)
     write(tmp_path / "cpu,cpuacct", cpu__cfs_quota_us=-1, cpu__cfs_period_us=100000)
-    assert list(_quotas(tmp_path / "own", tmp_path)) == [4.0, 1.5]
+    assert num_cores(tmp_path / "own", tmp_path) == 4.0
+    write(tmp_path / "job", cpu__max="150000 100000")
+    assert num_cores(tmp_path / "own", tmp_path) == 1.5
+    assert num_cores(tmp_path / "none", tmp_path) == 8.0
