@@ -5,7 +5,7 @@
     linear.py       linear, linear/no_bias: one layer, also on sparse rows
     tiny.py         tiny/…: LeNet, VGG, ResNet and Wide ResNet, written out from their papers
     timm.py, torchvision.py, clip.py    networks of these libraries (clip/… of open_clip)
-    hf.py           hf/…: networks of transformers; hf_networks.py wraps them
+    hf.py           hf/…: networks of transformers
     custom.py       module.path:function, a network of your own
 
 A family is a module with resolve(name) and build(name, input_shape, n_outputs), which returns the

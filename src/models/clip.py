@@ -47,14 +47,12 @@ SMALL_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "lay
 
 @dataclass(frozen=True)
 class ClipSource:
-    """An architecture of open_clip, and weights for it.
+    """An architecture of open_clip, and weights for it."""
 
-    name: as open_clip takes it. settings: of the architecture. weights: where they are, how
-    images were prepared for them, and whether they want quick_gelu; empty where there are none.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
+    name: str  # as open_clip takes it
+    settings: Mapping[str, Any]  # of the architecture
+    # Where they are, how images were prepared for them, and whether they want quick_gelu; empty
+    # where there are none.
     weights: Mapping[str, Any]
     folder: Path | None = None
 
@@ -122,12 +120,12 @@ def preprocessing(name: str) -> Preprocessing:
         tuple(values) if isinstance(values, list | tuple) else (values,) * CHANNELS
         for values in (settings["mean"], settings["std"])
     )
-    is_bilinear = settings["interpolation"] == "bilinear"
     return Preprocessing(
         input_shape=(CHANNELS, height, width),
         mean=mean,
         std=std,
-        interpolation="bilinear" if is_bilinear else "bicubic",  # also for its 'random'
+        # bicubic also for its 'random'
+        interpolation="bilinear" if settings["interpolation"] == "bilinear" else "bicubic",
         is_squashed=settings["resize_mode"] == "squash",
     )
 

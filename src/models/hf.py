@@ -1,26 +1,19 @@
 """hf/NAME: networks of transformers, by their name on the hub (`bert-base-uncased`,
 `google/vit-base-patch16-224`) or by a folder with config.json and, if there are any, weights."""
 
+import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from loguru import logger
-from torch import nn
+from torch import Tensor, nn
 
-from src.data import NO_TOKEN, Preprocessing
-from src.models.hf_networks import (
-    HFNetwork,
-    ImageClassifier,
-    LanguageModel,
-    LastTokenClassifier,
-    TextClassifier,
-    max_positions,
-)
+from src.data import NO_TOKEN, SECOND, Preprocessing
 from src.models.weights import MAX_REASON, cannot_fetch, shortened
 from src.support import UserError, bad_value, one_line
 
@@ -36,6 +29,114 @@ KINDS = {  # what a network reads -> transformers' factory for it, and its table
     NEXT_TOKENS: ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
 }
 TOLERANCE = 1e-4  # of the largest output: smaller differences are rounding
+POSITIONS = re.compile(r"\b(wpe|position_embeddings|embed_positions)$")  # tables of positions
+
+
+# ---- What transformers' networks are wrapped in ------------------------------------------
+
+
+class HFNetwork(nn.Module):
+    """One tensor in, logits out, as all models here. `network` is transformers' own module:
+    parameters are named network.…"""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """The layer that a parameter belongs to, in the way in which timm asks its networks."""
+        return layer_numbers(name for name, _ in self.named_parameters()).__getitem__
+
+
+class ImageClassifier(HFNetwork):
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, channels, height, width) -> logits (n, C)."""
+        return self.network(pixel_values=images).logits
+
+
+class TextClassifier(HFNetwork):
+    """Classes of texts, or of pairs of texts."""
+
+    def __init__(self, network: Any, *, padding: int) -> None:
+        """padding: the token to put behind the end of a text."""
+        super().__init__(network)
+        self.padding = padding
+        inputs = inspect.signature(network.forward).parameters
+        num_types = getattr(network.config.get_text_config(), "type_vocab_size", None) or 1
+        self.has_types = "token_type_ids" in inputs and num_types > 1
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, length) int64 -> logits. NO_TOKEN is behind the end of a text; tokens of the second
+        text of a pair are SECOND minus the token."""
+        if tokens.is_floating_point():
+            raise UserError("model: hf/… takes images or texts, and the data are rows of numbers")
+        is_there, is_second = tokens != NO_TOKEN, tokens <= SECOND
+        ids = torch.where(is_second, SECOND - tokens, tokens)
+        types = {"token_type_ids": is_second.long()} if self.has_types else {}
+        try:
+            return self.logits(torch.where(is_there, ids, self.padding), is_there, **types)
+        except IndexError as error:
+            expected = "null for the model's own, as there are tokens beyond its vocabulary"
+            raise UserError(f"data_tokenizer: expected {expected}") from error
+
+    def logits(self, ids: Tensor, is_there: Tensor, **types: Tensor) -> Tensor:
+        """(n, C) for ids (n, length); is_there (n, length) is False on padding. types: which text
+        of a pair a token is of, for networks that ask."""
+        return self.network(input_ids=ids, attention_mask=is_there.long(), **types).logits
+
+
+class LastTokenClassifier(TextClassifier):
+    """Classes of texts by their last token, for decoders.
+
+    transformers takes the last token that is not the padding token; but a text may end in that
+    very token (GPT-2 has no other), and then it would take the one before.
+    """
+
+    def logits(self, ids: Tensor, is_there: Tensor, **_: Tensor) -> Tensor:
+        hidden = self.network.base_model(input_ids=ids, attention_mask=is_there.long())[0]
+        rows = torch.arange(len(ids), device=ids.device)
+        return self.network.score(hidden[rows, is_there.sum(1) - 1])  # (n, length, d) -> (n, d)
+
+
+class LanguageModel(TextClassifier):
+    """The next token after each token. Padding comes last and no token sees what comes after it,
+    so no mask is needed."""
+
+    def logits(self, ids: Tensor, is_there: Tensor, **_: Tensor) -> Tensor:
+        """(n, length, vocabulary)."""
+        return self.network(input_ids=ids).logits
+
+
+# A network's list of blocks, or of stages: encoder.layer.3 in BERT, h.3 in GPT-2, layers.3 in
+# Llama and ViT; in a stage the block: stages.1.layers.3 in ResNet.
+BLOCK = re.compile(
+    r"((?:[^\d.][^.]*\.)*?(?:layer|layers|h|block|blocks|stage|stages)\.\d+)\."
+    r"(?:(?:layers|blocks)\.(\d+)\.)?"
+)
+
+
+def layer_numbers(names: Iterable[str]) -> dict[str, int]:
+    """Parameters in the order of the network -> layers: 0 is what comes before the blocks, then
+    the blocks one by one, then all the rest with the head (as Bao et al. 2022, BEiT, have it).
+
+    What a stage has beside its blocks, such as a change of resolution, counts to the block before
+    it, or to the first.
+
+    >>> layer_numbers(["wte.weight", "h.0.weight", "h.1.weight", "ln_f.weight", "score.weight"])
+    {'wte.weight': 0, 'h.0.weight': 1, 'h.1.weight': 2, 'ln_f.weight': 3, 'score.weight': 3}
+    """
+    numbers: dict[str, int | None] = {}
+    stage, block, num_blocks = "", "", 0
+    for name in names:
+        if match := BLOCK.match(name):
+            found = match[2] or (block if match[1] == stage else "0")
+            num_blocks += (match[1], found) != (stage, block)
+            stage, block = match[1], found
+        numbers[name] = num_blocks if match or not num_blocks else None
+    return {name: num_blocks + 1 if n is None else n for name, n in numbers.items()}
+
+
+# ---- Settings ----------------------------------------------------------------------------
 
 
 @contextmanager
@@ -55,9 +156,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if has_bars:
             logging.enable_progress_bar()
-
-
-# ---- Settings ----------------------------------------------------------------------------
 
 
 @_quiet()
@@ -128,11 +226,25 @@ MAX_TOKENS = 1024  # unless more are requested: attention costs their square
 @_quiet()
 def preprocessing(name: str, *, has_weights: bool) -> Preprocessing:
     """How the images were prepared for the weights; for a network that reads texts, weights or
-    not, its tokenizer. Nothing is built."""
+    not, its tokenizer, unless a folder has none, and as many tokens as both take. Nothing is
+    built."""
     settings = resolve(name) or _read_settings(name)
-    if IMAGES not in _readable_kinds(settings):
-        return _text_preprocessing(name, settings)
-    return _image_preprocessing(name, settings) if has_weights else Preprocessing()
+    if IMAGES in _readable_kinds(settings):
+        return _image_preprocessing(name, settings) if has_weights else Preprocessing()
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    folder = Path(name)
+    has_tokenizer = not folder.is_dir() or any(any(folder.glob(f)) for f in TOKENIZER_FILES)
+    texts = settings.get_text_config()
+    limit = getattr(texts, "max_position_embeddings", None)
+    if limit and texts.model_type in FROM_PADDING:
+        limit -= texts.pad_token_id + 1
+    limits = [limit, get_tokenizer_config(name).get("model_max_length") if has_tokenizer else None]
+    known = [int(limit) for limit in limits if limit]
+    return Preprocessing(
+        tokenizer=name if has_tokenizer else None,
+        text_length=min([*known, MAX_TOKENS]) if known else None,
+    )
 
 
 def _image_preprocessing(name: str, settings: Any) -> Preprocessing:
@@ -146,7 +258,6 @@ def _image_preprocessing(name: str, settings: Any) -> Preprocessing:
     kind = processor["image_processor_type"]
     if kind.startswith(UNLIKE_OURS):
         logger.warning("hf/{}: its {} prepares images otherwise than is done here", name, kind)
-    channels = getattr(getattr(settings, "vision_config", settings), "num_channels", None)
     # Our mean and std are of pixels between 0 and 1; the processor's of pixels times this factor.
     scale = 255 * processor["rescale_factor"] if processor.get("do_rescale", True) else 255.0
     mean, std = (0.0,), (1 / scale,)
@@ -154,56 +265,30 @@ def _image_preprocessing(name: str, settings: Any) -> Preprocessing:
         power = 2 if processor.get("include_top") else 1  # EfficientNet's divides by std twice
         mean = tuple(m / scale for m in processor["image_mean"])
         std = tuple(s**power / scale for s in processor["image_std"])
-    (height, width), crop_pct, is_squashed = _sides(processor, kind)
+    size = processor["size"]
+    crop = processor.get("crop_size") if processor.get("do_center_crop") else None
+    edge = size.get("shortest_edge")  # None: both sides are given
+    sides = crop or (size if edge is None else {"height": edge, "width": edge})
+    is_squashed = edge is None or (kind.startswith("ConvNext") and edge >= SQUASHED_FROM)
+    if edge is None:
+        resized = size["height"]
+    elif is_squashed:
+        resized = sides["height"]
+    else:
+        of_edge = processor.get("crop_pct") or (LEVIT_CROP if kind.startswith("Levit") else 1)
+        resized = int(edge / of_edge)
+    crop_pct = min(1.0, sides["height"] / resized)
+    # Rounded so that floor(height / crop_pct) is what the processor resizes to.
+    if crop_pct < 1 and math.floor(sides["height"] / crop_pct) < resized:
+        crop_pct = math.nextafter(crop_pct, 0)
+    channels = getattr(getattr(settings, "vision_config", settings), "num_channels", None)
     return Preprocessing(
-        input_shape=(channels or 3, height, width),
+        input_shape=(channels or 3, sides["height"], sides["width"]),
         mean=mean,
         std=std,
         interpolation=INTERPOLATIONS.get(processor.get("resample", 2), "bilinear"),
         crop_pct=crop_pct,
         is_squashed=is_squashed,
-    )
-
-
-def _sides(processor: Mapping[str, Any], kind: str) -> tuple[tuple[int, int], float, bool]:
-    """(height, width) of the input, crop_pct, and whether images are squeezed into it."""
-    size = processor["size"]
-    crop = processor.get("crop_size") if processor.get("do_center_crop") else None
-    edge = size.get("shortest_edge")
-    if edge is None:  # both sides are given
-        sides = (crop or size)["height"], (crop or size)["width"]
-        return sides, _crop_pct(sides[0], size["height"]), True
-    sides = (crop["height"], crop["width"]) if crop else (edge, edge)
-    if kind.startswith("ConvNext") and edge >= SQUASHED_FROM:
-        return sides, 1.0, True
-    crop_pct = processor.get("crop_pct") or (LEVIT_CROP if kind.startswith("Levit") else 1)
-    return sides, _crop_pct(sides[0], int(edge / crop_pct)), False
-
-
-def _crop_pct(cropped: int, resized: int) -> float:
-    """cropped / resized, at most 1, rounded so that floor(cropped / crop_pct) is resized again."""
-    crop_pct = min(1.0, cropped / resized)
-    is_rounded_down = crop_pct < 1 and math.floor(cropped / crop_pct) < resized
-    return math.nextafter(crop_pct, 0) if is_rounded_down else crop_pct
-
-
-def _text_preprocessing(name: str, settings: Any) -> Preprocessing:
-    """The network's tokenizer, unless a folder has none, and as many tokens as both take."""
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    folder = Path(name)
-    has_tokenizer = not folder.is_dir() or any(any(folder.glob(f)) for f in TOKENIZER_FILES)
-    texts = settings.get_text_config()
-    limit = getattr(texts, "max_position_embeddings", None)
-    if limit and texts.model_type in FROM_PADDING:
-        limit -= texts.pad_token_id + 1
-    limits = [limit]
-    if has_tokenizer:
-        limits.append(get_tokenizer_config(name).get("model_max_length"))
-    known = [int(limit) for limit in limits if limit]
-    return Preprocessing(
-        tokenizer=name if has_tokenizer else None,
-        text_length=min([*known, MAX_TOKENS]) if known else None,
     )
 
 
@@ -232,9 +317,20 @@ def build(
     # Where there are several classes of networks, transformers iterates over these unasked.
     settings.architectures = settings.architectures or []
     if kind == IMAGES:
-        _adapt_to_images(settings, input_shape)
-    if kind == NEXT_TOKENS:
-        _adapt_to_tokens(settings, n_outputs, name, is_pretrained=is_pretrained)
+        channels, height, width = input_shape
+        for part in filter(None, (settings, getattr(settings, "vision_config", None))):
+            if getattr(part, "num_channels", None) is not None:
+                part.num_channels = channels
+            if getattr(part, "image_size", None) is not None:
+                is_one_number = isinstance(part.image_size, int) and height == width
+                part.image_size = height if is_one_number else [height, width]
+    if kind == NEXT_TOKENS:  # the vocabulary is at least as large as the tokenizer's
+        texts = settings.get_text_config()
+        if is_pretrained and texts.vocab_size < n_outputs:
+            expected = f"one of at most {texts.vocab_size} tokens, which 'hf/{name}' knows"
+            raise UserError(f"data_tokenizer: got one of {n_outputs} tokens, expected {expected}")
+        texts.vocab_size = max(texts.vocab_size, n_outputs)
+        texts.use_cache = False  # keys and values of earlier tokens are kept for generating alone
     else:
         settings.num_labels = n_outputs
     factory = getattr(transformers, KINDS[kind][0])
@@ -247,30 +343,9 @@ def build(
             expected = f"settings that make a network ({one_line(error, MAX_REASON)})"
             raise bad_value("model", f"hf/{name}", expected) from error
     model = ImageClassifier(network) if kind == IMAGES else _text_model(network, kind)
-    if kind != IMAGES:
+    if isinstance(model, TextClassifier):
         _check_texts(model.eval(), name, kind, length=input_shape[0])
     return model.train(), tuple(f"network.{head}" for head in _heads(network, n_outputs))
-
-
-def _adapt_to_images(settings: Any, input_shape: tuple[int, ...]) -> None:
-    """Set the number of channels and the size where a network's settings have them."""
-    channels, height, width = input_shape
-    for part in filter(None, (settings, getattr(settings, "vision_config", None))):
-        if getattr(part, "num_channels", None) is not None:
-            part.num_channels = channels
-        if getattr(part, "image_size", None) is not None:
-            is_one_number = isinstance(part.image_size, int) and height == width
-            part.image_size = height if is_one_number else [height, width]
-
-
-def _adapt_to_tokens(settings: Any, n_tokens: int, name: str, *, is_pretrained: bool) -> None:
-    """Make the vocabulary at least as large as the tokenizer's."""
-    texts = settings.get_text_config()
-    if is_pretrained and texts.vocab_size < n_tokens:
-        expected = f"one of at most {texts.vocab_size} tokens, which 'hf/{name}' knows"
-        raise UserError(f"data_tokenizer: got one of {n_tokens} tokens, expected {expected}")
-    texts.vocab_size = max(texts.vocab_size, n_tokens)
-    texts.use_cache = False  # keys and values of earlier tokens are kept for generating alone
 
 
 def _load_pretrained(factory: Any, name: str, settings: Any, n_outputs: int) -> Any:
@@ -316,7 +391,7 @@ def _load_pretrained(factory: Any, name: str, settings: Any, n_outputs: int) -> 
     return network
 
 
-def _text_model(network: Any, kind: str) -> HFNetwork:
+def _text_model(network: Any, kind: str) -> TextClassifier:
     texts = network.config.get_text_config()
     padding = getattr(texts, "pad_token_id", None)
     padding = padding if padding is not None and 0 <= padding < texts.vocab_size else 0
@@ -340,8 +415,13 @@ def _check_texts(model: HFNetwork, name: str, kind: str, *, length: int) -> None
             logger.warning(
                 "hf/{}: what it makes of a text depends on the padding of its batch", name
             )
-    most = max_positions(model.network)
-    if most is not None and length > most:
+    lengths = []
+    for path, table in model.network.named_modules():
+        if isinstance(table, nn.Embedding) and POSITIONS.search(path):
+            # Rows at the start go unused: 2 in OPT (offset), those up to the padding's in RoBERTa.
+            before = -1 if table.padding_idx is None else table.padding_idx
+            lengths.append(table.num_embeddings - getattr(table, "offset", before + 1))
+    if length > (most := min(lengths, default=length)):
         raise bad_value("data_text_length", length, f"at most {most} tokens for 'hf/{name}'")
     if kind == NEXT_TOKENS:
         first, other = model(torch.tensor([[0, 0], [0, 1]]))[:, 0]

@@ -103,23 +103,17 @@ def build_averaged_models(
 
     Call it when the model is on its device. Unknown names raise UserError.
     """
-    names = [averaging] if isinstance(averaging, str) else averaging or []
-    # All names are looked up before the first copy of a large model is made.
-    kinds = [_find_average(name) for name in names]
-    return {
-        f"av{number}" if number > 1 else "av": make(model) for number, make in enumerate(kinds, 1)
-    }
-
-
-def _find_average(name: str) -> Callable[[nn.Module], AveragedModel]:
-    """What makes the averaged model of this name."""
-    if is_import_path(name):
-        found = import_function(name, "averaging")
+    kinds: list[Callable[[nn.Module], AveragedModel]] = []
+    for name in [averaging] if isinstance(averaging, str) else averaging or []:
+        found = import_function(name, "averaging") if is_import_path(name) else None
         if isinstance(found, type) and issubclass(found, AveragedModel):
-            return import_function(name, "averaging", ["model"])
-    coefficient = from_form("averaging", name, COEFFICIENTS, FORMS)
-    check_numbers("averaging", name, coefficient, at=[1])
-    return partial(AveragedModel, coefficient=coefficient)
+            kinds.append(import_function(name, "averaging", ["model"]))
+        else:
+            coefficient = from_form("averaging", name, COEFFICIENTS, FORMS)
+            check_numbers("averaging", name, coefficient, at=[1])
+            kinds.append(partial(AveragedModel, coefficient=coefficient))
+    # All names have been looked up before the first copy of a large model is made.
+    return {f"av{i}" if i > 1 else "av": make(model) for i, make in enumerate(kinds, 1)}
 
 
 def evaluated_models(

@@ -43,11 +43,9 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
         key = "model_freeze" if config.model_freeze else "model"
         expected = "to leave the optimizer a parameter that requires gradients; the model has none"
         raise bad_value(key, getattr(config, key), expected)
-    family, _, name = config.optim_alg.partition("/")
+    make = _timm_optimizer if config.optim_alg.startswith("timm/") else _torch_optimizer
     try:
-        if family == "timm":
-            return _timm_optimizer(name, config, groups)
-        return _torch_optimizer(config, groups)
+        return make(config, groups)
     except UserError:
         raise
     except (TypeError, ValueError, LookupError, RuntimeError) as error:  # the optimizer's checks
@@ -86,7 +84,7 @@ def _torch_optimizer(config: Config, groups: list[dict[str, Any]]) -> Optimizer:
     return made
 
 
-def _timm_optimizer(name: str, config: Config, groups: list[dict[str, Any]]) -> Optimizer:
+def _timm_optimizer(config: Config, groups: list[dict[str, Any]]) -> Optimizer:
     """timm's own defaults, except for the keys that it shares with us; `lookahead_NAME` as well.
 
     A single `momentum` is the first of two betas (of three, as adan's, timm's defaults stay).
@@ -94,7 +92,8 @@ def _timm_optimizer(name: str, config: Config, groups: list[dict[str, Any]]) -> 
     """
     from timm import optim
 
-    base_name, known = name.removeprefix("lookahead_"), optim.list_optimizers()
+    name, known = config.optim_alg.removeprefix("timm/"), optim.list_optimizers()
+    base_name = name.removeprefix("lookahead_")
     if base_name not in known:
         raise unknown_name("optim_alg", config.optim_alg, [f"timm/{name}" for name in known])
     info = optim.get_optimizer_info(base_name)
@@ -108,14 +107,13 @@ def _timm_optimizer(name: str, config: Config, groups: list[dict[str, Any]]) -> 
 
     momenta = _momenta(config.momentum, info.num_betas if info.has_betas else 1)
     arguments: dict[str, Any] = {}
+    betas: Any = (_defaults(optimizer) | (info.defaults or {})).get("betas") or ()
     if info.has_momentum and len(momenta) == 1:
         arguments = {"momentum": momenta[0]}
-    elif info.has_betas:
-        betas: Any = (_defaults(optimizer) | (info.defaults or {}))["betas"] or ()
-        if len(momenta) == info.num_betas:
-            arguments = {"betas": momenta}
-        elif len(betas) == 2:
-            arguments = {"betas": (momenta[0], betas[1])}
+    elif info.has_betas and len(momenta) == info.num_betas:
+        arguments = {"betas": momenta}
+    elif info.has_betas and len(betas) == 2:
+        arguments = {"betas": (momenta[0], betas[1])}
     return optim.create_optimizer_v2(
         groups,
         name,
@@ -165,33 +163,29 @@ def param_groups(
 
     Frozen parameters are in no group, and no group is empty. With layer_decay there are such
     groups for each layer, first the first layer's, with the `lr_scale` that the learning rate is
-    to be multiplied by.
+    to be multiplied by: layer_decay ^ (number of layers above), 1 for the last layer (Clark et al.
+    2020, ELECTRA, appendix A). UserError where the model has a single layer.
     """
-    scales = {} if layer_decay in (None, 1) else layer_scales(model, layer_decay)
+    layer_decay = 1 if layer_decay is None else layer_decay
+    numbers = {} if layer_decay == 1 else layer_numbers(model)
+    last = max(numbers.values(), default=0)
+    if layer_decay != 1 and last == 0:
+        expected = "null, as no layers are known of this model; a method group_matcher, as timm's"
+        raise bad_value("layer_decay", layer_decay, f"{expected} networks have it, would say them")
     parts: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # One group takes half the time of two, so there are two only where they differ.
             is_bias = "bias" in name and weight_decay != weight_decay_biases
-            parts.setdefault((is_bias, scales.get(parameter, 1.0)), []).append(parameter)
+            scale = layer_decay ** (last - numbers.get(name, last))
+            parts.setdefault((is_bias, scale), []).append(parameter)
     groups: list[dict[str, Any]] = []
     for (is_bias, scale), parameters in sorted(parts.items(), key=lambda part: part[0]):
         decay = weight_decay_biases if is_bias else weight_decay
         groups.append({"params": parameters, "weight_decay": decay})
-        if scales:
+        if numbers:
             groups[-1]["lr_scale"] = scale
     return groups
-
-
-def layer_scales(model: nn.Module, layer_decay: float) -> dict[nn.Parameter, float]:
-    """layer_decay ^ (number of layers above) for each parameter: 1 for the last layer (Clark et
-    al. 2020, ELECTRA, appendix A). UserError for a model of a single layer."""
-    numbers = layer_numbers(model)
-    last = max(numbers.values(), default=0)
-    if last == 0:
-        expected = "null, as no layers are known of this model; a method group_matcher, as timm's"
-        raise bad_value("layer_decay", layer_decay, f"{expected} networks have it, would say them")
-    return {p: layer_decay ** (last - numbers[name]) for name, p in model.named_parameters()}
 
 
 def layer_numbers(model: nn.Module) -> dict[str, int]:
@@ -207,14 +201,12 @@ def layer_numbers(model: nn.Module) -> dict[str, int]:
 
         return group_parameters(model, matcher(coarse=False), reverse=True)
     numbers: dict[str, int] = {}
-    number, has_layer = 0, False
+    number = -1
     known = dict(model.named_parameters())  # a shared parameter is listed under its first name
-    for block, has_weights in _blocks(model):
+    for block, is_layer in _blocks(model):
         names = [name for name in block if name in known]
-        is_layer = has_weights and bool(names)
-        number += is_layer and has_layer
-        has_layer = has_layer or is_layer
-        numbers |= dict.fromkeys(names, number)
+        number += is_layer and bool(names)
+        numbers |= dict.fromkeys(names, max(number, 0))
     return numbers
 
 

@@ -37,10 +37,6 @@ def build_schedule(name: str, *, num_steps: int, warmup_steps: int = 0) -> Sched
     return lambda t: schedule(max(0, t - shift)) * min(1.0, (t + 1) / warmup_steps)
 
 
-def constant(num_steps: int) -> Schedule:
-    return lambda t: 1.0
-
-
 def cosine(num_steps: int) -> Schedule:
     """From 1 to 0 at the end of the run (Loshchilov and Hutter 2017, equation 5, one period)."""
     return lambda t: 0.5 * (1 + math.cos(math.pi * t / num_steps))
@@ -82,7 +78,7 @@ def _positive(text: str) -> float:
 # a function of the step: step_4_0.1 -> step(num_steps, "4", "0.1"). A function of your own,
 # module.path:function, is called in the same way; there are no parameters in its name.
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "constant": constant,
+    "constant": lambda num_steps: lambda t: 1.0,
     "cosine": cosine,
     "cosine_after_warmup": cosine,
     "poly": poly,

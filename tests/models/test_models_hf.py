@@ -25,7 +25,7 @@ from torch import nn
 from src.data.splits import NO_TOKEN, SECOND, LoaderConfig
 from src.data.text import TextSplit
 from src.losses import build_loss
-from src.models.hf_networks import layer_numbers
+from src.models.hf import layer_numbers
 from src.models.registry import build_model
 from src.optim.averaging import AveragedModel
 from src.runtime.evaluation import Metrics, evaluate

@@ -15,7 +15,7 @@ import train
 from src.data.arrays import ArraySplit
 from src.data.images import DatasetSplit
 from src.data.text import TextSplit
-from src.models.hf_networks import LanguageModel
+from src.models.hf import LanguageModel
 from src.models.linear import Linear
 from src.models.tiny import lenet
 from src.runtime.signals import StopRequested
