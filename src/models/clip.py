@@ -51,9 +51,7 @@ class ClipSource:
 
     name: str  # as open_clip takes it
     settings: Mapping[str, Any]  # of the architecture
-    # Where they are, how images were prepared for them, and whether they want quick_gelu; empty
-    # where there are none.
-    weights: Mapping[str, Any]
+    weights: Mapping[str, Any]  # where they are, how images were prepared for them; may be empty
     folder: Path | None = None
 
 
@@ -268,11 +266,9 @@ def _create(
         )
         if file is not None and not is_loaded:
             open_clip.load_checkpoint(clip, file)
-        was_training = clip.visual.training
         with torch.no_grad():
             features = image_features(clip.visual.eval(), torch.zeros(1, *input_shape))
-        clip.visual.train(was_training)
-        return clip, features.shape[1]
+        return clip.train(), features.shape[1]
     except Exception as error:  # whatever a broken file leads to
         fit = f"for inputs of shape {input_shape} ({one_line(error, MAX_REASON)})"
         if key == "model":
@@ -288,16 +284,11 @@ def _create(
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the text tower reads about each class.
+    """What the text tower reads about each class."""
 
-    class_names: in the order of the class numbers; None where nobody knows them. templates:
-    sentences with {} for the class, or the name of open_clip's: simple, openai. device: where
-    the sentences are read.
-    """
-
-    class_names: Sequence[str] | None
-    templates: str | Sequence[str]
-    device: torch.device
+    class_names: Sequence[str] | None  # in the order of their numbers; None: nobody knows them
+    templates: str | Sequence[str]  # sentences with {}, or the name of open_clip's: simple, openai
+    device: torch.device  # where the sentences are read
 
 
 def check_templates(templates: str | Sequence[str]) -> None:
@@ -350,10 +341,9 @@ def init_zero_shot(head: nn.Linear, clip: Any, tokenizer: Any, prompts: Prompts)
     else:  # by replace, as format gives a meaning to other braces
         templates = [partial(sentence.replace, "{}") for sentence in prompts.templates]
     logger.info("zero-shot head: {} classes in {} sentences each", len(names), len(templates))
-    was_training = clip.training
     columns = open_clip.build_zero_shot_classifier(  # (features, classes)
         clip.to(prompts.device).eval(), tokenizer, names, templates, device=prompts.device
     )
-    clip.train(was_training)
+    clip.train()
     head.weight.copy_(columns.t().float())
     head.bias.zero_()

@@ -36,14 +36,10 @@ class Linear(nn.Module):
     sparse batches need no transposed copy of the weight at every step.
     """
 
-    bias: nn.Parameter | None
-
     def __init__(self, num_features: int, num_outputs: int, *, has_bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_features, num_outputs))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(num_outputs)) if has_bias else None
-        )
+        self.bias = nn.Parameter(torch.empty(num_outputs)) if has_bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -132,25 +132,17 @@ class Residual(nn.Module):
             layers += [*convolution(inner, out, side, its_stride), nn.ReLU(inplace=True)]
             inner, stride = out, stride * its_stride
         self.branch = nn.Sequential(*layers[:-1])
+        has_new_shape = (channels, 1) != (inner, stride)
+        self.new_channels = inner - channels if has_new_shape and not has_projection else 0
         self.shortcut: nn.Module = nn.Identity()
-        if (channels, 1) != (inner, stride) and has_projection:
+        if has_new_shape and has_projection:
             self.shortcut = nn.Sequential(*convolution(channels, inner, 1, stride))
-        elif (channels, 1) != (inner, stride):
-            self.shortcut = PaddedShortcut(inner - channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.branch(x) + self.shortcut(x), inplace=True)
-
-
-class PaddedShortcut(nn.Module):
-    """Option A: every second pixel, and zeros for the new channels."""
-
-    def __init__(self, new_channels: int) -> None:
-        super().__init__()
-        self.new_channels = new_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.new_channels))
+        shortcut = self.shortcut(x)
+        if self.new_channels:  # option A: every second pixel, and zeros for the new channels
+            shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.new_channels))
+        return F.relu(self.branch(x) + shortcut, inplace=True)
 
 
 def convolution(channels: int, out: int, side: int, stride: int = 1) -> list[nn.Module]:

@@ -54,20 +54,19 @@ def build(
 
     weights = resolve(name)
     architecture = name.partition(".")[0]
+    options: dict[str, Any] = {"num_classes": n_outputs}
+    if is_pretrained:
+        options = {"weights": weights, "progress": False}
+    elif architecture in WITH_AUXILIARY_HEADS:  # else they warn that their start will change
+        options["init_weights"] = True
     try:
-        sizes: dict[str, Any] = {}  # the keyword by which a network takes the size of the images
         if architecture.startswith("vit_"):
             if input_shape[1] != input_shape[2]:
                 raise ValueError("it takes squares only")
-            sizes = {"image_size": input_shape[1]}
+            options["image_size"] = input_shape[1]
         elif architecture.startswith("maxvit"):
-            sizes = {"input_size": input_shape[1:]}
-        if is_pretrained:
-            model = models.get_model(architecture, weights=weights, progress=False, **sizes)
-        else:
-            # Without init_weights these two warn that their start will change.
-            start = {"init_weights": True} if architecture in WITH_AUXILIARY_HEADS else {}
-            model = models.get_model(architecture, num_classes=n_outputs, **sizes, **start)
+            options["input_size"] = input_shape[1:]
+        model = models.get_model(architecture, **options)
     except OSError as error:
         raise cannot_fetch(f"torchvision/{name}", error) from error
     except (ValueError, AssertionError) as error:

@@ -19,7 +19,7 @@ from src.data.transforms import image_transforms
 from src.grid.check import answer
 from src.models import clip
 from src.models.registry import build_model, check_model, model_preprocessing
-from src.optim.optimizers import layer_scales
+from src.optim.optimizers import param_groups
 from src.support.errors import UserError
 
 SHAPE = (3, 32, 32)
@@ -467,10 +467,17 @@ LAYERS = {
 }
 
 
+def scales_of(model: nn.Module) -> dict[str, float]:
+    """Name of a parameter -> the factor of its learning rate with layer_decay 0.5."""
+    groups = param_groups(model, weight_decay=0, weight_decay_biases=0, layer_decay=0.5)
+    scales = {p: group["lr_scale"] for group in groups for p in group["params"]}
+    return {name: scales[p] for name, p in model.named_parameters()}
+
+
 @pytest.mark.parametrize("tower", LAYERS)
 def test_learning_rates_rise_from_layer_to_layer(config, folders, tower):
     model = build_model(config(folders[tower]), SHAPE, 3)
-    scales = {name: layer_scales(model, 0.5)[p] for name, p in model.named_parameters()}
+    scales = scales_of(model)
     layers = [[f"visual.{name}" for name in names] for names in LAYERS[tower]]
     layers[-1] += ["head.weight", "head.bias"]
     for number, names in enumerate(reversed(layers)):
@@ -482,9 +489,9 @@ def test_networks_of_timm_know_their_own_layers(config, folders):
     import timm
 
     model = build_model(config(folders["timm"]), SHAPE, 3)
-    scales = {name: layer_scales(model, 0.5)[p] for name, p in model.named_parameters()}
+    scales = scales_of(model)
     trunk = timm.create_model("test_vit", num_classes=0)
-    own = {name: layer_scales(trunk, 0.5)[p] for name, p in trunk.named_parameters()}
+    own = scales_of(trunk)
     assert len(set(own.values())) > 3
     for name, scale in own.items():
         assert scales[f"visual.trunk.{name}"] == scale / 2, name
