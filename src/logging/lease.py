@@ -53,11 +53,11 @@ class Lease:
             with suppress(OSError):
                 fcntl.flock(challenge, fcntl.LOCK_EX)
             while not self._create():
-                if (other := _read(self.path)) is None:
-                    continue  # released this very moment
-                if _is_alive(self.path, other):
-                    raise UserError(f"output_dir: another process runs in {folder} ({_who(other)})")
-                self._push_aside(other)
+                other = _read(self.path)
+                if who := live_owner(folder):
+                    raise UserError(f"output_dir: another process runs in {folder} ({who})")
+                if other is not None:  # else it was released this very moment
+                    self._push_aside(other)
         finally:
             os.close(challenge)
         self.verified = time.time()
@@ -142,8 +142,22 @@ def live_owner(folder: Path) -> str | None:
     Takes up to LEASE_TIMEOUT where the last owner was on another machine. Changes nothing.
     """
     path = folder / "claim"
-    owner = _read(path)
-    return _who(owner) if owner is not None and _is_alive(path, owner) else None
+    if (owner := _read(path)) is None:
+        return None
+    who = f"process {owner.get('pid')} on {owner.get('host')}"
+    if owner.get("machine") == _machine():
+        is_alive = processes.start_time(owner.get("pid")) == owner.get("began") is not None
+        return who if is_alive else None
+    words = "a process on {} ran here: waiting up to {:.0f} s to see whether it still does"
+    logger.warning(words, owner.get("host"), LEASE_TIMEOUT)
+    until = time.monotonic() + LEASE_TIMEOUT
+    while time.monotonic() < until:
+        time.sleep(min(1.0, LEASE_TIMEOUT / 20))
+        if (now := _read(path)) is None:
+            return None
+        if (now.get("token"), now["beat"]) != (owner.get("token"), owner["beat"]):
+            return who
+    return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -155,26 +169,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, TypeError, RecursionError):
         return {"token": None, "beat": None, "host": "an unknown machine"}
-
-
-def _is_alive(path: Path, owner: dict[str, Any]) -> bool:
-    if owner.get("machine") == _machine():
-        return processes.start_time(owner.get("pid")) == owner.get("began") is not None
-    words = "a process on {} ran here: waiting up to {:.0f} s to see whether it still does"
-    logger.warning(words, owner.get("host"), LEASE_TIMEOUT)
-    until = time.monotonic() + LEASE_TIMEOUT
-    while time.monotonic() < until:
-        time.sleep(min(1.0, LEASE_TIMEOUT / 20))
-        now = _read(path)
-        if now is None:
-            return False
-        if (now.get("token"), now["beat"]) != (owner.get("token"), owner["beat"]):
-            return True
-    return False
-
-
-def _who(owner: dict[str, Any]) -> str:
-    return f"process {owner.get('pid')} on {owner.get('host')}"
 
 
 def _machine() -> str:

@@ -237,7 +237,8 @@ class RunFolder:
         self.configs = {"asked": asdict(requested), "in_force": asdict(resolved)}
         if not path:
             return
-        self.meter.start(self._step(), uses)
+        self.state |= facts()
+        self.meter.start(int(self.state.get("step", 0)), uses)
         if (path / "done").exists() and not self.is_resumed:
             words = "holds a finished run and no state/ of it; choose another"
             raise OtherRun(f"output_dir: {path} {words}")
@@ -314,12 +315,9 @@ class RunFolder:
         if path := self._ours():
             self.next_status = monotonic() + SECONDS_BETWEEN_STATUS
             self.state |= self.facts()
-            self.state |= self.meter.status(self._step())
+            self.state |= self.meter.status(int(self.state.get("step", 0)))
             text = json.dumps(self.state | {"updated": _now()}, indent=1)
             write_atomically(path / "status.json", text, durable=False)
-
-    def _step(self) -> int:
-        return int(self.facts().get("step", self.state.get("step", 0)))
 
     def finish(self, outcome: str, reason: str) -> None:
         """The run ended by itself: outcome is finished, early_stopped or diverged.
