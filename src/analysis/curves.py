@@ -9,7 +9,7 @@ library has that: cells of nested-pandas 0.7 are dataframes, of which `df[curve]
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from numbers import Real
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,11 +81,15 @@ class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
 
     def __getitem__(self, key: Any) -> Any:
         if pd.api.types.is_integer(key):
-            return next(iter(self._like(self.cells[key][None])._series()))
+            return next(iter(self._like(self.cells[key][None])))
         return self._like(self.cells[pd.api.indexers.check_array_indexer(self, key)])
 
     def __iter__(self) -> Iterator[pd.Series]:
-        return self._series()
+        """A missing curve is an empty Series."""
+        name, index_name = self.names
+        for curve in self.curves():
+            values, index = curve or (self.values[:0], self.index[:0])
+            yield pd.Series(values, index=pd.Index(index, name=index_name), name=name)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """None, a Series for all of these rows, or one for each; nothing is written over."""
@@ -104,8 +108,8 @@ class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
     def __eq__(self, other: object) -> Any:
         if not isinstance(other, CurveArray):
             return np.zeros(len(self), dtype=bool)
-        pairs = zip(self.curves(), other.curves(), strict=True)
-        return np.array([a is not None and b is not None and _equal(a, b) for a, b in pairs])
+        pairs = zip(self._texts(), other._texts(), strict=True)
+        return np.array([a is not None and a == b for a, b in pairs], dtype=bool)
 
     def __ne__(self, other: object) -> Any:
         return ~(self == other)
@@ -127,8 +131,7 @@ class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
 
     def duplicated(self, keep: Any = "first") -> np.ndarray:
         """Which curves are equal to another one, as drop_duplicates asks."""
-        texts = (None if c is None else f"{c[1].tolist()}{c[0].tolist()}" for c in self.curves())
-        return pd.Series(_objects(texts, len(self))).duplicated(keep).to_numpy()
+        return pd.Series(_objects(self._texts(), len(self))).duplicated(keep).to_numpy()
 
     def _values_for_argsort(self) -> np.ndarray:
         raise UserError(f"{self.names[0]}: curves have no order; draw numbers from them: last(…)")
@@ -137,16 +140,23 @@ class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
         return self._like(self.cells.copy())
 
     def astype(self, dtype: Any, copy: bool = True) -> Any:
-        if pd.api.types.is_object_dtype(dtype):
-            return self.to_numpy()
-        return super().astype(dtype, copy=copy)
+        is_object = pd.api.types.is_object_dtype(dtype)
+        return self.to_numpy() if is_object else super().astype(dtype, copy=copy)
 
     def to_numpy(self, dtype: Any = None, copy: bool = False, na_value: Any = None) -> np.ndarray:
-        return _objects(self._series(), len(self))
+        return _objects(self, len(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """For printing: a Series in a cell of a table would be printed whole."""
-        return _objects(("" if c is None else _describe(c[0]) for c in self.curves()), len(self))
+        """For printing, '20 points to 0.9666': a Series in a cell would be printed whole."""
+
+        def text(curve: Curve | None) -> str:
+            if curve is None:
+                return ""
+            num, last = len(curve[0]), curve[0][-1]
+            shown = f"{last:.4g}" if isinstance(last, float) else str(last)
+            return f"{num} point{'s' * (num > 1)} to {shown}"
+
+        return _objects(map(text, self.curves()), len(self))
 
     @classmethod
     def _from_sequence(
@@ -179,8 +189,6 @@ class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
         index = np.concatenate([array.index for array in to_concat])
         return cls(values, index, np.concatenate(moved), named.names)
 
-    # --------------------------------------------------------------------------------------
-
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         """Arithmetic and functions of numpy, curve by curve.
 
@@ -200,54 +208,26 @@ class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
                 kind = "curves" if isinstance(x, CurveArray) else "numbers"
                 raise ValueError(f"{len(self)} curves and {len(x)} {kind} do not match")
         columns = [x for x in operands if isinstance(x, CurveArray)]
-        there = ~np.any([column.isna() for column in columns], axis=0)
         names = (self.names[0] * all(c.names[0] == self.names[0] for c in columns), self.names[1])
-        (_, index, lengths), *others = [column._flat(there) for column in columns]
-        if all(np.array_equal(n, lengths) and np.array_equal(x, index) for _, x, n in others):
-
-            def flat(operand: Any) -> Any:
-                if isinstance(operand, CurveArray):
-                    return operand._flat(there)[0]
-                return np.repeat(operand[there], lengths) if np.ndim(operand) else operand
-
-            with np.errstate(divide="ignore", invalid="ignore"):  # as pandas does
-                found = ufunc(*map(flat, operands))
-            cells = np.full((len(self), 2), -1)
-            ends = np.cumsum(lengths)
-            cells[there] = np.stack([ends - lengths, ends], axis=1)
-            return CurveArray(found, index, cells, names)
+        there = ~np.any([column.isna() for column in columns], axis=0)
         rows = zip(*(x if np.ndim(x) else repeat(x) for x in operands), strict=False)
-        pairs = [ufunc(*row) if both else None for row, both in zip(rows, there, strict=True)]
-        curves = [None if s is None else (s.to_numpy(), s.index.to_numpy()) for s in pairs]
+        with np.errstate(divide="ignore", invalid="ignore"):  # as pandas does
+            found = [ufunc(*row) if both else None for row, both in zip(rows, there, strict=False)]
+        curves = [None if s is None else (s.to_numpy(), s.index.to_numpy()) for s in found]
         return CurveArray.of(curves, *names)
-
-    def _flat(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """((points,) values, (points,) index, (rows,) lengths) of some curves."""
-        begins, ends = self.cells[rows].T
-        lengths = ends - begins
-        shift = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
-        places = shift + np.arange(lengths.sum())
-        return self.values[places], self.index[places], lengths
 
     def _like(self, cells: np.ndarray) -> "CurveArray":
         return CurveArray(self.values, self.index, cells, self.names)
 
-    def _series(self) -> Iterator[pd.Series]:
-        """A missing curve is an empty Series."""
-        name, index_name = self.names
-        nothing = (self.values[:0], self.index[:0])
-        for curve in self.curves():
-            values, index = curve or nothing
-            yield pd.Series(values, index=pd.Index(index, name=index_name), name=name)
+    def _texts(self) -> list[str | None]:
+        """Equal texts for equal curves; None where a curve is missing, which equals no other."""
+        curves = self.curves()
+        return [None if c is None else f"{c[1].tolist()}{c[0].tolist()}" for c in curves]
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """One after the other; empty ones do not decide about the type."""
     return np.concatenate([a for a in arrays if len(a)] or [np.zeros(0)])
-
-
-def _equal(a: Curve, b: Curve) -> bool:
-    return np.array_equal(a[1], b[1]) and pd.Series(a[0]).equals(pd.Series(b[0]))
 
 
 def _objects(items: Iterable[Any], num: int) -> np.ndarray:
@@ -256,15 +236,6 @@ def _objects(items: Iterable[Any], num: int) -> np.ndarray:
     for row, item in enumerate(items):
         found[row] = item
     return found
-
-
-def _describe(values: np.ndarray) -> str:
-    """'20 points to 0.9666'"""
-    if not len(values):
-        return "0 points"
-    last = values[-1]
-    shown = f"{last:.4g}" if isinstance(last, float) else str(last)
-    return f"{len(values)} point{'s' * (len(values) > 1)} to {shown}"
 
 
 # ---- Numbers drawn from curves -----------------------------------------------------------
@@ -306,13 +277,13 @@ def at_best(curves: pd.Series, of: pd.Series) -> pd.Series:
     The test accuracy of the epoch with the best validation accuracy, say.
     """
     sign = direction_of(str(of.name))
-    found = []
-    for curve, judge in zip(_cells(curves), _cells(of), strict=True):
-        scores = np.zeros(0) if curve is None or judge is None else sign * judge[0]
-        usable = np.where(np.isfinite(scores), scores, -np.inf)
-        is_there = curve is not None and len(usable) and usable.max() > -np.inf
-        found.append(cast(Curve, curve)[0][usable.argmax()] if is_there else np.nan)
-    return pd.Series(found, index=curves.index, name=curves.name, dtype=float)
+    found = np.full(len(curves), np.nan)
+    for row, (curve, judge) in enumerate(zip(_cells(curves), _cells(of), strict=True)):
+        if curve is not None and judge is not None:
+            usable = np.where(np.isfinite(judge[0]), sign * judge[0], -np.inf)
+            if usable.max() > -np.inf:
+                found[row] = curve[0][usable.argmax()]
+    return pd.Series(found, index=curves.index, name=curves.name)
 
 
 def numbers(df: pd.DataFrame, column: str, when: str | float = "last") -> pd.Series:
