@@ -46,7 +46,7 @@ from benchmarks.references import (
 from src.analysis import choose, paired, read_experiments, table
 from src.analysis.curves import at, at_best, best, last
 from src.analysis.plots.curves import first_reached
-from src.analysis.scores import mean_interval
+from src.analysis.settings import mean_interval
 from src.config import make_config
 from src.data.splits import NO_TOKEN
 from src.losses import build_loss

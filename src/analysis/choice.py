@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.curves import at_best, direction_of, main_metrics
-from src.analysis.scores import diverged, mean_interval, scores_of
 from src.analysis.settings import (
+    diverged,
     format_setting,
     format_some,
     format_value,
     groups,
+    mean_interval,
+    scores_of,
     seeds_of,
     sort_key,
     varying,
@@ -63,16 +65,27 @@ def choose(
         reported = scores_of(df, report, when)
     first = [per] if isinstance(per, str) else list(dict.fromkeys(per))
     keys = first + [key for key in varying(df) if key not in first]
-    sign = direction_of(by)
     rivals: dict[tuple, list[_Ranked]] = {}  # of each combination, the best setting first
+    sign = direction_of(by)
     for setting in _ranked_settings(df, keys, np.stack([scores, reported], axis=1), sign):
         combination = tuple(sort_key(setting.keys[key]) for key in first)
         rivals.setdefault(combination, []).append(setting)
     ordered = [rivals[combination] for combination in sorted(rivals)]
+
+    texts, split = [], report.partition("/")[0]
     is_choice = is_best_epoch or any(len(settings) > 1 for settings in ordered)
-    texts = _same_split(by, report) if is_choice else []
+    if is_choice and split not in ("train", report) and by.partition("/")[0] == split:
+        chosen_by = "chosen" if by == report else f"chosen by {by}"
+        text = f"{report}: {chosen_by} and reported on the same split: the figure is too good"
+        texts.append(f"{text}; evaluate a validation split, {SPLITS}")
     texts += [f"{text}: not comparable" for text in unlike_losses(df, [by], first)]
-    _warn(texts + _ties(ordered, sign) + _weak_means(df, keys, by, scores))
+    for best, *others in ordered:  # of equally good ones the first is chosen for no reason
+        order = best.standing.order(sign)
+        equal = [best, *(other for other in others if other.standing.order(sign) == order)]
+        if len(equal) > 1 and best.standing.num_seeds:
+            some = format_some([format_setting(setting.keys) for setting in equal])
+            texts.append(f"{len(equal)} settings are equally good, the first is shown: {some}")
+    _warn(texts + _weak_means(df, keys, by, scores))
     chosen = _summary([settings[0] for settings in ordered], keys, [by, report])
     if by != report:
         chosen = chosen.drop(columns=[f"{by} {part}" for part in PARTS])
@@ -118,17 +131,10 @@ def _ranked_settings(
 ) -> list[_Ranked]:
     """The best setting by the first metric comes first. values: (runs, metrics)."""
     runs = df.reset_index(drop=True)  # two batches may have runs of the same name
-    seeds, is_diverged = seeds_of(runs), diverged(runs).tolist()
     settings = groups(runs, keys)
-    ranked = rank(
-        [
-            [Run(seeds[i], float(values[i, 0]), is_diverged[i]) for i in rows.index]
-            for _, rows in settings
-        ],
-        sign,
-    )
+    scored = list(map(Run, seeds_of(runs), values[:, 0].tolist(), diverged(runs).tolist()))
     found = []
-    for standing in ranked:
+    for standing in rank([[scored[i] for i in rows.index] for _, rows in settings], sign):
         of_keys, rows = settings[standing.index]
         means = [values[rows.index[list(of_seed)]].mean(axis=0) for of_seed in standing.runs]
         of_seeds = np.array(means).reshape(len(means), values.shape[1])
@@ -217,8 +223,17 @@ def paired(
         texts.append(f"{without[0]} a and {without[1]} b have no partner")
     if not there.all():
         texts.append(f"{(~there).sum()} of {len(there)} pairs lack a value")
-    states = pd.concat([side[there].filter(items=["state"]) for side in sides])
+    a, b = (side[there] for side in sides)
+    states = pd.concat([side.filter(items=["state"]) for side in (a, b)])
     _warn([f"left out: {', '.join(texts)}"] * bool(texts) + _not_done(states))
+
+    differing = {}  # the keys with one value in a and another one in b
+    curves = {key for df in (a, b) for key in df.columns if df[key].dtype == "curve"}
+    runs = _stacked(a, b, [key for key in [*a.columns, *b.columns] if key not in curves])
+    for key in runs:
+        of_a, of_b = runs[: len(a)][[key]], runs[len(a) :][[key]]
+        if varying(runs.loc[[0, len(a)], [key]]) and not varying(of_a) and not varying(of_b):
+            differing[key] = (runs[key].iloc[0], runs[key].iloc[len(a)])
     difference = values[there, 0] - values[there, 1]
     mean, low, high = map(float, mean_interval(difference))
     return Paired(
@@ -231,7 +246,7 @@ def paired(
         high=high,
         num_better=int((direction_of(metric) * difference > 0).sum()),
         num_equal=int((difference == 0).sum()),
-        differing=_differing(sides[0][there], sides[1][there]),
+        differing=differing,
     )
 
 
@@ -249,43 +264,25 @@ def _pairs(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
                 has = f"{len(partners)} runs with {format_setting(values) or 'the same keys'}"
                 raise UserError(f"{name}: {has}; select one of them")
         pairs.append((in_a[0], in_b[0] - len(a)))
-    if not pairs:
-        raise UserError(f"no run of a has a partner in b: {_disagreement(runs, len(a), keys)}")
-    return np.array(pairs)
+    if pairs:
+        return np.array(pairs)
+    apart, all_keys = [], []  # keys of which a and b share no value, or else some
+    for key in keys:
+        sides = [groups(side, [key]) for side in (runs[: len(a)], runs[len(a) :])]
+        of_a, of_b = (
+            format_some([format_value(values[key]) for values, _ in side], 3, ", ")
+            for side in sides
+        )
+        all_keys.append(f"{key} is {of_a} in a, {of_b} in b")
+        if len(groups(runs, [key])) == sum(map(len, sides)):
+            apart.append(all_keys[-1])
+    raise UserError(f"no run of a has a partner in b: {'; '.join(apart or all_keys)}")
 
 
 def _stacked(a: pd.DataFrame, b: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """The runs of a, then those of b, numbered; a key that one of them does not have is null."""
-    both = [df.reindex(columns=list(keys)).astype(object) for df in (a, b)]
+    both = [df.reindex(columns=list(dict.fromkeys(keys))).astype(object) for df in (a, b)]
     return pd.concat(both, ignore_index=True)
-
-
-def _disagreement(runs: pd.DataFrame, num_a: int, keys: Sequence[str]) -> str:
-    """The keys of which a and b share no value; all keys, where each has some in common."""
-    apart, all_keys = [], []
-    for key in keys:
-        of_a, of_b = (
-            [format_value(values[key]) for values, _ in groups(side, [key])]
-            for side in (runs[:num_a], runs[num_a:])
-        )
-        text = f"{key} is {format_some(of_a, 3, ', ')} in a, {format_some(of_b, 3, ', ')} in b"
-        all_keys.append(text)
-        if len(groups(runs, [key])) == len(of_a) + len(of_b):
-            apart.append(text)
-    return "; ".join(apart or all_keys)
-
-
-def _differing(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
-    """The keys with one value in a and another one in b."""
-    curves = {key for df in (a, b) for key in df.columns if df[key].dtype == "curve"}
-    keys = [key for key in dict.fromkeys([*a.columns, *b.columns]) if key not in curves]
-    runs, ends = _stacked(a, b, keys), [0, len(a)]
-    found = {}
-    for key in keys:
-        parts = [runs.iloc[ends][[key]], runs.iloc[: len(a)][[key]], runs.iloc[len(a) :][[key]]]
-        if [bool(varying(part)) for part in parts] == [True, False, False]:
-            found[key] = (runs[key].iloc[0], runs[key].iloc[len(a)])
-    return found
 
 
 # ---- Warnings ----------------------------------------------------------------------------
@@ -299,16 +296,6 @@ def _check_not_empty(df: pd.DataFrame, name: str) -> None:
 def _warn(texts: Iterable[str]) -> None:
     for text in texts:
         warnings.warn(text, ChoiceWarning, stacklevel=3)  # the line that calls choose, say
-
-
-def _same_split(by: str, report: str) -> list[str]:
-    """Choosing on the split that is reported is fitting to it: the figure claims too much."""
-    split = report.partition("/")[0]
-    if "/" not in report or split == "train" or by.partition("/")[0] != split:
-        return []
-    chosen = "chosen" if by == report else f"chosen by {by}"
-    text = f"{report}: {chosen} and reported on the same split: the figure is too good"
-    return [f"{text}; evaluate a validation split, {SPLITS}"]
 
 
 def unlike_losses(
@@ -331,56 +318,30 @@ def unlike_losses(
     return [f"{', '.join(losses)}: runs differ in {', '.join(texts)}"] if texts else []
 
 
-def _ties(rivals: Sequence[Sequence[_Ranked]], sign: int) -> list[str]:
-    """Where several settings are equally good, the first of them is chosen for no reason."""
-    found = []
-    for settings in rivals:
-        best = settings[0].standing
-        equal = [s for s in settings if s.standing.order(sign) == best.order(sign)]
-        if len(equal) > 1 and best.num_seeds:
-            some = format_some([format_setting(setting.keys) for setting in equal])
-            found.append(f"{len(equal)} settings are equally good, the first is shown: {some}")
-    return found
-
-
 def _weak_means(df: pd.DataFrame, keys: Sequence[str], by: str, values: np.ndarray) -> list[str]:
-    """What is wrong with the means over seeds of these settings."""
-    there = np.isfinite(values)
-    found = []
-    if not there.all():
-        text = f"{_count(~there, 'has', 'have')} no finite {by}, diverged or failed"
-        settings = [format_setting(setting) for setting, _ in groups(df[~there], keys)]
-        found.append(f"{text}; such settings come last: {format_some(settings)}" if keys else text)
-    return found + _not_done(df[there]) + seed_warnings(df[there], keys)
+    """What is wrong with the means over seeds of these settings; a line each."""
+    there, found = np.isfinite(values), []
+    if num_lacking := int((~there).sum()):
+        verb = "has" if num_lacking == 1 else "have"
+        text = f"{num_lacking} of {len(df)} runs {verb} no finite {by}, diverged or failed"
+        some = format_some([format_setting(setting) for setting, _ in groups(df[~there], keys)])
+        found.append(f"{text}; such settings come last: {some}" if keys else text)
+    found += _not_done(df[there])
+    settings = groups(df[there], keys)
+    counts = [len(set(seeds_of(rows))) for _, rows in settings]
+    most = max(counts, default=0)
+    pairs = zip(settings, counts, strict=True)
+    if fewer := [f"{format_setting(values)} ({n})" for (values, _), n in pairs if n < most]:
+        which = f"{len(fewer)} of {len(settings)} settings {'has' if len(fewer) == 1 else 'have'}"
+        found.append(f"seeds are missing: {which} fewer than {most}: {format_some(fewer)}")
+    if twice := int(there.sum()) - sum(counts):
+        have = "run has" if twice == 1 else "runs have"
+        found.append(f"{twice} {have} the setting and the seeds of another one")
+    return found
 
 
 def _not_done(df: pd.DataFrame) -> list[str]:
     """Runs that have not ended, or were interrupted, are compared with those that are done."""
-    going = (df["state"] != "done").to_numpy() if "state" in df else np.zeros(len(df), dtype=bool)
-    text = f"{_count(going, 'is', 'are')} not done: what was reached so far counts"
-    return [text] if going.any() else []
-
-
-def _count(is_one: np.ndarray, verb: str, verbs: str) -> str:
-    """'1 of 24 runs is'"""
-    return f"{is_one.sum()} of {len(is_one)} runs {verb if is_one.sum() == 1 else verbs}"
-
-
-def seed_warnings(df: pd.DataFrame, keys: Iterable[str] | None = None) -> list[str]:
-    """What is wrong with averages over the seeds of these runs; a line each.
-
-    keys: those that make a setting, `varying` where none are given.
-    """
-    settings = groups(df, list(varying(df) if keys is None else keys))
-    counts = [len(set(seeds_of(rows))) for _, rows in settings]
-    most = max(counts, default=0)
-    pairs = zip(settings, counts, strict=True)
-    fewer = [f"{format_setting(values)} ({n})" for (values, _), n in pairs if n < most]
-    found = []
-    if fewer:
-        which = f"{len(fewer)} of {len(settings)} settings {'has' if len(fewer) == 1 else 'have'}"
-        found.append(f"seeds are missing: {which} fewer than {most}: {format_some(fewer)}")
-    if twice := len(df) - sum(counts):
-        have = "run has" if twice == 1 else "runs have"
-        found.append(f"{twice} {have} the setting and the seeds of another one")
-    return found
+    num = int((df["state"] != "done").sum()) if "state" in df else 0
+    text = f"{num} of {len(df)} runs {'is' if num == 1 else 'are'} not done"
+    return [f"{text}: what was reached so far counts"] if num else []

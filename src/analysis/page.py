@@ -22,8 +22,7 @@ from src.analysis.choice import ChoiceWarning, choose
 from src.analysis.curves import direction_of, main_metrics, numbers
 from src.analysis.edges import edge_alarm
 from src.analysis.plots import against, heat_map, learning_curves, tradeoff
-from src.analysis.scores import scores_by, settings_of
-from src.analysis.settings import is_null, is_number, sort_key, varying
+from src.analysis.settings import is_null, is_number, scores_by, settings_of, sort_key, varying
 from src.metrics import DIRECTIONS, is_result, metric_name
 from src.ranking import SEEDS
 from src.support import UserError

@@ -25,8 +25,15 @@ from src.analysis.plots.encoding import (
     styles_of,
 )
 from src.analysis.plots.results import joined_along, line_look
-from src.analysis.scores import Setting, curves_of, mean_interval, metrics_of, scores_by
-from src.analysis.settings import format_setting, format_value
+from src.analysis.settings import (
+    Setting,
+    curves_of,
+    format_setting,
+    format_value,
+    mean_interval,
+    metrics_of,
+    scores_by,
+)
 from src.support import bad_value
 
 # Of pictures of the time to a target

@@ -14,15 +14,17 @@ from src.analysis.plots.curves import learning_curves
 from src.analysis.plots.encoding import Levels, levels, literal
 from src.analysis.plots.panels import GREY, grouped, new_figure
 from src.analysis.plots.results import against, heat_map, tradeoff
-from src.analysis.scores import (
+from src.analysis.settings import (
     INTERVAL,
     Setting,
+    format_some,
+    format_value,
     mean_interval,
     metrics_of,
     scores_by,
     settings_of,
+    varying,
 )
-from src.analysis.settings import format_some, format_value, varying
 
 PAGE = (8.27, 11.69)  # inches of A4
 MOST_LINES = 6  # learning curves

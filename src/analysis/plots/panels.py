@@ -23,8 +23,7 @@ from matplotlib.legend import Legend
 from src.analysis.choice import ChoiceWarning, unlike_losses
 from src.analysis.plots import encoding
 from src.analysis.plots.encoding import Encoding, Levels, levels, literal, spans, width_of
-from src.analysis.scores import INTERVAL, Setting, settings_of
-from src.analysis.settings import LONGEST
+from src.analysis.settings import INTERVAL, LONGEST, Setting, settings_of
 from src.support import UserError, bad_value
 
 WIDTH, HEIGHT = 4.8, 3.3  # inches of a lone panel

@@ -19,7 +19,7 @@ from src.analysis.curves import COSTS, direction_of
 from src.analysis.plots import panels
 from src.analysis.plots.encoding import LINES, POINTS, Levels, levels, literal, spans, width_of
 from src.analysis.run_plot import COLOURS
-from src.analysis.scores import Scores, Setting, mean_interval, metrics_of, scores_by
+from src.analysis.settings import Scores, Setting, mean_interval, metrics_of, scores_by
 from src.metrics import metric_name
 from src.support import bad_value
 
