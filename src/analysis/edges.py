@@ -20,11 +20,13 @@ from src.analysis.curves import direction_of, main_metrics, numbers
 from src.analysis.run_files import NOT_KNOWN
 from src.analysis.settings import (
     differing,
+    diverged,
     format_setting,
     format_some,
     format_value,
     groups,
     is_null,
+    is_number,
     seeds_of,
     varying,
 )
@@ -69,15 +71,6 @@ class Edge:
         return f"{where} {best}: add {', '.join(map(format_value, self.added))}{which}."
 
 
-@dataclass(frozen=True)
-class Examined:
-    """The edges of one key."""
-
-    edges: list[Edge]
-    num_judged: int  # settings with results of LEAST values
-    num_settings: int
-
-
 def edges(df: pd.DataFrame, metric: str | None = None, *, when: str | float = "last") -> list[Edge]:
     """Where the best value of a key, by the mean over seeds, is the largest or smallest tried.
 
@@ -86,31 +79,39 @@ def edges(df: pd.DataFrame, metric: str | None = None, *, when: str | float = "l
     nothing yet, and only tell what is tried. Ends that cannot move (a weight decay of 0) and keys
     that move with another are no edges.
     """
-    return [edge for found in _examined(df, metric, when).values() for edge in found.edges]
+    return [edge for found, _, _ in _examined(df, metric, when).values() for edge in found]
 
 
 def edge_alarm(df: pd.DataFrame, metric: str | None = None, *, when: str | float = "last") -> str:
     """One sentence for each edge and the job file that extends the grid; or that there is none."""
     metric = metric or main_metrics(df)[0]
     examined = _examined(df, metric, when)
-    if found := [edge for of_key in examined.values() for edge in of_key.edges]:
+    if found := [edge for of_key, _, _ in examined.values() for edge in of_key]:
         sentences = "\n".join([f"By {metric} ({when}):", *map(str, found)])
         return f"{sentences}\n\n{extension(df, found)}"
     if not examined:
         return f"No edges to look for: no setting has results of {LEAST} values of a numeric key."
-    where = []
-    for key, e in examined.items():
-        some = f"{e.num_judged} of {e.num_settings} settings"
-        where.append(f"{key} in {some if e.num_judged < e.num_settings else 'all settings'}")
+    where = [
+        f"{key} in {f'{judged} of {num} settings' if judged < num else 'all settings'}"
+        for key, (_, judged, num) in examined.items()
+    ]
     return f"By {metric} ({when}) no best value lies at an edge that can move: {', '.join(where)}."
 
 
 # ---- Looking for edges -------------------------------------------------------------------
 
 
-def _examined(df: pd.DataFrame, metric: str | None, when: str | float) -> dict[str, Examined]:
-    """The keys of which some setting has a best number, and their edges."""
-    scores, seeds = _scores(df, metric or main_metrics(df)[0], when), seeds_of(df)
+def _examined(
+    df: pd.DataFrame, metric: str | None, when: str | float
+) -> dict[str, tuple[list[Edge], int, int]]:
+    """Key -> (its edges, in how many settings LEAST values of it have results, all settings)."""
+    # More is better; -inf for runs that ended without a number, NaN for those that still run.
+    metric = metric or main_metrics(df)[0]
+    scores = direction_of(metric) * numbers(df, metric, when).to_numpy()
+    state = df.get("state", pd.Series("done", index=df.index))
+    is_good = np.isfinite(scores) & (state != "failed").to_numpy() & ~diverged(df)
+    scores = np.where(state.isin(("done", "failed")), np.where(is_good, scores, -np.inf), np.nan)
+    runs = list(map(Run, seeds_of(df), scores.tolist()))
     table = df[differing(df)].reset_index(drop=True)
     table = table.astype(object).where(table.notna(), None)  # pd.NA cannot be compared
     varied, examined = varying(table), {}
@@ -122,8 +123,7 @@ def _examined(df: pd.DataFrame, metric: str | None, when: str | float) -> dict[s
         settings = groups(table, [other for other in table if other != key])
         for values, rows in settings:
             tried = _tried(rows[key])
-            runs = [Run(seeds[i], float(scores[i])) for i in rows.index]
-            side = _best_side(rows[key].tolist(), runs, tried)
+            side = _best_side(rows[key].tolist(), [runs[i] for i in rows.index], tried)
             num_settings[tried] += side is not None
             series = tried if side == "largest" else tried[::-1]  # ends at the edge
             if side and (added := _added(df, rows.index[0], key, series)):
@@ -131,22 +131,12 @@ def _examined(df: pd.DataFrame, metric: str | None, when: str | float) -> dict[s
                 at_edge.setdefault((tried, side, series[-1], added), []).append(others)
         found = [Edge(key, *what, at, num_settings[what[0]]) for what, at in at_edge.items()]
         if num_judged := num_settings.total():
-            examined[key] = Examined(found, num_judged, len(settings))
+            examined[key] = found, num_judged, len(settings)
     return examined
 
 
-def _scores(df: pd.DataFrame, metric: str, when: str | float) -> np.ndarray:
-    """(runs,) More is better; -inf for runs that ended without a number, NaN for those that run."""
-    scores = direction_of(metric) * numbers(df, metric, when).to_numpy()
-    state = df.get("state", pd.Series("done", index=df.index))
-    outcome = df.get("outcome", pd.Series("finished", index=df.index))
-    is_good = np.isfinite(scores) & ((state != "failed") & (outcome != "diverged")).to_numpy()
-    return np.where(state.isin(("done", "failed")), np.where(is_good, scores, -np.inf), np.nan)
-
-
 def _tried(values: Iterable[Any]) -> tuple[float, ...]:
-    found = {x for x in values if isinstance(x, int | float) and not isinstance(x, bool)}
-    return tuple(sorted(filter(math.isfinite, found)))
+    return tuple(sorted({x for x in values if is_number(x) and math.isfinite(x)}))
 
 
 def _best_side(values: list[Any], runs: Sequence[Run], tried: Sequence[float]) -> str | None:
@@ -259,16 +249,26 @@ def extension(df: pd.DataFrame, found: Sequence[Edge], name: str | None = None) 
         output_dir = str(results.relative_to(here))
     else:  # of another machine, say
         output_dir = str(results) if results.is_dir() else results.name
-    blocks = _merged(_blocks(runs))
-    details = {"name": name, "output_dir": output_dir}
-    content = {"job_details": details, "parameters": _parameters(blocks, found)}
+    blocks = _blocks(runs)
     num_runs = sum(math.prod(map(len, block.values())) for block in blocks)
     lines = [f"Is it better still outside the edges of {batch}? Runs: {num_runs:,}"]
     for edge in found:
         side = "above" if edge.side == "largest" else "below"
         lines.append(f"  {edge.key} {side} {format_value(edge.value)}")
     lines.append(f"  python submit_multiple.py jobs/{name}.yaml -s local")
-    return "".join(f"# {line}\n" for line in dict.fromkeys(lines)) + write_yaml(content)
+
+    # Keys that all blocks share, and LIST_edges with the rest; seeds and bookkeeping last.
+    apart = {edge.key for edge in found}
+    for key in {key for block in blocks for key in block}:
+        if len({row_identity({key: block.get(key)}) for block in blocks}) > 1:
+            apart.add(key)
+    shared = {key: _entry(key, blocks[0][key]) for key in blocks[0] if key not in apart}
+    rest = [{key: _entry(key, block[key]) for key in block if key in apart} for block in blocks]
+    keys = sorted([*shared, "LIST_edges"], key=lambda k: (k in BOOKKEEPING, k in (*SEEDS, ZIP)))
+    details = {"name": name, "output_dir": output_dir}
+    parameters = {key: shared.get(key, rest) for key in keys}
+    content = write_yaml({"job_details": details, "parameters": parameters})
+    return "".join(f"# {line}\n" for line in dict.fromkeys(lines)) + content
 
 
 def _requested(df: pd.DataFrame, runs: Sequence[int]) -> list[dict[str, Any]]:
@@ -299,7 +299,7 @@ def _runs_at(df: pd.DataFrame, edge: Edge) -> list[dict[str, Any]]:
 
 
 def _blocks(runs: Sequence[tuple[Edge, dict[str, Any]]]) -> list[Block]:
-    """One block for each setting at an edge, with its seeds; keys at their defaults are out."""
+    """The settings at an edge with their seeds, in blocks; keys at their defaults are out."""
     defaults = vars(make_config({}))
     keys = {k for edge, run in runs for k in run if run[k] != defaults[k] or k == edge.key}
     settings: dict[frozenset, tuple[Block, list[dict[str, Any]]]] = {}
@@ -313,34 +313,14 @@ def _blocks(runs: Sequence[tuple[Edge, dict[str, Any]]]) -> list[Block]:
         lists = {key: list(dict.fromkeys(of_run[key] for of_run in seeds)) for key in seeds[0]}
         is_product = math.prod(map(len, lists.values())) == len(seeds)
         blocks.append(block | (lists if is_product else {ZIP: list(seeds)}))
-    return blocks
-
-
-def _merged(blocks: Sequence[Block]) -> list[Block]:
-    """Blocks that differ in one key only become one: what is a product is written as one."""
     for key in dict.fromkeys(chain.from_iterable(blocks)):
-        alike: dict[frozenset, Block] = {}
+        alike: dict[frozenset, Block] = {}  # blocks that differ in this key alone become one
         for block in blocks:
             one = alike.setdefault(row_identity(block | {key: None}), dict(block))
-            more = [value for value in block.get(key, []) if value not in one[key]]
-            one |= {key: one[key] + more} if more else {}
+            if more := [value for value in block.get(key, []) if value not in one[key]]:
+                one[key] = one[key] + more
         blocks = list(alike.values())
-    return list(blocks)
-
-
-def _parameters(blocks: Sequence[Block], found: Sequence[Edge]) -> dict[str, Any]:
-    """Keys that all blocks share, and LIST_edges with the rest; seeds and bookkeeping last."""
-    first, own = blocks[0], {edge.key for edge in found}
-    own |= {
-        key
-        for block in blocks
-        for key in {**block, **first}
-        if row_identity({key: block.get(key)}) != row_identity({key: first.get(key)})
-    }
-    shared = {key: _entry(key, first[key]) for key in first if key not in own}
-    rest = [{key: _entry(key, block[key]) for key in block if key in own} for block in blocks]
-    keys = sorted([*shared, "LIST_edges"], key=lambda k: (k in BOOKKEEPING, k in (*SEEDS, ZIP)))
-    return {key: shared.get(key, rest) for key in keys}
+    return blocks
 
 
 def _entry(key: str, values: Sequence[Any]) -> Any:
