@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.curves import direction_of, main_metrics, numbers
-from src.analysis.run_files import NOT_KNOWN
+from src.analysis.runs import NOT_KNOWN
 from src.analysis.settings import (
     differing,
     diverged,

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import lru_cache
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,22 @@ import pandas as pd
 from tqdm import tqdm
 
 from src.analysis.curves import CurveArray
-from src.analysis.run_files import (
+from src.analysis.runs import (
     AUGMENTATION,
     NOT_KNOWN,
     PER_FILE,
     SPECS,
+    Column,
     Run,
+    Runs,
     Signature,
     Unreadable,
+    as_columns,
+    read_cache,
     read_run,
     signature,
+    write_cache,
 )
-from src.analysis.runs import Column, Runs, as_columns, read_cache, write_cache
 from src.analysis.settings import is_number
 from src.config import read_yaml_file
 from src.grid import read_job
@@ -71,25 +76,29 @@ def read_experiments(
 
     Raises UserError where a batch does not exist, or no run has the field.
     """
-    found: list[tuple[str, Runs]] = []
-    places: list[tuple[Path, str]] = []  # of each run
+    parts: list[Runs] = []  # of each batch
+    folders: list[str] = []  # of each run
+    names: list[str] = []  # of each run's batch
     skipped: list[tuple[str, str]] = []
     for batch, signatures in _find_runs(batches, Path(results)).items():
         runs, broken = _read_batch(batch, signatures)
-        found.append((batch.absolute().name, runs))
-        places += [(batch, run) for run in runs.names]
+        parts.append(runs)
+        folders += [str(batch / run) for run in runs.names]
+        names += [batch.absolute().name] * len(runs.names)
         skipped += [(str(batch / name), str(error)) for name, error in broken.items()]
-    names = np.array([name for name, runs in found for _ in runs.names], dtype=object)
-    folders = np.array([str(folder / run) for folder, run in places], dtype=object)
-    runs = found[0][1]
-    if len(found) > 1:
-        runs = as_columns([run for _, runs in found for run in runs.split()])
+    runs = parts[0] if len(parts) == 1 else as_columns([run for p in parts for run in p.split()])
     if only_done:
-        done = np.flatnonzero(_fact(runs, "state") == "done")
-        names, folders, runs = names[done], folders[done], runs.take(done)
-    frame = _frame(names.tolist(), runs, index_field)
-    for column, arrays in _arrays(folders.tolist(), runs.lengths).items():
-        frame[column] = arrays
+        done = np.flatnonzero(_fact(runs, "state") == "done").tolist()
+        names, folders = [names[row] for row in done], [folders[row] for row in done]
+        runs = runs.take(np.array(done, dtype=np.int64))
+    frame = _frame(names, runs, index_field)
+    arrays: dict[str, np.ndarray] = {}
+    for row, (folder, length) in enumerate(zip(folders, runs.lengths, strict=True)):
+        for column, values in Stats.read_arrays(folder).items():
+            of_column = arrays.setdefault(column, np.full(len(folders), None))
+            of_column[row] = values[:length]  # a row may be ahead of stats.csv
+    for column, of_column in arrays.items():
+        frame[column] = of_column
     frame.attrs["skipped"] = skipped
     for path, reason in skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
@@ -100,12 +109,10 @@ def read_experiments(
 
 def _older_copies(frame: pd.DataFrame) -> str:
     """What is not known of the runs that older copies made; '' where they made none."""
-
-    def is_unknown(*keys: str) -> np.ndarray:
-        rows = zip(*(frame[key] for key in keys), strict=True)  # pd.NA == … is no answer
-        return np.array([any(isinstance(x, str) and x == NOT_KNOWN for x in r) for r in rows], bool)
-
-    dropped, augmented = is_unknown("drop_last"), is_unknown(*AUGMENTATION)
+    keys = ["drop_last", *AUGMENTATION]
+    unknown = {key: [isinstance(x, str) and x == NOT_KNOWN for x in frame[key]] for key in keys}
+    dropped = np.array(unknown["drop_last"], dtype=bool)
+    augmented = np.any([unknown[key] for key in AUGMENTATION], axis=0)
     has_ema = np.array(["ema" in str(value) for value in frame["averaging"]], dtype=bool)
     found = {
         "drop_last": dropped,
@@ -113,10 +120,10 @@ def _older_copies(frame: pd.DataFrame) -> str:
         "whether ema_G of averaging has G and 1-G swapped": dropped & has_ema,
     }
     counts = {key: int(rows.sum()) for key, rows in found.items() if rows.any()}
-    keys = ", ".join(f"{key} ({num} run{'s' * (num > 1)})" for key, num in counts.items())
+    texts = ", ".join(f"{key} ({num} run{'s' * (num > 1)})" for key, num in counts.items())
     which = f"{(dropped | augmented).sum()} of {len(frame)} runs are of older copies"
     page = "docs/older_copies.md says what those did"
-    return f"{which}; not known of them: {keys}; {page}" if counts else ""
+    return f"{which}; not known of them: {texts}; {page}" if counts else ""
 
 
 # ---- Which folders -----------------------------------------------------------------------
@@ -134,14 +141,12 @@ def _find_runs(
     if not wanted:
         raise bad_value("batches", wanted, "at least one batch")
     for batch in wanted:
-        has_runs = False
-        for folder in _batch_folders(str(batch), results):
-            parent, runs = _runs_in(folder)
-            if runs:
-                found.setdefault(parent.resolve(), (parent, {}))[1].update(runs)
-                has_runs = True
-        if not has_runs:
+        parts = [_runs_in(folder) for folder in _batch_folders(str(batch), results)]
+        parts = [(parent, runs) for parent, runs in parts if runs]
+        if not parts:
             raise UserError(f"{batch}: no runs there")
+        for parent, runs in parts:
+            found.setdefault(parent.resolve(), (parent, {}))[1].update(runs)
     return dict(found.values())
 
 
@@ -168,14 +173,8 @@ def _runs_in(folder: Path) -> tuple[Path, dict[str, Signature]]:
         run = folder.resolve() if folder.name in ("", "..") else folder
         return run.parent, {run.name: own}
 
-    def may_be_run(entry: os.DirEntry) -> bool:
-        try:
-            return entry.is_dir() or bool(RUN.match(entry.name))
-        except OSError:  # a link to itself
-            return bool(RUN.match(entry.name))
-
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if may_be_run(entry))
+    with os.scandir(folder) as entries:  # os.path.isdir raises of no link
+        names = sorted(e.name for e in entries if RUN.match(e.name) or os.path.isdir(e.path))
     signatures = _in_threads(lambda name: signature(f"{folder}/{name}"), names)
     pairs = zip(names, signatures, strict=True)
     return folder, {name: found for name, found in pairs if any(found) or RUN.match(name)}
@@ -185,8 +184,7 @@ def _in_threads(call: Callable[[str], Any], names: Sequence[str]) -> Iterator[An
     """call(name) of each, in their order; threads wait for the disk while another one works."""
     chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
     with ThreadPoolExecutor(THREADS) as pool:
-        for answers in pool.map(lambda chunk: [call(name) for name in chunk], chunks):
-            yield from answers
+        yield from chain.from_iterable(pool.map(lambda chunk: list(map(call, chunk)), chunks))
 
 
 # ---- One batch ---------------------------------------------------------------------------
@@ -201,17 +199,13 @@ def _read_batch(
     unread = [n for n, now in signatures.items() if n not in row_of or were[row_of[n]] != now]
     same = signatures.keys() - set(unread)
     known = cached.take(np.array([row_of[n] for n in signatures if n in same], dtype=np.int64))
-    found: dict[str, Run] = {}
-    broken: dict[str, Unreadable] = {}
     is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
-    with tqdm(total=len(unread), unit="run", leave=False, delay=0.5, disable=not is_seen) as bar:
-        answers = _in_threads(lambda name: read_run(f"{batch}/{name}"), unread)
-        for name, run in zip(unread, answers, strict=True):
-            if isinstance(run, Run):
-                found[name] = run
-            else:
-                broken[name] = run
-            bar.update()
+    answers = _in_threads(lambda name: read_run(f"{batch}/{name}"), unread)
+    look: dict[str, Any] = {"unit": "run", "leave": False, "delay": 0.5, "disable": not is_seen}
+    answers = tqdm(answers, total=len(unread), **look)
+    read = dict(zip(unread, answers, strict=True))
+    found = {name: run for name, run in read.items() if isinstance(run, Run)}
+    broken = {name: error for name, error in read.items() if isinstance(error, Unreadable)}
     if not found:
         return known, broken
     all_runs = found | {run.name: run for run in known.split()}
@@ -242,21 +236,11 @@ def _frame(batches: list[str], runs: Runs, field: str) -> pd.DataFrame:
     return frame
 
 
-def _arrays(folders: list[str], lengths: np.ndarray) -> dict[str, np.ndarray]:
-    """Column -> (runs,) objects: the (epochs, …) of each run, None where it has none."""
-    found: dict[str, np.ndarray] = {}
-    for row, (folder, length) in enumerate(zip(folders, lengths, strict=True)):
-        for column, values in Stats.read_arrays(folder).items():
-            column_of_runs = found.setdefault(column, np.full(len(folders), None))
-            column_of_runs[row] = values[:length]  # a row may be ahead of stats.csv
-    return found
-
-
 def _fact(runs: Runs, key: str) -> Any:
     """(runs,) A pandas array; the default of its time for null, and where a run lacks the key."""
     column = runs.facts.get(key, Column([], np.full(len(runs.names), -1)))
-    options = [*column.options, None]  # -1 is the last
-    options = [_defaults().get(key) if value is None else value for value in options]
+    default = _defaults().get(key)
+    options = [default if value is None else value for value in [*column.options, None]]  # -1
     options = deepcopy(options)  # whoever changes a list in the frame changes no later one
     used = np.unique(column.codes)
     values = [options[code] for code in used]

@@ -21,7 +21,7 @@ from src.analysis.curves import best, last, numbers
 from src.analysis.edges import edges, extension
 from src.analysis.plots import against, learning_curves
 from src.analysis.read import OlderCopyWarning
-from src.analysis.run_files import Unreadable, read_flat_yaml
+from src.analysis.runs import Unreadable, read_flat_yaml
 from src.analysis.settings import differing, groups
 from src.config import read_yaml, write_yaml
 from src.support.errors import UserError
