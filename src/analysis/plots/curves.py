@@ -75,13 +75,18 @@ def learning_curves(
         for setting in panel.settings:
             _draw_average(panel.axis, drawn[setting.row], grid, setting)
     averages = list(drawn.values())
-    index = np.concatenate([np.zeros(0), *(average.index for average in averages)])
-    means = np.concatenate([np.zeros(0), *(average.mean for average in averages)])
+    index, means, seeds = (
+        np.concatenate([np.zeros(0), *parts])
+        for parts in (
+            [average.index for average in averages],
+            [average.mean for average in averages],
+            [average.values.reshape(-1) for average in averages],
+        )
+    )
     for panel in grid.panels:
         panels.number_axis(panel.axis.xaxis, index)
         if panels.is_log_loss(metric, means):
             panels.log_y(panel.axis)
-    seeds = np.concatenate([np.zeros(0), *(average.values.reshape(-1) for average in averages)])
     cut_note = grid.fit_y(seeds)
     grid.name_axes(_index_label(curves), metric)
     counts = [len(average.values) for average in averages]
@@ -158,13 +163,12 @@ def _draw_average(axis: Axes, average: Average, grid: panels.FacetGrid, setting:
         low, high = np.where(is_complete & np.isnan(interval), mean, interval)
         axis.fill_between(index, low, high, color=colour, alpha=0.18, linewidth=0)
 
-    is_on_line = np.isin(average.ends, index)
-    on_line, others = average.ends[is_on_line], average.ends[~is_on_line]
     look = {"linestyle": "none", "marker": "x", "markersize": 5, "color": colour, "zorder": 5}
     look["label"] = "_diverged"
-    if len(on_line):
+    is_on_line = np.isin(average.ends, index)
+    if len(on_line := average.ends[is_on_line]):
         axis.plot(on_line, mean[np.searchsorted(index, on_line)], **look)
-    if len(others):  # there is no line: at the lower edge
+    if len(others := average.ends[~is_on_line]):  # there is no line: at the lower edge
         edge = axis.get_xaxis_transform()
         axis.plot(others, np.full(len(others), 0.03), transform=edge, **look)
 
@@ -199,6 +203,23 @@ def to_target(
     styles = LINES if found and found.is_numeric else POINTS
     grid = panels.facet_grid(df, spec, used=[key] if key else [], styles=styles)
     time_axis = TimeAxis.of(times, "y" if found else "x")
+
+    def draw(
+        panel: panels.Panel, line: Sequence[Setting], at: Sequence[float], **look: Any
+    ) -> None:
+        """The medians of settings of one colour, which lie at these places of the other axis, and
+        their seeds where there are few."""
+        dye, mark = grid.marks(line[0])
+        look |= line_look(found, mark) if found else {"linestyle": "none", "marker": mark}
+        medians = [time_axis.median(setting) for setting in line]
+        time_axis.plot(panel.axis, at, medians, color=dye, label="_medians", **look)
+        look = {"marker": ".", "markersize": 4, "alpha": 0.5, "linestyle": "none"}
+        for place, setting in zip(at, line, strict=True):
+            if len(setting.rows) > 1 and not (found and grid.is_crowded):
+                places = np.full(len(setting.rows), place)
+                seeds = times[setting.rows]
+                time_axis.plot(panel.axis, places, seeds, color=dye, label="_seeds", **look)
+
     reached = f"{_index_label(curves)}\nto {metric} {format_value(target)}"
     notes = []
     if any(len(setting.rows) > 1 for setting in grid.settings):
@@ -209,26 +230,38 @@ def to_target(
             for settings in grid.series(panel.settings):
                 for line in joined_along(settings, found):
                     at = [float(places[found.codes[setting.row]]) for setting in line]
-                    look = line_look(found, grid.marks(line[0])[1])
-                    look |= {"linewidth": 1.0, "markersize": 3 if grid.is_crowded else 5}
-                    _draw_times(panel, line, at=at, grid=grid, time_axis=time_axis, look=look)
+                    draw(panel, line, at, linewidth=1.0, markersize=3 if grid.is_crowded else 5)
         grid.name_axes(found.key, reached)
         notes.append(grid.unencoded_keys("lines differ in", "as well"))
     else:
         # Rows have names: a colour that nobody requested would tell nothing more.
         grid.colours = grid.colours if colour else colours_of(None)
         grid.styles = grid.styles if style else styles_of(None, POINTS)
-        row_keys, row_notes = _draw_rows(grid, time_axis)
+        rows, names, row_keys, row_notes = _rows(grid, time_axis)
+        place = {setting.row: at for at, row in enumerate(rows) for setting in row}
+        for panel in grid.panels:
+            for setting in panel.settings:
+                if setting.row in place:
+                    draw(panel, [setting], [place[setting.row]], markersize=6)
+            panel.axis.set_yticks(range(len(rows)), list(map(literal, names)), fontsize=8)
+            panel.axis.set_ylim(len(rows) - 0.4, -0.6)
+        if grid.is_whole:  # the figure grows by what the rows need more than there is
+            lines = max((name.count("\n") + 1 for name in names), default=1)
+            num_panels = max(1, len({panel.axis.get_position().y0 for panel in grid.panels}))
+            needed = len(rows) * (ROW + LINE * (lines - 1)) - 8 * ROW
+            height = grid.figure.get_figheight() + num_panels * max(0.0, needed)
+            grid.figure.set_figheight(height)
         grid.name_axes(reached, row_keys)
         notes += row_notes
-    grid.each(time_axis.apply)
+    for panel in grid.panels:
+        time_axis.apply(panel.axis)
     if "state" in df and (num := (np.isinf(times) & (df["state"] != "done")).sum()):
         notes.append(f"never: also {num} that have not ended")
     notes.append(panels.losses_note(df, [metric], spec))
 
-    def handle(colour: Any, style: Any) -> Line2D:
-        look = line_look(found, style) if found else {"linestyle": "none", "marker": style}
-        return Line2D([], [], markersize=5, color=colour, **look)
+    def handle(dye: Any, mark: Any) -> Line2D:
+        look = line_look(found, mark) if found else {"linestyle": "none", "marker": mark}
+        return Line2D([], [], markersize=5, color=dye, **look)
 
     grid.add_legends(handle, notes)
     return grid.figure
@@ -272,8 +305,10 @@ class TimeAxis:
             low, never, end = min(low, 0.0), high * 1.12 or 1.0, high * 1.18 or 1.1
         return cls(name, times, low, never, end, is_log, bool(np.isinf(times).any()))
 
-    def place(self, times: Any) -> np.ndarray:
-        return np.where(np.isinf(times), self.never, times)
+    def plot(self, axis: Axes, places: Any, times: Any, **look: Any) -> None:
+        """places: on the other axis."""
+        both = places, np.where(np.isinf(times), self.never, times)
+        axis.plot(*(both[::-1] if self.name == "x" else both), **look)
 
     def median(self, setting: Setting) -> float:
         """Of the seeds that have curves; infinite where the half of them never arrive."""
@@ -304,45 +339,20 @@ class TimeAxis:
             side.set_major_formatter(FixedFormatter([*names, "never"]))
 
 
-def _draw_times(
-    panel: panels.Panel,
-    settings: Sequence[Setting],
-    *,
-    at: Sequence[float],
-    grid: panels.FacetGrid,
-    time_axis: TimeAxis,
-    look: dict[str, Any],
-) -> None:
-    """The medians of settings of one colour, which lie at these places of the other axis, and
-    their seeds where there are few."""
-
-    def draw(places: Any, times: Any, **look: Any) -> None:
-        both = places, time_axis.place(times)
-        panel.axis.plot(*(both[::-1] if time_axis.name == "x" else both), color=colour, **look)
-
-    colour, _ = grid.marks(settings[0])
-    draw(at, [time_axis.median(setting) for setting in settings], label="_medians", **look)
-    of_seeds: Any = {"marker": ".", "markersize": 4, "alpha": 0.5, "linestyle": "none"}
-    is_hidden = time_axis.name == "y" and grid.is_crowded
-    for place, setting in zip(at, settings, strict=True):
-        if len(setting.rows) > 1 and not is_hidden:
-            places = np.full(len(setting.rows), place)
-            draw(places, time_axis.times[setting.rows], label="_seeds", **of_seeds)
-
-
-def _draw_rows(grid: panels.FacetGrid, time_axis: TimeAxis) -> tuple[str, list[str]]:
-    """A row a setting, the fastest at the top: (the keys that name them, notes).
+def _rows(
+    grid: panels.FacetGrid, time_axis: TimeAxis
+) -> tuple[list[list[Setting]], list[str], str, list[str]]:
+    """(rows of settings, the fastest first; their names; the keys that name them; notes).
 
     Settings that differ in their panel alone are one row.
     """
 
     def order(row: Sequence[Setting]) -> tuple[bool, float, float]:
         """By the median, then by the fastest seed; last are those without curves."""
-        times = [time_axis.times[s.rows] for s in row]
-        fastest = [float(np.nanmin(seeds)) for seeds in times if not np.isnan(seeds).all()]
-        medians = [time_axis.median(s) for s in row]
-        there = [median for median in medians if not np.isnan(median)]
-        return not fastest, min(there, default=np.inf), min(fastest, default=np.inf)
+        times = np.concatenate([time_axis.times[setting.rows] for setting in row])
+        medians = [time_axis.median(setting) for setting in row]
+        fastest, median = np.fmin.reduce(times), np.fmin.reduce(medians)
+        return bool(np.isnan(fastest)), *np.nan_to_num([median, fastest], nan=np.inf, posinf=np.inf)
 
     keys = [key for key in grid.keys if key not in grid.taken]
     by_values = panels.grouped(grid.settings, lambda s: repr([s.values[key] for key in keys]))
@@ -350,40 +360,19 @@ def _draw_rows(grid: panels.FacetGrid, time_axis: TimeAxis) -> tuple[str, list[s
     rows = all_rows[:MOST_SETTINGS]
     values = {key: [row[0].values[key] for row in rows] for key in keys}
     telling = [key for key in keys if len(set(map(repr, values[key]))) > 1]
-    texts = _row_names([values[key] for key in telling]) or [""] * len(rows)
 
-    place = {setting.row: at for at, row in enumerate(rows) for setting in row}
-    for panel in grid.panels:
-        for setting in panel.settings:
-            if setting.row in place:
-                shape = grid.marks(setting)[1]
-                look: Any = {"linestyle": "none", "marker": shape, "markersize": 6}
-                at = [place[setting.row]]
-                _draw_times(panel, [setting], at=at, grid=grid, time_axis=time_axis, look=look)
-        panel.axis.set_yticks(range(len(rows)), list(map(literal, texts)), fontsize=8)
-        panel.axis.set_ylim(len(rows) - 0.4, -0.6)
-    if grid.is_whole:  # the figure grows by what the rows need more than there is
-        lines = max((text.count("\n") + 1 for text in texts), default=1)
-        num_panels = max(1, len({panel.axis.get_position().y0 for panel in grid.panels}))
-        needed = len(texts) * (ROW + LINE * (lines - 1)) - 8 * ROW
-        height = grid.figure.get_figheight() + num_panels * max(0.0, needed)
-        grid.figure.set_figheight(height)
+    most = max(SHORTEST, LONGEST // max(1, len(telling)))
+    parts = []
+    for key in telling:
+        different = {repr(value): value for value in values[key]}
+        names = dict(zip(different, names_of(list(different.values()), most), strict=True))
+        parts.append([names[repr(value)] for value in values[key]])
+    texts = [" ".join(of_row) for of_row in zip(*parts, strict=True)] or [""] * len(rows)
+    texts = [textwrap.fill(text, WRAP, break_long_words=False) for text in texts]
 
     notes = []
     if more := len(all_rows) - len(rows):
         notes.append(f"the fastest {MOST_SETTINGS}; {more} more are not shown")
     if same := format_setting({key: values[key][0] for key in keys if rows and key not in telling}):
         notes.append(f"all rows: {same}")
-    return ", ".join(telling), notes
-
-
-def _row_names(columns: Sequence[Sequence[Any]]) -> list[str]:
-    """Of rows whose keys have these values, in lines. columns: (keys, rows)."""
-    most = max(SHORTEST, LONGEST // max(1, len(columns)))
-    parts = []
-    for column in columns:
-        values = {repr(value): value for value in column}
-        names = dict(zip(values, names_of(list(values.values()), most), strict=True))
-        parts.append([names[repr(value)] for value in column])
-    texts = [" ".join(of_row) for of_row in zip(*parts, strict=True)]
-    return [textwrap.fill(text, WRAP, break_long_words=False) for text in texts]
+    return rows, texts, ", ".join(telling), notes

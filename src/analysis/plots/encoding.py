@@ -3,8 +3,9 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,6 @@ from src.analysis.settings import (
     groups,
     is_null,
     is_number,
-    is_same_grouping,
-    varying,
 )
 from src.support import bad_value, unknown_name
 
@@ -36,9 +35,6 @@ MAP_END = 0.93  # beyond, it is too bright for lines on white
 MOST_ENTRIES = 12  # of a legend
 MOST_STYLES = 4
 LOG_FROM = 10  # an axis of positive numbers that span more is logarithmic
-
-
-# ---- Text --------------------------------------------------------------------------------
 
 
 def literal(text: str) -> str:
@@ -74,8 +70,16 @@ def names_of(values: Sequence[Any], most: int = LONGEST) -> list[str]:
     for name in [name for name, number in Counter(names).items() if number > 1]:
         alike = [i for i, other in enumerate(names) if other == name]
         taken = {other for other in names if other != name}
-        candidates = [*_shortened([texts[i] for i in alike], most)]
-        candidates.append([f"{cut(texts[i], most - 4)}#{i + 1}" for i in alike])
+        whole = [texts[i] for i in alike]
+        # Without the begin they share; without the end either; with both, but not the middle.
+        rests = [text[_num_shared(whole) :] for text in whole]
+        end = _num_shared([rest[::-1] for rest in rests])
+        candidates = [
+            [cut("…" + rest, most) for rest in rests],
+            [_without_middle(f"…{rest[: len(rest) - end]}…", most) for rest in rests],
+            [_without_middle(text, most) for text in whole],
+            [f"{cut(texts[i], most - 4)}#{i + 1}" for i in alike],
+        ]
         different = next(new for new in candidates if len(set(new) - taken) == len(alike))
         for i, new in zip(alike, different, strict=True):
             names[i] = new
@@ -95,28 +99,14 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _shortened(texts: Sequence[str], most: int) -> Iterator[list[str]]:
-    """Without the begin they share; without the end either; with both, but not the middle."""
-
-    def without_middle(text: str) -> str:
-        head = most // 2
-        return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
-
-    begin = _num_shared(texts)
-    rests = [text[begin:] for text in texts]
-    end = _num_shared([rest[::-1] for rest in rests])
-    yield [cut("…" + rest, most) for rest in rests]
-    yield [without_middle(f"…{rest[: len(rest) - end]}…") for rest in rests]
-    yield [without_middle(text) for text in texts]
-
-
-def _num_shared(texts: Sequence[str]) -> int:
+def _num_shared(texts: list[str]) -> int:
     """First letters that are the same in all."""
-    columns = enumerate(zip(*texts, strict=False))
-    return next((i for i, letters in columns if len(set(letters)) > 1), min(map(len, texts)))
+    return len(commonprefix(texts))  # noqa: RUF071 - these are no paths
 
 
-# ---- Values of a key ---------------------------------------------------------------------
+def _without_middle(text: str, most: int) -> str:
+    head = most // 2
+    return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
 
 
 @dataclass(frozen=True)
@@ -134,10 +124,6 @@ class Levels:
     @property
     def is_numeric(self) -> bool:
         return bool(self.values) and all(map(_is_finite, self.values))
-
-    @property
-    def is_logarithmic(self) -> bool:
-        return self.is_numeric and spans(self.values, LOG_FROM)
 
 
 def _is_finite(value: Any) -> bool:
@@ -163,9 +149,6 @@ def levels(df: pd.DataFrame, key: str, role: str = "key") -> Levels:
     return Levels(key, [values[key] for values, _ in found], codes)
 
 
-# ---- Colours and styles ------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Encoding:
     """The colour or style of each value of a key; without a key all runs have the same."""
@@ -174,11 +157,8 @@ class Encoding:
     marks: list[Any]
     has_bar: bool = False  # a colour bar stands for the legend, which would be too long
 
-    def of(self, row: int) -> Any:
-        """The mark of the run in that row."""
-        return self.marks[self.code(row)]
-
     def code(self, row: int) -> int:
+        """The position of the mark of the run in that row."""
         return int(self.levels.codes[row]) if self.levels else 0
 
     @property
@@ -217,35 +197,6 @@ def styles_of(found: Levels | None, styles: Sequence[Any]) -> Encoding:
         expected = f"a key with at most {len(styles)} values, not {len(found.values)}"
         raise bad_value("style", found.key, expected)
     return Encoding(found, list(styles[: len(found.values)]))
-
-
-def encoded_keys(
-    df: pd.DataFrame, colour: str | None, style: str | None, *, used: Sequence[str], fine: bool
-) -> tuple[Levels | None, Levels | None]:
-    """The keys of colours and of styles: as requested, else of the varying keys not yet used.
-
-    fine: the keys with the most values first (so a line a setting leaves the fewest unencoded),
-    else names before numbers (which are rather optimised than compared).
-    """
-    by_colour = levels(df, colour, "colour") if colour else None
-    by_style = levels(df, style, "style") if style else None
-    known = [levels(df, key) for key in used] + [f for f in (by_colour, by_style) if f]
-    free = [levels(df, key) for key in varying(df)]
-    free = [
-        found
-        for found in free
-        if not any(is_same_grouping(found.codes, other.codes) for other in known)
-    ]
-    free.sort(key=lambda found: -len(found.values) if fine else found.is_numeric)
-    if by_colour is None:
-        by_colour = next(iter(free), None)
-    if by_style is None:
-        can = (f for f in free if f is not by_colour and len(f.values) <= MOST_STYLES)
-        by_style = next(can, None)
-    return by_colour, by_style
-
-
-# ---- Legends -----------------------------------------------------------------------------
 
 
 def legend_entries(encoding: Encoding, handle: Callable[[Any], Any]) -> tuple[list[Any], list[str]]:

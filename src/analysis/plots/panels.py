@@ -22,8 +22,23 @@ from matplotlib.legend import Legend
 
 from src.analysis.choice import ChoiceWarning, unlike_losses
 from src.analysis.plots import encoding
-from src.analysis.plots.encoding import Encoding, Levels, levels, literal, spans, width_of
-from src.analysis.settings import INTERVAL, LONGEST, Setting, settings_of
+from src.analysis.plots.encoding import (
+    MOST_STYLES,
+    Encoding,
+    Levels,
+    levels,
+    literal,
+    spans,
+    width_of,
+)
+from src.analysis.settings import (
+    INTERVAL,
+    LONGEST,
+    Setting,
+    is_same_grouping,
+    settings_of,
+    varying,
+)
 from src.support import UserError, bad_value
 
 WIDTH, HEIGHT = 4.8, 3.3  # inches of a lone panel
@@ -102,13 +117,10 @@ class FacetGrid:
     def is_crowded(self) -> bool:
         return max((len(panel.settings) for panel in self.panels), default=0) > MANY
 
-    def each(self, change: Callable[[Axes], Any]) -> list[Any]:
-        """change(axis) of each panel."""
-        return [change(panel.axis) for panel in self.panels]
-
     def marks(self, setting: Setting) -> tuple[Any, Any]:
         """(colour, style)"""
-        return self.colours.of(setting.row), self.styles.of(setting.row)
+        colours, styles = self.colours, self.styles
+        return colours.marks[colours.code(setting.row)], styles.marks[styles.code(setting.row)]
 
     def series(self, settings: Iterable[Setting]) -> list[list[Setting]]:
         """Those of one colour and style together."""
@@ -134,8 +146,8 @@ class FacetGrid:
         that one sees.
         """
         axis = self.panels[0].axis
-        numbers, is_log = np.asarray(values, dtype=float), axis.get_yscale() == "log"
-        numbers = numbers[np.isfinite(numbers) & ((numbers > 0) | (not is_log))]
+        numbers, is_log = _finite(values), axis.get_yscale() == "log"
+        numbers = numbers[(numbers > 0) | (not is_log)]
         if self.is_shared or not len(numbers) or np.ptp(numbers) == 0:
             return ""
         scale = axis.yaxis.get_transform()
@@ -173,10 +185,10 @@ class FacetGrid:
         self, handle: Callable[..., Any] | None = None, notes: Sequence[str] = ()
     ) -> None:
         """Colours on the right, styles below, and the notes as a caption. handle(colour, style)."""
+        colours, styles = self.colours, self.styles
         by_colour: tuple[list[Any], list[str]] = ([], [])
         by_style, entries = by_colour, encoding.legend_entries
         if handle:
-            colours, styles = self.colours, self.styles
             if colours.has_bar:
                 encoding.add_colour_bar(colours, [panel.axis for panel in self.panels])
             neutral = "#333333" if colours.levels else colours.marks[0]
@@ -187,21 +199,37 @@ class FacetGrid:
             else:
                 by_style = entries(styles, lambda style: handle(neutral, style))
             by_colour = entries(colours, lambda dye: handle(dye, twins.get(str(dye), plain)))
-        titles = [literal(which.key or "") for which in (self.colours, self.styles)]
-        if self.is_whole:
-            _surround(self.figure, titles, by_colour, by_style, "; ".join(filter(None, notes)))
+        titles = [literal(which.key or "") for which in (colours, styles)]
+        figure, look = self.figure, LEGEND.copy()
+        if not self.is_whole:  # right of the one axis, colours above styles
+            axis: Any = self.panels[0].axis
+            corners = (("upper left", (1.0, 1.0)), ("lower left", (1.0, 0.0)))
+            for title, named, (corner, place) in zip(
+                titles, (by_colour, by_style), corners, strict=True
+            ):
+                if named[0]:
+                    look |= {"loc": corner, "bbox_to_anchor": place, "title": title}
+                    legend = Legend(axis, *named, fontsize=8, title_fontsize=8, **look)
+                    axis.add_artist(legend)
+                    legend.set_clip_on(False)  # else the layout leaves no room for it
             return
-        axis: Any = self.panels[0].axis
-        look: Any = {**LEGEND, "fontsize": 8, "title_fontsize": 8}
-        corners = (("upper left", (1.0, 1.0)), ("lower left", (1.0, 0.0)))
-        for title, (handles, names), (corner, place) in zip(
-            titles, (by_colour, by_style), corners, strict=True
-        ):
-            if handles:  # right of the one axis, colours above styles
-                look |= {"title": title, "loc": corner, "bbox_to_anchor": place}
-                legend = Legend(axis, handles, names, **look)
-                axis.add_artist(legend)
-                legend.set_clip_on(False)  # else the layout leaves no room for it
+
+        # The figure grows by what stands below the panels.
+        lines = textwrap.wrap("; ".join(filter(None, notes)), int(figure.get_figwidth() * 13))
+        columns = max(1, min(MOST_STYLES, 40 // max(map(len, by_style[1]), default=40)))
+        num_rows = -(-len(by_style[0]) // columns)
+        caption = CAPTION * (len(lines) + 0.5 * bool(lines))
+        below = caption + ENTRY * (num_rows + 1.5) * bool(num_rows)
+        figure.set_figheight(figure.get_figheight() + below)
+        inch = 1 / figure.get_figheight()
+        figure.get_layout_engine().set(rect=(0.0, below * inch, 1.0, 1.0 - below * inch))
+        text: Any = {"fontsize": 8.5, "color": GREY, "ha": "center", "va": "bottom"}
+        figure.text(0.5, 0.3 * CAPTION * inch, literal("\n".join(lines)), **text)
+        if by_colour[0]:
+            figure.legend(*by_colour, title=titles[0], loc="outside right upper", **look)
+        if by_style[0]:
+            look |= {"bbox_to_anchor": (0.5, caption * inch), "ncols": columns}
+            figure.legend(*by_style, title=titles[1], loc="lower center", **look)
 
 
 def facet_grid(
@@ -212,24 +240,61 @@ def facet_grid(
     fine: bool = False,
     styles: Sequence[Any] = (),
 ) -> FacetGrid:
-    """used: keys that the axes stand for. fine: see encoded_keys. Without styles, no colours.
+    """used: keys that the axes stand for. Without styles, no colours.
 
+    Colours and styles tell the keys apart that are requested, else those of the varying keys that
+    are not yet used. fine: the keys with the most values first (so a line a setting leaves the
+    fewest unencoded), else names before numbers (which are rather optimised than compared).
     Raises UserError where a key does not exist or has too many values, or ax leaves no room.
     """
     row = levels(df, spec.row, "row") if spec.row else None
     col = levels(df, spec.col, "col") if spec.col else None
-    facets = {role: found for role, found in (("row", row), ("col", col)) if found}
-    for role, found in facets.items():
-        if spec.ax is not None:
-            raise UserError(f"{role}: got {found.key!r} beside ax, which is one panel")
-    taken = [*used, *(found.key for found in facets.values())]
-    by_colour, by_style = None, None
+    facets = [found for found in (row, col) if found]
+    if facets and spec.ax is not None:
+        role = "row" if row else "col"
+        raise UserError(f"{role}: got {facets[0].key!r} beside ax, which is one panel")
+    taken = [*used, *(found.key for found in facets)]
+    by_colour = levels(df, spec.colour, "colour") if styles and spec.colour else None
+    by_style = levels(df, spec.style, "style") if styles and spec.style else None
     if styles:
-        requested = (spec.colour, spec.style)
-        by_colour, by_style = encoding.encoded_keys(df, *requested, used=taken, fine=fine)
-    settings = settings_of(df, [*taken, *(found.key for found in (by_colour, by_style) if found)])
-    figure, panels = _panels(settings, row, col, spec.ax)
-    _add_titles(figure, panels, [found for found in facets.values() if found.values], by_colour)
+        known = [levels(df, key) for key in taken] + [f for f in (by_colour, by_style) if f]
+        free = [levels(df, key) for key in varying(df)]
+        free = [f for f in free if not any(is_same_grouping(f.codes, k.codes) for k in known)]
+        free.sort(key=lambda found: -len(found.values) if fine else found.is_numeric)
+        by_colour = by_colour or next(iter(free), None)
+        few = (f for f in free if f is not by_colour and len(f.values) <= MOST_STYLES)
+        by_style = by_style or next(few, None)
+    encoded = [found.key for found in (by_colour, by_style) if found]
+    settings = settings_of(df, [*taken, *encoded])
+
+    num_rows, num_cols = (max(1, len(found.values)) if found else 1 for found in (row, col))
+    cells = list(product(range(num_rows), range(num_cols)))
+    if col and row is None and num_cols <= MOST_PANELS:  # columns alone are wrapped
+        num_rows, num_cols = -(-num_cols // WRAP), min(num_cols, WRAP)
+    else:
+        for found, role, most in ((col, "col", MOST_COLUMNS), (row, "row", MOST_ROWS)):
+            if found and len(found.values) > most:
+                most = MOST_PANELS if row is None else most
+                expected = f"a key with at most {most} values, not {len(found.values)}"
+                raise bad_value(role, found.key, f"{expected}; select() some")
+    if spec.ax is not None:
+        figure, axes = spec.ax.figure.figure, np.array([spec.ax])
+    else:
+        is_one = num_rows * num_cols == 1
+        size = (SMALL[0] * max(num_cols, 1.5), SMALL[1] * num_rows + 0.5)
+        figure = new_figure(*(WIDTH, HEIGHT) if is_one else size)
+        axes = figure.subplots(num_rows, num_cols, sharex=True, sharey=True, squeeze=False)
+    panels = []
+    for axis, places in zip(axes.flat, cells, strict=False):
+        both = [(found, at) for found, at in zip((row, col), places, strict=True) if found]
+        inside = [s for s in settings if all(found.codes[s.row] == at for found, at in both)]
+        panels.append(Panel(axis, inside))
+        if not inside:
+            _write(axis, "no runs")
+    for axis in axes.flat[len(cells) :]:
+        axis.remove()
+    if facets := [found for found in facets if found.values]:
+        _add_titles(figure, panels, facets, by_colour)
     return FacetGrid(
         figure,
         panels,
@@ -242,46 +307,10 @@ def facet_grid(
     )
 
 
-def _panels(
-    settings: list[Setting], row: Levels | None, col: Levels | None, ax: Axes | None
-) -> tuple[Any, list[Panel]]:
-    """(the figure, its panels row by row); columns alone are wrapped."""
-    num_rows, num_cols = (max(1, len(found.values)) if found else 1 for found in (row, col))
-    cells = list(product(range(num_rows), range(num_cols)))
-    if col and row is None and num_cols <= MOST_PANELS:
-        num_rows, num_cols = -(-num_cols // WRAP), min(num_cols, WRAP)
-    else:
-        for found, role, most in ((col, "col", MOST_COLUMNS), (row, "row", MOST_ROWS)):
-            if found and len(found.values) > most:
-                most = MOST_PANELS if row is None else most
-                expected = f"a key with at most {most} values, not {len(found.values)}"
-                raise bad_value(role, found.key, f"{expected}; select() some")
-    if ax is not None:
-        figure, axes = ax.figure.figure, np.array([ax])
-    else:
-        is_one = num_rows * num_cols == 1
-        size = (SMALL[0] * max(num_cols, 1.5), SMALL[1] * num_rows + 0.5)
-        figure = new_figure(*(WIDTH, HEIGHT) if is_one else size)
-        axes = figure.subplots(num_rows, num_cols, sharex=True, sharey=True, squeeze=False)
-
-    panels = []
-    for axis, places in zip(axes.flat, cells, strict=False):
-        both = [(found, place) for found, place in zip((row, col), places, strict=True) if found]
-        inside = [s for s in settings if all(found.codes[s.row] == at for found, at in both)]
-        panels.append(Panel(axis, inside))
-        if not inside:
-            _write(axis, "no runs")
-    for axis in axes.flat[len(cells) :]:
-        axis.remove()
-    return figure, panels
-
-
 def _add_titles(
     figure: Any, panels: Sequence[Panel], facets: Sequence[Levels], legend: Levels | None
 ) -> None:
     """'model=tiny/lenet', as long as has room. legend: of colours, beside the panels."""
-    if not facets:
-        return
     names = [] if legend is None or legend.is_numeric else legend.names
     beside = max([BAR, *(HANDLE + width_of(name, 10) for name in names)])
     num_cols = panels[0].axis.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
@@ -302,6 +331,11 @@ def _write(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", color=GREY)
 
 
+def _finite(values: Any) -> np.ndarray:
+    numbers = np.asarray(values, dtype=float)
+    return numbers[np.isfinite(numbers)]
+
+
 # ---- Axes --------------------------------------------------------------------------------
 
 
@@ -315,9 +349,8 @@ def label_of(column: str, when: str | float = "last") -> str:
 
 def is_log_loss(metric: str, values: Any) -> bool:
     """Whether it is a loss that spans so much that a linear axis shows the worst alone."""
-    numbers = np.asarray(values, dtype=float)
     is_loss = metric.rpartition("/")[2] in LOSSES
-    return is_loss and spans(numbers[np.isfinite(numbers)], LOSS_SPANS)
+    return is_loss and spans(_finite(values), LOSS_SPANS)
 
 
 def log_y(axis: Axes) -> None:
@@ -339,8 +372,7 @@ def log_ticks(axis: Any) -> None:
 
 def number_axis(axis: Any, values: Any) -> None:
     """Ticks of an x or y axis, axis.xaxis say, of whole or large numbers."""
-    numbers = np.asarray(values, dtype=float)
-    numbers = numbers[np.isfinite(numbers)]
+    numbers = _finite(values)
     if len(numbers) and (numbers == np.trunc(numbers)).all():
         axis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     if np.abs(numbers).max(initial=0) >= 10_000:
@@ -360,7 +392,8 @@ def key_axis(axis: Axes, found: Levels) -> np.ndarray:
         return width * float(np.diff(places).min()) / span if span > 0 else width
 
     places = np.arange(len(found.values), dtype=float)
-    is_few, is_log = len(places) <= FEW, found.is_logarithmic
+    is_few = len(places) <= FEW
+    is_log = found.is_numeric and spans(found.values, encoding.LOG_FROM)
     if found.is_numeric:
         numbers = np.array(found.values, dtype=float)
         has_room = gap(np.log(numbers) if is_log else numbers) >= TICK
@@ -402,26 +435,7 @@ def _name_ticks(axis: Any, places: np.ndarray, names: Sequence[str], *, gap: flo
             tick.set(ha="right", rotation_mode="anchor")
 
 
-# ---- Around the panels -------------------------------------------------------------------
-
-
-def _surround(figure: Any, titles: Sequence[str], by_colour: Any, by_style: Any, note: str) -> None:
-    """The figure grows by what stands below the panels."""
-    lines = textwrap.wrap(note, int(figure.get_figwidth() * 13))
-    columns = max(1, min(encoding.MOST_STYLES, 40 // max(map(len, by_style[1]), default=40)))
-    num_rows = -(-len(by_style[0]) // columns)
-    caption = CAPTION * (len(lines) + 0.5 * bool(lines))
-    below = caption + ENTRY * (num_rows + 1.5) * bool(num_rows)
-    figure.set_figheight(figure.get_figheight() + below)
-    inch = 1 / figure.get_figheight()
-    figure.get_layout_engine().set(rect=(0.0, below * inch, 1.0, 1.0 - below * inch))
-    look: Any = {"fontsize": 8.5, "color": GREY, "ha": "center", "va": "bottom"}
-    figure.text(0.5, 0.3 * CAPTION * inch, literal("\n".join(lines)), **look)
-    if by_colour[0]:
-        figure.legend(*by_colour, title=titles[0], loc="outside right upper", **LEGEND)
-    if by_style[0]:
-        look = {**LEGEND, "bbox_to_anchor": (0.5, caption * inch), "ncols": columns}
-        figure.legend(*by_style, title=titles[1], loc="lower center", **look)
+# ---- Notes -------------------------------------------------------------------------------
 
 
 def unended_note(df: pd.DataFrame) -> str:

@@ -1,8 +1,7 @@
 """Pictures of one number for each setting: against one hyperparameter, two, or another metric."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from src.analysis.curves import COSTS, direction_of
 from src.analysis.plots import panels
 from src.analysis.plots.encoding import LINES, POINTS, Levels, levels, literal, spans, width_of
 from src.analysis.run_plot import COLOURS
-from src.analysis.settings import Scores, Setting, mean_interval, metrics_of, scores_by
+from src.analysis.settings import Setting, mean_interval, metrics_of, scores_by
 from src.metrics import metric_name
 from src.support import bad_value
 
@@ -65,23 +64,50 @@ def against(
     sign = direction_of(judge) if is_best else 1
     spec = panels.PlotSpec(row, col, colour, style, ax)
     grid = panels.facet_grid(df, spec, used=[key], styles=LINES if found.is_numeric else POINTS)
-    places = grid.each(lambda axis: panels.key_axis(axis, found))[0]
+    places = [panels.key_axis(panel.axis, found) for panel in grid.panels]  # the same in all
     means: list[float] = []
     seeds: list[float] = []
+
+    def draw(panel: panels.Panel, line: Sequence[Setting], at: np.ndarray) -> None:
+        """One line, and a cross at the lower edge where a seed diverged."""
+        dye, mark = grid.marks(line[0])
+        x = np.array([at[found.codes[setting.row]] for setting in line])
+        look: dict[str, Any] = {"color": dye, **line_look(found, mark)}
+        # where points are dense, large ones would hide how the line is dashed
+        is_dense = len(found.values) > panels.MANY
+        look["markersize"] = 1.2 if is_dense else 4.5 if is_best else 3
+        if is_best:
+            parts = [mean_interval(shown.of(setting)) for setting in line]
+            middle, low, high = (np.array(part, dtype=float) for part in zip(*parts, strict=True))
+            bars = np.nan_to_num(np.stack([middle - low, high - middle])).clip(0)
+            panel.axis.errorbar(x, middle, bars, linewidth=1.5, elinewidth=1, **look)
+        else:
+            middle = np.array([shown.mean(setting) for setting in line])
+            alpha = 0.35 if len(panel.settings) > 4 * panels.MANY else 0.8
+            panel.axis.plot(x, middle, linewidth=0.7, alpha=alpha, **look)
+        means.extend(middle.tolist())
+        crossed = x[[shown.has_diverged(setting) for setting in line]]
+        if len(crossed):  # those of colours above each other
+            height = 0.025 + 0.04 * (grid.colours.code(line[0].row) % len(COLOURS))
+            look = {"linestyle": "none", "marker": "x", "markersize": 5, "color": dye}
+            look |= {"transform": panel.axis.get_xaxis_transform(), "label": "_diverged"}
+            panel.axis.plot(crossed, np.full(len(crossed), height), **look)
+
     for panel in grid.panels:
         series = grid.series(panel.settings)
         for number, settings in enumerate(series):
-            lines, at = joined_along(settings, found), places
-            if is_best:
-                of_values = panels.grouped(settings, lambda s: int(found.codes[s.row]))
-                lines = [[judged.best(of_values[code], sign) for code in sorted(of_values)]]
-                seeds += [value for best in lines[0] for value in shown.of(best).tolist()]
-            if is_best and not found.is_numeric:
-                at = places + DODGE * (number - (len(series) - 1) / 2)
-            for line in lines:
-                means += _draw_means(panel, line, shown, (found, at), grid, is_best=is_best)
+            if not is_best:
+                for line in joined_along(settings, found):
+                    draw(panel, line, places[0])
+                continue
+            of_values = panels.grouped(settings, lambda s: int(found.codes[s.row]))
+            line = [judged.best(of_values[code], sign) for code in sorted(of_values)]
+            seeds += [value for best in line for value in shown.of(best).tolist()]
+            beside = 0 if found.is_numeric else DODGE * (number - (len(series) - 1) / 2)
+            draw(panel, line, places[0] + beside)
     if panels.is_log_loss(metric, means):
-        grid.each(panels.log_y)
+        for panel in grid.panels:
+            panels.log_y(panel.axis)
     cut_note = grid.fit_y(seeds)
     grid.name_axes(key, panels.label_of(metric, when))
     rest = ("best of", f"by {judge}") if is_best else ("points differ in", "as well")
@@ -94,46 +120,12 @@ def against(
         panels.losses_note(df, [judge, metric], spec),
     ]
 
-    def handle(colour: Any, style: Any) -> Line2D:
-        look = {"color": colour, "markersize": 4.5, "linewidth": 1.6, **line_look(found, style)}
+    def handle(dye: Any, mark: Any) -> Line2D:
+        look = {"color": dye, "markersize": 4.5, "linewidth": 1.6, **line_look(found, mark)}
         return Line2D([], [], **(look | ({"marker": ""} if found.is_numeric else {})))
 
     grid.add_legends(handle, notes)
     return grid.figure
-
-
-def _draw_means(
-    panel: panels.Panel,
-    settings: Sequence[Setting],
-    shown: Scores,
-    axis: tuple[Levels, np.ndarray],  # a key, and the place of each of its values
-    grid: panels.FacetGrid,
-    *,
-    is_best: bool,  # of the settings with the same value: with its interval, and larger
-) -> list[float]:
-    """One line, and a cross at the lower edge where a seed diverged; the means."""
-    found, places = axis
-    colour, style = grid.marks(settings[0])
-    x = np.array([places[found.codes[setting.row]] for setting in settings])
-    look: dict[str, Any] = {"color": colour, **line_look(found, style)}
-    # where points are dense, large ones would hide how the line is dashed
-    look["markersize"] = (4.5 if is_best else 3) if len(found.values) <= panels.MANY else 1.2
-    if is_best:
-        parts = [mean_interval(shown.of(setting)) for setting in settings]
-        means, low, high = (np.array(part, dtype=float) for part in zip(*parts, strict=True))
-        bars = np.nan_to_num(np.stack([means - low, high - means])).clip(0)
-        panel.axis.errorbar(x, means, bars, linewidth=1.5, elinewidth=1, **look)
-    else:
-        means = np.array([shown.mean(setting) for setting in settings])
-        alpha = 0.35 if len(panel.settings) > 4 * panels.MANY else 0.8
-        panel.axis.plot(x, means, linewidth=0.7, alpha=alpha, **look)
-    crossed = x[[shown.has_diverged(setting) for setting in settings]]
-    if len(crossed):  # those of colours above each other
-        height = 0.025 + 0.04 * (grid.colours.code(settings[0].row) % len(COLOURS))
-        look = {"linestyle": "none", "marker": "x", "markersize": 5, "color": colour}
-        look |= {"transform": panel.axis.get_xaxis_transform(), "label": "_diverged"}
-        panel.axis.plot(crossed, np.full(len(crossed), height), **look)
-    return means.tolist()
 
 
 def line_look(found: Levels, style: Any) -> dict[str, Any]:
@@ -182,32 +174,50 @@ def heat_map(
     shown, judged = scores_by(df, metric, when), scores_by(df, judge, when)
     spec = panels.PlotSpec(row, col, ax=ax)
     grid = panels.facet_grid(df, spec, used=[x, y])
-    best = partial(judged.best, sign=direction_of(judge))
-    rank = partial(judged.rank, sign=direction_of(judge))
-    tables = [_cells(panel.settings, (up, across), shown, best, rank) for panel in grid.panels]
+    sign, tables = direction_of(judge), []
+    for panel in grid.panels:
+        values = np.full((len(up.values), len(across.values)), np.nan)
+        is_diverged, ranks = np.zeros(values.shape, dtype=bool), {}
+        cells = panels.grouped(panel.settings, lambda s: (up.codes[s.row], across.codes[s.row]))
+        for at, inside in cells.items():
+            setting = judged.best(inside, sign)
+            values[at], is_diverged[at] = shown.mean(setting), shown.has_diverged(setting)
+            if np.isfinite(judged.rank(setting, sign)[1]):
+                ranks[at] = judged.rank(setting, sign)
+        best = min(ranks, key=ranks.__getitem__, default=None)
+        tables.append(Cells(panel.axis, values, is_diverged, best))
     finite = np.concatenate([table.values[np.isfinite(table.values)] for table in tables])
     norm, num_below, num_above = _norm(finite, metric, robust=robust)
     colours = colormaps[MAP if direction_of(metric) > 0 else f"{MAP}_r"]
-    for panel, table in zip(grid.panels, tables, strict=True):
+    for table in tables:
         if table.values.size:
-            panel.axis.imshow(table.values, norm=norm, cmap=colours, aspect="auto", origin="lower")
+            table.axis.imshow(table.values, norm=norm, cmap=colours, aspect="auto", origin="lower")
     if len(finite):
         ends = {(True, False): "min", (False, True): "max", (True, True): "both"}
-        bar = grid.figure.colorbar(
-            ScalarMappable(norm, colours),
-            ax=[panel.axis for panel in grid.panels],
-            pad=0.02,
-            extend=ends.get((num_below > 0, num_above > 0), "neither"),
-        )
+        look: Any = {"pad": 0.02, "ax": [panel.axis for panel in grid.panels]}
+        look["extend"] = ends.get((num_below > 0, num_above > 0), "neither")
+        bar = grid.figure.colorbar(ScalarMappable(norm, colours), **look)
         bar.set_label(literal(panels.label_of(metric, when)))
         if isinstance(norm, LogNorm):
             panels.log_ticks(bar.ax.yaxis)
-    for panel, table in zip(grid.panels, tables, strict=True):
-        panels.name_ticks(panel.axis.xaxis, across.names)
-        panels.name_ticks(panel.axis.yaxis, up.names)
-        _mark(panel.axis, table)
+    for table in tables:
+        panels.name_ticks(table.axis.xaxis, across.names)
+        panels.name_ticks(table.axis.yaxis, up.names)
+        frames = [
+            ((r, c), {"hatch": "////", "edgecolor": "#bbbbbb", "linewidth": 0})
+            for r, c in np.argwhere(table.is_empty)
+        ]
+        if table.best is not None:
+            width = 2.5 if max(table.values.shape) <= MOST_CELLS else 1.2
+            frames.append((table.best, {"edgecolor": FRAME, "linewidth": width}))
+        for (r, c), look in frames:
+            table.axis.add_patch(Rectangle((c - 0.5, r - 0.5), 1, 1, fill=False, **look))
+        for r, c in np.argwhere(table.is_diverged):
+            look = {"color": panels.GREY, "ha": "center", "va": "center", "fontsize": 8}
+            table.axis.text(c, r, "×", **look)
     grid.name_axes(x, y)
-    grid.each(lambda axis: axis.grid(False))
+    for panel in grid.panels:
+        panel.axis.grid(False)
 
     notes = [
         grid.unencoded_keys("best of", f"by {judge}"),
@@ -223,7 +233,7 @@ def heat_map(
     grid.add_legends(notes=notes)
     if grid.is_whole:
         grid.figure.draw_without_rendering()  # now axes have their size
-    _write_numbers(grid, tables)
+    _write_numbers(tables)
     return grid.figure
 
 
@@ -231,6 +241,7 @@ def heat_map(
 class Cells:
     """A number for each pair of values, (values of y, values of x)."""
 
+    axis: Axes
     values: np.ndarray
     is_diverged: np.ndarray  # where the number is missing as runs diverged
     best: tuple[int, int] | None  # the cell that choose() would choose, where any has a value
@@ -238,24 +249,6 @@ class Cells:
     @property
     def is_empty(self) -> np.ndarray:
         return np.isnan(self.values) & ~self.is_diverged
-
-
-def _cells(
-    settings: Sequence[Setting],
-    keys: tuple[Levels, Levels],
-    shown: Scores,
-    best: Callable[[Sequence[Setting]], Setting],
-    rank: Callable[[Setting], tuple[float, float]],
-) -> Cells:
-    shape = tuple(len(key.values) for key in keys)
-    values, is_diverged, ranks = np.full(shape, np.nan), np.zeros(shape, dtype=bool), {}
-    cells = panels.grouped(settings, lambda s: tuple(int(key.codes[s.row]) for key in keys))
-    for at, inside in cells.items():
-        setting = best(inside)
-        values[at], is_diverged[at] = shown.mean(setting), shown.has_diverged(setting)
-        if np.isfinite(rank(setting)[1]):
-            ranks[at] = rank(setting)
-    return Cells(values, is_diverged, min(ranks, key=ranks.__getitem__, default=None))
 
 
 def _norm(finite: np.ndarray, metric: str, *, robust: bool) -> tuple[Normalize, int, int]:
@@ -277,22 +270,7 @@ def _norm(finite: np.ndarray, metric: str, *, robust: bool) -> tuple[Normalize, 
     return kind(float(low), float(high)), int((finite < low).sum()), int((finite > high).sum())
 
 
-def _mark(axis: Axes, table: Cells) -> None:
-    """Frames the best cell, hatches the empty ones, crosses those that diverged."""
-
-    def outline(up: int, across: int, **look: Any) -> None:
-        axis.add_patch(Rectangle((across - 0.5, up - 0.5), 1, 1, fill=False, **look))
-
-    for up, across in np.argwhere(table.is_empty):
-        outline(up, across, hatch="////", edgecolor="#bbbbbb", linewidth=0)
-    for up, across in np.argwhere(table.is_diverged):
-        axis.text(across, up, "×", color=panels.GREY, ha="center", va="center", fontsize=8)
-    if table.best is not None:
-        width = 2.5 if max(table.values.shape) <= MOST_CELLS else 1.2
-        outline(*table.best, edgecolor=FRAME, linewidth=width)
-
-
-def _write_numbers(grid: panels.FacetGrid, tables: Sequence[Cells]) -> None:
+def _write_numbers(tables: Sequence[Cells]) -> None:
     """In the largest letters in which all fit, or none; enough digits to tell them apart."""
     texts: list[dict[tuple[int, int], str]] = []
     for table in tables:
@@ -303,22 +281,22 @@ def _write_numbers(grid: panels.FacetGrid, tables: Sequence[Cells]) -> None:
         texts.append({at: f"{table.values[at]:.{digits}g}" for at in cells})
 
     def fits(size: int) -> bool:
-        for panel, table, of_table in zip(grid.panels, tables, texts, strict=True):
+        for table, of_table in zip(tables, texts, strict=True):
             num_up, num_across = table.values.shape
-            width, height = panels.size_of(panel.axis)
+            width, height = panels.size_of(table.axis)
             widest = max((width_of(text, size) for text in of_table.values()), default=0.0)
             if widest * MARGIN * num_across > width or size / 72 * MARGIN * num_up > height:
                 return False
         return True
 
     size = next(filter(fits, SIZES), None)
-    for panel, table, of_table in zip(grid.panels, tables, texts, strict=True):
+    for table, of_table in zip(tables, texts, strict=True):
         for (up, across), text in of_table.items() if size else ():
-            image = panel.axis.images[0]
+            image = table.axis.images[0]
             red, green, blue, _ = image.cmap(image.norm(table.values[up, across]))
             ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
             look: Any = {"color": ink, "ha": "center", "va": "center", "fontsize": size}
-            panel.axis.text(across, up, text, **look)
+            table.axis.text(across, up, text, **look)
 
 
 # ---- Two metrics -------------------------------------------------------------------------
