@@ -34,9 +34,6 @@ class ChoiceWarning(UserWarning):
     """The figures are there, but they may not mean what they seem to."""
 
 
-# ---- The best setting, and all of them ---------------------------------------------------
-
-
 def choose(
     df: pd.DataFrame,
     by: str | None = None,

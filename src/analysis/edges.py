@@ -98,9 +98,6 @@ def edge_alarm(df: pd.DataFrame, metric: str | None = None, *, when: str | float
     return f"By {metric} ({when}) no best value lies at an edge that can move: {', '.join(where)}."
 
 
-# ---- Looking for edges -------------------------------------------------------------------
-
-
 def _examined(
     df: pd.DataFrame, metric: str | None, when: str | float
 ) -> dict[str, tuple[list[Edge], int, int]]:

@@ -127,9 +127,6 @@ def _judge(
     return choice, alarm, list(dict.fromkeys([*(str(one.message) for one in caught), *refused]))
 
 
-# ---- The table of runs -------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Column:
     """Numbers, or positions in the sorted options; null sorts last."""
@@ -199,9 +196,6 @@ def _cell(value: Any) -> str:
     if is_number(value):
         return f"{value:.6g}" if isinstance(value, float) else str(value)
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-# ---- The pictures ------------------------------------------------------------------------
 
 
 def _pictures(

@@ -126,9 +126,6 @@ def _older_copies(frame: pd.DataFrame) -> str:
     return f"{which}; not known of them: {texts}; {page}" if counts else ""
 
 
-# ---- Which folders -----------------------------------------------------------------------
-
-
 def _find_runs(
     batches: str | Path | Sequence[str | Path], results: Path
 ) -> dict[Path, dict[str, Signature]]:
@@ -187,9 +184,6 @@ def _in_threads(call: Callable[[str], Any], names: Sequence[str]) -> Iterator[An
         yield from chain.from_iterable(pool.map(lambda chunk: list(map(call, chunk)), chunks))
 
 
-# ---- One batch ---------------------------------------------------------------------------
-
-
 def _read_batch(
     batch: Path, signatures: dict[str, Signature]
 ) -> tuple[Runs, dict[str, Unreadable]]:
@@ -213,9 +207,6 @@ def _read_batch(
     if len(found) >= WORTH_KEEPING:
         write_cache(batch, runs, [signatures[name] for name in runs.names])
     return runs, broken
-
-
-# ---- The table ---------------------------------------------------------------------------
 
 
 def _frame(batches: list[str], runs: Runs, field: str) -> pd.DataFrame:

@@ -86,9 +86,6 @@ def format_some(texts: Sequence[str], most: int = 3, separator: str = "; ") -> s
     return separator.join(texts[:most]) + f"{separator}…" * (len(texts) > most)
 
 
-# ---- Settings ----------------------------------------------------------------------------
-
-
 def varying(df: pd.DataFrame) -> list[str]:
     """The keys in which runs differ, in the order of the columns: their values are the setting.
 

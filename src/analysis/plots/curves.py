@@ -45,9 +45,6 @@ TIME_SPANS = 20  # from there on the axis of times is logarithmic
 NEVER = "#eeeeee"
 
 
-# ---- Learning curves ---------------------------------------------------------------------
-
-
 def learning_curves(
     df: pd.DataFrame,
     metric: str | None = None,
@@ -171,9 +168,6 @@ def _draw_average(axis: Axes, average: Average, grid: panels.FacetGrid, setting:
     if len(others := average.ends[~is_on_line]):  # there is no line: at the lower edge
         edge = axis.get_xaxis_transform()
         axis.plot(others, np.full(len(others), 0.03), transform=edge, **look)
-
-
-# ---- The time to a target ----------------------------------------------------------------
 
 
 def to_target(

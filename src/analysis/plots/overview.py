@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from src.analysis.curves import direction_of
 from src.analysis.plots.curves import learning_curves
 from src.analysis.plots.encoding import Levels, levels, literal
-from src.analysis.plots.panels import GREY, grouped, new_figure
+from src.analysis.plots.panels import GREY, NotebookFigure, grouped
 from src.analysis.plots.results import against, heat_map, tradeoff
 from src.analysis.settings import (
     INTERVAL,
@@ -42,7 +42,7 @@ def summary(df: pd.DataFrame, metric: str | None = None) -> Figure:
 
     Raises UserError where there is no such metric; runs that have none yet are counted.
     """
-    figure: Any = new_figure(*PAGE)
+    figure: Any = NotebookFigure(*PAGE)
     batches = list(dict.fromkeys(df["batch"])) if "batch" in df else []
     names = format_some(list(map(format_value, batches)), separator=", ")
     counts = df["state"].value_counts() if "state" in df else {}
@@ -55,7 +55,20 @@ def summary(df: pd.DataFrame, metric: str | None = None) -> Figure:
     judge, reported = metrics_of(df, metric)
     figure.suptitle(literal(title + reported), fontsize=12)
 
-    settings, keys = _ranked(df, judge)
+    # Settings that have a score, as choose() ranks them; the keys that vary, that one first between
+    # whose values the best settings differ most.
+    judged, sign = scores_by(df, judge), direction_of(judge)
+    ranks = {setting.row: judged.rank(setting, sign) for setting in settings_of(df)}
+    settings = [s for s in settings_of(df) if np.isfinite(ranks[s.row][1])]
+    settings.sort(key=lambda setting: ranks[setting.row])
+
+    def spread(key: Levels) -> float:
+        of_values = grouped(settings, lambda s: int(key.codes[s.row])).values()
+        best = np.array([judged.mean(judged.best(inside, sign)) for inside in of_values])
+        there = best[np.isfinite(best)]
+        return float(np.ptp(there)) if len(there) else 0.0
+
+    keys = sorted((levels(df, key) for key in varying(df)), key=spread, reverse=True)
     numeric = [found.key for found in keys if found.is_numeric]
     halves: list[tuple[str, Callable[..., Any]]] = [
         ("the best of each value", partial(against, df, key, metric))
@@ -70,7 +83,16 @@ def summary(df: pd.DataFrame, metric: str | None = None) -> Figure:
     # Rows of two panels, each of which has its own room for legends.
     num_rows = -(-len(halves) // 2)
     rows = figure.subfigures(num_rows + 2, 1, height_ratios=[1.1, *[1] * num_rows, 0.55])
-    _draw_curves(rows[0].subplots(), df, metric=reported, settings=settings, keys=keys)
+    axis = rows[0].subplots()
+    best, colour = settings[:1], None
+    if keys:  # of each value of the first key, the best setting
+        of_values = grouped(settings, lambda s: int(keys[0].codes[s.row])).values()
+        best = [inside[0] for inside in of_values][:MOST_LINES]
+        colour = keys[0].key if len(best) > 1 else None
+    of_best = np.sort(np.concatenate([np.zeros(0, dtype=int), *(setting.rows for setting in best)]))
+    learning_curves(df.iloc[of_best], reported, colour=colour, ax=axis)
+    if colour:
+        axis.set_title(literal(f"the best setting of each {colour}"), fontsize=10)
     for number, row in enumerate(rows[1:-1]):
         inside = halves[2 * number : 2 * number + 2]
         parts = row.subfigures(1, len(inside), squeeze=False)[0]
@@ -84,38 +106,6 @@ def summary(df: pd.DataFrame, metric: str | None = None) -> Figure:
     _draw_table(rows[-1].subplots(), best, keys=keys, scores=scores, by=by)
     figure.supxlabel(SIGNS, fontsize=8, color=GREY)
     return figure
-
-
-def _ranked(df: pd.DataFrame, judge: str) -> tuple[list[Setting], list[Levels]]:
-    """(the settings that have a score, as choose() ranks them; the keys that vary, that one first
-    between whose values the best settings differ most)."""
-    judged, sign = scores_by(df, judge), direction_of(judge)
-    ranks = {setting.row: judged.rank(setting, sign) for setting in settings_of(df)}
-    settings = [s for s in settings_of(df) if np.isfinite(ranks[s.row][1])]
-    settings.sort(key=lambda setting: ranks[setting.row])
-
-    def spread(key: Levels) -> float:
-        of_values = grouped(settings, lambda s: int(key.codes[s.row])).values()
-        best = [judged.mean(judged.best(inside, sign)) for inside in of_values]
-        there = np.array(best)[np.isfinite(best)]
-        return float(np.ptp(there)) if len(there) else 0.0
-
-    return settings, sorted((levels(df, key) for key in varying(df)), key=spread, reverse=True)
-
-
-def _draw_curves(
-    axis: Axes, df: pd.DataFrame, *, metric: str, settings: list[Setting], keys: list[Levels]
-) -> None:
-    """Of each value of the first key, the best setting."""
-    best = settings[:1]
-    if keys:
-        of_values = grouped(settings, lambda s: int(keys[0].codes[s.row])).values()
-        best = [inside[0] for inside in of_values][:MOST_LINES]
-    rows = np.sort(np.concatenate([np.zeros(0, dtype=int), *(setting.rows for setting in best)]))
-    colour = keys[0].key if keys and len(best) > 1 else None
-    learning_curves(df.iloc[rows], metric, colour=colour, ax=axis)
-    if colour:
-        axis.set_title(literal(f"the best setting of each {colour}"), fontsize=10)
 
 
 def _draw_table(

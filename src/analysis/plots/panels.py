@@ -58,21 +58,17 @@ LOSSES = ("loss", "error", "perplexity")
 INDEX_LABELS = {"train/seen_examples": "examples seen", "time": "time (s)", "seconds": "time (s)"}
 
 
-# ---- Figures -----------------------------------------------------------------------------
-
-
 class NotebookFigure(Figure):
     """A figure that a notebook shows once, as a value: made without pyplot, which would keep it."""
+
+    def __init__(self, width: float, height: float) -> None:
+        """width, height: inches. Letters are legible where it is shown 80 mm wide."""
+        super().__init__(figsize=(width, height), dpi=110, layout="constrained")
 
     def _repr_png_(self) -> bytes:
         picture = io.BytesIO()
         self.savefig(picture, format="png", bbox_inches="tight")
         return picture.getvalue()
-
-
-def new_figure(width: float, height: float) -> NotebookFigure:
-    """width, height: inches. Letters are legible where it is shown 80 mm wide."""
-    return NotebookFigure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 @dataclass(frozen=True)
@@ -282,7 +278,7 @@ def facet_grid(
     else:
         is_one = num_rows * num_cols == 1
         size = (SMALL[0] * max(num_cols, 1.5), SMALL[1] * num_rows + 0.5)
-        figure = new_figure(*(WIDTH, HEIGHT) if is_one else size)
+        figure = NotebookFigure(*(WIDTH, HEIGHT) if is_one else size)
         axes = figure.subplots(num_rows, num_cols, sharex=True, sharey=True, squeeze=False)
     panels = []
     for axis, places in zip(axes.flat, cells, strict=False):

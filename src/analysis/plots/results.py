@@ -33,9 +33,6 @@ MARGIN = 1.15  # of a cell, beside the number
 MAP, FRAME = "cividis", "#D55E00"  # no colour of the map is like the frame
 
 
-# ---- Against a key -----------------------------------------------------------------------
-
-
 def against(
     df: pd.DataFrame,
     key: str,
@@ -143,9 +140,6 @@ def joined_along(settings: Iterable[Setting], found: Levels) -> list[list[Settin
 
     lines = panels.grouped(settings, rest).values()
     return [sorted(line, key=lambda s: int(found.codes[s.row])) for line in lines]
-
-
-# ---- Two keys ----------------------------------------------------------------------------
 
 
 def heat_map(
@@ -297,9 +291,6 @@ def _write_numbers(tables: Sequence[Cells]) -> None:
             ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
             look: Any = {"color": ink, "ha": "center", "va": "center", "fontsize": size}
             table.axis.text(across, up, text, **look)
-
-
-# ---- Two metrics -------------------------------------------------------------------------
 
 
 def tradeoff(
