@@ -1,6 +1,7 @@
-"""What the README says to type in does what it says."""
+"""What the README and the documents say to type in does what it says."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -39,3 +40,27 @@ def test_ones_own_data_and_model_train_as_the_readme_says(tmp_path, section):
 def test_that_takes_under_twenty_lines(section):
     lines = [line for line in code(section, "python").splitlines() if line.strip()]
     assert len(lines) < 20
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(page, word): run the block of Python in docs/page that holds this word; its names."""
+    shutil.copy(ROOT / "test_cfg_digits_linear.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def run_block(page: str, word: str) -> dict:
+        found = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+        (tmp_path / "block.py").write_text(next(text for text in found if word in text))
+        return runpy.run_path(str(tmp_path / "block.py"))
+
+    return run_block
+
+
+def test_the_generator_and_earlier_runs_work_as_the_documents_say(tmp_path, run):
+    stats = run("changing_the_code.md", "experiment_generator")["stats"]
+    assert stats["test/last/accuracy"].iloc[-1] > 0.9
+    (tmp_path / "results/mine").rename(tmp_path / "results/digits_linear")
+    names = run("changing_the_code.md", "load_run")
+    assert names["earlier"].stats["step"].tolist() == stats["step"].tolist()
+    assert names["averaged"] is not names["earlier"].model
+    assert len(run("run_folder.md", "read_csv")["stats"]) == len(stats) < 30

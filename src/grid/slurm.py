@@ -1,6 +1,6 @@
 """Slurm: the one module that knows its commands and its error texts.
 
-Not submitit, which submits pickled functions by scripts of its own: docs/conventions.md says why.
+Not submitit, which submits pickled functions by scripts of its own: docs/design.md says why.
 """
 
 import os
