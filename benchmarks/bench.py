@@ -42,12 +42,14 @@ ROWS = {
     "evaluation": [(100, 1, 7), (512, 1, 7), (8192, 1, 7)],
     "sparse": [(100, 300, 5), (512, 100, 5)],
     "images": [(128, 2, 5)],
+    "metrics": [(100, 200, 15)],
 }
 TITLES = {
     "dense": "Training, 581,012 x 54 dense, 7 classes, linear, Adam, poly_8",
     "evaluation": "An evaluation pass over 581,012 rows",
     "sparse": "Training, 700,000 x 47,236 sparse (0.16 % filled), 2 classes, linear, Adam",
     "images": "Training, WRN-16-4 on 32x32 images, SGD",
+    "metrics": "Training, LeNet on 10,000 images of 28x28 in memory, Adam",
 }
 
 
@@ -83,7 +85,8 @@ def machine() -> str:
 def contestants_of(table: str) -> dict[str, Callable]:
     from benchmarks import contestants as c
 
-    tables = {"dense": c.DENSE, "evaluation": c.EVALUATION, "sparse": c.SPARSE, "images": c.IMAGES}
+    tables = {"dense": c.DENSE, "evaluation": c.EVALUATION, "sparse": c.SPARSE}
+    tables |= {"images": c.IMAGES, "metrics": c.METRICS}
     return (tables | {"modules": {"modules": c.modules_alone}})[table]
 
 
@@ -175,6 +178,7 @@ MAKE_DATA = {
     "evaluation": make_dense,
     "sparse": make_sparse,
     "images": make_images,
+    "metrics": lambda folder: None,
 }
 
 

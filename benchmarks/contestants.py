@@ -402,3 +402,48 @@ def our_wrn(batch_size: int, num_steps: int, folder: Path) -> Segments:
 
 
 IMAGES = {"bare loop": bare_wrn, "ours": our_wrn}
+
+
+# ---- Metrics -----------------------------------------------------------------------------
+
+
+def mnist_like(data_dir: Path | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(10_000, 1, 28, 28, generator=generator)
+    return {"train": (inputs, torch.randint(10, (10_000,), generator=generator))}
+
+
+def bare_lenet(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    from src.models.tiny import build
+
+    inputs, targets = mnist_like()["train"]
+    model, _ = build("lenet", (1, 28, 28), 10)
+    batches = ((inputs[i], targets[i]) for i in shuffled(len(targets), batch_size))
+    return train_bare(model, batches, adam(model), num_steps)
+
+
+def our_lenet(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    keys = {"dataset": "benchmarks.contestants:mnist_like", "model": "tiny/lenet"}
+    return ours(batch_size, num_steps, folder, averaging=None, **keys)
+
+
+def our_lenet_with_metrics(batch_size: int, num_steps: int, folder: Path) -> Segments:
+    """Each step adds 20 numbers that it has on the device."""
+    import train
+
+    step = train.train_step
+    values = {f"value_{number}": torch.rand(()) for number in range(20)}
+
+    def with_metrics(run: Any, learner: Any, inputs: Any, targets: Tensor, metrics: Any) -> None:
+        step(run, learner, inputs, targets, metrics)
+        metrics.add(**values)
+
+    train.train_step = with_metrics
+    return our_lenet(batch_size, num_steps, folder)
+
+
+METRICS = {
+    "bare loop": bare_lenet,
+    "ours": our_lenet,
+    "ours, 20 metrics more": our_lenet_with_metrics,
+}
