@@ -1,4 +1,4 @@
-"""environment.yml brings with conda what pyproject.toml lists."""
+"""environment.yml brings with conda what pyproject.toml lists; the files of the repository agree."""
 
 import re
 import tomllib
@@ -25,3 +25,30 @@ def test_condas_python_is_one_that_the_project_takes():
     lowest = tuple(map(int, project["requires-python"].removeprefix(">=").split(".")))
     python = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][0]
     assert tuple(map(int, python.removeprefix("python=").split("."))) >= lowest
+
+
+def test_citation_and_history_have_the_version_of_the_project():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    major, minor, _ = map(int, version.split("."))
+    history = yaml.safe_load((ROOT / "src/config/defaults.yaml").read_text()).values()
+    newest = max(tuple(map(int, entry["since"].split("."))) for entry in history)
+    assert newest in (tuple(map(int, version.split("."))), (major, minor + 1, 0))
+
+
+def test_a_forks_own_checks_run_what_ours_run():
+    """The workflows install the packages of .ci/run, and call its commands."""
+    commands = {}
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        (job,) = yaml.safe_load(path.read_text())["jobs"].values()
+        commands[path.stem] = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands["tests"][-1] == "make test"
+    assert commands["nightly"][-1] == ".ci/run"
+    assert any("$(cat .ci/packages)" in command for command in commands["tests"])
+    assert "packages=$(cat .ci/packages)" in (ROOT / ".ci/run").read_text()
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    lint = (ROOT / "Makefile").read_text()
+    for hook in hooks:
+        assert hook["entry"].split()[0].removeprefix(".venv/bin/") in lint
+    for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        assert yaml.safe_load(path.read_text())
