@@ -44,6 +44,7 @@ def test_a_trainer_that_fails_is_not_waited_for():
         next(laps(fit, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_tables_of_a_gpu_are_refused_in_one_line_where_there_is_none():
     found = run()

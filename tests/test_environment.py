@@ -1,4 +1,4 @@
-"""environment.yml brings with conda what pyproject.toml lists; the files of the repository agree."""
+"""environment.yml has what pyproject.toml lists, and the files of the repository agree."""
 
 import re
 import tomllib

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 import report
 import submit_multiple
@@ -49,6 +50,7 @@ def test_a_run_of_a_branch_with_another_key_resumes_where_that_is_null(tmp_path,
     assert "| attempt 2 on " in Path("stopped/training.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_batch_is_read_and_what_lacks_is_run(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "results" / BATCH
     shutil.copytree(KEPT / BATCH, folder)

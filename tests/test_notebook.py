@@ -79,6 +79,7 @@ def test_every_picture_is_shown_once(executed):
         assert len(pictures) == 1, cell.source
 
 
+@pytest.mark.slow
 def test_nothing_is_complained_of(executed):
     for cell in executed.cells:
         for output in cell.get("outputs", []):

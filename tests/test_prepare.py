@@ -118,6 +118,7 @@ def test_mistakes_are_answered_in_a_line(tmp_path, capsys, content, overrides, w
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_in_a_line(tmp_path):
     path = written(tmp_path / "job.yaml", {"parameters": {"dataset": ["sklearn/iris"]}})
     script = "import sys, signal, prepare; prepare.build_data = lambda *_: signal.raise_signal(2)"

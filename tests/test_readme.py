@@ -25,6 +25,7 @@ def code(section: str, language: str) -> str:
     return re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)[1]
 
 
+@pytest.mark.slow
 def test_ones_own_data_and_model_train_as_the_readme_says(tmp_path, section):
     shutil.copytree(ROOT / "src", tmp_path / "src")
     shutil.copy(ROOT / "train.py", tmp_path)

@@ -265,6 +265,7 @@ def test_stopped_and_continued_it_is_the_uninterrupted_run_to_the_bit(sets, tmp_
     assert first_differences(tmp_path / "a", tmp_path / "b") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
 def test_on_another_number_of_processes_it_goes_on_equal_to_rounding(before, after, sets, tmp_path):
     one, config = (config_of("dense", sets, tmp_path / name) for name in "ab")
@@ -361,6 +362,7 @@ def twice(first, second) -> list[int]:
     return [len(pair[0][0]) + len(pair[1][0]) for pair in pairs]
 
 
+@pytest.mark.slow
 def test_a_program_may_train_several_models(sets, tmp_path):
     configs = [config_of("dense", sets, tmp_path / str(i), base_lr=0.01 * i) for i in range(1, 5)]
     assert together(2, twice, configs[:2], configs[2:]) == [[2, 4, 6]] * 2
@@ -439,6 +441,7 @@ def one_each(configs) -> int:
 # ---- Sharded ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", pytest.param("image", marks=pytest.mark.slow)])
 def test_a_sharded_model_trains_as_a_whole_one_and_one_process_goes_on_with_it(
     kind, sets, tmp_path

@@ -171,6 +171,7 @@ def test_without_augmentation_held_images_give_the_very_stats_of_those_that_are_
     pd.testing.assert_frame_equal(read, auto, check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_a_run_on_held_images_repeats_and_ends_the_same_stopped_anywhere(
     fashion,

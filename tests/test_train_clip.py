@@ -199,6 +199,7 @@ def test_the_first_run_works_on_other_images(files, tmp_path):
     assert stats["test/last/accuracy"].iloc[-1] == pytest.approx(by_hand(files)[1])
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_example_are_right():
     rows = expand_grid(read_job("jobs/clip-zero-shot-example.yaml").parameters).rows
     assert len(rows) == 8

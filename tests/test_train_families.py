@@ -66,15 +66,19 @@ ALL = {
     "save_plot": False,
 }
 KINDS = ("folder", "tar", "hf images", "timm hfds", "hf table", "own", "torchvision", "timm")
+FAST = ("hf table", "own")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k in FAST else [pytest.mark.slow]) for k in KINDS]
+)
 def test_it_learns(kinds, kind):
     stats = run_experiment(make_config(ALL | kinds[kind] | {"train_length": 15}))
     assert stats["test/last/accuracy"].iloc[-1] > 0.8
     assert stats["test/last/loss"].iloc[-1] < stats["test/last/loss"].iloc[0]
 
 
+@pytest.mark.slow
 def test_the_same_images_in_four_formats_are_the_same_run(kinds):
     """But for the order in which a format lists them."""
     runs = [

@@ -59,6 +59,7 @@ def trained(tmp_path_factory) -> dict[str, tuple[str, pd.DataFrame]]:
     return networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_a_network_learns_and_starts_again_where_it_was(trained, kind):
     model, stats = trained[kind]
@@ -128,6 +129,7 @@ ALL = {
 FREEZE = {"vit": r"network\.vit\.embeddings\..*", "resnet": r"network\.resnet\.embedder\..*"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_stopped_and_gone_on_with_it_ends_the_same(
     trained,
@@ -157,6 +159,7 @@ def test_kills_leave_no_trace(trained, tmp_path, kind):
     assert returncode == 0, text
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_rows_of_a_grid_shows_before_it_starts(tmp_path):
     (tmp_path / "empty").mkdir()
     model = write_settings(tmp_path / "vit", "vit")

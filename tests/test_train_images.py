@@ -41,6 +41,7 @@ def fashion(data_dir: str, **keys):
     return make_config(of_all | keys)
 
 
+@pytest.mark.slow
 def test_lenet_learns_fashion_mnist(fashion_mnist):
     keys = {"batch_size": 100, "train_length": 4, "lr_schedule": "cosine", "eval_batch_size": 500}
     stats = run_experiment(fashion(fashion_mnist, num_workers=1, **keys))
@@ -48,6 +49,7 @@ def test_lenet_learns_fashion_mnist(fashion_mnist):
     assert stats["test/last/accuracy"].iloc[-1] > 0.88
 
 
+@pytest.mark.slow
 def test_stats_and_weights_do_not_depend_on_the_number_of_workers(fashion_mnist, tmp_path):
     splits = {"train": "train[:550]", "test": "test[:230]"}
     texts, weights = [], []
@@ -69,6 +71,7 @@ def test_stats_and_weights_do_not_depend_on_the_number_of_workers(fashion_mnist,
     assert all(torch.equal(w, weights[0]) for w in weights)
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_costs_nothing(fashion_mnist, tmp_path):
     """A terminal signals the whole group; twice in a row the run resumes, with its workers."""
     keys = {"data_splits_map": {"train": "train[:4000]"}, "num_workers": 2, "save_plot": False}
@@ -129,6 +132,7 @@ def test_the_first_run_on_covtype_works_on_libsvmdata_s_files(tmp_path):
     assert stats["val/av/accuracy"].iloc[-1] > 0.75
 
 
+@pytest.mark.slow
 def test_the_first_run_on_cifar10_works_on_its_files(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch)
     overrides = [f"data_dir={tmp_path}", f"output_dir={tmp_path / 'run'}", "data_download=false"]

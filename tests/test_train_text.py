@@ -145,6 +145,7 @@ def test_micro_batches_of_padded_texts_give_the_same_run(tales, files):
         assert parts[column].tolist() == pytest.approx(whole[column].tolist(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classes", "packed", "texts one by one"])
 def test_two_processes_read_texts_as_one(kind, tales, language, files, tmp_path):
     """Texts of a share are as long as its own longest, and its tokens of another number."""
@@ -162,6 +163,7 @@ def test_two_processes_read_texts_as_one(kind, tales, language, files, tmp_path)
     pd.testing.assert_frame_equal(stats[kept], one[kept], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_a_causal_model_learns_nearly_all_that_can_be_known_of_a_text(language, files, is_packed):
     language |= {"dataset": "hf/text:walks.txt", "model": f"hf/{files / 'gpt'}", "batch_size": 20}
@@ -186,6 +188,7 @@ def minilm() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
+@pytest.mark.slow
 def test_real_weights_learn_classes_from_few_texts(files, tales, minilm):
     """Which of three of Python's packages a docstring is of, from 90 of them."""
     rows = [
@@ -204,6 +207,7 @@ def test_real_weights_learn_classes_from_few_texts(files, tales, minilm):
 # ---- Stopped, killed, in grids -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classes", "next tokens", "texts one by one"])
 def test_a_stopped_run_ends_as_the_run_that_never_was(tales, language, tmp_path, monkeypatch, kind):
     keys = tales if kind == "classes" else language
@@ -273,6 +277,7 @@ def test_the_first_run_on_classes_of_texts_works(files, tmp_path):
     assert stats["train/seen_examples"].iloc[-1] > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["language-model", "text-classification"])
 def test_the_rows_of_the_examples_are_right(name):
     rows = expand_grid(read_job(f"jobs/{name}-example.yaml").parameters).rows

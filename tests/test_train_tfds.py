@@ -66,6 +66,7 @@ def test_a_network_learns(colours, form):
     assert stats["test/last/accuracy"].iloc[-1] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_augmented", [False, True])
 def test_neither_form_nor_workers_nor_timm_s_name_change_anything(colours, is_augmented):
     augmented = {"aug_pad_crop": 2, "aug_hflip": 0.5, "data_splits_map": {"train": "all"}}
@@ -86,6 +87,7 @@ def test_neither_form_nor_workers_nor_timm_s_name_change_anything(colours, is_au
         assert torch.equal(other_weights, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_stopped_it_ends_as_the_run_that_never_was(colours, interrupt, form):
     keys = {"num_workers": 2, "averaging": "ema_0.9", "log_interval": 3}
@@ -109,6 +111,7 @@ def test_the_version_is_found_and_kept(colours, tmp_path):
     assert (newest.dataset, newest.data_version) == ("tfds/colours", "1.10.0")
 
 
+@pytest.mark.slow
 def test_runs_do_without_tensorflow(folders, tmp_path):
     script = """
 import sys, train
@@ -143,6 +146,7 @@ def test_a_grid_runs(folders, tmp_path):
     assert len({frame["train/loss"].to_csv() for frame in stats}) == 1
 
 
+@pytest.mark.slow
 def test_a_misspelled_row_is_told_before_it_runs(folders):
     (line,) = check_rows([keys_of(folders["array_record"]) | {"dataset": "tfds/colors"}])
     assert "did you mean 'tfds/colours'?" in line

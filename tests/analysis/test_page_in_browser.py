@@ -94,6 +94,7 @@ def show_ten(browser) -> None:
         select.value = "10"; select.dispatchEvent(new Event("change", {bubbles: true}));""")
 
 
+@pytest.mark.slow
 def test_it_opens_without_errors_and_asks_for_nothing_else(browser, path):
     browser.get_log("performance")
     browser.get_log("browser")

@@ -346,6 +346,7 @@ batches.close()
 """
 
 
+@pytest.mark.slow
 def test_a_signal_that_comes_while_workers_start_does_not_kill_them():
     done = subprocess.run(
         [sys.executable, "-c", SIGNALLED_WORKERS],

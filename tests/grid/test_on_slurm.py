@@ -112,6 +112,7 @@ def test_values_arrive_as_they_are_and_run_nothing(cluster, repository):
     assert not list(repository.path.rglob("x"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--no-array", "--pack=2"])
 def test_hostile_values_do_no_harm_to_other_ways_of_submitting(cluster, repository, option):
     submit_hostile(repository, "-s", "quick.sh", option, env=cluster.env)
@@ -212,6 +213,7 @@ def test_a_row_a_job_is_called_by_the_bare_command(cluster, repository):
 # ---- In the queue ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_are_recognised_in_the_queue_and_slurms_last_words_are_theirs(cluster, repository):
     repository.job(learning_rates(3))
     repository.write("quick.sh", "#!/bin/bash\nsleep 60\n")
@@ -228,6 +230,7 @@ def test_rows_are_recognised_in_the_queue_and_slurms_last_words_are_theirs(clust
     assert "3 runs: cancelled" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--no-array", "--pack=2", "--live"])
 def test_waiting_rows_are_known_as_such_by_whatever_path_they_are_named(
     cluster, repository, option
@@ -254,6 +257,7 @@ def test_waiting_rows_are_known_as_such_by_whatever_path_they_are_named(
     assert len(cluster.jobs("PD")) == before
 
 
+@pytest.mark.slow
 def test_an_ended_batch_of_the_same_name_is_not_taken_for_the_new_one(
     cluster, repository, tmp_path
 ):
@@ -302,6 +306,7 @@ def test_what_a_surrounding_job_set_is_not_handed_down(cluster, repository):
     assert not {key for key in inside if found.get(key) == inside[key]} - {"MINE"}
 
 
+@pytest.mark.slow
 def test_only_what_failed_is_run_again(cluster, repository):
     repository.job(learning_rates(6))
     repository.submit("job.yaml", "-s", "quick.sh", "--", "--hold", env=cluster.env)

@@ -137,6 +137,7 @@ def rows(cluster, repository) -> Rows:
     return Rows(cluster, repository)
 
 
+@pytest.mark.slow
 def test_near_its_time_limit_a_run_resumes_and_its_neighbours_do_not_notice(rows):
     """Of the last task of an array, the job's own number is that of the whole array."""
     rows.submit(3)
@@ -234,6 +235,7 @@ def test_a_time_limit_that_came_without_a_warning_is_one(rows):
     rows.finish()
 
 
+@pytest.mark.slow
 def test_where_requeueing_is_forbidden_a_follow_up_resumes(rows):
     """And another one after it, with the same options, counted together."""
     rows.submit(1, "--", "--no-requeue", "--time=7")
@@ -281,6 +283,7 @@ def test_a_job_submitted_by_hand_resumes(cluster, repository, option):
 # ---- Rows that share a job ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_of_rows_that_share_a_job_none_ends_the_others(rows):
     """One is done, one has failed; of the two that resume one takes long to save."""
     files = ("0/finish=", "1/fail=", "2/slow_save=2")
@@ -315,6 +318,7 @@ def test_where_requeueing_is_forbidden_rows_that_shared_a_job_get_one_each(rows)
     assert [row["state"] for row in rows.report()] == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_rows_that_share_a_cancelled_job_do_not_come_back(rows):
     rows.submit(2, "--pack", "2", files=("0/slow_save=1.5",))
     for row in range(2):

@@ -182,6 +182,7 @@ def test_copies_are_counted(tmp_path):
     assert frozen_copies(tmp_path)[-1].name == "code.11"
 
 
+@pytest.mark.slow
 def test_a_run_from_a_copy_tells_of_the_repository(digits, tmp_path):
     """The copy lies in an ignored folder of the repository, whose git would answer otherwise."""
     from src.logging.provenance import ROOT

@@ -178,6 +178,7 @@ def train_and_hang(config: Config) -> None:
             time.sleep(1)
 
 
+@pytest.mark.slow
 def test_every_value_is_there_once_across_a_kill(digits, tmp_path):
     """Killed without warning, and taken up again: the trackers have what one run would have."""
     keys = {
@@ -340,6 +341,7 @@ def services_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0, 1000])
 def test_a_server_that_fails_or_never_answers_holds_up_nobody(
     seconds, digits, tmp_path, failing_wandb, monkeypatch, log_lines

@@ -199,6 +199,7 @@ def test_a_disk_that_is_full_costs_no_state(files):
     assert_same(files.newest(), 30)
 
 
+@pytest.mark.slow
 def test_a_kill_while_it_is_written_costs_no_state(files):
     program = (
         "import sys, torch\n"

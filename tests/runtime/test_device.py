@@ -35,6 +35,7 @@ def pages_fetched(how: str) -> int:
     return int(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others keep it or cannot be told")
 def test_steps_do_not_fetch_their_memory_anew():
     of_a_step = PIECES * BYTES // PAGE

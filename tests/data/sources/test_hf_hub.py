@@ -157,6 +157,7 @@ def outcome(process: subprocess.Popen) -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_a_set_is_fetched_once_and_of_the_requested_revision(hub, start, tmp_path):
     both = {"train": "train", "test": "test"}
     fetched = outcome(start("own/pets", both))
@@ -175,6 +176,7 @@ def test_a_set_is_fetched_once_and_of_the_requested_revision(hub, start, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "home"}
 
 
+@pytest.mark.slow
 def test_without_a_hub_what_is_on_disk_is_taken_and_the_rest_reported_soon(hub, start):
     outcome(start("own/pets"))
     hub.shutdown()
@@ -193,6 +195,7 @@ def test_without_a_hub_what_is_on_disk_is_taken_and_the_rest_reported_soon(hub, 
         assert "does not answer: ConnectError" in failed["error"]
 
 
+@pytest.mark.slow
 def test_a_silent_hub_is_given_up_soon(hub, start):
     hub.is_silent = True
     failed = outcome(start("own/pets"))
@@ -203,6 +206,7 @@ def test_a_silent_hub_is_given_up_soon(hub, start):
     assert len(hub.requests) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -220,6 +224,7 @@ def test_what_the_hub_does_not_have_is_reported_in_a_line(start, keys, message):
     assert message in outcome(start(**keys))["error"]
 
 
+@pytest.mark.slow
 def test_a_branch_that_was_fetched_is_found_without_a_hub(hub, start):
     assert outcome(start("own/pets", revision="main"))["revision"] == NEW
     hub.shutdown()
@@ -228,6 +233,7 @@ def test_a_branch_that_was_fetched_is_found_without_a_hub(hub, start):
     assert (kept["sizes"], kept["revision"]) == ({"train": 4}, NEW)
 
 
+@pytest.mark.slow
 def test_another_configuration_is_not_taken_for_the_one_that_is_meant(start):
     outcome(start("own/two:large"))
     for revision in (None, NEW):
@@ -235,6 +241,7 @@ def test_another_configuration_is_not_taken_for_the_one_that_is_meant(start):
         assert "one of its configurations: hf/own/two:large" in failed["error"]
 
 
+@pytest.mark.slow
 def test_configurations_are_told_apart(start):
     for name, size in (("large", 2), ("small", 1)):
         assert outcome(start(f"own/two:{name}"))["sizes"] == {"train": size}
@@ -244,6 +251,7 @@ def test_configurations_are_told_apart(start):
     assert "one of its configurations: hf/own/two:large, hf/own/two:small" in failed["error"]
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_at_the_same_time(start, tmp_path):
     found = [outcome(process) for process in [start("own/pets"), start("own/pets")]]
     assert [one["sizes"] for one in found] == [{"train": 4}] * 2
@@ -263,6 +271,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_tokenizer_needs_no_hub_where_it_is_a_folder(hub, tmp_path):
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from test_text import write_tokenizer

@@ -339,6 +339,7 @@ def mnist(site, tmp_path, monkeypatch):
     return customize
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_a_data_set_once(mnist, site, tmp_path):
     data_dir = mnist()
     script = """
@@ -366,6 +367,7 @@ print(len(images), data.version, hashlib.md5(pixels).hexdigest(), "tensorflow" i
     assert not list(data_dir.rglob("incomplete*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refused", "silent", "missing", "no_tensorflow"])
 def test_what_cannot_be_prepared_is_reported_soon_and_can_be_later(mnist, site, fault):
     words = {
@@ -574,6 +576,7 @@ def as_lists(example) -> tuple[list, int]:
     return np.array(example[0]).tolist(), example[1]
 
 
+@pytest.mark.slow
 def test_the_process_itself_opens_no_array_record(folders):
     """A worker that is forked from one that does crashes or hangs."""
     script = """
@@ -588,6 +591,7 @@ print(count() - before)
     assert int(in_another_process(script, folders["array_record"])) < 8
 
 
+@pytest.mark.slow
 def test_without_workers_it_opens_them_and_workers_that_come_all_the_same_read_on(folders):
     """A run without workers, then one with them, in the same process."""
     script = """
@@ -628,6 +632,7 @@ def test_what_reads_array_record_for_the_process(folders, monkeypatch):
     assert as_lists(dataset[0]) == expected[0]
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_process(folders):
     script = """
 import os, pathlib, signal, sys
