@@ -236,9 +236,6 @@ class SlurmAttempt:
             return 0
 
 
-# ---- Another attempt ---------------------------------------------------------------------
-
-
 def request_attempt(job: str, runs: Mapping[str, Path]) -> str | None:
     """Ask for another attempt at these runs of our job, spec -> folder; None, or why there is
     none. Asking twice does no harm."""

@@ -165,9 +165,6 @@ def find_mistakes(values: Row, error: UserError | None = None) -> list[str]:
     return lines if error is None or str(error) in lines else []
 
 
-# ---- The process that resolves names -----------------------------------------------------
-
-
 def distinct_questions(rows: Sequence[Row], unread: Collection[str] = ()) -> dict[str, list[int]]:
     """Each question that some row raises, as JSON -> the numbers of those rows."""
     questions: dict[str, list[int]] = {}
@@ -217,9 +214,6 @@ def _ask(process: subprocess.Popen, questions: Sequence[str]) -> list[dict[str, 
     if reason:
         logger.warning("not all names could be looked up: {}", " ".join(reason.split()))
     return answers
-
-
-# ---- That process ------------------------------------------------------------------------
 
 
 @cache

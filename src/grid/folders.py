@@ -239,13 +239,9 @@ def row_names(first: int, batch: str, rows: Sequence[Mapping[str, Any]]) -> list
 def _value(value: Any, most: int) -> str:
     if isinstance(value, float):
         return f"{value:.{DIGITS}g}".replace("+", "")  # cut, it would be another number
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, list | dict):
-        value = json.dumps(value, default=str)
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return str(value)[:LONGEST_BATCH]
-    return slug(str(value), most)
+    return slug(value if isinstance(value, str) else json.dumps(value, default=str), most)
 
 
 def varying_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -345,9 +341,6 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"output_dir: cannot write to {folder}: {nearest} is {reason}")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"output_dir: cannot write to {folder}: {nearest} is not yours to write")
-    most = os.pathconf(nearest, "PC_NAME_MAX")
-    if most < LONGEST_NAME + 16:  # temporary files have longer names than the file
-        raise UserError(f"output_dir: {nearest} takes names of {most} bytes, too short for runs")
 
 
 def delete_batch(batch: Batch) -> None:

@@ -23,18 +23,15 @@ from typing import Any
 from loguru import logger
 
 from src.grid.folders import Batch, count_runs, open_batch
-from src.grid.notices import Notices, submit_later_digest
+from src.grid.notices import Notices, submit_digest
 from src.grid.reports import Report, describe, read_reports
 from src.grid.status import count_states, row_statuses
-from src.support import UserError
+from src.support import ROOT, UserError
 
 VARIABLE = "EXPERIMENT_NOTIFY"  # addresses with spaces between
 SHORTEST = 160  # characters: what a text message takes
 MOST_GROUPS = 5  # of failures
 DPI = 120
-
-
-# ---- Addresses ---------------------------------------------------------------------------
 
 
 def address_file() -> Path:
@@ -111,9 +108,6 @@ def _servers() -> Sequence[Any]:
     return list(found)
 
 
-# ---- The digest --------------------------------------------------------------------------
-
-
 def digest_of(report: Report) -> tuple[str, str]:
     """(title, body) of the message about a batch: '26-11-22-x: 22 done, 2 failed', and in the body
     what matters most first, as some services cut it off."""
@@ -158,15 +152,19 @@ def picture_of(report: Report) -> Iterator[Path | None]:
         yield path if path.exists() else None
 
 
+def send_report(report: Report, *, is_bad: bool = False) -> bool:
+    with picture_of(report) as picture:
+        return send(*digest_of(report), picture=picture, is_bad=is_bad)
+
+
 def notify(batch: str | None) -> int:
     """Send the digest of this batch, or without one a few words to check the addresses; the exit
     code: 1 where an address did not take it."""
     if batch is None:
         words = "This is where messages about your experiments will come."
-        return 0 if send("Experiment Starter", words, is_bad=False) else 1
+        return int(not send("Experiment Starter", words, is_bad=False))
     (report,), _ = read_reports([batch])
-    with picture_of(report) as picture:
-        return 0 if send(*digest_of(report), picture=picture, is_bad=False) else 1
+    return int(not send_report(report))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -208,9 +206,11 @@ def send_digest(batch: Path, of_round: str) -> None:
     going = [status for status in report.statuses if status.state in ("running", "queued")]
     # follow-ups of runs, or those of other submissions
     jobs = list(dict.fromkeys(status.job.partition("_")[0] for status in going if status.job))
-    if going and submit_later_digest(batch, jobs, of_round):
+    if submit_digest(batch, jobs, None, ROOT, of_round):
         print("runs continue: another job follows")
     elif notices.may_send_digest(of_round) and notices.take_from_budget():
-        is_bad = report.counts["done"] < len(report.statuses)
-        with picture_of(report) as picture:
-            send(*digest_of(report), picture=picture, is_bad=is_bad)
+        send_report(report, is_bad=report.counts["done"] < len(report.statuses))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from src.grid.slurm import NoSlurm, ask, literal
+from src.grid.slurm import NoSlurm, ask, literal, sbatch_arguments
 from src.grid.submission import SubmitOptions, header
 from src.support import ROOT, OneLineParser, UserError, write_atomically
 
@@ -118,9 +118,6 @@ class Notices:
             return False
 
 
-# ---- Processes that send -----------------------------------------------------------------
-
-
 def report_failure(row: Path, code: int) -> subprocess.Popen | None:
     """A run in this folder has ended: the process that reports it, where one is due. Never
     raises."""
@@ -151,49 +148,39 @@ def wait_until_sent(process: subprocess.Popen | None) -> None:
             process.wait(SECONDS_TO_SEND)
 
 
-# ---- The job that sends a digest ---------------------------------------------------------
-
-
 def submit_digest(
-    batch: Path, jobs: Sequence[str], options: SubmitOptions, code: Path, of_round: str
-) -> None:
-    """Submit a short job that sends the digest when these jobs have ended. options, code: as the
-    runs were submitted. Where Slurm refuses, a warning says so: the batch itself is submitted."""
-    try:
-        _, directives = header(options.script_path.read_text(errors="replace"))
-        words = [word for line in directives for word in line.removeprefix("#SBATCH").split()]
-        _submit(batch, jobs, kept_options([*words, *options.extra]), code, of_round)
-    except (NoSlurm, UserError) as error:
-        logger.warning("no message when the batch ends: Slurm says {!r}", str(error))
-    except OSError as error:
-        logger.warning("no message when the batch ends: {}: {}", error.filename, error.strerror)
+    batch: Path, jobs: Sequence[str], options: SubmitOptions | None, code: Path, of_round: str
+) -> bool:
+    """Submit a short job that sends the digest when these jobs have ended; whether one will come.
 
-
-def submit_later_digest(batch: Path, jobs: Sequence[str], of_round: str) -> bool:
-    """The same, from within such a job: its options once more. Whether another one will come."""
-    try:
-        options = (Notices(batch).folder / "options").read_text().splitlines()
-        _submit(batch, jobs, options, ROOT, of_round)
-    except (NoSlurm, OSError):
-        return False
-    return bool(jobs)
-
-
-def _submit(
-    batch: Path, jobs: Sequence[str], options: Sequence[str], code: Path, of_round: str
-) -> None:
-    """Raises NoSlurm."""
+    options, code: as the runs were submitted, and where Slurm refuses, a warning says so: the batch
+    itself is submitted. None: from within such a job, whose options are taken once more.
+    """
+    folder, script = Notices(batch).folder, Notices(batch).folder / "digest.sh"
     if not jobs:
-        return
-    folder = Notices(batch).folder
-    (folder / "options").write_text("\n".join(options))
-    script = folder / "digest.sh"
-    command = [sys.executable, "-m", SENDER, "digest", str(batch), of_round]
-    script.write_text(f"#!/bin/bash\nexec {shlex.join(command)}\n")
-    log = literal(folder / "log")
-    arguments = ["sbatch", "--parsable", f"--job-name=digest_{batch.name}", *SMALL, *options]
-    arguments += [f"--output={log}", f"--error={log}", "--open-mode=append", f"--chdir={code}"]
-    ask([*arguments, f"--dependency=afterany:{':'.join(jobs[-MOST_JOBS:])}", str(script)])
+        return False
+    try:
+        if options is None:
+            kept = (folder / "options").read_text().splitlines()
+        else:
+            _, directives = header(options.script_path.read_text(errors="replace"))
+            words = [word for line in directives for word in line.removeprefix("#SBATCH").split()]
+            kept = kept_options([*words, *options.extra])
+            (folder / "options").write_text("\n".join(kept))
+        command = [sys.executable, "-m", SENDER, "digest", str(batch), of_round]
+        script.write_text(f"#!/bin/bash\nexec {shlex.join(command)}\n")
+        name, log = f"digest_{batch.name}", literal(folder / "log")
+        after = ":".join(jobs[-MOST_JOBS:])
+        arguments = sbatch_arguments(code, [*SMALL, *kept], name=name, log=log, dependency=after)
+        ask([*arguments, str(script)])
+        return True
+    except (NoSlurm, UserError) as error:
+        problem = f"Slurm says {str(error)!r}"
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
+    if options:
+        logger.warning("no message when the batch ends: {}", problem)
+    return False
 
 
 def kept_options(options: Sequence[str]) -> list[str]:

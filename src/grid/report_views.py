@@ -114,9 +114,6 @@ def _best_table(report: Report) -> Padding:
     return Padding(table, (0, 0, 0, 4))
 
 
-# ---- JSON --------------------------------------------------------------------------------
-
-
 def reports_as_json(reports: Sequence[Report]) -> str:
     return json.dumps([as_json(report) for report in reports], indent=1, default=str)
 
@@ -171,9 +168,6 @@ def _setting_as_json(best: RankedSetting, keys: Sequence[str]) -> dict[str, Any]
         "values": best.values(keys),
         "runs": runs,
     }
-
-
-# ---- The page ----------------------------------------------------------------------------
 
 
 def write_report_page(reports: Sequence[Report], path: Path, *, is_metric_given: bool) -> None:

@@ -65,9 +65,6 @@ class QueuedJob:
         return self.command.endswith(f" {spec}")
 
 
-# ---- What Slurm says ---------------------------------------------------------------------
-
-
 def environment() -> dict[str, str]:
     """Ours, without what belongs to a job that we may run in."""
     drop = OF_A_JOB if "SLURM_JOB_ID" in os.environ else ("SLURM_",)
@@ -145,9 +142,6 @@ def plain_message(text: str) -> str:
     """Slurm's own words, without the program's name before each line."""
     lines = (re.sub(r"^\w+: (error|fatal): ", "", line) for line in text.splitlines())
     return "; ".join(dict.fromkeys(line.strip() for line in lines if line.strip()))
-
-
-# ---- What Slurm is asked -----------------------------------------------------------------
 
 
 def sbatch_arguments(

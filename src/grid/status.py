@@ -262,9 +262,6 @@ def read_json(folder: str, name: str) -> tuple[dict[str, Any] | None, str | None
     return {}, f"{name}: {type(content).__name__} instead of an object"
 
 
-# Facts may be missing, torn or of a wrong type.
-
-
 def _text(value: object) -> str | None:
     return one_line(value, LONGEST_CAUSE) if isinstance(value, str) else None
 
@@ -393,7 +390,8 @@ class _StatusReader:
     def _state_if_held(
         self, row: Row, status: dict, attempt: LoggedAttempt | None, job: QueuedJob | None
     ) -> str | None:
-        """running or queued where somebody runs it or will resume it, else None."""
+        """running or queued where somebody runs it or will resume it, else None; see
+        row_statuses for what is taken for running that nobody here knows."""
         has_ended = attempt is not None and attempt.code is not None
         if job:
             # Of runs that share a job, one can be over, or stopped, while the others run.
@@ -404,25 +402,22 @@ class _StatusReader:
             if attempt is None or attempt.written < self.local_since:
                 return "queued"
             return None if has_ended else "running"
-        return "running" if not has_ended and self._lives(row, status, attempt) else None
-
-    def _lives(self, row: Row, status: dict, attempt: LoggedAttempt | None) -> bool:
-        """Whether a run lives that neither Slurm nor a local runner knows; see row_statuses."""
-        if status.get("state") != "running":
+        if has_ended or status.get("state") != "running":
             # The first line of a log stands there some seconds before the first status.
-            is_bare = attempt is not None and not status and not attempt.text.strip()
+            is_bare = attempt is not None and not has_ended and not attempt.text.strip()
             is_fresh = attempt is not None and self.now - attempt.written < SECONDS_OF_SILENCE
-            return is_bare and is_fresh and self.queue is None
-        if is_copy(row.folder):
-            return False  # it runs where this folder was copied from
-        if status.get("host") == self.host:
-            return processes.start_time(status.get("pid")) is not None
-        if self.queue is not None and status.get("job"):
-            return False
-        if attempt and failure_by_slurm(attempt.text):
-            return False
-        updated = seconds_of(status.get("updated"))
-        return updated is not None and self.now - updated < SECONDS_OF_SILENCE
+            lives = is_bare and is_fresh and not status and self.queue is None
+        elif is_copy(row.folder):
+            lives = False  # it runs where this folder was copied from
+        elif status.get("host") == self.host:
+            lives = processes.start_time(status.get("pid")) is not None
+        else:
+            failure = failure_by_slurm(attempt.text) if attempt else None
+            is_unknown = self.queue is not None and status.get("job")  # Slurm would tell of it
+            updated = seconds_of(status.get("updated"))
+            is_fresh = updated is not None and self.now - updated < SECONDS_OF_SILENCE
+            lives = is_fresh and not failure and not is_unknown
+        return "running" if lives else None
 
     def _failure(self, row: Row, status: dict, attempt: LoggedAttempt | None) -> Failure | None:
         """How it ended. Slurm's word comes first: what it kills may fail in strange ways."""

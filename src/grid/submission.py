@@ -339,21 +339,40 @@ class Submission:
         return commands
 
     def _call(self, rows: Sequence[Row]) -> None:
-        """One call of sbatch: the script of an array is written first."""
+        """One call of sbatch, again while it may pass; the script of an array is written first."""
         options, names = self.options, [row.name for row in rows]
         facts = {"pack": options.pack, "script": options.script, "extra": list(options.extra)}
         call = self.journal.begin(names, **facts, is_array=not options.no_array)
         script = script_of(call, self.journal)
         if not options.no_array:
             self._write_array(script, rows)
-        try:
-            job = self._sbatch(self._command(rows, script, self._last_array()), call)
-        except NotEnoughRoom as error:
-            self.journal.refused(call, str(error))
-            raise
-        if job is not None:
-            self.journal.accepted(call, job)
-            self.jobs.append(job)
+        command = self._command(rows, script, self._last_array())
+        variables = job_variables(options.script_path, options.extra)
+        until = time.monotonic() + options.patience
+        for wait in chain(slurm.WAITS, repeat(slurm.WAITS[-1])):
+            code, output, errors = slurm.run_sbatch(command, variables, self.code)
+            job = output.strip().partition(";")[0]
+            if code == 0 and job.isdigit():
+                self.journal.accepted(call, job)
+                self.jobs.append(job)
+                return
+            words = slurm.plain_message(errors or output) or f"sbatch: exit code {code}"
+            if not (slurm.NO_ANSWER.search(errors) or slurm.FULL.search(errors)):
+                self.journal.refused(call, words)
+                raise UserError(f"Slurm refuses: {words}")
+            is_over = time.monotonic() + wait > until
+            if not is_over:
+                logger.warning("{}; asking again in {:g} s (--patience)", words, wait)
+            time.sleep(min(wait, options.patience))
+            # It may have been taken all the same: an answer that came too late looks like this.
+            self._settle(call, self._patiently(slurm.read_queue, until), is_last=False)
+            if self.journal.calls[call.number].state == ACCEPTED:
+                return
+            if slurm.FULL.search(errors) and (is_over or len(rows) > options.pack):
+                self.journal.refused(call, words)
+                raise NotEnoughRoom(words)
+            if is_over:
+                raise UserError(f"Slurm does not answer ({words}); {LATER}")
 
     def _write_array(self, script: Path, rows: Sequence[Row]) -> None:
         """NNN.sh; NNN.script, a copy of the submit script, as sbatch takes one as well; and NNN/,
@@ -403,33 +422,6 @@ class Submission:
         """A throttle is an array's own, so one array waits for the one before it."""
         calls = [c for c in self.journal.calls.values() if c.is_array and c.state == ACCEPTED]
         return calls[-1].job if self.options.max_running and calls else None
-
-    def _sbatch(self, command: list[str], call: Call) -> str | None:
-        """The job's number; None where the journal has it already. Tries again while it may."""
-        until = time.monotonic() + self.options.patience
-        variables = job_variables(self.options.script_path, self.options.extra)
-        for wait in chain(slurm.WAITS, repeat(slurm.WAITS[-1])):
-            code, output, errors = slurm.run_sbatch(command, variables, self.code)
-            job = output.strip().partition(";")[0]
-            if code == 0 and job.isdigit():
-                return job
-            words = slurm.plain_message(errors or output) or f"sbatch: exit code {code}"
-            if not (slurm.NO_ANSWER.search(errors) or slurm.FULL.search(errors)):
-                self.journal.refused(call, words)
-                raise UserError(f"Slurm refuses: {words}")
-            is_over = time.monotonic() + wait > until
-            if not is_over:
-                logger.warning("{}; asking again in {:g} s (--patience)", words, wait)
-            time.sleep(min(wait, self.options.patience))
-            # It may have been taken all the same: an answer that came too late looks like this.
-            self._settle(call, self._patiently(slurm.read_queue, until), is_last=False)
-            if self.journal.calls[call.number].state == ACCEPTED:
-                break
-            if slurm.FULL.search(errors) and (is_over or len(call.rows) > self.options.pack):
-                raise NotEnoughRoom(words)
-            if is_over:
-                raise UserError(f"Slurm does not answer ({words}); {LATER}")
-        return None
 
     def _settle(self, call: Call, jobs: Sequence[QueuedJob], *, is_last: bool = True) -> None:
         """Whether Slurm has this call, by squeue, or by what its runs have printed since."""
