@@ -11,8 +11,8 @@ submission.py          rows -> arrays of jobs of Slurm; submissions/journal.json
 slurm.py               Slurm's commands and error texts
 attempt.py             what a submit script ends in: train.py, and the request for another attempt
 status.py              what became of each run, and why it failed
-reports.py             how far a batch is, how long still, what failed alike, what it cost;
-                       best_settings.py: its best settings; report_views.py: text, JSON, a page
+reports.py             how far a batch is, how long still, its best settings, what failed alike,
+                       what it cost; report_views.py: text, JSON, a page
 notices.py             what was reported about a batch; starts messages.py, which sends it
 
 A row is the configuration of a run. Everything is found again from the batch folder alone, so any

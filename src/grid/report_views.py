@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from src.grid.best_settings import RankedSetting
-from src.grid.reports import RESULTS, Report, describe, short_path
+from src.grid.reports import RESULTS, RankedSetting, Report, describe, short_path
 from src.grid.status import NAMES, STATES
 from src.support import UserError, write_atomically
 

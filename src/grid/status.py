@@ -25,10 +25,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from src.config import read_yaml
 from src.grid.folders import Batch, Row, is_copy
 from src.grid.local import KILLED_AFTER_CTRL_C, STOPPED, returncode, runner
 from src.grid.slurm import NoSlurm, QueuedJob, read_queue
@@ -260,6 +261,44 @@ def read_json(folder: str, name: str) -> tuple[dict[str, Any] | None, str | None
     if isinstance(content, dict):
         return content, None
     return {}, f"{name}: {type(content).__name__} instead of an object"
+
+
+# Of what a run writes most lines are a key and a word, path or number, which are YAML for sure.
+# The others are the same in most runs of a batch, and parsed once for all of them.
+OTHER_LINES = re.compile(
+    r"^(?!\w+: (?:[A-Za-z_/][\w./+=-]{0,500}|-?\d{1,20}(?:\.\d{1,20})?(?:e[-+]\d{1,3})?)$).+$",
+    re.MULTILINE | re.ASCII,
+)
+
+
+def problem_of_configuration(folder: str) -> str | None:
+    """Of config.yaml, else of spec.yaml; None where it can be read, or neither is there."""
+    for name in ("config.yaml", "spec.yaml"):
+        try:
+            with open(f"{folder}/{name}", "rb") as file:
+                text = file.read().decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if not text.strip():  # a spec without a key asks for all defaults
+            return f"{name}: nothing in it" if name == "config.yaml" else None
+        others = "\n".join(OTHER_LINES.findall(text))
+        if others and _problem_of_yaml(others, name):
+            return _problem_of_yaml(text, name)  # what spans lines may be fine as a whole
+        return None
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _problem_of_yaml(text: str, name: str) -> str | None:
+    try:
+        content = read_yaml(text, source=name)
+    except UserError as error:
+        return one_line(str(error), LONGEST_CAUSE)
+    except (ValueError, TypeError, RecursionError) as error:
+        return one_line(f"{name}: {error}", LONGEST_CAUSE)
+    return None if isinstance(content, dict) else f"{name}: no lines of the form `key: value`"
 
 
 def _text(value: object) -> str | None:

@@ -19,13 +19,12 @@ from src.grid.reports import (
     Report,
     group_failures,
     normalize_cause,
-    problem_of_configuration,
     read_reports,
     seconds_left,
 )
 from src.grid.slurm import NoSlurm, QueuedJob
 from src.grid.snapshot import freeze, repository_of
-from src.grid.status import RowStatus
+from src.grid.status import RowStatus, problem_of_configuration
 from src.grid.submission import Journal, SubmitOptions, script_of
 from src.logging.provenance import FROZEN
 from src.support.processes import start_time

@@ -13,8 +13,8 @@ from src.analysis.curves import CurveArray, direction_of, last
 from src.analysis.page import MOST_CURVES
 from src.analysis.plots import against, heat_map, learning_curves, summary, tradeoff
 from src.analysis.settings import scores_by, settings_of
-from src.grid.best_settings import rank_settings
 from src.grid.folders import Row
+from src.grid.reports import rank_settings
 from src.grid.status import RowStatus
 
 VALIDATION = "val/last/accuracy"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import report
-from src.grid.best_settings import columns_to_rank_by, rank_settings, read_stats_text
 from src.grid.folders import Row, open_batch
+from src.grid.reports import columns_to_rank_by, rank_settings, read_stats_text
 from src.grid.status import RowStatus
 from src.support.errors import UserError
 from tests.made_batches import finish, five_runs, make_batch
