@@ -103,10 +103,9 @@ class TrackerProcesses:
 
     def check(self) -> None:
         """Log once what is wrong with one of them."""
-        for name in self.processes.keys() - self.reported:
-            code = self.processes[name].poll()
-            problem = SyncState.read(self.folder, name).problem
-            if problem or code:
+        for name, process in self.processes.items():
+            code, problem = process.poll(), SyncState.read(self.folder, name).problem
+            if name not in self.reported and (problem or code):
                 self.reported.add(name)
                 problem = problem or f"ended by itself ({code})"
                 log = self.folder / FOLDER / f"{name}.log"
@@ -127,8 +126,8 @@ class TrackerProcesses:
                 words = "{}: upload incomplete; python report.py sync {} sends the rest"
                 logger.warning(words, name, self.folder)
         self.check()
-        for name in self.processes.keys() - self.reported:
-            if name in LOGIN and not SyncState.read(self.folder, name).is_online:
+        for name in (n for n in self.processes if n in LOGIN and n not in self.reported):
+            if not SyncState.read(self.folder, name).is_online:
                 words = "{}: kept offline; python report.py sync {} sends it"
                 logger.info(words, name, self.folder)
         self.processes = {}

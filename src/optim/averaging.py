@@ -18,7 +18,7 @@ from torch import nn
 
 from src.config import import_function, is_import_path
 from src.optim.schedules import check_numbers, from_form
-from src.support import unknown_name
+from src.support import pick
 
 FORMS = "ema, ema_G or ema_debiased_G with 0 ≤ G < 1, poly, poly_K with K ≥ 0"
 Coefficient = Callable[[int], float]  # c(t) of the update t = 1, 2, …
@@ -120,7 +120,5 @@ def evaluated_models(
     models: dict[str, nn.Module], wanted: list[str] | None
 ) -> dict[str, nn.Module]:
     """The models (last, av, …) that evaluate_models names; all of them where it is null."""
-    for name in wanted or []:
-        if name not in models:
-            raise unknown_name("evaluate_models", name, models)
-    return {name: models[name] for name in (models if wanted is None else wanted)}
+    names = models if wanted is None else wanted
+    return {name: pick(models, name, "evaluate_models") for name in names}

@@ -64,7 +64,7 @@ def _torch_optimizer(config: Config, groups: list[dict[str, Any]]) -> Optimizer:
     if name not in OPTIMIZERS and not is_import_path(name):
         raise unknown_name("optim_alg", name, [*OPTIMIZERS, "timm/NAME", "module.path:function"])
     optimizer, arguments = OPTIMIZERS.get(name) or (import_function(name, "optim_alg"), {})
-    known = _defaults(optimizer)
+    known = _parameters(optimizer, config.optim_args)
     momenta = _momenta(config.momentum, 2 if "betas" in known else 1)
     # Nesterov's momentum costs no more and is at least as good; momentum 0 has none.
     of_keys: dict[str, Any] = {"momentum": momenta[0], "nesterov": momenta[0] > 0}
@@ -76,7 +76,6 @@ def _torch_optimizer(config: Config, groups: list[dict[str, Any]]) -> Optimizer:
             p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters
         )
     arguments = {key: x for key, x in of_keys.items() if key in known} | arguments
-    _check_arguments(config.optim_args, optimizer)
     made = optimizer(groups, **{"lr": float(config.base_lr), **arguments, **config.optim_args})
     if not isinstance(made, Optimizer):
         expected = f"one that gives a torch.optim.Optimizer, not {type(made).__name__}"
@@ -103,11 +102,10 @@ def _timm_optimizer(config: Config, groups: list[dict[str, Any]]) -> Optimizer:
         optimizer = optim.get_optimizer_class(base_name, bind_defaults=False)
     except (AssertionError, ImportError) as error:  # those of NVIDIA's apex and of bitsandbytes
         raise bad_value("optim_alg", config.optim_alg, f"one that runs here: {error}") from error
-    _check_arguments(config.optim_args, optimizer)
-
+    defaults = _parameters(optimizer, config.optim_args) | (info.defaults or {})
     momenta = _momenta(config.momentum, info.num_betas if info.has_betas else 1)
     arguments: dict[str, Any] = {}
-    betas: Any = (_defaults(optimizer) | (info.defaults or {})).get("betas") or ()
+    betas: Any = defaults.get("betas") or ()
     if info.has_momentum and len(momenta) == 1:
         arguments = {"momentum": momenta[0]}
     elif info.has_betas and len(momenta) == info.num_betas:
@@ -135,16 +133,15 @@ def _momenta(momentum: float | str, most: int) -> tuple[float, ...]:
     return momenta
 
 
-def _defaults(optimizer: Any) -> dict[str, Any]:
-    return {k: p.default for k, p in inspect.signature(optimizer).parameters.items()}
-
-
-def _check_arguments(optim_args: dict[str, Any], optimizer: Any) -> None:
-    """UserError for arguments that the optimizer does not take: timm drops some in silence."""
-    known = _defaults(optimizer).keys() - {"params", "lr", "weight_decay"}
+def _parameters(optimizer: Any, optim_args: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's parameters and their defaults; UserError for further arguments that it does
+    not take: timm drops some in silence."""
+    found = {k: p.default for k, p in inspect.signature(optimizer).parameters.items()}
+    known = found.keys() - {"params", "lr", "weight_decay"}
     for name in optim_args:
         if name not in known:
             raise unknown_name("optim_args", name, known)
+    return found
 
 
 # ---- Parameter groups --------------------------------------------------------------------
