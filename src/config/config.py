@@ -155,15 +155,13 @@ def make_config(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Con
             lines.append(f"{named}: there is no such key{hint} All keys are in src/keys.py")
         raise UserError(_counted(lines, len(unknown)))
     values = {key: value for key, value in values.items() if value is not None}
-    splits = values.get("data_splits_map", {})
-    if isinstance(splits, str):
+    if (splits := values.get("data_splits_map")) is not None:
         try:
-            splits = evaluate(splits)
+            splits = evaluate(splits) if isinstance(splits, str) else splits
         except UserError as error:
             raise UserError(f"data_splits_map: {error}") from None
-    if not isinstance(splits, dict):
-        raise bad_value("data_splits_map", splits, "a mapping from split to split")
-    if splits:
+        if not isinstance(splits, dict):
+            raise bad_value("data_splits_map", splits, "a mapping from split to split")
         values["data_splits_map"] = {name: x for name, x in splits.items() if x is not None}
     try:
         return Config(**values)

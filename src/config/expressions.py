@@ -29,6 +29,7 @@ MOST_BITS = 1_024  # of an integer: as far as floats go
 MOST_DIGITS = 100  # for rounding
 EXCERPT = 60  # characters of the text shown in an error
 ARRAYS = int | float | np.ndarray
+LISTS = ast.List | ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
 
 
 def evaluate(text: str, *, rng: np.random.Generator | None = None) -> object:
@@ -50,8 +51,8 @@ def is_expression(text: str) -> bool:
     """Whether text is meant to be computed: it parses, and holds a list or a call we know.
 
     '(8, 16)' and '{8, 16}' are lists too. Plain names ('tiny/lenet', 'train', 'a-b') are not,
-    nor are '{name}', numbers and '0.9,0.99'.
-    A true answer does not promise that `evaluate` succeeds: its error then tells why.
+    nor are '{name}', numbers and '0.9,0.99'. Where it is true `evaluate` may still fail, and says
+    why.
     """
     try:
         with warnings.catch_warnings():
@@ -59,20 +60,20 @@ def is_expression(text: str) -> bool:
             nodes = list(ast.walk(_parse(text)))
     except UserError:
         return False
-    calls = [_dotted(node.func) for node in nodes if isinstance(node, ast.Call)]
-    lists = (ast.List, ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)
-    has_list = any(isinstance(node, lists) or _is_other_list(node) for node in nodes)
-    return has_list or any(name in FUNCTIONS or name.startswith("np.") for name in calls)
-
-
-def _is_other_list(node: ast.AST) -> bool:
-    """A set, or a tuple in parentheses, that is not of names alone."""
-    if not isinstance(node, ast.Tuple | ast.Set):
-        return False
-    # Without parentheses a tuple begins where its first element does.
-    return any(not isinstance(element, ast.Name) for element in node.elts) and (
-        (node.lineno, node.col_offset) < (node.elts[0].lineno, node.elts[0].col_offset)
-    )
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            name = _dotted(node.func)
+            if name in FUNCTIONS or name.startswith("np."):
+                return True
+        elif isinstance(node, ast.Tuple | ast.Set):
+            # not of names alone; without parentheses a tuple begins where its first element does
+            are_names = all(isinstance(element, ast.Name) for element in node.elts)
+            begins = (node.lineno, node.col_offset)
+            if not are_names and begins < (node.elts[0].lineno, node.elts[0].col_offset):
+                return True
+        elif isinstance(node, LISTS):
+            return True
+    return False
 
 
 def _parse(text: str) -> ast.expr:
@@ -242,6 +243,12 @@ def _check_size(size: float, most: int = MOST_WORK) -> None:
         raise ValueError(f"too large: at most some 4,000 rounds or {MOST_WORK:,} elements")
 
 
+def _num_cells(shape: Any) -> int:
+    """Of an array of this shape, given as `size=` is; (n, 0) counts as the n lists it becomes."""
+    sides = shape if isinstance(shape, list | tuple) else () if shape is None else (shape,)
+    return math.prod(max(1, _expect(side, int)) for side in sides)
+
+
 def _size(value: Any) -> int:
     """How many elements a value holds, those of its elements included."""
     if isinstance(value, np.ndarray):
@@ -251,12 +258,6 @@ def _size(value: Any) -> int:
     if isinstance(value, list | tuple):
         return 1 + sum(map(_size, value))
     return 1 + len(value) // 8 if isinstance(value, str) else 1
-
-
-def _num_cells(shape: Any) -> int:
-    """Of an array of this shape, given as `size=` is; (n, 0) counts as the n lists it becomes."""
-    sides = shape if isinstance(shape, list | tuple) else () if shape is None else (shape,)
-    return math.prod(max(1, _expect(side, int)) for side in sides)
 
 
 def _plain(value: Any) -> Any:
@@ -351,14 +352,11 @@ def _sized(function: Callable[..., Any], position: int, *args: Any, **keywords: 
     Its other arguments are numbers or arrays, with which numpy broadcasts: no names of types.
     """
     names = ("num", "shape", "size")
-    cells = 1
-    for size in (*args[position : position + 1], *map(keywords.get, names)):
-        cells *= max(1, _num_cells(size))
+    shapes = [*args[position : position + 1], *map(keywords.get, names)]
     others = [*args[:position], *args[position + 1 :]]
     others += [value for name, value in keywords.items() if name not in (*names, "p")]
-    for value in others:
-        cells *= max(1, np.size(_expect(value, ARRAYS | list | tuple)))
-    _check_size(cells)
+    sizes = [np.size(_expect(value, ARRAYS | list | tuple)) for value in others]
+    _check_size(math.prod(max(1, size) for size in (*map(_num_cells, shapes), *sizes)))
     return function(*args, **keywords)
 
 
@@ -389,7 +387,8 @@ def _random_functions(rng: np.random.Generator) -> dict[str, Callable[..., Any]]
 
 CONSTANTS = {"np.pi": np.pi, "np.e": np.e, "np.inf": np.inf, "np.nan": np.nan}
 LAWS = ("lognormal", "normal", "uniform")  # of two parameters
-SPACES = ("geom", "lin", "log")
+SIZED = dict.fromkeys(("full", "ones", "zeros"), 0)  # -> the position of the length or shape
+SIZED |= dict.fromkeys(("geomspace", "linspace", "logspace"), 2)
 OF_ARRAYS = """abs ceil clip cumprod cumsum exp flip floor log log10 log2 max maximum mean min
     minimum power prod sort sqrt square std sum unique"""
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -411,8 +410,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "np.concatenate": lambda parts: np.concatenate([_array(p) for p in _elements(parts)]),
     "np.outer": lambda a, b: _numeric(operator.mul, np.reshape(a, (-1, 1)), np.reshape(b, (1, -1))),
     "np.round": _round,
-    **{f"np.{name}": partial(_sized, getattr(np, name), 0) for name in ("full", "ones", "zeros")},
-    **{f"np.{name}space": partial(_sized, getattr(np, name + "space"), 2) for name in SPACES},
+    **{f"np.{name}": partial(_sized, getattr(np, name), at) for name, at in SIZED.items()},
     **{f"np.{name}": partial(_numeric, getattr(np, name)) for name in OF_ARRAYS.split()},
 }
 OPERATORS: dict[type, Callable[..., Any]] = {

@@ -19,12 +19,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import starmap
 from math import inf
 from pathlib import Path
 from statistics import median
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -63,8 +62,7 @@ class TooShort(NotCertified):
         super().__init__(f"{what}: too short for {num_kills} kills; {remedy}")
 
 
-@dataclass(frozen=True)
-class Kill:
+class Kill(NamedTuple):
     """A signal after a step, or in the start-up."""
 
     signal: signal.Signals
@@ -72,8 +70,7 @@ class Kill:
     step: float
 
 
-@dataclass(frozen=True)
-class Pace:
+class Pace(NamedTuple):
     """The times and epochs of the straight run, by which moments are chosen; in seconds."""
 
     startup: float  # until its first step
@@ -205,7 +202,7 @@ def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
     started = time.monotonic()
     with running(config, overrides, folder) as child:
         wait(child, (folder / "config.yaml").exists)  # written when all is set up
-        set_up = time.monotonic()
+        startup = time.monotonic() - started
         wait(child)
     if child.returncode == 2:
         raise UserError(end_of_output(folder))
@@ -214,11 +211,7 @@ def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
     rows = final_state(folder)["parts"]["stats"]["rows"]
     columns = [{c: x for c, x in row.items() if metric_name(c) == "time"} for row in rows]
     evaluations = [sum(of.values()) - of["train/time"] for of in columns]
-    return Pace(
-        startup=set_up - started,
-        evaluation=median(evaluations or [0.0]),
-        epoch_ends=[row["step"] for row in rows],
-    )
+    return Pace(startup, median(evaluations or [0.0]), [row["step"] for row in rows])
 
 
 class KilledRun:

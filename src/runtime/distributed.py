@@ -55,19 +55,17 @@ class RankInfo:
 
 def detect_rank(environment: Mapping[str, str]) -> RankInfo | None:
     """The rank that torchrun, srun or our own launcher (as torchrun) has set; None: one process."""
-    given = environment.get
-    if int(given("WORLD_SIZE", 1)) > 1:
-        rank, size, local_rank = (given(k, "0") for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    elif int(given("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    given, names = environment.get, ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if int(given("WORLD_SIZE", 1)) <= 1:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        rank, size, local_rank = (given(name, "0") for name in names)
-    else:
+    rank, size, local_rank = (int(given(name, 0)) for name in names)
+    if size <= 1:
         return None
     # srun's own node, the first one of the job where a submit script calls it
     address = given("MASTER_ADDR") or given("SLURM_LAUNCH_NODE_IPADDR") or "127.0.0.1"
     job = int(given("SLURM_JOB_ID", 0)) + int(given("SLURM_STEP_ID", 0))
     port = given("MASTER_PORT") or str(PORTS[job % len(PORTS)])
-    return RankInfo(int(rank), int(size), int(local_rank), address, port)
+    return RankInfo(rank, size, local_rank, address, port)
 
 
 def is_main_process() -> bool:

@@ -109,12 +109,12 @@ class Parallel:
                 gpus = list(range(self.num_devices))
         known = [getattr(torch.cuda.get_device_properties(gpu), "uuid", None) for gpu in gpus]
         named = [f"GPU-{str(x).removeprefix('GPU-')}" for x in known if x is not None]
-        if self.distributed.size == 1:
+        size, here = self.distributed.size, platform.node()
+        if size == 1:
             return Uses(None, tuple(named), len(gpus))
-        hosts = self.distributed.gather_objects([platform.node(), *named])
-        of_this_machine = [x for host, *theirs in hosts if host == platform.node() for x in theirs]
-        number = self.distributed.size if gpus else 0
-        return Uses(os.getppid(), tuple(of_this_machine), number, self.distributed.size)
+        hosts = self.distributed.gather_objects([here, *named])
+        of_this_machine = [x for host, *theirs in hosts if host == here for x in theirs]
+        return Uses(os.getppid(), tuple(of_this_machine), size if gpus else 0, size)
 
     def describe(self) -> str | None:
         """For the log; None: one process, one device."""

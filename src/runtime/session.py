@@ -24,7 +24,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Any
 
 import pandas as pd
@@ -81,9 +80,9 @@ class Session:
         with ExitStack() as stack:
             rank = detect_rank(os.environ) if config.multi_gpu else None
             self._distributed = stack.enter_context(DistributedContext(rank))
-            is_main, rank_number = self._distributed.is_main, self._distributed.rank
+            is_main = self._distributed.is_main
             self._signals = stack.enter_context(Signals(self._distributed))
-            self._folder = stack.enter_context(RunFolder(config, rank_number))
+            self._folder = stack.enter_context(RunFolder(config, self._distributed.rank))
             self._progress = self._folder.progress
 
             # The main process reads first, as it puts aside what is damaged. What is null in a
@@ -92,14 +91,11 @@ class Session:
             self._files = CheckpointFiles(folder, self._folder.ensure_ours, is_written=is_main)
             self._saved = self._distributed.main_process_first(self._files.newest)
             entropy = self._distributed.broadcast_object(secrets.randbits(128))
-            if self._saved:
-                self.config = self._folder.resume(self._saved["config"])
-            else:
-                self.config = config.draw_missing(entropy)
+            saved = self._saved and self._saved["config"]
+            self.config = self._folder.resume(saved) if saved else config.draw_missing(entropy)
             self.device = self._distributed.device(pick_device(self.config.device))
-            profiler = build_profiler(
-                self.config.profile if is_main else None, self._folder.path, self.device
-            )
+            wanted = self.config.profile if is_main else None
+            profiler = build_profiler(wanted, self._folder.path, self.device)
             self._profiler = stack.enter_context(profiler)
             # Whatever is built in set-up starts from this seed, also what a fork adds to it; the
             # model's own building is a function of seed_model by itself.
@@ -107,12 +103,7 @@ class Session:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool | None:
         # A lost connection is reported as the error of the process that ended.
         if peer_error := self._distributed.peer_error(error):
             with self._stack:
@@ -138,9 +129,8 @@ class Session:
         self._folder.check_data(config, found["data_n_examples"])
         # What fits on the device may differ between processes: the main one decides.
         is_cached = data.should_cache_on_device(config.data_on_device, self.device)
-        is_cached = self._distributed.broadcast_object(is_cached)
-        found |= {"data_on_device": is_cached}
-        found |= {"model_output_dim": output_dim(config, data.n_classes)}
+        found["data_on_device"] = is_cached = self._distributed.broadcast_object(is_cached)
+        found["model_output_dim"] = output_dim(config, data.n_classes)
         self.config = config = replace(config, host_name=platform.node(), **found)
         splits = data.to_device(self.device, is_cached=is_cached, num_workers=config.num_workers)
         self.data = replace(data, splits=splits)
@@ -177,9 +167,8 @@ class Session:
             *(model, train_split, self.data.input_shape, self.device, config.precision),
             num_devices=self._parallel.num_devices,
         )
-        model = self._parallel.prepare(
-            self.precision.to_memory_format(model), sync_bn=config.sync_bn
-        )
+        model = self.precision.to_memory_format(model)
+        self._model = model = self._parallel.prepare(model, sync_bn=config.sync_bn)
         rank, size = self._distributed.rank, self._distributed.size
         self._loader = build_loader_config(config, self.data, self.device, rank, size)
         self._local_batch_size = self._loader.local_batch_size
@@ -187,7 +176,6 @@ class Session:
             model, self._local_batch_size, fixed_shape=train_split.has_fixed_shape
         )
         self.forward = self.precision.forward(self._parallel.wrap(network))
-        self._model = model
         return model
 
     def restore(self, learner: Any, evaluated: Mapping[str, nn.Module]) -> None:
@@ -220,9 +208,8 @@ class Session:
         )
         self._best = None
         if config.save_best_checkpoint or config.early_stopping_patience:
-            columns = metric_columns(
-                config.best_checkpoint_metric, [*self._stats.columns, *self._stats.added]
-            )
+            columns = [*self._stats.columns, *self._stats.added]
+            columns = metric_columns(config.best_checkpoint_metric, columns)
             self._best = Best(columns, config.early_stopping_patience)
 
         random_state.seed_everything(config.seed_training)
@@ -245,32 +232,28 @@ class Session:
     def _stateful_parts(self, learner: Any) -> dict[str, Stateful]:
         """Everything that is saved, by its name in checkpoints; also moved to the device."""
         parts = stateful_fields(learner)
-        known = {
-            p for part in parts.values() if isinstance(part, nn.Module) for p in part.parameters()
-        }
-        for part in parts.values():
-            if isinstance(part, nn.Module) and part is not self._model:
-                part.to(self.device)
+        modules = [part for part in parts.values() if isinstance(part, nn.Module)]
+        known = {parameter for module in modules for parameter in module.parameters()}
+        for module in modules:
+            if module is not self._model:
+                module.to(self.device)
         for name, part in parts.items():
-            if not isinstance(part, Optimizer):
-                continue
-            stepped = {p for group in part.param_groups for p in group["params"]}
-            if not stepped <= known:
-                raise UserError(
-                    f"{name}: it steps parameters of a module that is no field of the learner; "
-                    "make that module a field of it, or build the optimizer after "
-                    "run.place(model), of the model that this returns"
-                )
-            self._distributed.average_gradients(stepped - {*self._model.parameters()})
+            if isinstance(part, Optimizer):
+                stepped = {p for group in part.param_groups for p in group["params"]}
+                if not stepped <= known:
+                    raise UserError(
+                        f"{name}: it steps parameters of a module that is no field of the learner; "
+                        "make that module a field of it, or build the optimizer after "
+                        "run.place(model), of the model that this returns"
+                    )
+                self._distributed.average_gradients(stepped - {*self._model.parameters()})
         own: dict[str, Stateful] = {"stats": self._stats, "sums": self.metrics}
         own |= {"best": self._best} if self._best else {}
         if taken := own.keys() & parts.keys():
             raise UserError(f"learner: {', '.join(taken)} is what the Session saves by itself")
         self._learned = parts
-        self._saved_models = {"last": self._model}
-        self._saved_models |= {
-            n: part.model for n, part in parts.items() if isinstance(part, AveragedModel)
-        }
+        averages = {n: part.model for n, part in parts.items() if isinstance(part, AveragedModel)}
+        self._saved_models = {"last": self._model} | averages
         return {name: self._parallel.as_stateful(part) for name, part in parts.items()} | own
 
     def _start(self) -> None:
@@ -286,24 +269,20 @@ class Session:
             uses=self._parallel.uses(),
         )
         optimizers = [x for x in self._learned.values() if isinstance(x, Optimizer)]
-        chosen = self.precision.describe(), *map(describe_optimizer, optimizers)
+        described = self.precision.describe(), *map(describe_optimizer, optimizers)
+        described = *described, self._parallel.describe()
         num_parameters = sum(p.numel() for p in self._model.parameters())
-        progress.log_setup(
-            config, num_parameters, self.device, (*chosen, self._parallel.describe())
-        )
-        enter = self._stack.enter_context
-        self._checkpoints = enter(
-            CheckpointManager(
-                self._files, state, self._distributed, minutes=config.checkpoint_minutes
-            )
-        )
+        progress.log_setup(config, num_parameters, self.device, described)
+        minutes = config.checkpoint_minutes
+        checkpoints = CheckpointManager(self._files, state, self._distributed, minutes=minutes)
+        self._checkpoints = self._stack.enter_context(checkpoints)
         batches = self.data.splits["train"].training_batches(
             self._loader,
             seed=config.seed_training,
             steps_per_pass=self._schedule.steps_per_pass,
             first_step=state.step,
         )
-        self._batches = enter(closing(batches))  # which ends worker processes
+        self._batches = self._stack.enter_context(closing(batches))  # which ends worker processes
         self._signals.is_waiting = True
 
     # ---- Training ------------------------------------------------------------------------

@@ -45,12 +45,10 @@ def bad_value(key: str, value: object, expected: str) -> UserError:
 def unknown_name(key: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist: lists what does, the closest first."""
     known = sorted(known)
-    there_is = ", ".join(known[:MOST_NAMES_SHOWN])
-    if len(known) > MOST_NAMES_SHOWN:
-        there_is += f", … ({len(known)} in all)"
+    there_is = ", ".join(known[:MOST_NAMES_SHOWN]) or "none yet"
+    there_is += f", … ({len(known)} in all)" * (len(known) > MOST_NAMES_SHOWN)
     hint = f"; did you mean {close!r}?" if (close := closest(name, known)) else ";"
-    unknown = f"{one_line(key)}: unknown {short_repr(name)}{hint}"
-    return UserError(f"{unknown} there is: {there_is or 'none yet'}")
+    return UserError(f"{one_line(key)}: unknown {short_repr(name)}{hint} there is: {there_is}")
 
 
 def pick(table: Mapping[str, T], name: str, key: str) -> T:
