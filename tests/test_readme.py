@@ -65,3 +65,14 @@ def test_the_generator_and_earlier_runs_work_as_the_documents_say(tmp_path, run)
     assert names["earlier"].stats["step"].tolist() == stats["step"].tolist()
     assert names["averaged"] is not names["earlier"].model
     assert len(run("run_folder.md", "read_csv")["stats"]) == len(stats) < 30
+
+
+def test_a_csv_file_is_read_as_the_documents_say(tmp_path, run):
+    (tmp_path / "my_table.csv").write_text("a,b,label\n1,2,dog\n3,4,cat\n5,6,dog\n")
+    read = run("data_and_models.md", "read_csv")["read"]
+    inputs, targets = read(tmp_path)["all"]
+    assert sorted(zip(*inputs.T.tolist(), targets.tolist(), strict=True)) == [
+        (1, 2, 1),
+        (3, 4, 0),
+        (5, 6, 1),
+    ]
