@@ -233,18 +233,10 @@ def paired(
             differing[key] = (runs[key].iloc[0], runs[key].iloc[len(a)])
     difference = values[there, 0] - values[there, 1]
     mean, low, high = map(float, mean_interval(difference))
-    return Paired(
-        metric=metric,
-        num_pairs=len(difference),
-        mean_a=float(values[there, 0].mean()),
-        mean_b=float(values[there, 1].mean()),
-        difference=mean,
-        low=low,
-        high=high,
-        num_better=int((direction_of(metric) * difference > 0).sum()),
-        num_equal=int((difference == 0).sum()),
-        differing=differing,
-    )
+    is_better = direction_of(metric) * difference > 0
+    mean_a, mean_b = values[there].mean(axis=0).tolist()
+    counts = int(is_better.sum()), int((difference == 0).sum())
+    return Paired(metric, len(difference), mean_a, mean_b, mean, low, high, *counts, differing)
 
 
 def _pairs(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:

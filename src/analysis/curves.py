@@ -30,9 +30,7 @@ class CurveDtype(ExtensionDtype):
     name = "curve"
     na_value = None
 
-    @property
-    def type(self) -> Any:
-        return pd.Series
+    type: Any = pd.Series
 
     @classmethod
     def construct_array_type(cls) -> Any:
@@ -66,7 +64,7 @@ class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
         for begin, end in self.cells.tolist():
             yield None if begin == end else (self.values[begin:end], self.index[begin:end])
 
-    # ---- What pandas asks for ------------------------------------------------------------
+    # What pandas asks for.
 
     @property
     def dtype(self) -> CurveDtype:
@@ -120,13 +118,7 @@ class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
     def take(
         self, indices: Any, *, allow_fill: bool = False, fill_value: Any = None
     ) -> "CurveArray":
-        if not allow_fill:
-            return self._like(np.take(self.cells, indices, axis=0))
-        wanted = np.asarray(indices, dtype=np.intp)
-        if len(wanted) and wanted.min() < -1:
-            raise ValueError("take: with allow_fill, indices begin at -1")
-        cells = np.full((len(wanted), 2), -1)
-        cells[wanted >= 0] = self.cells[wanted[wanted >= 0]]
+        cells = pd.api.extensions.take(self.cells, np.asarray(indices, np.intp), 0, allow_fill, -1)
         return self._like(cells)
 
     def duplicated(self, keep: Any = "first") -> np.ndarray:
@@ -245,7 +237,7 @@ def last(curves: pd.Series, k: int = 1) -> pd.Series:
     """The mean of the last k values of each curve; NaN where there is none."""
     if k < 1:
         raise bad_value("k", k, "a number of values from 1 up")
-    return _numbers(curves, lambda values, _: np.mean(values[-k:]) if len(values) else np.nan)
+    return _numbers(curves, lambda values, _: np.mean(values[-k:]))
 
 
 def at(curves: pd.Series, where: float) -> pd.Series:
@@ -348,7 +340,7 @@ def aligned(curves: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     The index holds all points of all curves; between its own points a curve is straight. Curves
     that are missing or without points are left out.
     """
-    there = [curve for curve in _cells(curves) if curve is not None and len(curve[0])]
+    there = [curve for curve in _cells(curves) if curve is not None]
     if not there:
         return np.zeros(0), np.zeros((0, 0))
     first = there[0][1]

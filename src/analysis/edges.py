@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from itertools import chain, pairwise
@@ -162,12 +163,10 @@ def _added(df: pd.DataFrame, run: int, key: str, series: tuple[float, ...]) -> t
     (requested,) = _requested(df, [run])
     added: list[float] = []
     for value in extrapolate(key, series):
-        try:
+        with suppress(UserError):
             taken = getattr(make_config(requested | {key: value}), key)
-        except UserError:
-            continue
-        end = (added or series)[-1]  # whole numbers may be rounded to it
-        added += [taken] * (taken > end if series[-1] > series[0] else taken < end)
+            end = (added or series)[-1]  # whole numbers may be rounded to it
+            added += [taken] * (taken > end if series[-1] > series[0] else taken < end)
     return tuple(added)
 
 
@@ -272,10 +271,8 @@ def _requested(df: pd.DataFrame, runs: Sequence[int]) -> list[dict[str, Any]]:
     """The configurations that these runs, by position, were requested with; null keys are out."""
     rows = df.iloc[runs][[key for key in REQUESTED if key in df]]
     rows.attrs = {}  # pandas copies them deeply for each cell, which is most of the time
-    return [
-        {str(k): v for k, v in row.items() if not is_null(v) and v != NOT_KNOWN}
-        for row in rows.to_dict("records")
-    ]
+    records = rows.to_dict("records")
+    return [{str(k): v for k, v in r.items() if not is_null(v) and v != NOT_KNOWN} for r in records]
 
 
 def _runs_at(df: pd.DataFrame, edge: Edge) -> list[dict[str, Any]]:

@@ -80,23 +80,34 @@ def _section(facts: Mapping[str, Any], df: pd.DataFrame) -> dict[str, Any]:
         with suppress(UserError):
             by, report = main_metrics(df)
     columns = _columns(df, by) if len(df) else []
-    best_first = "desc" if by and direction_of(by) > 0 else "asc"
-    place = [column.title for column in columns].index(by) if by else 0
+    is_rising = bool(by) and direction_of(by) > 0
+    # The best setting of each value of the first key that has names, and the edge alarm.
     named_keys = [key for key in varying(df) if any(isinstance(v, str) for v in df[key])]
     per = named_keys[:1] if by else []
-    choice, alarm, warned = _judge(df, by, report, per) if by else (None, "", [])
-
+    choice, alarm, refused = None, "", []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ChoiceWarning)
+        try:
+            if by:
+                choice = choose(df, by, report, per=per)
+                choice = choice[choice["num_seeds"] > 0].sort_values(
+                    ["num_seeds", by], ascending=[False, not is_rising], kind="stable"
+                )
+                alarm = edge_alarm(df, by)
+        except UserError as error:
+            refused.append(str(error))
     skipped = {_basename(path): reason for path, reason in df.attrs.get("skipped", [])}
     for row in facts["rows"]:
         if row.get("damage"):
             skipped.setdefault(row["name"], row["damage"])
+    place = [column.title for column in columns].index(by) if by else 0
     return {
         "facts": facts,
         "skipped": skipped,  # row -> what of it cannot be read
         "columns": columns,
         "table": {
             "options": [column.options for column in columns],
-            "order": [place, best_first],
+            "order": [place, "desc" if is_rising else "asc"],  # the best first
             "rows": list(zip(*(column.cells for column in columns), strict=True)),
         },
         "metric": by,
@@ -105,26 +116,8 @@ def _section(facts: Mapping[str, Any], df: pd.DataFrame) -> dict[str, Any]:
         "per": "".join(per),
         "alarm": alarm,
         "pictures": _pictures(facts, df, by, report) if by else [],
-        "warnings": warned,
+        "warnings": list(dict.fromkeys([*(str(one.message) for one in caught), *refused])),
     }
-
-
-def _judge(
-    df: pd.DataFrame, by: str, report: str, per: Sequence[str]
-) -> tuple[pd.DataFrame | None, str, list[str]]:
-    """(the best setting of each value of `per`, the edge alarm, warnings and what was refused)."""
-    choice, alarm, refused = None, "", []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ChoiceWarning)
-        try:
-            choice = choose(df, by, report, per=per)
-            choice = choice[choice["num_seeds"] > 0].sort_values(
-                ["num_seeds", by], ascending=[False, direction_of(by) < 0], kind="stable"
-            )
-            alarm = edge_alarm(df, by)
-        except UserError as error:
-            refused.append(str(error))
-    return choice, alarm, list(dict.fromkeys([*(str(one.message) for one in caught), *refused]))
 
 
 @dataclass(frozen=True)
@@ -141,17 +134,14 @@ def _columns(df: pd.DataFrame, by: str) -> list[Column]:
     keys = varying(df) + [key for key in SEEDS if key in df and df[key].nunique() > 1]
     metrics = _shown_metrics(df, by)
     ends = [_numeric(metric, numbers(df, metric), "end") for metric in metrics]
+    judged = [metric for metric in metrics if metric_name(metric) in DIRECTIONS]
     return [
         _coded("run", map(_short, df.index)),
         *ends[:1],  # what a phone shows
         *[_coded(key, df[key]) for key in keys],
         _coded("state", [STATE_NAMES.get(state, state) for state in df["state"]]),
         *ends[1:],
-        *[
-            _numeric(metric, numbers(df, metric, "best"), "best")
-            for metric in metrics
-            if metric_name(metric) in DIRECTIONS
-        ],
+        *[_numeric(metric, numbers(df, metric, "best"), "best") for metric in judged],
         *([_numeric("epochs", numbers(df, "epoch"))] if "epoch" in df else []),
         _numeric("seconds", df["seconds"].where(df["seconds"] > 0)),
         _coded("outcome", df["outcome"]),
@@ -209,10 +199,8 @@ def _pictures(
     wanted: dict[str, Callable[[], Any]] = {
         f"Learning curves{which}: {report}": partial(learning_curves, best, metric)
     }
-    numeric = []  # keys whose values are numbers or null
-    for key in varying(df):
-        if all(is_number(value) or is_null(value) for value in df[key].astype(object)):
-            numeric.append(key)
+    values = {key: df[key].astype(object) for key in varying(df)}
+    numeric = [k for k, found in values.items() if all(is_number(x) or is_null(x) for x in found)]
     for key in numeric[:MOST_AGAINST]:
         wanted[f"{report} against {key}"] = partial(against, df, key, metric)
     if len(numeric) > 1:
@@ -221,9 +209,8 @@ def _pictures(
     wanted[f"{report} against time"] = partial(tradeoff, df, "seconds", report)
 
     pictures = []
-    is_hidden = not sys.stderr.isatty()
-    bar = tqdm(wanted.items(), unit="picture", leave=False, delay=1, disable=is_hidden)
-    for caption, draw in bar:
+    bar = {"unit": "picture", "leave": False, "delay": 1, "disable": not sys.stderr.isatty()}
+    for caption, draw in tqdm(wanted.items(), **bar):
         png, problem = io.BytesIO(), ""
         try:
             with warnings.catch_warnings():

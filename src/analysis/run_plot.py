@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -39,14 +39,12 @@ def _draw(stats: pd.DataFrame) -> "Figure":
     width = min(len(metrics), MOST_BESIDE)
     height = -(-len(metrics) // width)
     figure = Figure(figsize=(4.8 * width, 3.6 * height), layout="constrained")
-    axes = list(figure.subplots(height, width, squeeze=False).flat)
-    for axis in axes[len(metrics) :]:
-        axis.remove()
-    for axis, metric in zip(axes, metrics, strict=False):
+    for place, metric in enumerate(metrics, start=1):
+        axis = figure.add_subplot(height, width, place)
         columns = [column for column in stats.columns if column.endswith(f"/{metric}")]
         marker = "o" if len(stats) < 3 else None  # a line of one point cannot be seen
         for i, column in enumerate(columns):
-            look = {"color": COLOURS[i % len(COLOURS)], "marker": marker}
+            look: Any = {"color": COLOURS[i % len(COLOURS)], "marker": marker}
             label = column.removesuffix(f"/{metric}")
             axis.plot(stats["epoch"], stats[column], label=label, **look)
         values = stats[columns].to_numpy()

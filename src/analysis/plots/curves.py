@@ -72,14 +72,9 @@ def learning_curves(
         for setting in panel.settings:
             _draw_average(panel.axis, drawn[setting.row], grid, setting)
     averages = list(drawn.values())
-    index, means, seeds = (
-        np.concatenate([np.zeros(0), *parts])
-        for parts in (
-            [average.index for average in averages],
-            [average.mean for average in averages],
-            [average.values.reshape(-1) for average in averages],
-        )
-    )
+    index = np.concatenate([np.zeros(0), *(average.index for average in averages)])
+    means = np.concatenate([np.zeros(0), *(average.mean for average in averages)])
+    seeds = np.concatenate([np.zeros(0), *(average.values.reshape(-1) for average in averages)])
     for panel in grid.panels:
         panels.number_axis(panel.axis.xaxis, index)
         if panels.is_log_loss(metric, means):
@@ -96,8 +91,8 @@ def learning_curves(
         cut_note,
         panels.losses_note(df, [metric], spec),
     ]
-    grid.add_legends(lambda c, s: Line2D([], [], color=c, linestyle=s, linewidth=1.8), notes)
-    return grid.figure
+    look: Any = {"linewidth": 1.8}
+    return grid.add_legends(lambda c, s: Line2D([], [], color=c, linestyle=s, **look), notes)
 
 
 def _index_label(curves: pd.Series) -> str:
@@ -123,7 +118,7 @@ def _average(curves: pd.Series, is_diverged: np.ndarray) -> Average:
     """is_diverged: (seeds,) those that diverge."""
     ends = []
     for curve in curves[is_diverged].array.curves():  # type: ignore[attr-defined]
-        if curve is not None and len(curve[0]):
+        if curve is not None:
             finite = np.flatnonzero(np.isfinite(curve[0]))
             ends.append(float(curve[1][finite[-1] if len(finite) else 0]))
     index, values = aligned(curves)
@@ -257,8 +252,7 @@ def to_target(
         look = line_look(found, mark) if found else {"linestyle": "none", "marker": mark}
         return Line2D([], [], markersize=5, color=dye, **look)
 
-    grid.add_legends(handle, notes)
-    return grid.figure
+    return grid.add_legends(handle, notes)
 
 
 def first_reached(curves: pd.Series, target: float) -> np.ndarray:
@@ -269,7 +263,7 @@ def first_reached(curves: pd.Series, target: float) -> np.ndarray:
     sign = direction_of(str(curves.name))
     found = np.full(len(curves), np.nan)
     for run, curve in enumerate(curves.array.curves()):  # type: ignore[attr-defined]
-        if curve is not None and len(curve[0]):
+        if curve is not None:
             reached = np.flatnonzero(sign * curve[0] >= sign * target)
             found[run] = curve[1][reached[0]] if len(reached) else np.inf
     return found

@@ -179,7 +179,7 @@ class FacetGrid:
 
     def add_legends(
         self, handle: Callable[..., Any] | None = None, notes: Sequence[str] = ()
-    ) -> None:
+    ) -> Figure:
         """Colours on the right, styles below, and the notes as a caption. handle(colour, style)."""
         colours, styles = self.colours, self.styles
         by_colour: tuple[list[Any], list[str]] = ([], [])
@@ -208,7 +208,7 @@ class FacetGrid:
                     legend = Legend(axis, *named, fontsize=8, title_fontsize=8, **look)
                     axis.add_artist(legend)
                     legend.set_clip_on(False)  # else the layout leaves no room for it
-            return
+            return figure
 
         # The figure grows by what stands below the panels.
         lines = textwrap.wrap("; ".join(filter(None, notes)), int(figure.get_figwidth() * 13))
@@ -226,6 +226,7 @@ class FacetGrid:
         if by_style[0]:
             look |= {"bbox_to_anchor": (0.5, caption * inch), "ncols": columns}
             figure.legend(*by_style, title=titles[1], loc="lower center", **look)
+        return figure
 
 
 def facet_grid(

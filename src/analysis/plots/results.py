@@ -1,4 +1,4 @@
-"""Pictures of one number for each setting: against one hyperparameter, two, or another metric."""
+"""Pictures of one number a setting: against one key, two, or another metric; and for each class."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +16,20 @@ from matplotlib.patches import Rectangle
 
 from src.analysis.curves import COSTS, direction_of
 from src.analysis.plots import panels
-from src.analysis.plots.encoding import LINES, POINTS, Levels, levels, literal, spans, width_of
+from src.analysis.plots.encoding import (
+    LINES,
+    POINTS,
+    Levels,
+    cut,
+    levels,
+    literal,
+    spans,
+    width_of,
+)
 from src.analysis.run_plot import COLOURS
 from src.analysis.settings import Setting, mean_interval, metrics_of, scores_by
 from src.metrics import metric_name
-from src.support import bad_value
+from src.support import UserError, bad_value, unknown_name
 
 DODGE = 0.12  # between series beside each other over a name
 DENSE = 150  # points of a trade-off: beyond, they are small
@@ -31,6 +40,10 @@ MOST_CELLS = 12  # a side, where the frame of the best is thick
 SIZES = (8, 7, 6, 5)  # points of numbers in cells, the first that fits
 MARGIN = 1.15  # of a cell, beside the number
 MAP, FRAME = "cividis", "#D55E00"  # no colour of the map is like the frame
+# Of classes
+LONGEST_CLASS = 24  # characters of a name
+CLASS = 0.17  # inches a class
+MOST_NAMED = 60  # classes, beyond which they are numbered
 
 
 def against(
@@ -121,8 +134,7 @@ def against(
         look = {"color": dye, "markersize": 4.5, "linewidth": 1.6, **line_look(found, mark)}
         return Line2D([], [], **(look | ({"marker": ""} if found.is_numeric else {})))
 
-    grid.add_legends(handle, notes)
-    return grid.figure
+    return grid.add_legends(handle, notes)
 
 
 def line_look(found: Levels, style: Any) -> dict[str, Any]:
@@ -354,8 +366,7 @@ def tradeoff(
         panels.losses_note(df, [x, y], spec),
     ]
     look = {"linestyle": "none", "markersize": 6}
-    grid.add_legends(lambda dye, shape: Line2D([], [], color=dye, marker=shape, **look), notes)
-    return grid.figure
+    return grid.add_legends(lambda c, m: Line2D([], [], color=c, marker=m, **look), notes)
 
 
 def pareto(points: np.ndarray, signs: tuple[int, int]) -> np.ndarray:
@@ -371,3 +382,53 @@ def pareto(points: np.ndarray, signs: tuple[int, int]) -> np.ndarray:
     reached = np.maximum.accumulate(signs[1] * ordered[:, 1])
     front = ordered[np.concatenate([[True], reached[1:] > reached[:-1]])]
     return front[np.argsort(front[:, 0], kind="stable")]
+
+
+def per_class(
+    df: pd.DataFrame,
+    column: str = "test/last/class_accuracy",
+    *,
+    row: str | None = None,
+    col: str | None = None,
+    colour: str | None = None,
+    style: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """A point a class and setting: the last epoch's value, its mean over seeds, the lowest below.
+
+    column: of arrays, (epochs, classes) a run. Raises UserError for a column that holds none.
+    """
+    if column not in df:
+        raise unknown_name("column", column, df.columns)
+    cells = df[column].tolist()
+    shapes = {x.shape[1:] for x in cells if isinstance(x, np.ndarray)}
+    if len(shapes) != 1 or len(shape := next(iter(shapes))) != 1:
+        raise UserError(f"column: {column} holds no numbers for each class, of as many in each run")
+    last = [np.full(shape, np.nan) if x is None or not len(x) else x[-1] for x in cells]
+    values, num = np.stack(last), shape[0]  # (runs, classes)
+
+    grid = panels.facet_grid(df, panels.PlotSpec(row, col, colour, style, ax), styles=POINTS)
+    means = [pd.DataFrame(values[setting.rows]).mean() for setting in grid.settings]  # not of NaN
+    order = pd.concat(means, axis=1).mean(axis=1).argsort(kind="stable").to_numpy()
+    pairs = zip(grid.settings, means, strict=True)
+    mean_of = {setting.row: mean.to_numpy()[order] for setting, mean in pairs}
+    known = [names for names in df.get("data_class_names", []) if isinstance(names, list)]
+    labels = [str(i) for i in order]  # names, where all runs have the same ones
+    if known and len(known[0]) == num and all(names == known[0] for names in known):
+        labels = [literal(cut(str(known[0][i]), LONGEST_CLASS)) for i in order]
+    for panel in grid.panels:
+        for setting in panel.settings:
+            dye, marker = grid.marks(setting)
+            look: Any = {"color": dye, "marker": marker, "linestyle": "none", "alpha": 0.8}
+            panel.axis.plot(mean_of[setting.row], np.arange(num), markersize=4, **look)
+        if num <= MOST_NAMED:
+            panel.axis.set_yticks(np.arange(num), labels, fontsize=8)
+    if ax is None:
+        grid.figure.set_figheight(
+            max(grid.figure.get_figheight(), 1 + CLASS * min(num, MOST_NAMED))
+        )
+    grid.name_axes(panels.label_of(column), "class")
+    counts = [len(setting.rows) for setting in grid.settings]
+    notes = [grid.unencoded_keys("points differ in", "as well"), panels.seeds_note(counts, "")]
+    look = {"linestyle": "none"}
+    return grid.add_legends(lambda c, m: Line2D([], [], color=c, marker=m, **look), notes)
