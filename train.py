@@ -5,6 +5,12 @@ epochs: `for stats, model in experiment_generator(config): …`.
 """
 
 import sys
+
+if __name__ == "__main__":  # --help and --keys need not wait for torch
+    from src.config import CommandLine
+
+    CommandLine.answer_questions(sys.argv[1:])
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -5,29 +5,41 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from src.config.config import KEYS, nearest_key, read_values
+from src.config.key_notes import describe_keys
 from src.config.yaml_files import read_yaml
 from src.logging import free_folder
 from src.support import ROOT, OneLineParser, UserError, one_line
 
 MOST_SHOWN = 999  # characters of a command
+QUESTIONS = ("-h", "--help", "--keys", "--print-config")  # that train.py answers without a run
 
 
 class CommandLine:
     """python train.py CONFIG [key=value ...]"""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        """Raises UserError."""
+        """Raises UserError; SystemExit where --help or --keys has been answered."""
         parser = OneLineParser(prog="train.py", description="Train one model.")
         parser.add_argument("config", nargs="?", help="YAML file with keys of src/keys.py")
         parser.add_argument("overrides", nargs="*", metavar="key=value", help="base_lr=0.1 …")
-        dashed = [argument for argument in arguments if argument.startswith("-")]
-        if dashed and not {"-h", "--help"} & {*dashed}:
+        parser.add_argument(
+            "--keys", nargs="?", const="", metavar="PATTERN", help="say what the keys mean, and end"
+        )
+        parser.add_argument(
+            "--print-config", action="store_true", help="print the value of every key, and end"
+        )
+        dashed = [x for x in arguments if x.startswith("-") and x not in QUESTIONS]
+        if dashed:
             meant = one_line(self._text(without_dashes(arguments)), MOST_SHOWN)
             raise UserError(f"{one_line(dashed[0])}: keys are written without dashes: {meant}")
         options = parser.parse_args(arguments)
+        if options.keys is not None:
+            print(describe_keys(options.keys))
+            raise SystemExit
         if not options.config:
             first = self._text([os.path.relpath(ROOT / "test_cfg_digits_linear.yaml")])
             raise UserError(f"a YAML file is missing; to begin with: {first} [key=value ...]")
@@ -36,6 +48,14 @@ class CommandLine:
             raise UserError(f"the first argument is a YAML file: {one_line(whole, MOST_SHOWN)}")
         self.config, self.overrides = options.config, options.overrides
         self.values = read_values(self.config, self.overrides)
+        self.asks_for_config = options.print_config
+
+    @classmethod
+    def answer_questions(cls, arguments: Sequence[str]) -> None:
+        """Answers --help and --keys, and ends; whatever else there is is for the run to read."""
+        if {"-h", "--help", "--keys"} & {*arguments}:
+            with suppress(UserError):
+                cls(arguments)
 
     @staticmethod
     def override(key: str, text: str) -> str:

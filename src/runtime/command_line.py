@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from src.config import CommandLine, Config, make_config
+from src.config import CommandLine, Config, make_config, write_yaml
 from src.logging import OtherRun, choose_folder, is_finished, summarize_run
 from src.runtime.distributed import DistributedContext, detect_rank, is_main_process, report_exit
 from src.runtime.signals import StopRequested
@@ -38,6 +38,9 @@ def run_command_line(
     try:
         line = CommandLine(arguments)
         config, note = make_config(line.values), ""
+        if line.asks_for_config:
+            print(write_yaml(asdict(config)), end="")
+            return 0
         number = num_processes(config.multi_gpu, config.device, config.dataset)
         if "output_dir" not in line.values:
             config = _with_folder(config, Path(line.config).stem)

@@ -1,0 +1,65 @@
+"""What is said of the keys is what src/keys.py declares."""
+
+import json
+
+import pytest
+import yaml
+
+from src.config import KEYS, make_config
+from src.config.key_notes import describe_keys, key_notes
+from src.support import UserError
+from train import main
+
+
+def test_every_key_has_a_note_with_its_default():
+    notes = key_notes()
+    assert [note.name for note in notes] == list(dict.fromkeys(note.name for note in notes))
+    assert {note.name for note in notes} == KEYS.keys()
+    config = make_config({})
+    for note in notes:
+        assert json.loads(note.default) == getattr(config, note.name)
+        assert note.kind
+        assert note.meaning, f"{note.name} in src/keys.py needs a comment"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("batch_size", "whole number, at least 1"),
+        ("averaging_bn", "average, recompute"),
+        ("early_stopping_patience", "whole number, at least 1, or null"),
+        ("data_crop_pct", "number, above 0, at most 1, or null"),
+        ("metrics", "list of (text)"),
+    ],
+)
+def test_types_are_words(name, kind):
+    (note,) = [note for note in key_notes() if note.name == name]
+    assert note.kind == kind
+
+
+def test_a_pattern_is_looked_for_in_names_and_meanings():
+    found = describe_keys("checkpoint")
+    assert "  save_best_checkpoint: false\n" in found
+    assert "  early_stopping_patience" not in found
+    assert "  keep_state: true\n" not in found
+    assert max(map(len, describe_keys().splitlines())) <= 80
+    assert describe_keys("lr_shedule") == "no key matches 'lr_shedule'; did you mean 'lr_schedule'?"
+    with pytest.raises(UserError, match=r"--keys: got '\(', expected a regular expression"):
+        describe_keys("(")
+
+
+def test_the_command_line_answers_and_ends(capsys, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit) as end:
+        main(["--keys", "base_lr"])
+    assert not end.value.code
+    assert "\n  base_lr: " in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cfg.yaml").write_text("dataset: sklearn/digits\nbatch_size: 7\n")
+    assert main(["cfg.yaml", "base_lr=0.5", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert make_config({"dataset": "sklearn/digits", "batch_size": 7, "base_lr": 0.5}) == (
+        make_config(yaml.safe_load(printed))
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["cfg.yaml"]
+    assert main(["--keys", "("]) == 2
+    assert "--keys: got '('" in capsys.readouterr().err
