@@ -5,11 +5,17 @@ import json
 import re
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from src.config.config import Config, nearest_key
 from src.support import ROOT, bad_value
 
 WIDTH = 80  # columns
+BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+DIALECT = "http://json-schema.org/draft-07/schema#"
 NAMES = {
     "bool": "true or false",
     "int": "whole number",
@@ -44,9 +50,10 @@ class KeyNote:
 def key_notes() -> list[KeyNote]:
     """Of every key, in the order of src/keys.py."""
     text = (ROOT / "src/keys.py").read_text()
-    lines, notes, defaults = text.splitlines(), [], Config()
-    for group in ast.parse(text).body:
-        for field in group.body if isinstance(group, ast.ClassDef) else ():
+    lines, defaults = text.splitlines(), Config()
+    notes: list[KeyNote] = []
+    for group in (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)):
+        for field in group.body:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 first = field.lineno - 1
                 while lines[first - 1].strip().startswith("#"):
@@ -102,3 +109,89 @@ def describe_keys(pattern: str = "") -> str:
         near = nearest_key(pattern)
         return f"no key matches {pattern!r}" + (f"; did you mean {near!r}?" if near else "")
     return "\n".join(lines)
+
+
+# ---- JSON Schemas, which editors use to complete and check YAML ------------------------------
+
+
+def config_schema() -> dict[str, Any]:
+    """Of a YAML file for train.py."""
+    schema = TypeAdapter(Config).json_schema()
+    for note in key_notes():
+        of_key = _with_bounds(schema["properties"][note.name])
+        of_key.pop("title", None)
+        of_key["description"] = note.meaning
+    about = {"title": "A run of train.py", "description": "Keys of src/keys.py"}
+    return {"$schema": DIALECT, **schema, **about}
+
+
+def _with_bounds(schema: Any) -> Any:
+    """In place, the bounds that pydantic leaves under its own names."""
+    if isinstance(schema, dict):
+        for own, name in BOUNDS.items():
+            if own in schema:
+                schema[name] = schema.pop(own)
+    for inside in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(inside, dict | list):
+            _with_bounds(inside)
+    return schema
+
+
+def job_schema() -> dict[str, Any]:
+    """Of a job file for submit_multiple.py: a key has a value, a list, an expression or a draw."""
+    config = config_schema()
+    grid: dict[str, Any] = {"type": "object", "additionalProperties": False}
+    grid["patternProperties"] = {
+        "^LIST": {"type": "array", "items": {"$ref": "#/$defs/grid"}},
+        "^ZIP": {"$ref": "#/$defs/grid"},
+    }
+    grid["properties"] = {
+        name: {
+            "description": of_key.pop("description"),
+            "anyOf": [of_key, {"type": "array"}, {"type": "string"}, {"$ref": "#/$defs/draw"}],
+        }
+        for name, of_key in config["properties"].items()
+    }
+    number = {"type": ["number", "string"]}
+    pair = {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
+    draw = {
+        "type": "object",
+        "properties": {
+            "uniform": pair,
+            "loguniform": pair,
+            "choice": {"type": ["array", "string"]},
+            "n": {"type": "integer", "minimum": 1},
+            "seed": {"type": "integer", "minimum": 0},
+        },
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    common = ("trackers", "wandb", "wandb_project_name", "wandb_tags")
+    details = {name: config["properties"][name] for name in common}
+    details |= {"name": {"type": "string"}, "output_dir": {"type": "string"}}
+    return {
+        "$schema": DIALECT,
+        "title": "A grid of submit_multiple.py",
+        "type": "object",
+        "properties": {
+            "job_details": {
+                "type": "object",
+                "properties": details,
+                "additionalProperties": False,
+            },
+            "parameters": {"$ref": "#/$defs/grid"},
+        },
+        "required": ["parameters"],
+        "additionalProperties": False,
+        "$defs": config.get("$defs", {}) | {"grid": grid, "draw": draw},
+    }
+
+
+def write_schemas(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, schema in {"config": config_schema(), "job": job_schema()}.items():
+        (folder / f"{name}.json").write_text(json.dumps(schema, indent=1) + "\n")
+
+
+if __name__ == "__main__":  # after a change of src/keys.py: python -m src.config.key_notes
+    write_schemas(ROOT / "schemas")

@@ -2,12 +2,13 @@
 
 import json
 
+import jsonschema
 import pytest
 import yaml
 
-from src.config import KEYS, make_config
-from src.config.key_notes import describe_keys, key_notes
-from src.support import UserError
+from src.config import KEYS, make_config, read_yaml_file
+from src.config.key_notes import describe_keys, key_notes, write_schemas
+from src.support import ROOT, UserError
 from train import main
 
 
@@ -63,3 +64,40 @@ def test_the_command_line_answers_and_ends(capsys, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["cfg.yaml"]
     assert main(["--keys", "("]) == 2
     assert "--keys: got '('" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config", "job"])
+def test_the_schemas_are_those_of_the_keys(name, tmp_path):
+    write_schemas(tmp_path)
+    kept = ROOT / "schemas" / f"{name}.json"
+    hint = "after a change of src/keys.py: python -m src.config.key_notes"
+    assert kept.read_text() == (tmp_path / kept.name).read_text(), hint
+
+
+EXAMPLES = [(path, "config") for path in sorted(ROOT.glob("test_cfg_*.yaml"))]
+EXAMPLES += [(path, "job") for path in sorted(ROOT.glob("jobs/*.yaml"))]
+
+
+@pytest.mark.parametrize(("path", "name"), EXAMPLES, ids=lambda x: getattr(x, "stem", x))
+def test_editors_find_the_schema_of_an_example_and_no_mistake_in_it(path, name):
+    schema = json.loads((ROOT / "schemas" / f"{name}.json").read_text())
+    assert not list(jsonschema.Draft7Validator(schema).iter_errors(read_yaml_file(path)))
+    first = path.read_text().splitlines()[0]
+    where = path.parent / first.removeprefix("# yaml-language-server: $schema=")
+    assert where.resolve() == ROOT / "schemas" / f"{name}.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("config", {"base_lrr": 1}),
+        ("config", {"batch_size": 0}),
+        ("config", {"precision": "fp8"}),
+        ("job", {"job_details": {"name": "x", "output_dir": "y"}, "parameters": {"lr": [1]}}),
+        ("job", {"job_details": {"name": "x"}, "parameters": {"base_lr": {"normal": [0, 1]}}}),
+        ("job", {"parameters": {"LIST_a": [{"modle": "linear"}]}}),
+    ],
+)
+def test_a_schema_refuses_what_we_refuse(name, values):
+    schema = json.loads((ROOT / "schemas" / f"{name}.json").read_text())
+    assert list(jsonschema.Draft7Validator(schema).iter_errors(values))
