@@ -372,16 +372,10 @@ class _StatusReader:
             with suppress(OSError):
                 ended = os.stat(row.log).st_mtime
                 end = ended if 0 <= ended - end < MOST_SECONDS_TO_END else end
-        return RowStatus(
-            row,
-            "done",
-            cause=_text(done.get("reason")),
-            node=_text(status.get("host")),
-            job=_text(status.get("job")),
-            progress=1.0,
-            seconds=_seconds(status, end),
-            outcome=_text(done.get("outcome")),
-        )
+        cause, outcome = _text(done.get("reason")), _text(done.get("outcome"))
+        node, job = _text(status.get("host")), _text(status.get("job"))
+        seconds = _seconds(status, end)
+        return RowStatus(row, "done", None, cause, node, job, 1.0, seconds, outcome=outcome)
 
     def _not_done(self, row: Row, written: dict | None) -> RowStatus:
         status, job = written or {}, (self.queue or {}).get(row.name)
