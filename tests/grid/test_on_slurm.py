@@ -382,7 +382,7 @@ def test_a_controller_stopped_in_the_middle_costs_no_row_and_doubles_none(
     repository.job(learning_rates(120))
     arguments = ("job.yaml", "-s", "quick.sh", "--no-array", "--patience", "1")
     process = repository.start("submit_multiple.py", *arguments, env=cluster.env)
-    wait_until(lambda: (repository.path / "results").exists())
+    wait_until(lambda: [*(repository.path / "results").glob("[0-9]*")])
     wait_until(lambda: len(journal(repository).accepted_rows) > 10)
     cluster.call("ctld-down")
     output, errors = process.communicate(timeout=PATIENCE)
