@@ -336,9 +336,11 @@ EVALUATION = {"bare loop": bare_evaluation, "ours": our_evaluation}
 
 def bare_sparse(batch_size: int, num_steps: int, folder: Path) -> Segments:
     """CSR arrays in memory, rows gathered, and the product as a bag of embeddings."""
-    from src.data.sources.libsvm import load
+    from src.config import make_config
+    from src.data import build_data
 
-    data = load("rcv1.binary", {"train": "train"}, data_dir=folder / "data")
+    keys = {"dataset": "libsvm/rcv1.binary", "data_dir": str(folder / "data")}
+    data = build_data(make_config(keys | {"data_splits_map": {"train": "train"}}), None)
     inputs, targets = data.splits["train"].inputs, data.splits["train"].targets
     crow, columns, values = inputs.crow_indices(), inputs.col_indices(), inputs.values()
     weight = nn.Parameter(torch.zeros(47_236, 2))

@@ -9,7 +9,6 @@ by default not at all. Of a map-style dataset, dataset[i] is (PIL image, class n
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch.utils.data import Dataset
 from src.config import Config, import_function
 from src.data.arrays import ArraySplit, split_arrays
 from src.data.images import classes_of, cut, image_data
-from src.data.source import Source, shaped
+from src.data.source import Source, pixel_preprocessing, shaped
 from src.data.splits import Data, Preprocessing
 from src.data.splits_map import check_bases, resolve_all
 from src.support import bad_value
@@ -35,40 +34,19 @@ def check(config: Config, source: Source) -> None:
 
 
 def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
-    data = load(
-        source.name,
-        source.splits_map,
-        data_dir=Path(config.data_dir),
-        normalize=config.data_normalize,
-        preprocessing=preprocessing,
-    )
-    if any(split.is_fitted for split in data.splits.values()):
-        return data  # its transforms do the rest
-    return shaped(config, source, data, preprocessing)
-
-
-def load(
-    name: str,
-    splits_map: Mapping[str, str],
-    *,
-    data_dir: Path,
-    normalize: str | None = None,
-    preprocessing: Preprocessing | None = None,
-) -> Data:
     """The parts that the function returns, cut into splits; UserError for other things."""
-    parts = import_function(name, KEY, PARAMETERS)(data_dir)
+    name, normalize = source.name, config.data_normalize
+    parts = import_function(name, KEY, PARAMETERS)(Path(config.data_dir))
     if not isinstance(parts, Mapping) or not parts:
         expected = f"a function that gives part -> data, not {type(parts).__name__}"
         raise bad_value(KEY, name, expected)
-    check_bases(splits_map, list(parts), name)
+    check_bases(source.splits_map, list(parts), name)
 
     if all(isinstance(part, Dataset) for part in parts.values()):
         if normalize not in (None, "none"):
             raise bad_value("data_normalize", normalize, "null or none for images")
-        preprocessing = preprocessing or Preprocessing()
-        if normalize == "none":
-            preprocessing = replace(preprocessing, mean=(0.0,), std=(1.0,))
-        ranges = resolve_all(splits_map, {part: len(data) for part, data in parts.items()})
+        preprocessing = pixel_preprocessing(config, preprocessing)
+        ranges = resolve_all(source.splits_map, {part: len(data) for part, data in parts.items()})
         names = classes_of(parts)
         return image_data(cut(parts, ranges), preprocessing, name=name, class_names=names)
 
@@ -77,8 +55,16 @@ def load(
     for part, split in arrays.items():
         if split.inputs.shape[1:] != shape:
             raise bad_value(KEY, name, f"inputs of one shape in all parts, also in {part!r}")
-    splits = split_arrays(arrays, splits_map, normalize or "none")
-    return Data(dict(splits), tuple(shape), _num_classes(name, arrays))
+    targets, n_classes = [split.targets for split in arrays.values()], None
+    if targets[0].ndim == 2:
+        n_classes = targets[0].shape[1]
+    elif not targets[0].is_floating_point():
+        if min(int(numbers.min()) for numbers in targets) < 0:
+            raise bad_value(KEY, name, "classes numbered from 0 up")
+        n_classes = max(int(numbers.max()) for numbers in targets) + 1
+    splits = split_arrays(arrays, source.splits_map, normalize or "none")
+    data = Data(dict(splits), tuple(shape), n_classes)
+    return shaped(config, source, data, preprocessing)
 
 
 def _array_split(name: str, part: str, content: Any) -> ArraySplit:
@@ -97,14 +83,3 @@ def _array_split(name: str, part: str, content: Any) -> ArraySplit:
     is_class = targets.ndim == 1 and not targets.is_floating_point()
     targets = targets.to(torch.int64 if is_class else torch.float32)
     return ArraySplit(inputs.to(torch.float32, copy=True), targets)
-
-
-def _num_classes(name: str, arrays: Mapping[str, ArraySplit]) -> int | None:
-    targets = [split.targets for split in arrays.values()]
-    if targets[0].ndim == 2:
-        return targets[0].shape[1]
-    if targets[0].is_floating_point():
-        return None
-    if min(int(numbers.min()) for numbers in targets) < 0:
-        raise bad_value(KEY, name, "classes numbered from 0 up")
-    return max(int(numbers.max()) for numbers in targets) + 1

@@ -16,16 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from loguru import logger
-from torch import Tensor
 
 from src.config import Config
 from src.data.arrays import ArraySplit, csr_tensor, split_arrays
-from src.data.source import (
-    Source,
-    refuse_augmentation_of_arrays,
-    refuse_pixel_statistics,
-    shaped,
-)
+from src.data.source import Source, refuse_augmentation_of_arrays, refuse_pixel_statistics, shaped
 from src.data.sources.fetch import alone, file_stamp, missing, read_timeout
 from src.data.splits import Data, Preprocessing
 from src.data.splits_map import bases_used, check_bases
@@ -46,102 +40,78 @@ ROWS_OF_W1A = (2477, 47272)  # and of w1a.t: how to know the wrong file in a cac
 
 
 def check(config: Config, source: Source) -> None:
+    """UserError also for a data set or a part that neither data_dir nor the site has."""
     refuse_augmentation_of_arrays(config, source)
     refuse_pixel_statistics(config, source)
-    check_name(source.name, source.splits_map, data_dir=Path(config.data_dir))
-
-
-def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
-    data = load(
-        source.name,
-        source.splits_map,
-        data_dir=Path(config.data_dir),
-        download=config.data_download,
-        normalize=config.data_normalize,
-    )
-    return shaped(config, source, data, preprocessing)
-
-
-def load(
-    name: str,
-    splits_map: Mapping[str, str],
-    *,
-    data_dir: Path,
-    download: bool = True,
-    normalize: str | None = None,
-    mirror: str | None = None,
-) -> Data:
-    """The data set from data_dir/libsvm, with rows of unit norm unless normalize says otherwise.
-
-    Parts: `train` is NAME, `test` is NAME_test where the site has it. Labels become 0…C-1 in
-    sorted order; one number of features holds for both parts. mirror: the address that holds the
-    LIBSVM site's folders, None for the site.
-    """
-    check_name(name, splits_map, data_dir=data_dir)
-    folder = (data_dir / "libsvm").absolute()
-    metas = {
-        base: _prepared(folder, name + SUFFIXES[base], download=download, mirror=mirror)
-        for base in bases_used(splits_map)
-    }
-    layout = next(iter(metas.values()))["layout"]  # test data lie in memory as training data do
-    n_features = max(meta["n_features"] for meta in metas.values())
-    classes = np.unique(np.concatenate([meta["classes"] for meta in metas.values()]))
-    bases = {}
-    for base, meta in metas.items():
-        home = folder / "prepared" / (name + SUFFIXES[base])
-        arrays = {Path(file).stem: np.load(home / file) for file in meta["files"]}
-        targets = _targets(meta, arrays, classes)
-        bases[base] = ArraySplit(_inputs(arrays, n_features, layout), targets)
-    splits = split_arrays(bases, splits_map, normalize or "rows")
-    labels = tuple(f"{label:g}" for label in classes)
-    return Data(dict(splits), (n_features,), len(labels) or None, labels or None)
-
-
-def check_name(name: str, splits_map: Mapping[str, str], *, data_dir: Path) -> None:
-    """UserError for a data set or a part that neither data_dir nor the site has."""
-    folder, names = data_dir / "libsvm", {base: name + end for base, end in SUFFIXES.items()}
-    if all(b in names and current_meta(folder, names[b]) for b in bases_used(splits_map)):
+    folder = Path(config.data_dir) / "libsvm"
+    names = {base: source.name + end for base, end in SUFFIXES.items()}
+    used = bases_used(source.splits_map)
+    if all(base in names and current_meta(folder, names[base]) for base in used):
         return
     from libsvmdata import supported
 
-    if name not in supported:
-        alike = [known for known in supported if known.startswith(name)] or supported
-        raise unknown_name("dataset", f"libsvm/{name}", [f"libsvm/{known}" for known in alike])
-    check_bases(splits_map, [b for b in names if names[b] in supported], f"libsvm/{name}")
+    if source.name not in supported:
+        alike = [known for known in supported if known.startswith(source.name)] or supported
+        raise unknown_name("dataset", source.dataset, [f"libsvm/{known}" for known in alike])
+    check_bases(source.splits_map, [b for b in names if names[b] in supported], source.dataset)
 
 
-def _inputs(arrays: Mapping[str, np.ndarray], n_features: int, layout: str) -> Tensor:
-    """(n, n_features), dense or CSR; on the memory of the arrays unless they have another layout,
-    or columns are added."""
+def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
+    """Rows of unit norm, unless data_normalize says otherwise.
+
+    Parts: `train` is NAME, `test` is NAME_test where the site has it. Labels become 0…C-1 in
+    sorted order; one number of features holds for both parts.
+    """
+    folder = (Path(config.data_dir) / "libsvm").absolute()
+    names = {base: source.name + SUFFIXES[base] for base in bases_used(source.splits_map)}
+    metas = {b: _prepared(folder, n, download=config.data_download) for b, n in names.items()}
+    layout = next(iter(metas.values()))["layout"]  # test data lie in memory as training data do
+    n_features = max(meta["n_features"] for meta in metas.values())
+    classes = np.unique(np.concatenate([meta["classes"] for meta in metas.values()]))
+    bases = {
+        base: _read(folder / "prepared" / names[base], meta, n_features, layout, classes)
+        for base, meta in metas.items()
+    }
+    splits = split_arrays(bases, source.splits_map, config.data_normalize or "rows")
+    labels = tuple(f"{label:g}" for label in classes)
+    data = Data(dict(splits), (n_features,), len(labels) or None, labels or None)
+    return shaped(config, source, data, preprocessing)
+
+
+def _read(
+    home: Path, meta: Mapping[str, Any], n_features: int, layout: str, classes: np.ndarray
+) -> ArraySplit:
+    """A part from its prepared arrays.
+
+    inputs: (n, n_features), dense or CSR; on the memory of the arrays unless they have another
+    layout, or columns are added. targets: class numbers (n,) int64, real targets (n,) float32, or
+    zeros and ones (n, C) float32.
+    """
+    arrays = {Path(file).stem: np.load(home / file) for file in meta["files"]}
     values = arrays["values"]
     if "columns" in arrays:
         rows, columns = torch.from_numpy(arrays["rows"]), torch.from_numpy(arrays["columns"])
-        csr = csr_tensor(rows, columns, torch.from_numpy(values), n_features)
-        return csr if layout == "csr" else csr.to_dense()
-    if values.shape[1] < n_features:
-        values = np.pad(values, ((0, 0), (0, n_features - values.shape[1])))
-    if layout == "dense":
-        return torch.from_numpy(values)
-    rows = torch.from_numpy(np.cumsum([0, *np.count_nonzero(values, 1)]))
-    columns = torch.from_numpy(values.nonzero()[1])
-    return csr_tensor(rows, columns, torch.from_numpy(values[values != 0]), n_features)
+        inputs = csr_tensor(rows, columns, torch.from_numpy(values), n_features)
+        inputs = inputs if layout == "csr" else inputs.to_dense()
+    else:
+        if values.shape[1] < n_features:
+            values = np.pad(values, ((0, 0), (0, n_features - values.shape[1])))
+        inputs = torch.from_numpy(values)
+        if layout == "csr":
+            rows = torch.from_numpy(np.cumsum([0, *np.count_nonzero(values, 1)]))
+            columns = torch.from_numpy(values.nonzero()[1])
+            inputs = csr_tensor(rows, columns, torch.from_numpy(values[values != 0]), n_features)
 
-
-def _targets(
-    meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], classes: np.ndarray
-) -> Tensor:
-    """Class numbers (n,) int64, real targets (n,) float32, or zeros and ones (n, C) float32."""
-    targets = arrays["targets"]
     if meta["task"] == "regression":
-        return torch.from_numpy(targets)
-    numbers = torch.from_numpy(np.searchsorted(classes, meta["classes"])[targets])
+        return ArraySplit(inputs, torch.from_numpy(arrays["targets"]))
+    numbers = torch.from_numpy(np.searchsorted(classes, meta["classes"])[arrays["targets"]])
     if meta["task"] != "multilabel":
-        return numbers
+        return ArraySplit(inputs, numbers)
     labels_each = torch.from_numpy(np.diff(arrays["ends"]))
     example = torch.repeat_interleave(torch.arange(len(labels_each)), labels_each)
     hot = torch.zeros(len(labels_each), len(classes))
     hot[example, numbers] = 1.0
-    return hot
+    return ArraySplit(inputs, hot)
 
 
 # ---- Files -------------------------------------------------------------------------------
@@ -171,7 +141,7 @@ def current_meta(folder: Path, name: str) -> dict[str, Any] | None:
     return meta if is_current else None
 
 
-def _prepared(folder: Path, name: str, *, download: bool, mirror: str | None) -> dict[str, Any]:
+def _prepared(folder: Path, name: str, *, download: bool) -> dict[str, Any]:
     """meta.json of the prepared arrays, which are fetched and prepared where they are needed.
 
     In this process: at its peak it takes no more memory than one of its own would (measured),
@@ -193,43 +163,51 @@ def _prepared(folder: Path, name: str, *, download: bool, mirror: str | None) ->
             if download:
                 logger.warning("libsvm/{} {}: fetching it into {}", name, fault, folder)
                 try:
-                    return prepare(folder, name, fetch=True, mirror=mirror)
+                    return prepare(folder, name, fetch=True)
                 except Exception as error:
                     reason = f"could not be fetched ({one_line(error)})"
                     raise missing(f"libsvm/{name}", reason, folder, files) from error
     raise missing(f"libsvm/{name}", f"{fault} and data_download is false", folder, files)
 
 
-def prepare(
-    folder: Path, name: str, *, fetch: bool = False, mirror: str | None = None
-) -> dict[str, Any]:
+def prepare(folder: Path, name: str, *, fetch: bool = False) -> dict[str, Any]:
     """Prepare the arrays from libsvmdata's files, fetched first if so requested; meta.json.
 
     All is written aside and renamed.
     """
     import libsvmdata
+    from libsvmdata.libsvm import LIBSVM_BASE_URL
 
+    dataset = libsvmdata.ALL_DATASETS[name]
     aside, home = folder / ".aside" / name, folder / "prepared" / name
     shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
     aside.mkdir(parents=True)
     try:
         if fetch:
-            _fetch(folder, name, aside, mirror)
+            # Into a folder of its own: libsvmdata's test of what is cached matches other data
+            # sets' files as well, and deletes them.
+            vars(dataset).update(CORRECTIONS.get(name, {}), dataset_dir=aside)
+            address = (LIBSVM_BASE_URL, dataset.task_name, dataset.dataset_file)
+            dataset.dataset_url = "/".join(address)
+            with read_timeout():
+                libsvmdata.fetch_dataset(name, verbose=sys.stdout.isatty())
+            for stale in source_files(folder, name):
+                stale.unlink()
+            for file in source_files(aside, name):
+                os.replace(file, folder / file.name)
         sources = source_files(folder, name)
         stamps = {file.name: file_stamp(file) for file in sources}
         inputs, targets = _read_sources(name, sources)
-        task = libsvmdata.ALL_DATASETS[name].task_name
-        layout, arrays = _input_arrays(inputs)
-        classes, more = _target_arrays(targets, task)
+        layout, classes, arrays = _arrays(inputs, targets, dataset.task_name)
         (aside / "prepared").mkdir()
-        for key, array in (arrays | more).items():
+        for key, array in arrays.items():
             with open(aside / "prepared" / f"{key}.npy", "wb") as file:
                 np.save(file, array)
                 file.flush()
                 os.fsync(file.fileno())
         meta = {
             "format": FORMAT,
-            "task": task,
+            "task": dataset.task_name,
             "layout": layout,
             "n_features": inputs.shape[1],
             "classes": classes,
@@ -243,24 +221,6 @@ def prepare(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return meta
-
-
-def _fetch(folder: Path, name: str, aside: Path, mirror: str | None) -> None:
-    """Let libsvmdata fetch into a folder of its own: its test of what is cached matches
-    other data sets' files as well, and deletes them."""
-    import libsvmdata
-    from libsvmdata.libsvm import LIBSVM_BASE_URL
-
-    dataset = libsvmdata.ALL_DATASETS[name]
-    vars(dataset).update(CORRECTIONS.get(name, {}), dataset_dir=aside)
-    address = (mirror or LIBSVM_BASE_URL, dataset.task_name, dataset.dataset_file)
-    dataset.dataset_url = "/".join(address)
-    with read_timeout():
-        libsvmdata.fetch_dataset(name, verbose=sys.stdout.isatty())
-    for stale in source_files(folder, name):
-        stale.unlink()
-    for file in source_files(aside, name):
-        os.replace(file, folder / file.name)
 
 
 def _read_sources(name: str, sources: list[Path]) -> tuple[Any, Any]:
@@ -284,9 +244,15 @@ def _read_sources(name: str, sources: list[Path]) -> tuple[Any, Any]:
     return inputs, targets
 
 
-def _input_arrays(inputs: Any) -> tuple[str, dict[str, np.ndarray]]:
-    """The layout that is smaller, 'dense' or 'csr', and {values} (n, d) or the CSR arrays
-    {rows, columns, values}."""
+def _arrays(
+    inputs: Any, targets: Any, task: str
+) -> tuple[str, list[float], dict[str, np.ndarray]]:
+    """The layout that is smaller, the classes in sorted order, and the arrays to keep.
+
+    Layout 'dense': {values} (n, d); 'csr': {rows, columns, values}. {targets}: positions in the
+    classes, or reals for regression; where examples have several labels, those of example i are
+    targets[ends[i]:ends[i + 1]].
+    """
     from scipy import sparse
 
     nnz = inputs.nnz if sparse.issparse(inputs) else np.count_nonzero(inputs)
@@ -304,18 +270,11 @@ def _input_arrays(inputs: Any) -> tuple[str, dict[str, np.ndarray]]:
         arrays = {"rows": rows, "columns": columns, "values": csr.data}
     if not np.isfinite(arrays["values"]).all():
         raise ValueError("there are values that are no finite float32")
-    return layout, arrays
 
-
-def _target_arrays(targets: Any, task: str) -> tuple[list[float], dict[str, np.ndarray]]:
-    """The classes in sorted order, and {targets}: positions in them, or reals for regression.
-
-    Where examples have several labels, those of example i are targets[ends[i]:ends[i + 1]].
-    """
     if task == "regression":
-        return [], {"targets": targets.astype(np.float32)}
-    ends = {}
+        return layout, [], arrays | {"targets": targets.astype(np.float32)}
     if task == "multilabel":
-        ends, targets = {"ends": targets.indptr.astype(np.int64)}, targets.indices
+        arrays["ends"], targets = targets.indptr.astype(np.int64), targets.indices
     classes, positions = np.unique(targets, return_inverse=True)
-    return classes.astype(float).tolist(), {"targets": positions.astype(np.int32), **ends}
+    arrays["targets"] = positions.astype(np.int32)
+    return layout, classes.astype(float).tolist(), arrays

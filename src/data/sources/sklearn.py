@@ -3,7 +3,6 @@
 They are read from the files of the package: importing sklearn takes longer than training on them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,17 +40,13 @@ SPLIT_SEED = 0
 
 def check(config: Config, source: Source) -> None:
     refuse_augmentation_of_arrays(config, source, are_images=source.name == "digits")
-    check_name(source.name, source.splits_map)
+    pick({f"sklearn/{known}": known for known in SETS}, source.dataset, "dataset")
+    check_bases(source.splits_map, ("train", "test"), source.dataset)
 
 
 def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
-    data = load(source.name, source.splits_map, normalize=config.data_normalize)
-    return shaped(config, source, data, preprocessing)
-
-
-def load(name: str, splits_map: Mapping[str, str], *, normalize: str | None = None) -> Data:
     """The data set, cut into `train` (80 %) and `test` (20 %) by a fixed stratified shuffle."""
-    check_name(name, splits_map)
+    name = source.name
     inputs, targets = read(name)
     is_regression = not np.issubdtype(targets.dtype, np.integer)
     if name == "digits":
@@ -63,15 +58,10 @@ def load(name: str, splits_map: Mapping[str, str], *, normalize: str | None = No
         base: ArraySplit(torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows]))
         for base, rows in {"train": train, "test": test}.items()
     }
-    splits = split_arrays(bases, splits_map, normalize or SETS[name].normalize)
+    splits = split_arrays(bases, source.splits_map, config.data_normalize or SETS[name].normalize)
     n_classes = None if is_regression else int(targets.max()) + 1
-    return Data(dict(splits), inputs.shape[1:], n_classes, class_names(name))
-
-
-def check_name(name: str, splits_map: Mapping[str, str]) -> None:
-    """UserError for a data set or a part that does not exist."""
-    pick({f"sklearn/{known}": known for known in SETS}, f"sklearn/{name}", "dataset")
-    check_bases(splits_map, ("train", "test"), f"sklearn/{name}")
+    data = Data(dict(splits), inputs.shape[1:], n_classes, class_names(name))
+    return shaped(config, source, data, preprocessing)
 
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:

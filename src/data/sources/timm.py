@@ -1,5 +1,4 @@
-"""timm/torch/NAME, timm/folder/PATH and timm/tar/PATH: image sets as timm's dataset factory names
-them.
+"""timm/torch/NAME, timm/folder/PATH, timm/tar/PATH: image sets as timm's dataset factory has them.
 
 torch/NAME     a set of torchvision, below data_dir
 folder/PATH    train/CLASS/IMAGE.jpg, val/… (or validation/…), test/…
@@ -63,109 +62,79 @@ FOLDERS = {"train": ["train"], "val": ["val", "validation"], "test": ["test"]}
 
 
 def check(config: Config, source: Source) -> None:
-    check_name(source.name, source.splits_map)
+    """UserError for a kind, a data set or a part that does not exist; folders aren't read."""
+    kind, _, rest = source.name.partition("/")
+    if kind == "torch":
+        check_bases(source.splits_map, pick(TORCH_SETS, rest, "dataset").bases, source.dataset)
+    elif kind in STREAMS:
+        expected = f"{STREAMS[kind]}, as a stream has no exact order, nor resumes in the middle"
+        raise bad_value("dataset", source.dataset, expected)
+    elif kind not in LAYOUTS:
+        known = ["torch/NAME", "folder/PATH", "tar/PATH", "tfds/NAME", "hfds/NAME"]
+        raise unknown_name("dataset", source.dataset, [f"timm/{one}" for one in known])
     check_pixel_keys(config)
 
 
 def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
-    return load(
-        source.name,
-        source.splits_map,
-        data_dir=Path(config.data_dir),
-        download=config.data_download,
-        preprocessing=pixel_preprocessing(config, preprocessing),
-    )
-
-
-def load(
-    name: str,
-    splits_map: Mapping[str, str],
-    *,
-    data_dir: Path,
-    download: bool = True,
-    preprocessing: Preprocessing | None = None,
-) -> Data:
-    """PIL images, and the transforms that make of them what the model wants.
-
-    preprocessing: the input shape, mean and std that are requested, if any.
-    """
-    check_name(name, splits_map)
-    source, _, rest = name.partition("/")
-    if source == "torch":
-        bases = _open_torch(rest, splits_map, data_dir, download=download)
-    else:
-        bases = _open_files(source, data_dir / rest, splits_map, f"timm/{name}")
+    kind, _, rest = source.name.partition("/")
+    bases = (_open_torch if kind == "torch" else _open_files)(config, source)
+    sizes = {base: len(images) for base, images in bases.items()}
     return image_data(
-        cut(bases, resolve_all(splits_map, {base: len(data) for base, data in bases.items()})),
-        preprocessing or Preprocessing(),
-        name=f"timm/{name}",
+        cut(bases, resolve_all(source.splits_map, sizes)),
+        pixel_preprocessing(config, preprocessing),
+        name=source.dataset,
         class_names=classes_of(bases),
-        statistics=STATISTICS.get(rest) if source == "torch" else None,
-        resize=source != "torch",
+        statistics=STATISTICS.get(rest) if kind == "torch" else None,
+        resize=kind != "torch",
     )
 
 
 def name_elsewhere(name: str) -> str | None:
     """'hfds/beans' -> 'hf/beans': of what other families read, as the libraries do behind timm."""
-    source, _, rest = name.partition("/")
-    family = {"hfds": "hf", "tfds": "tfds"}.get(source)
+    kind, _, rest = name.partition("/")
+    family = {"hfds": "hf", "tfds": "tfds"}.get(kind)
     return family and f"{family}/{rest}"
-
-
-def check_name(name: str, splits_map: Mapping[str, str]) -> None:
-    """UserError for a source, a data set or a part that does not exist; folders aren't read."""
-    source, _, rest = name.partition("/")
-    if source == "torch":
-        check_bases(splits_map, pick(TORCH_SETS, rest, "dataset").bases, f"timm/{name}")
-    elif source in STREAMS:
-        expected = f"{STREAMS[source]}, as a stream has no exact order, nor resumes in the middle"
-        raise bad_value("dataset", f"timm/{name}", expected)
-    elif source not in LAYOUTS:
-        known = ["torch/NAME", "folder/PATH", "tar/PATH", "tfds/NAME", "hfds/NAME"]
-        raise unknown_name("dataset", f"timm/{name}", [f"timm/{one}" for one in known])
 
 
 # ---- Folders and tars --------------------------------------------------------------------
 
 
-def _open_files(
-    source: str, folder: Path, splits_map: Mapping[str, str], dataset: str
-) -> dict[str, Any]:
+def _open_files(config: Config, source: Source) -> dict[str, Any]:
     """The parts of a folder, each shuffled once and for all, since a slice of images sorted by
     class would lack classes."""
-    found: dict[str, Path] = {}
+    from timm.data import create_dataset
+
+    kind, _, rest = source.name.partition("/")
+    folder, found = Path(config.data_dir) / rest, dict[str, Path]()
     try:
         for base, names in FOLDERS.items():
-            endings = [""] if source == "folder" else [".tar", ""]
-            for path in (folder / f"{name}{ending}" for name in names for ending in endings):
-                is_tar = path.suffix == ".tar" and path.is_file()
-                if (path.is_dir() if source == "folder" else is_tar) or (
-                    source == "tar" and any(path.glob("*.tar"))
-                ):
-                    found.setdefault(base, path)
+            for name in names:
+                if kind == "folder" and (folder / name).is_dir():
+                    found.setdefault(base, folder / name)
+                elif kind == "tar" and (folder / f"{name}.tar").is_file():
+                    found.setdefault(base, folder / f"{name}.tar")
+                elif kind == "tar" and any((folder / name).glob("*.tar")):
+                    found.setdefault(base, folder / name)
     except OSError as error:  # a name that no file system takes
-        expected = f"a {source} that can be read ({error.strerror})"
-        raise bad_value("dataset", dataset, expected) from None
+        expected = f"a {kind} that can be read ({error.strerror})"
+        raise bad_value("dataset", source.dataset, expected) from None
     if not found:
-        raise missing(dataset, f"has no {source} train", folder, LAYOUTS[source])
-    check_bases(splits_map, found, dataset)
+        raise missing(source.dataset, f"has no {kind} train", folder, LAYOUTS[kind])
+    check_bases(source.splits_map, found, source.dataset)
     bases = {}
-    for base in bases_used(splits_map):
-        try:
-            images: Any = TarImages(found[base]) if source == "tar" else _folder_of(found[base])
+    for base in bases_used(source.splits_map):
+        try:  # folders by torchvision, as timm's own gives another image for one it cannot read
+            images: Any = (
+                TarImages(found[base])
+                if kind == "tar"
+                else create_dataset("torch/folder", str(found[base]), search_split=False)
+            )
         except FAILED as error:
-            files = LAYOUTS[source].replace("train", found[base].stem)
-            raise missing(dataset, f"cannot be read ({one_line(error)})", folder, files) from error
+            files, reason = LAYOUTS[kind].replace("train", found[base].stem), one_line(error)
+            raise missing(source.dataset, f"cannot be read ({reason})", folder, files) from error
         order = np.random.RandomState(0).permutation(len(images))  # numbers that never change
         bases[base] = Subset(images, order.tolist())
     return bases
-
-
-def _folder_of(place: Path) -> Any:
-    """torchvision's, as timm's own gives another image for one that it cannot read."""
-    from timm.data import create_dataset
-
-    return create_dataset("torch/folder", str(place), search_split=False)
 
 
 class TarImages(Dataset):
@@ -239,41 +208,39 @@ def _images_in(
 # ---- Sets of torchvision -----------------------------------------------------------------
 
 
-def _open_torch(
-    name: str, splits_map: Mapping[str, str], data_dir: Path, *, download: bool
-) -> dict[str, Any]:
+def _open_torch(config: Config, source: Source) -> dict[str, Any]:
     """The parts of a set of torchvision, fetched where they are missing or broken."""
-    known, dataset, used = TORCH_SETS[name], f"timm/torch/{name}", bases_used(splits_map)
+    from timm.data import create_dataset
+
+    name, dataset, data_dir = source.name, source.dataset, Path(config.data_dir)
+    known = TORCH_SETS[name.removeprefix("torch/")]
     root = data_dir / known.root
-    parts = _read_torch(name, used, root)
-    if isinstance(parts, str) and not download:
+
+    def read(download: bool = False) -> dict[str, Any] | str:
+        """The data sets of the parts, or why they cannot be read."""
+        try:
+            with read_timeout():
+                return {
+                    base: create_dataset(name, str(root), base, download=download)
+                    for base in bases_used(source.splits_map)
+                }
+        except FAILED as error:
+            return one_line(error)
+
+    parts = read()
+    if isinstance(parts, str) and not config.data_download:
         reason = f"cannot be read ({parts}) and data_download is false"
         raise missing(dataset, reason, root, known.files)
     if isinstance(parts, str):
-        with alone(data_dir / f".{name}.lock", f"fetches {dataset}"):
-            parts = _read_torch(name, used, root)  # another process may have fetched them
+        with alone(data_dir / f".{name.removeprefix('torch/')}.lock", f"fetches {dataset}"):
+            parts = read()  # another process may have fetched them
             if isinstance(parts, str):
                 logger.warning("{} in {} cannot be read ({}): fetching it", dataset, root, parts)
                 _delete_broken(root / known.files)
-                parts = _read_torch(name, used, root, download=True)
+                parts = read(download=True)
     if isinstance(parts, str):
         raise missing(dataset, f"could not be fetched ({parts})", root, known.files)
     return parts
-
-
-def _read_torch(
-    name: str, used: list[str], root: Path, *, download: bool = False
-) -> dict[str, Any] | str:
-    """The data sets of the parts, or why they cannot be read."""
-    from timm.data import create_dataset
-
-    try:
-        with read_timeout():
-            return {
-                b: create_dataset(f"torch/{name}", str(root), b, download=download) for b in used
-            }
-    except FAILED as error:
-        return one_line(error)
 
 
 def _delete_broken(folder: Path) -> None:

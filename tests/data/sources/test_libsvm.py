@@ -20,6 +20,7 @@ from sklearn.preprocessing import normalize
 from src.data.sources import libsvm
 from src.data.sources.fetch import alone
 from src.support.errors import UserError
+from tests.data.sources.loading import load_family
 from tests.data.sources.written_sets import seed_cache, table
 from tests.waiting import PATIENCE, wait_until
 
@@ -35,8 +36,13 @@ def svmlight(inputs: np.ndarray, targets: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def load(name: str, data_dir: Path, splits_map=TRAIN, **kwargs):
-    return libsvm.load(name, splits_map, data_dir=data_dir, **{"download": False, **kwargs})
+def load(name: str, data_dir: Path, splits_map=TRAIN, mirror: str | None = None, **keys):
+    """mirror: the address that the data are fetched from, instead of the site's."""
+    with pytest.MonkeyPatch.context() as patched:
+        if mirror:
+            patched.setattr("libsvmdata.libsvm.LIBSVM_BASE_URL", mirror)
+            keys["data_download"] = True
+        return load_family(f"libsvm/{name}", data_dir, splits_map, None, **keys)
 
 
 @pytest.mark.parametrize(("fill", "layout"), [(1.0, torch.strided), (0.05, torch.sparse_csr)])
@@ -49,7 +55,7 @@ def test_what_is_smaller_is_kept_and_rows_have_unit_norm(tmp_path, fill, layout)
         assert (inputs.layout, inputs.dtype) == (layout, torch.float32)
         np.testing.assert_allclose(inputs.to_dense(), normalize(x)[rows], rtol=1e-5)
     assert (data.input_shape, data.n_classes) == ((123,), 2)
-    plain = load("a1a", tmp_path, normalize="none").splits["train"].inputs
+    plain = load("a1a", tmp_path, data_normalize="none").splits["train"].inputs
     np.testing.assert_allclose(plain.to_dense(), x, rtol=1e-6)
 
 
@@ -80,7 +86,7 @@ def test_the_test_part_lies_in_memory_as_the_train_part_does(tmp_path, fill, lay
     x = table(20, 60, fill=1.1 - fill)
     seed_cache(tmp_path, "splice", table(30, 60, fill=fill), np.arange(30) % 2)
     seed_cache(tmp_path, "splice_test", x, np.arange(20) % 2)
-    data = load("splice", tmp_path, BOTH, normalize="none")
+    data = load("splice", tmp_path, BOTH, data_normalize="none")
     assert {split.inputs.layout for split in data.splits.values()} == {layout}
     np.testing.assert_array_equal(data.splits["test"].inputs.to_dense(), x.astype(np.float32))
 
@@ -108,7 +114,7 @@ def test_errors_in_libsvmdatas_table_are_corrected(tmp_path, site):
 
     seed_cache(tmp_path, "w3a", table(2477, 300, fill=0.02), np.arange(2477) % 2)  # w1a's
     site.files["/binary/w3a"] = svmlight(table(40, 300), np.arange(40) % 2)
-    data = load("w3a", tmp_path, download=True, mirror=site.address)
+    data = load("w3a", tmp_path, mirror=site.address)
     assert len(data.splits["train"]) == 40
 
 
@@ -116,8 +122,9 @@ def test_a_start_from_prepared_arrays_needs_no_library(tmp_path):
     seed_cache(tmp_path, "a1a", table(20, 123, fill=0.05), np.arange(20) % 2)
     load("a1a", tmp_path)
     code = (
-        "import sys; from pathlib import Path; from src.data.sources import libsvm\n"
-        f"libsvm.load('a1a', {TRAIN!r}, data_dir=Path({str(tmp_path)!r}))\n"
+        "import sys; from src.config import make_config; from src.data import build_data\n"
+        f"keys = {{'data_dir': {str(tmp_path)!r}, 'data_splits_map': {TRAIN!r}}}\n"
+        "build_data(make_config(keys | {'dataset': 'libsvm/a1a'}), None)\n"
         "print([m for m in ('libsvmdata', 'scipy', 'sklearn', 'timm') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -186,7 +193,7 @@ def test_a_broken_cache_is_fetched_again(tmp_path, site, log_lines, damage):
     site.files["/binary/a1a"] = svmlight(x, y)
     seed_cache(tmp_path, "a1a", x[:50], y[:50])
     damage_cache(tmp_path / "libsvm", damage)
-    data = load("a1a", tmp_path, download=True, mirror=site.address)
+    data = load("a1a", tmp_path, mirror=site.address)
     np.testing.assert_allclose(data.splits["train"].inputs.to_dense(), normalize(x), rtol=1e-5)
     assert any("is broken" in line and "fetching" in line for line in log_lines)
     assert len(libsvm.source_files(tmp_path / "libsvm", "a1a")) == 2
@@ -196,7 +203,7 @@ def test_fetching_one_set_leaves_the_others(tmp_path, site):
     """libsvmdata by itself would delete both, as one's name ends like the other's."""
     seed_cache(tmp_path, "duke breast-cancer", table(4, 50), [1, 2, 1, 2])
     site.files["/binary/breast-cancer"] = svmlight(table(30, 10), np.arange(30) % 2 * 2 + 2)
-    data = load("breast-cancer", tmp_path, download=True, mirror=site.address)
+    data = load("breast-cancer", tmp_path, mirror=site.address)
     assert (len(data.splits["train"]), data.n_classes) == (30, 2)
     assert len(libsvm.source_files(tmp_path / "libsvm", "duke breast-cancer")) == 2
 
@@ -206,7 +213,7 @@ def test_without_data_the_error_names_set_folder_and_files(tmp_path, site, downl
     site.shutdown()
     site.server_close()
     with pytest.raises(UserError) as caught:
-        load("rcv1.binary", tmp_path, download=download, mirror=site.address)
+        load("rcv1.binary", tmp_path, mirror=site.address if download else None)
     for word in ("libsvm/rcv1.binary", str(tmp_path / "libsvm"), "rcv1.binary_X.npz", "_y.npy"):
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -218,7 +225,7 @@ def test_a_server_that_falls_silent_is_given_up(tmp_path, site, monkeypatch):
     site.files["/binary/a1a"] = svmlight(table(60, 123), np.arange(60) % 2)
     site.stalls.set()
     with pytest.raises(UserError, match=r"could not be fetched .*timed out"):
-        load("a1a", tmp_path, download=True, mirror=site.address)
+        load("a1a", tmp_path, mirror=site.address)
 
 
 def start_load(data_dir: Path, address: str):
@@ -228,7 +235,7 @@ def start_load(data_dir: Path, address: str):
     def child() -> None:
         lines: list[str] = []
         logger.add(lambda message: lines.append(message.record["message"]))
-        data = load("a1a", data_dir, download=True, mirror=address)
+        data = load("a1a", data_dir, mirror=address)
         theirs.send((len(data.splits["train"]), lines))
 
     process = FORK.Process(target=child)
@@ -272,7 +279,7 @@ def test_a_killed_fetch_leaves_nothing_that_matters(tmp_path, site):
     process.join()
     assert libsvm.source_files(tmp_path / "libsvm", "a1a") == []
     site.stalls.clear()
-    data = load("a1a", tmp_path, download=True, mirror=site.address)
+    data = load("a1a", tmp_path, mirror=site.address)
     assert len(data.splits["train"]) == 60
 
 

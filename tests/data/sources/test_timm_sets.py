@@ -19,13 +19,14 @@ from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 from src.data.sources import timm
 from src.data.splits import Preprocessing
 from src.support.errors import UserError
+from tests.data.sources.loading import load_family
 from tests.data.sources.written_sets import MNIST_SIZES, mnist_files, write_cifar, write_mnist
 
 BOTH = {"train": "train", "test": "test"}
 
 
-def load(name: str, data_dir: Path, splits_map=BOTH, **kwargs):
-    return timm.load(name, splits_map, data_dir=data_dir, **{"download": False, **kwargs})
+def load(name: str, data_dir: Path, splits_map=BOTH, preprocessing=None, **keys):
+    return load_family(f"timm/{name}", data_dir, splits_map, preprocessing, **keys)
 
 
 def test_cifar10_parts_and_slices_are_those_of_the_files(tmp_path, monkeypatch):
@@ -100,7 +101,7 @@ def test_missing_or_broken_files_are_named_or_fetched(
     monkeypatch.setattr(MNIST, "mirrors", [f"{site.address}/"])
     monkeypatch.setattr(MNIST, "resources", sums)
     if download:
-        data = load("torch/mnist", tmp_path, download=True)
+        data = load("torch/mnist", tmp_path, data_download=True)
         assert [len(split) for split in data.splits.values()] == list(MNIST_SIZES.values())
     else:
         with pytest.raises(
@@ -122,7 +123,7 @@ def test_a_dead_network_is_given_up_soon(tmp_path, site, monkeypatch, fault):
         site.shutdown()
         site.server_close()
     with pytest.raises(UserError, match="timm/torch/mnist could not be fetched") as caught:
-        load("torch/mnist", tmp_path, download=True)
+        load("torch/mnist", tmp_path, data_download=True)
     assert "\n" not in str(caught.value)
 
 
@@ -309,7 +310,7 @@ def test_streams_are_refused_with_the_reason(tmp_path, name):
         load(name, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["torch/cifar", "torch/image_folder", "tfds/cifar10", "cifar10"])
+@pytest.mark.parametrize("name", ["torch/cifar", "torch/image_folder", "tf/cifar10", "cifar10"])
 def test_unknown_names_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="dataset: unknown"):
         load(name, tmp_path)
