@@ -244,9 +244,7 @@ def _read_sources(name: str, sources: list[Path]) -> tuple[Any, Any]:
     return inputs, targets
 
 
-def _arrays(
-    inputs: Any, targets: Any, task: str
-) -> tuple[str, list[float], dict[str, np.ndarray]]:
+def _arrays(inputs: Any, targets: Any, task: str) -> tuple[str, list[float], dict[str, np.ndarray]]:
     """The layout that is smaller, the classes in sorted order, and the arrays to keep.
 
     Layout 'dense': {values} (n, d); 'csr': {rows, columns, values}. {targets}: positions in the

@@ -9,8 +9,9 @@ has, and tfds_records.py reads them.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -40,74 +41,66 @@ from src.support import UserError, bad_value, one_line
 
 
 def check(config: Config, source: Source) -> None:
-    data_dir = Path(config.data_dir)
-    check_name(source.name, source.splits_map, data_dir=data_dir, version=source.version)
+    """UserError for a data set, a version or, where it is prepared, a split that does not exist."""
+    wanted, folder = find(parse_name(source.name, source.version), Path(config.data_dir))
+    if folder is not None:
+        info = _description(folder.absolute(), wanted)
+        _image_and_class(info, wanted)
+        for split, spelling in source.splits_map.items():
+            _instructions(info, split, spelling, wanted)
     check_pixel_keys(config)
 
 
 def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
-    return load(
-        source.name,
-        source.splits_map,
-        data_dir=Path(config.data_dir),
-        download=config.data_download,
-        version=source.version,
-        preprocessing=pixel_preprocessing(config, preprocessing),
-        has_workers=config.num_workers > 0,
-    )
+    """A split is spelled as TFDS has it: train[:90%], train[10:20]+test, all.
 
-
-def load(
-    name: str,
-    splits_map: Mapping[str, str],
-    *,
-    data_dir: Path,
-    download: bool = True,
-    version: str | None = None,
-    preprocessing: Preprocessing | None = None,
-    has_workers: bool = True,
-) -> Data:
-    """PIL images, and the transforms that make of them what the model wants.
-
-    A split is spelled as TFDS has it: train[:90%], train[10:20]+test, all. version: where it is
-    None, the newest in data_dir. has_workers: whether worker processes will read as well.
     UserError for what is neither there nor can be fetched, and for data other than images of one
     class each.
     """
-    wanted, folder = find(parse_name(name, version), data_dir)
-    if folder is None and not download:
+    data_dir = Path(config.data_dir)
+    wanted, folder = find(parse_name(source.name, source.version), data_dir)
+    if folder is None and not config.data_download:
         raise not_prepared(wanted, data_dir, "is not prepared, and data_download is false")
     folder = (folder or prepare(wanted, data_dir)).absolute()
     info = _description(folder, wanted)
     features = _image_and_class(info, wanted)
-    logger.info("{}: {} files in {}", wanted, info.file_format.value, folder)
-    splits = {
-        split: RecordImages(records, features, f"{wanted}:{splits_map[split]}")
-        for split, records in _records(info, splits_map, wanted, has_workers).items()
-    }
+    form = info.file_format.value
+    logger.info("{}: {} files in {}", wanted, form, folder)
+    parts = {k: _instructions(info, k, text, wanted) for k, text in source.splits_map.items()}
+    warn_of_overlap(
+        {
+            split: [Range(piece.filename, piece.skip, piece.skip + piece.take) for piece in pieces]
+            for split, pieces in parts.items()
+        }
+    )
+    records: Callable[[list[Any]], Records]
+    if form == "tfrecord":
+        records = TFRecords
+    elif form == "array_record":
+        records = partial(ArrayRecords, ReaderProcess() if config.num_workers else OpenFiles())
+    else:
+        expected = "one that is prepared as array_record or tfrecord"
+        raise bad_value("dataset", str(wanted), f"{expected}, not as {form} as that in {folder}")
+    try:
+        splits = {
+            split: RecordImages(records(pieces), features, f"{wanted}:{source.splits_map[split]}")
+            for split, pieces in parts.items()
+        }
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read ({one_line(error)})"
+        raise missing(str(wanted), reason, folder, "the files that TFDS wrote") from error
     for examples in splits.values():
         examples[0]  # has a class, or is refused now
+    image, label = features.both[features.image], features.both[features.label]
     data = image_data(
         splits,
-        preprocessing or Preprocessing(),
+        pixel_preprocessing(config, preprocessing),
         name=str(wanted),
-        class_names=tuple(features.both[features.label].names),
+        class_names=tuple(label.names),
         statistics=STATISTICS.get(wanted.name),
-        resize=None in features.both[features.image].shape[:2],  # they differ in size
+        resize=None in image.shape[:2],  # they differ in size
     )
     return replace(data, version=folder.name)
-
-
-def check_name(
-    name: str, splits_map: Mapping[str, str], *, data_dir: Path, version: str | None = None
-) -> None:
-    """UserError for a data set, a version or, where it is prepared, a split that does not exist."""
-    wanted, folder = find(parse_name(name, version), data_dir)
-    if folder is not None:
-        info = _description(folder.absolute(), wanted)
-        _image_and_class(info, wanted)
-        for split, spelling in splits_map.items():
-            _instructions(info, split, spelling, wanted)
 
 
 @dataclass(frozen=True)
@@ -195,30 +188,3 @@ def _instructions(info: Any, split: str, spelling: str, wanted: TFDSName) -> lis
             raise UserError(f"{KEY}: {split}: {part!r} is empty, as {base!r} has {size} examples")
         found += pieces
     return found
-
-
-def _records(
-    info: Any, splits_map: Mapping[str, str], wanted: TFDSName, has_workers: bool
-) -> dict[str, Records]:
-    """The serialised examples of each split."""
-    parts = {
-        split: _instructions(info, split, spelling, wanted)
-        for split, spelling in splits_map.items()
-    }
-    ranges = {
-        split: [Range(piece.filename, piece.skip, piece.skip + piece.take) for piece in pieces]
-        for split, pieces in parts.items()
-    }
-    warn_of_overlap(ranges)
-    form, folder = info.file_format.value, Path(info.data_dir)
-    try:
-        if form == "tfrecord":
-            return {split: TFRecords(instructions) for split, instructions in parts.items()}
-        if form == "array_record":
-            reader = ReaderProcess() if has_workers else OpenFiles()
-            return {split: ArrayRecords(given, reader) for split, given in parts.items()}
-    except (OSError, ValueError) as error:
-        files = "the files that TFDS wrote"
-        raise missing(str(wanted), f"cannot be read ({one_line(error)})", folder, files) from error
-    expected = "one that is prepared as array_record or tfrecord"
-    raise bad_value("dataset", str(wanted), f"{expected}, not as {form} as that in {folder}")

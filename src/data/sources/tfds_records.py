@@ -80,7 +80,7 @@ class Records(ABC):
 class ArrayRecords(Records):
     """Records of array_record files."""
 
-    def __init__(self, instructions: Sequence[Any], reader: "OpenFiles | ReaderProcess") -> None:
+    def __init__(self, reader: "OpenFiles | ReaderProcess", instructions: Sequence[Any]) -> None:
         """reader: OpenFiles, which is faster, where no workers are to come."""
         self.reader: OpenFiles | ReaderProcess | None = reader
         self.process = os.getpid()

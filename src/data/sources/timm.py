@@ -9,7 +9,7 @@ only ever reads parts that exist, and slices are cut here.
 """
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple

@@ -22,11 +22,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from src.config import make_config
+from src.data.source import Source
 from src.data.sources import tfds, tfds_records
 from src.data.sources.tfds_records import TFRecords, index_of
 from src.data.splits import Preprocessing
 from src.data.transforms import STATISTICS
 from src.support.errors import UserError
+from tests.data.sources.loading import load_family
 from tests.data.sources.tfds_folders import COLOURS, FORMS, SIZES, example, written
 from tests.data.sources.written_sets import MNIST_SIZES, mnist_files
 from tests.waiting import PATIENCE
@@ -53,8 +56,14 @@ def copied(folders, tmp_path):
     return copy
 
 
-def load(name: str, data_dir: Path, splits_map=PARTS, **options):
-    return tfds.load(name, splits_map, data_dir=data_dir, **{"download": False, **options})
+def load(name: str, data_dir: Path, splits_map=PARTS, preprocessing=None, **keys):
+    return load_family(f"tfds/{name}", data_dir, splits_map, preprocessing, **keys)
+
+
+def check(name: str, data_dir: Path, splits_map=PARTS) -> None:
+    """What shows of a name and its splits without reading examples."""
+    config = make_config({"dataset": f"tfds/{name}", "data_dir": str(data_dir)})
+    tfds.check(config, Source(config.dataset, splits_map))
 
 
 def examples(split) -> list[tuple[bytes, int]]:
@@ -133,10 +142,10 @@ def test_the_newest_version_is_taken_unless_one_is_given(folders):
     data_dir = folders["array_record"]
     assert load("colours", data_dir).version == "1.10.0"
     assert load("colours:1.9.0", data_dir).version == "1.9.0"
-    assert load("colours", data_dir, version="1.9.0").version == "1.9.0"
-    assert load("colours:1.9.0", data_dir, version="1.9.0").version == "1.9.0"
+    assert load("colours", data_dir, data_version="1.9.0").version == "1.9.0"
+    assert load("colours:1.9.0", data_dir, data_version="1.9.0").version == "1.9.0"
     with pytest.raises(UserError, match=r"data_version: got '1.10.0', expected 1.9.0, as dataset"):
-        load("colours:1.9.0", data_dir, version="1.10.0")
+        load("colours:1.9.0", data_dir, data_version="1.10.0")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -215,10 +224,9 @@ def test_what_there_is_not_is_named(folders, name, words):
 )
 def test_splits_that_there_are_not(folders, spelling, words):
     splits_map, data_dir = {"train": spelling}, folders["tfrecord"]
-    for look in (tfds.check_name, tfds.load):
-        with pytest.raises(UserError, match=f"data_splits_map: .*{words}") as caught:
-            look("colours", splits_map, data_dir=data_dir)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=f"data_splits_map: .*{words}") as caught:
+        check("colours", data_dir, splits_map)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -231,11 +239,11 @@ def test_examples_without_a_class_are_refused(folders, form):
 
 def test_names_are_checked_without_data(tmp_path):
     """As on a login node: what TFDS knows is taken, whatever its splits."""
-    tfds.check_name("mnist", {"train": "anything"}, data_dir=tmp_path / "none")
-    tfds.check_name("mnist:3.0.1", PARTS, data_dir=tmp_path / "none")
+    check("mnist", tmp_path / "none", {"train": "anything"})
+    check("mnist:3.0.1", tmp_path / "none")
     for name in ("mnits", "mnist:9.0.0"):
         with pytest.raises(UserError, match="unknown"):
-            tfds.check_name(name, PARTS, data_dir=tmp_path / "none")
+            check(name, tmp_path / "none")
     assert not list(tmp_path.iterdir())
 
 
@@ -244,7 +252,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(UserError, match="pip install tensorflow-datasets") as caught:
-        tfds.check_name("mnist", PARTS, data_dir=tmp_path)
+        check("mnist", tmp_path)
     assert isinstance(caught.value.__cause__, ImportError)
 
 
@@ -261,9 +269,9 @@ def test_a_folder_that_is_not_whole_is_none(copied, file, download):
     """Of another version there is one, which is taken unless this one is requested."""
     data_dir = copied("array_record")
     (data_dir / "colours" / "1.10.0" / file).unlink()
-    assert load("colours", data_dir, download=download).version == "1.9.0"
+    assert load("colours", data_dir, data_download=download).version == "1.9.0"
     with pytest.raises(UserError, match=r"data_version: unknown '1\.10\.0'"):
-        load("colours:1.10.0", data_dir, download=download)
+        load("colours:1.10.0", data_dir, data_download=download)
 
 
 def test_tfds_does_not_take_a_half_for_a_whole(tmp_path):
@@ -272,7 +280,7 @@ def test_tfds_does_not_take_a_half_for_a_whole(tmp_path):
     (folder / "features.json").write_text("{}")
     for download in (True, False):
         with pytest.raises(UserError, match=r"not whole, as there is no dataset_info.json: copy"):
-            load("mnist", tmp_path, download=download)
+            load("mnist", tmp_path, data_download=download)
     assert [path.name for path in tmp_path.iterdir()] == ["mnist"]
 
 
@@ -343,10 +351,10 @@ def mnist(site, tmp_path, monkeypatch):
 def test_two_processes_prepare_a_data_set_once(mnist, site, tmp_path):
     data_dir = mnist()
     script = """
-import hashlib, pathlib, sys
-from src.data.sources import tfds
+import hashlib, sys
+from tests.data.sources.loading import load_family
 parts = {"train": "train", "test": "test"}
-data = tfds.load("mnist", parts, data_dir=pathlib.Path(sys.argv[1]))
+data = load_family("tfds/mnist", sys.argv[1], parts, None, data_download=True)
 images = [data.splits[s].dataset[i] for s in parts for i in range(len(data.splits[s]))]
 pixels = b"".join(sorted(image.tobytes() + bytes([label]) for image, label in images))
 print(len(images), data.version, hashlib.md5(pixels).hexdigest(), "tensorflow" in sys.modules)
@@ -384,7 +392,7 @@ def test_what_cannot_be_prepared_is_reported_soon_and_can_be_later(mnist, site, 
         site.stalls.set()
     start = time.monotonic()
     with pytest.raises(UserError, match=f"tfds/mnist could not be prepared .*{words}") as caught:
-        load("mnist", data_dir, download=True)
+        load("mnist", data_dir, data_download=True)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - start < 30
     with pytest.raises(UserError, match="is not prepared, and data_download is false"):
@@ -392,7 +400,7 @@ def test_what_cannot_be_prepared_is_reported_soon_and_can_be_later(mnist, site, 
     site.files = files
     site.stalls.clear()
     mnist()
-    data = load("mnist", data_dir, download=True)
+    data = load("mnist", data_dir, data_download=True)
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 30, "test": 12}
     assert load("mnist", data_dir).version == "3.0.1"
 
@@ -580,11 +588,11 @@ def as_lists(example) -> tuple[list, int]:
 def test_the_process_itself_opens_no_array_record(folders):
     """A worker that is forked from one that does crashes or hangs."""
     script = """
-import os, sys, pathlib
-from src.data.sources import tfds
+import os, sys
+from tests.data.sources.loading import load_family
 count = lambda: len(os.listdir("/proc/self/task"))
 before = count()
-data = tfds.load("colours", {"train": "train", "test": "all"}, data_dir=pathlib.Path(sys.argv[1]))
+data = load_family("tfds/colours", sys.argv[1], {"train": "train", "test": "all"}, None)
 data.splits["train"].dataset[1]
 print(count() - before)
 """
@@ -595,13 +603,13 @@ print(count() - before)
 def test_without_workers_it_opens_them_and_workers_that_come_all_the_same_read_on(folders):
     """A run without workers, then one with them, in the same process."""
     script = """
-import pathlib, sys
+import sys
 from torch.utils.data import DataLoader
-from src.data.sources import tfds
+from tests.data.sources.loading import load_family
 as_lists = lambda example: (example[0].tobytes(), example[1])
-load = lambda **keys: tfds.load("colours", {"train": "train"}, data_dir=where, **keys)
-where = pathlib.Path(sys.argv[1])
-for data in load(has_workers=False), load(), load(has_workers=False):
+for workers in 0, 2, 0:
+    parts = {"train": "train"}
+    data = load_family("tfds/colours", sys.argv[1], parts, None, num_workers=workers)
     dataset = data.splits["train"].dataset
     alone = [as_lists(dataset[i]) for i in range(20)]
     options = {"batch_size": None, "collate_fn": as_lists, "num_workers": 2}
@@ -635,10 +643,9 @@ def test_what_reads_array_record_for_the_process(folders, monkeypatch):
 @pytest.mark.slow
 def test_it_ends_with_the_process(folders):
     script = """
-import os, pathlib, signal, sys
-from src.data.sources import tfds
-parts = {"train": "train"}
-data = tfds.load("colours", parts, data_dir=pathlib.Path(sys.argv[1]))
+import os, signal, sys
+from tests.data.sources.loading import load_family
+data = load_family("tfds/colours", sys.argv[1], {"train": "train"}, None)
 print(data.splits["train"].dataset.records.reader.process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
