@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,20 +100,6 @@ class TextSplit(Split):
         return replace(self, starts=self.starts[kept], ends=self.ends[kept], targets=targets)
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Texts in a row: text i is values[bounds[i]:bounds[i + 1]].
-
-    values: (all,) int32. bounds: (n + 1,) int64.
-    """
-
-    values: Tensor
-    bounds: Tensor
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1
-
-
 # ---- The tokenizer -----------------------------------------------------------------------
 
 
@@ -163,105 +149,80 @@ def _hash(*parts: Any) -> str:
 # ---- What becomes of a text --------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ToClassify:
+def ids_to_classify(tokenizer: Any, length: int, *columns: list[str]) -> Ids:
     """Texts or pairs of them as the tokenizer does it, at most `length` tokens.
 
     A text without any token becomes the one that ends texts.
     """
-
-    tokenizer: Any
-    length: int
-
-    @property
-    def settings(self) -> tuple[Any, ...]:
-        return "classify", self.length, SECOND
-
-    def __call__(self, *columns: list[str]) -> Ids:
-        own = self.tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
-        if self.length <= own:  # which would leave the texts as long as they are
-            expected = f"at least {own + 1}, as the tokenizer adds {own} of its own"
-            raise bad_value("data_text_length", self.length, expected)
-        has_types = len(columns) > 1 and "token_type_ids" in self.tokenizer.model_input_names
-        found = self.tokenizer(
-            *columns,
-            truncation=True,
-            max_length=self.length,
-            return_attention_mask=False,
-            return_token_type_ids=has_types,
-        )
-        ids = found["input_ids"]
-        if has_types:
-            ids = [_with_types(*both) for both in zip(ids, found["token_type_ids"], strict=True)]
-        if all(ids):
-            return ids
-        end = end_of_text(self.tokenizer)
-        if end is None:
-            raise UserError("dataset: some texts have no tokens, and the tokenizer no eos_token")
-        return [text or [end] for text in ids]
+    own = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
+    if length <= own:  # which would leave the texts as long as they are
+        expected = f"at least {own + 1}, as the tokenizer adds {own} of its own"
+        raise bad_value("data_text_length", length, expected)
+    has_types = len(columns) > 1 and "token_type_ids" in tokenizer.model_input_names
+    found = tokenizer(
+        *columns,
+        truncation=True,
+        max_length=length,
+        return_attention_mask=False,
+        return_token_type_ids=has_types,
+    )
+    ids = found["input_ids"]
+    if has_types:
+        ids = [
+            [SECOND - i if kind == 1 else i for i, kind in zip(text, types, strict=True)]
+            for text, types in zip(ids, found["token_type_ids"], strict=True)
+        ]
+    if all(ids):
+        return ids
+    end = end_of_text(tokenizer)
+    if end is None:
+        raise UserError("dataset: some texts have no tokens, and the tokenizer no eos_token")
+    return [text or [end] for text in ids]
 
 
-def _with_types(ids: list[int], types: list[int]) -> list[int]:
-    return [SECOND - i if kind == 1 else i for i, kind in zip(ids, types, strict=True)]
-
-
-@dataclass(frozen=True)
-class ToContinue:
+def ids_to_continue(tokenizer: Any, has_start: bool, texts: list[str]) -> Ids:
     """Texts for a language model, uncut, each with the token that ends texts at its end.
 
     has_start: with the token that starts them, where the tokenizer puts one there itself.
     """
-
-    tokenizer: Any
-    has_start: bool
-
-    @property
-    def settings(self) -> tuple[Any, ...]:
-        return "continue", self.has_start
-
-    def __call__(self, texts: list[str]) -> Ids:
-        start, end = self._start(), end_of_text(self.tokenizer)
-        if end is None:
-            raise bad_value(KEY, self.tokenizer.name_or_path, "one with an eos_token or sep_token")
-        found = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # that texts are longer than the model takes is no matter
-        )["input_ids"]
-        return [[*start, *ids, end] for ids in found]
-
-    def _start(self) -> list[int]:
-        first = self.tokenizer("")["input_ids"][:1] if self.has_start else []
-        starts = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id} - {None}
-        return first if starts.issuperset(first) else []
+    first = tokenizer("")["input_ids"][:1] if has_start else []
+    starts = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+    start, end = first if starts.issuperset(first) else [], end_of_text(tokenizer)
+    if end is None:
+        raise bad_value(KEY, tokenizer.name_or_path, "one with an eos_token or sep_token")
+    found = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # that texts are longer than the model takes is no matter
+    )["input_ids"]
+    return [[*start, *ids, end] for ids in found]
 
 
-def tokenise(
-    part: Any, columns: Sequence[str], to_ids: ToClassify | ToContinue, *, cache: Path
-) -> Tokens:
-    """The tokens of these columns of a part, from the cache where they are there.
+def tokenise(part: Any, to_ids: Callable[..., Ids], key: tuple[Any, ...], cache: Path) -> TextSplit:
+    """All texts of a part as tokens, from the cache where they are there.
 
-    The file there goes by what the data, the tokenizer, its version and the settings are.
+    key: the columns that to_ids gets, and all that decides what becomes of them; the file goes by
+    that and by what the data are.
     """
     from datasets import Features, Value
     from datasets import Sequence as ListOf
 
-    content = fingerprint(to_ids.tokenizer)
-    key = _hash(part._fingerprint, list(columns), content, to_ids.settings)
-    file = cache / f"{key}.arrow"
-    lock = alone(cache / f".{key}.lock", f"tokenises the same texts into {file}")
+    columns = key[0]
+    hashed = _hash(part._fingerprint, *key)
+    file = cache / f"{hashed}.arrow"
+    lock = alone(cache / f".{hashed}.lock", f"tokenises the same texts into {file}")
     with nullcontext() if file.exists() else lock:
         if not file.exists():
             logger.info("tokenising {:,} texts into {}", len(part), file)
         made = part.map(
             lambda *texts: {"ids": to_ids(*texts)},
             batched=True,
-            input_columns=list(columns),
+            input_columns=columns,
             remove_columns=part.column_names,
             features=Features({"ids": ListOf(Value("int32"))}),
-            new_fingerprint=key,
+            new_fingerprint=hashed,
             cache_file_name=str(file),
             load_from_cache_file=True,
             desc="tokenising",
@@ -269,49 +230,43 @@ def tokenise(
     chunks = made.with_format("arrow")[:]["ids"].chunks
     lengths = np.concatenate([np.asarray(chunk.value_lengths()) for chunk in chunks])
     values = np.concatenate([np.asarray(chunk.flatten()) for chunk in chunks])
-    bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return Tokens(torch.from_numpy(values), torch.from_numpy(bounds))
+    bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    return TextSplit(torch.from_numpy(values), bounds[:-1], bounds[1:])
 
 
 # ---- Splits ------------------------------------------------------------------------------
 
 
-def take(parts: Mapping[str, Tokens], ranges: Iterable[Range]) -> Tokens:
-    """The texts of the ranges, in order; of one range a view."""
-    values, bounds, total = [], [], 0
+def take(parts: Mapping[str, TextSplit], ranges: Iterable[Range]) -> TextSplit:
+    """The texts of the ranges, in order; of one range the tokens are a view. parts: with their
+    texts in a row."""
+    tokens, starts, ends, total = [], [], [], 0
     for base, first, last in ranges:
-        own = parts[base].bounds[first : last + 1]
-        values.append(parts[base].values[own[0] : own[-1]])
-        bounds.append(own - own[0] + total)
-        total += len(values[-1])
-    if len(values) == 1:
-        return Tokens(values[0], bounds[0])
-    starts = [own[:-1] for own in bounds]
-    return Tokens(torch.cat(values), torch.cat([*starts, torch.tensor([total])]))
+        whole = parts[base]
+        low, high = int(whole.starts[first]), int(whole.ends[last - 1])
+        tokens.append(whole.tokens[low:high])
+        starts.append(whole.starts[first:last] - low + total)
+        ends.append(whole.ends[first:last] - low + total)
+        total += high - low
+    joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+    return TextSplit(joined, torch.cat(starts), torch.cat(ends))
 
 
-def classified(tokens: Tokens, targets: Tensor, is_grouped: bool) -> TextSplit:
-    bounds = tokens.bounds
-    return TextSplit(tokens.values, bounds[:-1], bounds[1:], targets, is_grouped)
-
-
-def packed(tokens: Tokens, length: int) -> TextSplit:
+def packed(texts: TextSplit, length: int) -> TextSplit:
     """The texts in a row, cut into `length` inputs an example.
 
     Examples overlap by one token, which is the last target of one and the first input of the
     next: every token but the very first is predicted once.
     """
-    total = len(tokens.values)
+    total = len(texts.tokens)
     starts = torch.arange(0, max(total - 1, 0), length)
-    return TextSplit(tokens.values, starts, (starts + length + 1).clamp(max=total))
+    return TextSplit(texts.tokens, starts, (starts + length + 1).clamp(max=total))
 
 
-def one_by_one(tokens: Tokens, length: int) -> TextSplit:
+def one_by_one(texts: TextSplit, length: int) -> TextSplit:
     """Each text an example of at most `length` inputs, the first; of one token there is none."""
-    starts, ends = tokens.bounds[:-1], tokens.bounds[1:]
-    is_kept = ends - starts > 1
-    if dropped := len(tokens) - int(is_kept.sum()):
-        logger.warning("{:,} of {:,} texts are left out: too short", dropped, len(tokens))
-    starts, ends = starts[is_kept], ends[is_kept]
-    ends = torch.minimum(ends, starts + length + 1)
-    return TextSplit(tokens.values, starts, ends)
+    is_kept = texts.lengths > 1
+    if dropped := len(texts) - int(is_kept.sum()):
+        logger.warning("{:,} of {:,} texts are left out: too short", dropped, len(texts))
+    starts, ends = texts.starts[is_kept], texts.ends[is_kept]
+    return TextSplit(texts.tokens, starts, torch.minimum(ends, starts + length + 1))

@@ -193,10 +193,10 @@ def prepare(folder: Path, name: str, *, fetch: bool = False) -> dict[str, Any]:
                 libsvmdata.fetch_dataset(name, verbose=sys.stdout.isatty())
             for stale in source_files(folder, name):
                 stale.unlink()
-            for file in source_files(aside, name):
-                os.replace(file, folder / file.name)
+            for fetched in source_files(aside, name):
+                os.replace(fetched, folder / fetched.name)
         sources = source_files(folder, name)
-        stamps = {file.name: file_stamp(file) for file in sources}
+        stamps = {source.name: file_stamp(source) for source in sources}
         inputs, targets = _read_sources(name, sources)
         layout, classes, arrays = _arrays(inputs, targets, dataset.task_name)
         (aside / "prepared").mkdir()

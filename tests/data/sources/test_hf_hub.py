@@ -113,9 +113,10 @@ def hub():
 
 OPEN = """
 import json, sys
-from pathlib import Path
 from loguru import logger
-from src.data.sources.hf import HFOptions, open_parts
+from src.config import make_config
+from src.data.source import Source
+from src.data.sources.hf import open_parts
 from src.support.errors import UserError
 
 name, splits_map, folder, download, revision = json.loads(sys.argv[1])
@@ -123,7 +124,8 @@ lines = []
 logger.remove()
 logger.add(lambda message: lines.append(message.record["message"]))
 try:
-    parts, revision = open_parts(name, splits_map, HFOptions(Path(folder), download, revision))
+    config = make_config({"data_dir": folder, "data_download": download})
+    parts, revision = open_parts(config, Source(f"hf/{name}", splits_map, revision))
     found = {"sizes": {base: len(part) for base, part in parts.items()}, "revision": revision}
     found["fingerprints"] = [part._fingerprint for part in parts.values()]
 except UserError as error:

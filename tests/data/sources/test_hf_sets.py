@@ -19,7 +19,8 @@ from src.config import make_config
 from src.data.arrays import ArraySplit
 from src.data.images import DatasetSplit
 from src.data.registry import build_data, check_dataset
-from src.data.sources.hf import HFOptions, open_parts
+from src.data.source import Source
+from src.data.sources.hf import open_parts
 from src.data.splits import LoaderConfig, Preprocessing
 from src.support.errors import UserError
 
@@ -187,7 +188,8 @@ def test_two_processes_read_one_file_at_the_same_time(tmp_path):
 
     def child() -> None:
         barrier.wait()
-        parts, _ = open_parts("csv:big.csv", {"train": "train"}, HFOptions(tmp_path))
+        source = Source("hf/csv:big.csv", {"train": "train"})
+        parts, _ = open_parts(config("csv:big.csv", tmp_path), source)
         sizes.put(len(parts["train"]))
 
     processes = [context.Process(target=child) for _ in range(2)]
