@@ -5,12 +5,10 @@ source.py              a data set as the configuration names it; what families s
 sources/               a file a family, with check() and build()
 splits.py              Split, what every kind of split can do, and Data, all about a data set
 arrays.py              ArraySplit: dense or sparse rows in memory; normalisation
-images.py              DatasetSplit: read one at a time; PixelSplit: cached on the device
+images.py              DatasetSplit: one at a time, by workers; PixelSplit: cached on the device
 text.py                TextSplit: tokens, tokenised once
 order.py               which example comes when, and which process takes it: a function of the seed
-workers.py             worker processes that read what does not fit in memory
-transforms.py          from one image to a tensor
-augmentation.py        what is done at random to single images
+transforms.py          from one image to a tensor, and what is done at random to single images
 batch_augmentation.py  the same for whole batches in memory: arrays, and images on the device
 mixing.py              what is done to whole batches: mixup, CutMix, a function of your own
 splits_map.py          train[:90%] and the like; splits of other data sets, with our classes

@@ -36,7 +36,6 @@ class ArraySplit(Split):
 
     inputs: Tensor
     targets: Tensor
-    is_fitted = False  # to_shape() resizes images and reshapes rows
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -47,9 +46,18 @@ class ArraySplit(Split):
 
     def take(self, indices: Tensor) -> Batch:
         """The examples with these indices, (n,) int64 on the split's device, in one gather."""
-        is_sparse = self.inputs.layout == torch.sparse_csr
-        inputs = _take_rows(self.inputs, indices) if is_sparse else self.inputs[indices]
-        return inputs, self.targets[indices]
+        targets = self.targets[indices]
+        if self.inputs.layout == torch.strided:
+            return self.inputs[indices], targets
+        csr = self.inputs  # of which torch does not offer csr[indices]
+        starts = csr.crow_indices()[indices]
+        lengths = csr.crow_indices()[indices + 1] - starts
+        rows = lengths.new_zeros(len(lengths) + 1)
+        torch.cumsum(lengths, 0, dtype=rows.dtype, out=rows[1:])
+        shifts = torch.repeat_interleave(starts - rows[:-1], lengths)
+        places = torch.arange(len(shifts), device=shifts.device, dtype=shifts.dtype) + shifts
+        columns, values = csr.col_indices()[places], csr.values()[places]
+        return csr_tensor(rows, columns, values, csr.shape[1]), targets
 
     def batches(self, order: Iterable[Tensor], loader: LoaderConfig) -> Batches:
         # a blocking copy would wait for the step before
@@ -104,8 +112,7 @@ def split_arrays(
     normalize: 'rows' (unit l2 norm), 'columns' (zero mean and unit variance
     over our train split) or 'none'.
     """
-    sizes = {base: len(whole) for base, whole in bases.items()}
-    ranges = resolve_all(splits_map, sizes)
+    ranges = resolve_all(splits_map, {base: len(whole) for base, whole in bases.items()})
     if normalize == "rows":
         for whole in bases.values():
             rows_to_unit_norm(whole.inputs)
@@ -113,9 +120,14 @@ def split_arrays(
         if "train" not in ranges:  # of another data set than that of our train split
             expected = "rows or none, as there are splits of other data sets with other columns"
             raise bad_value("data_normalize", "columns", expected)
-        standardize_columns(
-            [whole.inputs for whole in bases.values()], take(bases, ranges["train"]).inputs
-        )
+        train = take(bases, ranges["train"]).inputs
+        if train.layout != torch.strided:
+            reason = "the data are sparse, and taking a mean off would fill them"
+            raise bad_value("data_normalize", "columns", f"rows or none here: {reason}")
+        variance, mean = torch.var_mean(train, dim=0, correction=0)
+        scale = torch.where(variance > 0, variance.sqrt(), 1.0)  # columns constant in train: 0
+        for whole in bases.values():
+            whole.inputs.sub_(mean).div_(scale)
     elif normalize != "none":
         raise bad_value("data_normalize", normalize, "rows, columns, none or null")
     return {split: take(bases, wanted) for split, wanted in ranges.items()}
@@ -142,7 +154,18 @@ def take(bases: Mapping[str, ArraySplit], ranges: Sequence[Range]) -> ArraySplit
     targets = [bases[base].targets[start:stop] for base, start, stop in ranges]
     if len(ranges) == 1:
         return ArraySplit(inputs[0], targets[0])
-    return ArraySplit(_concatenate(inputs), torch.cat(targets))
+    if inputs[0].layout == torch.strided:
+        return ArraySplit(torch.cat(inputs), torch.cat(targets))
+    ends = np.cumsum([0] + [len(part.values()) for part in inputs])
+    dtype = torch.int32 if ends[-1] < 2**31 else torch.int64
+    rows = [p.crow_indices()[1:].to(dtype) + int(end) for p, end in zip(inputs, ends, strict=False)]
+    csr = csr_tensor(
+        torch.cat([torch.zeros(1, dtype=dtype), *rows]),
+        torch.cat([part.col_indices() for part in inputs]).to(dtype),
+        torch.cat([part.values() for part in inputs]),
+        inputs[0].shape[1],
+    )
+    return ArraySplit(csr, torch.cat(targets))
 
 
 def row_range(inputs: Tensor, start: int, stop: int) -> Tensor:
@@ -153,31 +176,6 @@ def row_range(inputs: Tensor, start: int, stop: int) -> Tensor:
     low, high = int(rows[0]), int(rows[-1])
     columns, values = inputs.col_indices()[low:high], inputs.values()[low:high]
     return csr_tensor(rows - rows[0], columns, values, inputs.shape[1])
-
-
-def _take_rows(csr: Tensor, indices: Tensor) -> Tensor:
-    """csr[indices], which torch does not offer."""
-    starts = csr.crow_indices()[indices]
-    lengths = csr.crow_indices()[indices + 1] - starts
-    rows = lengths.new_zeros(len(lengths) + 1)
-    torch.cumsum(lengths, 0, dtype=rows.dtype, out=rows[1:])
-    shifts = torch.repeat_interleave(starts - rows[:-1], lengths)
-    positions = torch.arange(len(shifts), device=shifts.device, dtype=shifts.dtype) + shifts
-    return csr_tensor(rows, csr.col_indices()[positions], csr.values()[positions], csr.shape[1])
-
-
-def _concatenate(parts: Sequence[Tensor]) -> Tensor:
-    if parts[0].layout == torch.strided:
-        return torch.cat(list(parts))
-    ends = np.cumsum([0] + [len(part.values()) for part in parts])
-    dtype = torch.int32 if ends[-1] < 2**31 else torch.int64
-    rows = [p.crow_indices()[1:].to(dtype) + int(end) for p, end in zip(parts, ends, strict=False)]
-    return csr_tensor(
-        torch.cat([torch.zeros(1, dtype=dtype), *rows]),
-        torch.cat([part.col_indices() for part in parts]).to(dtype),
-        torch.cat([part.values() for part in parts]),
-        parts[0].shape[1],
-    )
 
 
 def rows_to_unit_norm(inputs: Tensor) -> None:
@@ -197,25 +195,9 @@ def rows_to_unit_norm(inputs: Tensor) -> None:
         block /= norms.astype(np.float32)[row_of_value]
 
 
-def standardize_columns(parts: Sequence[Tensor], train: Tensor) -> None:
-    """Give each column of `train` mean 0 and variance 1, by the same change in all parts.
-
-    In place; columns that are constant in `train` become zero there.
-    """
-    if train.layout != torch.strided:
-        raise bad_value(
-            "data_normalize",
-            "columns",
-            "rows or none here: the data are sparse, and taking a mean off would fill them",
-        )
-    variance, mean = torch.var_mean(train, dim=0, correction=0)
-    scale = torch.where(variance > 0, variance.sqrt(), 1.0)
-    for part in parts:
-        part.sub_(mean).div_(scale)
-
-
 def to_shape(data: Data, wanted: Preprocessing, dataset: str) -> Data:
-    """Array data as the model wants them: images resized and normalised, rows reshaped.
+    """Array data as the model wants them: images resized, and normalised where a mean and a std
+    are given; rows reshaped.
 
     A row of numbers takes any shape with as many elements; other shapes raise UserError.
     """
@@ -223,49 +205,32 @@ def to_shape(data: Data, wanted: Preprocessing, dataset: str) -> Data:
     is_image = len(data.input_shape) == 3 and len(shape) == 3
     if shape == data.input_shape and not (is_image and wanted.mean):
         return data
-    is_dense = all(split.inputs.layout == torch.strided for split in _arrays(data).values())
-    if not is_image and (math.prod(shape) != math.prod(data.input_shape) or not is_dense):
-        raise bad_value(
-            "model_input_shape",
-            list(shape),
-            f"{list(data.input_shape)}, the shape of the examples of {dataset},"
-            " or, for dense data, one with as many elements",
-        )
-    splits: dict[str, Split] = {}
-    for name, split in _arrays(data).items():
-        if is_image:
-            inputs = _fit_images(split.inputs, shape, wanted)
-        else:
-            inputs = split.inputs.reshape(len(split), *shape)
-        splits[name] = replace(split, inputs=inputs)
-    return replace(data, splits=splits, input_shape=shape)
-
-
-def _arrays(data: Data) -> Mapping[str, ArraySplit]:
-    """Its splits, where they are not fitted yet: see Split.is_fitted."""
-    return cast(Mapping[str, ArraySplit], data.splits)
-
-
-def _fit_images(images: Tensor, shape: tuple[int, ...], wanted: Preprocessing) -> Tensor:
-    """Images (n, c, h, w) as (n, *shape), less the mean and over the std where they are given."""
-    if images.shape[1] not in (1, shape[0]):
-        raise bad_value("model_input_shape", list(shape), f"{images.shape[1]} channels")
-    if images.shape[2:] != shape[1:]:
-        images = _resized(images, shape[1:], wanted.interpolation)
-    images = images.expand(-1, shape[0], -1, -1)
-    if wanted.mean is not None and wanted.std is not None:
-        mean, std = torch.tensor(wanted.mean), torch.tensor(wanted.std)
-        images = (images - mean[:, None, None]) / std[:, None, None]
-    return images.contiguous()
-
-
-def _resized(images: Tensor, size: tuple[int, ...], interpolation: str) -> Tensor:
-    if interpolation == "nearest":
-        return F.interpolate(images, size, mode="nearest-exact")
-    if interpolation == "lanczos":
+    if wanted.interpolation == "lanczos" and is_image and shape[1:] != data.input_shape[1:]:
         logger.warning("data_interpolation: images in memory are resized by bilinear, not lanczos")
-    mode = "bicubic" if interpolation == "bicubic" else "bilinear"
-    return F.interpolate(images, size, mode=mode, antialias=True)
+    splits: dict[str, Split] = {}
+    for name, split in cast(Mapping[str, ArraySplit], data.splits).items():
+        inputs = split.inputs
+        if not is_image:
+            is_dense = inputs.layout == torch.strided
+            if math.prod(shape) != math.prod(data.input_shape) or not is_dense:
+                expected = f"{list(data.input_shape)}, the shape of the examples of {dataset}, or, "
+                expected += "for dense data, one with as many elements"
+                raise bad_value("model_input_shape", list(shape), expected)
+            splits[name] = replace(split, inputs=inputs.reshape(len(split), *shape))
+            continue
+        if inputs.shape[1] not in (1, shape[0]):
+            raise bad_value("model_input_shape", list(shape), f"{inputs.shape[1]} channels")
+        if inputs.shape[2:] != shape[1:] and wanted.interpolation == "nearest":
+            inputs = F.interpolate(inputs, shape[1:], mode="nearest-exact")
+        elif inputs.shape[2:] != shape[1:]:
+            mode = "bicubic" if wanted.interpolation == "bicubic" else "bilinear"
+            inputs = F.interpolate(inputs, shape[1:], mode=mode, antialias=True)
+        inputs = inputs.expand(-1, shape[0], -1, -1)
+        if wanted.mean is not None and wanted.std is not None:
+            mean, std = torch.tensor(wanted.mean), torch.tensor(wanted.std)
+            inputs = (inputs - mean[:, None, None]) / std[:, None, None]
+        splits[name] = replace(split, inputs=inputs.contiguous())
+    return replace(data, splits=splits, input_shape=shape)
 
 
 def with_num_classes(data: Data, requested: int | None, dataset: str) -> Data:
@@ -273,9 +238,8 @@ def with_num_classes(data: Data, requested: int | None, dataset: str) -> Data:
     if requested is None or requested == data.n_classes:
         return data
     if data.n_classes is None:
-        raise UserError(
-            f"data_n_classes: got {requested}, but {dataset} is regression: leave it null"
-        )
+        reason = f"but {dataset} is regression: leave it null"
+        raise UserError(f"data_n_classes: got {requested}, {reason}")
     if requested < data.n_classes:
         raise bad_value("data_n_classes", requested, f"at least the {data.n_classes} of {dataset}")
     splits = dict(data.splits)
@@ -288,13 +252,10 @@ def with_num_classes(data: Data, requested: int | None, dataset: str) -> Data:
 
 def warn_of_absent_classes(data: Data) -> None:
     """Say so when the train split lacks a class, as slices of files sorted by class do."""
-    train = _arrays(data).get("train")
+    train = cast(ArraySplit | None, data.splits.get("train"))
     if data.n_classes is None or train is None or train.targets.ndim != 1:
         return
     absent = int((torch.bincount(train.targets, minlength=data.n_classes) == 0).sum())
     if absent:
-        logger.warning(
-            "{} of {} classes have no example in the train split: are the data sorted by class?",
-            absent,
-            data.n_classes,
-        )
+        words = "{} of {} classes have no example in the train split: are the data sorted by class?"
+        logger.warning(words, absent, data.n_classes)

@@ -1,6 +1,6 @@
 """Augmentation of a batch of training examples at once, on the device of the batch.
 
-The same distributions in the same order as src/data/augmentation.py, for the keys IN_BATCHES.
+The same distributions in the same order as src/data/transforms.py, for the keys IN_BATCHES.
 What is drawn for an example is a pure function of its seed (see order.example_seeds): not of the
 batch it comes in, nor of the device, rounding of noise and of a rectangle's sides apart.
 """

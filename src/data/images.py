@@ -1,7 +1,13 @@
-"""Splits of images: read one at a time by worker processes, or cached as bytes on the device."""
+"""Splits of images: read one at a time by worker processes, or cached as bytes on the device.
+
+Worker processes survive the signals of the run, which stops them itself.
+"""
 
 import math
+import os
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -11,11 +17,11 @@ import numpy as np
 import torch
 from loguru import logger
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from src.data.augmentation import switched_on
 from src.data.batch_augmentation import augmented_batches, not_in_batches
+from src.data.order import example_seeds
 from src.data.splits import (
     Batch,
     Batches,
@@ -27,13 +33,16 @@ from src.data.splits import (
     renumbered,
 )
 from src.data.splits_map import Range
-from src.data.transforms import IMAGENET, ImageTransform, image_transforms
-from src.data.workers import Examples, identity, loaded
-from src.support import UserError, bad_value
+from src.data.transforms import IMAGENET, ImageTransform, image_transforms, switched_on
+from src.support import UserError, bad_value, random_state
 
 NUM_SAMPLED = 16
 READ_AT_ONCE = 256  # images, while they are cached
 SECONDS_BETWEEN_LINES = 60.0  # of the log
+SECONDS_TO_OUTLIVE = 120  # that worker processes live on after SIGTERM: a step, and more
+SOCKET = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # of multiprocessing, below the temporary folder
+LONGEST_SOCKET = 107 if sys.platform.startswith("linux") else 103  # bytes of a path
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, one number a channel
 
 
@@ -55,8 +64,8 @@ class DatasetSplit(Split):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batches(self, order: Iterable[Tensor], loader: LoaderConfig) -> Batches:
-        examples = Examples(self.dataset, self.transform)
         requests = ((0, indices) for indices in order)
+        examples = Examples(self.dataset, self.transform)
         return loaded(examples, requests, loader.device, loader.num_workers)
 
     def augmented_batches(
@@ -67,12 +76,8 @@ class DatasetSplit(Split):
         return loaded(examples, order, loader.device, loader.num_workers)
 
     def cache_size(self) -> int:
-        return math.prod(self._cache_shape())
-
-    def _cache_shape(self) -> tuple[int, ...]:
-        """(n, channels, height, width)"""
         assert isinstance(self.transform, ImageTransform)  # else there is a cache_obstacle
-        return len(self), *self.transform.shape
+        return len(self) * math.prod(self.transform.shape)
 
     def cache_obstacle(self, name: str) -> str | None:
         train = self.train_transform
@@ -88,24 +93,31 @@ class DatasetSplit(Split):
     def cached_on_device(
         self, device: torch.device, *, num_workers: int = 0, name: str = "train"
     ) -> "PixelSplit":
-        """Its images as evaluations see them, each read once."""
-        shape, transform = self._cache_shape(), self.transform
+        """Its images as evaluations see them, each read once: a bar on a terminal, lines in the
+        log."""
+        transform, total = self.transform, len(self)
         assert isinstance(transform, ImageTransform)
         try:
-            pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+            pixels = torch.empty((total, *transform.shape), dtype=torch.uint8, device=device)
         except RuntimeError as error:  # torch's of a full GPU is one as well
-            size = in_bytes(math.prod(shape))
+            size = in_bytes(self.cache_size())
             expected = f"auto or false, as {size} of images do not fit on {device}"
             raise bad_value("data_on_device", True, expected) from error
-        targets = torch.empty(len(self), dtype=torch.int64)
-        logger.info("reading {:,} images of {} to cache them on {}", len(self), name, device)
+        targets = torch.empty(total, dtype=torch.int64)
+        logger.info("reading {:,} images of {} to cache them on {}", total, name, device)
         examples = Examples(self.dataset, transform)
         examples.normalize = identity  # batches of bytes
-        order = ((0, indices) for indices in torch.arange(len(self)).split(READ_AT_ONCE))
-        batches = loaded(examples, order, torch.device("cpu"), num_workers)
-        for start, (images, numbers) in _with_progress(batches, len(self)):
-            there = slice(start, start + len(numbers))
-            pixels[there], targets[there] = images, numbers
+        order = ((0, indices) for indices in torch.arange(total).split(READ_AT_ONCE))
+        done, last_line = 0, perf_counter()
+        with tqdm(total=total, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+            for images, numbers in loaded(examples, order, torch.device("cpu"), num_workers):
+                there = slice(done, done + len(numbers))
+                pixels[there], targets[there] = images, numbers
+                done += len(numbers)
+                bar.update(len(numbers))
+                if perf_counter() - last_line > SECONDS_BETWEEN_LINES:
+                    logger.info("{:,} of {:,} images read", done, total)
+                    last_line = perf_counter()
         return PixelSplit(pixels, targets.to(device), transform.to_tensor.normalize)
 
     def with_classes(self, table: Sequence[int]) -> "DatasetSplit":
@@ -114,19 +126,6 @@ class DatasetSplit(Split):
             _, kept = renumbered(labels_of(dataset), table)
             dataset = Subset(dataset, kept.tolist())
         return replace(self, dataset=Renumbered(dataset, tuple(table)))
-
-
-def _with_progress(batches: Iterable[Batch], total: int) -> Iterator[tuple[int, Batch]]:
-    """Each batch and how many examples came before: a bar on a terminal, lines in the log."""
-    done, last_line = 0, perf_counter()
-    with tqdm(total=total, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
-        for batch in batches:
-            yield done, batch
-            done += len(batch[1])
-            bar.update(len(batch[1]))
-            if perf_counter() - last_line > SECONDS_BETWEEN_LINES:
-                logger.info("{:,} of {:,} images read", done, total)
-                last_line = perf_counter()
 
 
 @dataclass(frozen=True)
@@ -192,6 +191,122 @@ def labels_of(dataset: Any) -> Tensor:
     return torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
 
 
+# ---- Reading ----------------------------------------------------------------------------
+
+
+class Examples(Dataset):
+    """Batches of (pass, indices) in the form that a DataLoader asks for them.
+
+    `normalize` makes of their inputs what the model wants, on its device. seed: of the
+    augmentation, each example's own; None where nothing is drawn.
+    """
+
+    def __init__(
+        self, dataset: Any, transform: Callable[[Any], Tensor], seed: int | None = None
+    ) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.read: Callable[[Any], Any] = transform
+        self.batch_of: Callable[[Any], Tensor] = torch.stack
+        self.normalize: Callable[[Tensor], Tensor] = identity
+        if isinstance(transform, ImageTransform) and not transform.on_tensor:
+            self.read, self.batch_of = transform.pixels, transform.batch_of
+            self.normalize = transform.to_tensor.normalize
+
+    def __getitems__(self, request: tuple[int, np.ndarray]) -> Batch:
+        pass_number, indices = request
+        own = (indices % len(self.dataset)).tolist()  # of copies
+        if self.seed is None:
+            examples = [self._example(index) for index in own]
+        else:
+            seeds = example_seeds(self.seed, pass_number, indices).tolist()
+            with random_state.isolate_rng():  # without workers this is the training process
+                examples = [self._example(*both) for both in zip(own, seeds, strict=True)]
+        inputs, targets = zip(*examples, strict=True)
+        return self.batch_of(inputs), torch.tensor(targets)
+
+    def _example(self, index: int, seed: int | None = None) -> tuple[Any, Any]:
+        """(inputs, target) of one example; an error names the example."""
+        if seed is not None:
+            random_state.seed_everything(seed, cpu_only=True)
+        try:
+            image, target = self.dataset[index]
+            return self.read(image), target
+        except Exception as error:
+            error.add_note(f"example {index} of {len(self.dataset):,}")
+            raise
+
+
+def loaded(
+    examples: Examples,
+    order: Iterable[tuple[int, Tensor]],
+    device: torch.device,
+    num_workers: int,
+) -> Batches:
+    """Batches in this order of (pass, indices), on the device; without workers read right here."""
+    # A path that leaves no room for the sockets by which workers hand over what they have read:
+    # they would fail in silence, and the run wait for ever.
+    folder, most = tempfile.gettempdir(), LONGEST_SOCKET - len(SOCKET)
+    if num_workers and len(os.fsencode(folder)) > most:
+        expected = f"a path of at most {most} characters, as TMPDIR=/tmp, or num_workers: 0"
+        raise bad_value("TMPDIR", folder, expected)
+    on_gpu = device.type == "cuda"
+    # as tensors the indices would travel to the workers in files of their own
+    requests: Iterable[Any] = ((number, indices.numpy()) for number, indices in order)
+    loader = DataLoader(
+        examples,
+        batch_sampler=requests,
+        collate_fn=identity,
+        num_workers=num_workers,
+        pin_memory=on_gpu,
+        worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),  # else the loader draws from the model's own
+    )
+    # Signals come afterwards: a worker that is starting would die of SIGTERM, by torch's handler.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        batches: Iterator[Batch] = iter(loader)  # starts the workers
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if on_gpu:
+        batches = _copied_ahead(batches, device)
+    for inputs, targets in batches:
+        yield examples.normalize(inputs.to(device)), targets.to(device)
+
+
+def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Pinned batches on a GPU, each copied on a stream beside while the one before computes."""
+    beside = torch.cuda.Stream(device)
+
+    def copied(batch: Batch | None) -> list[Tensor]:
+        with torch.cuda.stream(beside):
+            return [part.to(device, non_blocking=True) for part in batch or ()]
+
+    coming = copied(next(batches, None))
+    while coming:
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(beside)  # for this batch: the copy of the next has not begun
+        inputs, targets = coming
+        for part in (inputs, targets):
+            part.record_stream(computing)  # else its memory would be free for copies too early
+        coming = copied(next(batches, None))
+        yield inputs, targets
+
+
+def _outlive_signals(worker: int) -> None:
+    """Slurm and Ctrl-C signal the whole group; the run needs its batches until it stops itself.
+
+    TERM is also how a program that crashed ends its workers: it may wait a little for that.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_OUTLIVE))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def identity(values: Any) -> Any:
+    return values
+
+
 # ---- From the parts of a data set of PIL images to its splits ----------------------------
 
 
@@ -212,14 +327,26 @@ def image_data(
     name: of the data set. n_classes: where the classes have no names. resize: also where all
     sampled images have the size of the input.
     """
-    shapes = {split: _own_shape(dataset) for split, dataset in splits.items()}
-    own_shape = shapes.get("train", next(iter(shapes.values())))
-    shape = _input_shape(preprocessing, own_shape, name)
+    sizes, modes = {}, {}
+    for split, dataset in splits.items():
+        sampled = np.unique(np.linspace(0, len(dataset) - 1, NUM_SAMPLED).astype(int))
+        images = [dataset[int(index)][0] for index in sampled]
+        sizes[split], modes[split] = ({getattr(i, key) for i in images} for key in ("size", "mode"))
+    first = "train" if "train" in splits else next(iter(splits))
+    shape = preprocessing.input_shape
+    if shape is None and len(sizes[first]) == 1:
+        ((width, height),) = sizes[first]
+        shape = (1 if modes[first] == {"L"} else 3), height, width
+    if shape is None:
+        expected = f"[channels, height, width], as the images of {name} differ in size"
+        raise bad_value("model_input_shape", None, expected)
+    if len(shape) != 3:
+        raise bad_value("model_input_shape", list(shape), "[channels, height, width] for images")
     if preprocessing.mean is None or preprocessing.std is None:
         mean, std = statistics or IMAGENET
         preprocessing = replace(preprocessing, mean=mean, std=std)
     preprocessing = replace(preprocessing, input_shape=shape)
-    differ = any(own is None or own[1:] != shape[1:] for own in shapes.values())
+    differ = any(of_split != {(shape[2], shape[1])} for of_split in sizes.values())
     resize = resize or preprocessing.is_cropped or differ
     train_transform, transform = image_transforms(preprocessing, resize=resize)
     made = {k: DatasetSplit(dataset, train_transform, transform) for k, dataset in splits.items()}
@@ -254,25 +381,3 @@ def classes_of(bases: Mapping[str, Any]) -> tuple[str, ...]:
             differ = sorted(set(names[first]) ^ set(names[other]))
             raise UserError(f"dataset: the classes of {first} and {other} differ by {differ}")
     return names[first]
-
-
-def _own_shape(dataset: Any) -> tuple[int, int, int] | None:
-    """(channels, height, width); None where some of the sampled images differ in size."""
-    sampled = np.unique(np.linspace(0, len(dataset) - 1, NUM_SAMPLED).astype(int))
-    images = [dataset[int(index)][0] for index in sampled]
-    if len({image.size for image in images}) > 1:
-        return None
-    width, height = images[0].size
-    return (1 if all(image.mode == "L" for image in images) else 3), height, width
-
-
-def _input_shape(
-    preprocessing: Preprocessing, own: tuple[int, int, int] | None, dataset: str
-) -> tuple[int, int, int]:
-    shape = preprocessing.input_shape or own
-    if shape is None:
-        expected = f"[channels, height, width], as the images of {dataset} differ in size"
-        raise bad_value("model_input_shape", None, expected)
-    if len(shape) != 3:
-        raise bad_value("model_input_shape", list(shape), "[channels, height, width] for images")
-    return shape

@@ -9,7 +9,6 @@ from loguru import logger
 
 from src.config import Config, is_import_path
 from src.data.arrays import with_num_classes
-from src.data.augmentation import check_augmentation, switched_on
 from src.data.batch_augmentation import not_in_batches
 from src.data.mixing import MIXABLE_LOSSES, Mixing, OwnAugmentation
 from src.data.order import check_shards
@@ -17,6 +16,7 @@ from src.data.source import Source, example_augmentation, refuse_augmentation
 from src.data.sources import custom, hf, libsvm, sklearn, tfds, timm
 from src.data.splits import Data, LoaderConfig, Preprocessing
 from src.data.splits_map import by_dataset, joined
+from src.data.transforms import check_augmentation, switched_on
 from src.support import UserError, bad_value, pick
 
 MOST_SHOWN = 8

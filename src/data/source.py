@@ -7,9 +7,9 @@ from typing import Any
 
 from src.config import Config, is_import_path
 from src.data.arrays import to_shape, warn_of_absent_classes
-from src.data.augmentation import switched_on
 from src.data.batch_augmentation import not_of_arrays
 from src.data.splits import Augmentation, Data, Preprocessing
+from src.data.transforms import switched_on
 from src.support import UserError, bad_value
 
 

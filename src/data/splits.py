@@ -64,7 +64,6 @@ class Split(ABC):
     says how training changes the examples, and what the kind has that others have not.
     """
 
-    is_fitted: ClassVar[bool] = True  # its examples are as the model wants them once it is built
     is_in_memory: ClassVar[bool] = True  # False: images, read one at a time
     has_fixed_shape: ClassVar[bool] = True  # all batches have inputs of the same shape
 

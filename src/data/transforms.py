@@ -1,17 +1,19 @@
-"""Preprocessing: from PIL images to the float32 tensors that a model takes."""
+"""From one PIL image to the float32 tensor that a model takes: preprocessing, and what is done at
+random to training images, by timm's transforms in timm's order."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import floor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from src.data.augmentation import steps_on_images, steps_on_tensors, switched_on
 from src.data.splits import Augmentation, Preprocessing
-from src.support import UserError, bad_value
+from src.support import UserError, bad_value, random_state
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,6 +35,11 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "kmnist": ((0.1918,), (0.3483,)),
 }
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's, since AlexNet
+
+SWITCHES = ("pad_crop", "crop_scale", "hflip", "vflip", "auto", "color_jitter", "noise", "erase")
+EXAMPLES = "rand-m9-mstd0.5-inc1, original, v0, 3a or augmix-m3-w3"
+MOVES = 0.45  # the farthest that a policy moves an image, over its side, as timm has it
+AUGMIX_MOVES = 0.3  # the same of AugMix
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ class ToNormalizedTensor:
         object.__setattr__(self, "shift", (-mean / std).float())
 
     def __call__(self, image: "Image") -> Tensor:
-        return self.normalize(pixels_of(image))
+        pixels = torch.from_numpy(np.array(image))  # (h, w) or (h, w, 3)
+        return self.normalize(pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1))
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (…, channels, height, width), an image or a batch, on any device."""
@@ -83,12 +91,6 @@ class ToNormalizedTensor:
         scale, shift = (part.to(device, non_blocking=True) for part in (self.scale, self.shift))
         values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return values.mul_(scale).add_(shift)
-
-
-def pixels_of(image: "Image") -> Tensor:
-    """uint8 (channels, height, width)."""
-    pixels = torch.from_numpy(np.array(image))  # (h, w) or (h, w, 3)
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -185,3 +187,144 @@ def fit_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
     if channels == 1:
         return (sum(values) / len(values),)
     raise bad_value("data_mean, data_std", list(values), f"1 or {channels} numbers")
+
+
+# ---- At random ---------------------------------------------------------------------------
+
+
+def switched_on(augmentation: Augmentation) -> list[str]:
+    """Which of SWITCHES are on; with none, training examples are as those of evaluations."""
+    return [name for name in SWITCHES if getattr(augmentation, name)]
+
+
+def check_augmentation(augmentation: Augmentation) -> None:
+    """UserError for mistakes that show without images."""
+    scale, ratio = augmentation.crop_scale, augmentation.crop_ratio
+    if scale is not None and (len(scale) != 2 or not scale[0] <= scale[1] <= 1):
+        expected = "two fractions of the area, the smaller one first, at most 1, such as [0.08, 1]"
+        raise bad_value("aug_crop_scale", list(scale), expected)
+    if scale is not None and augmentation.pad_crop:
+        raise UserError("aug_pad_crop, aug_crop_scale: two ways to crop; give one of them")
+    if len(ratio) != 2 or not ratio[0] <= ratio[1]:
+        expected = "two widths over heights, the smaller one first, such as [0.75, 1.33]"
+        raise bad_value("aug_crop_ratio", list(ratio), expected)
+    if augmentation.auto is not None:
+        check_policy(augmentation.auto)
+
+
+def check_policy(name: str) -> None:
+    """UserError for names that timm does not know, and for parts that timm would ignore."""
+    from PIL.Image import new
+    from timm.data.auto_augment import rand_augment_choices
+
+    first, *parts = name.split("-")
+    names = [re.match(r"t|[a-z]*", part)[0] for part in parts]  # type: ignore[index]
+    for part, own_name in zip(parts, names, strict=True):
+        if (first, own_name) == ("rand", "t"):  # 'tweights', one of timm's sets of operations
+            # it gives the usual one for other names
+            is_known = rand_augment_choices(part[1:]) is not rand_augment_choices("")
+        else:  # 'mstd0.5'
+            is_known = re.fullmatch(r"[a-z]+\d+(\.\d+)?", part) is not None
+        if not is_known:
+            expected = f"a policy of timm, such as {EXAMPLES}; there is no part {part!r}"
+            raise bad_value("aug_auto", name, expected)
+        if names.count(own_name) > 1:
+            raise bad_value("aug_auto", name, f"a single part {own_name!r}")
+    try:  # once, as some numbers fail only then
+        with random_state.isolate_rng():
+            policy(name, size=(8, 8), mean=(0.5,), interpolation="bilinear")(new("L", (8, 8)))
+    except (AssertionError, ValueError) as error:
+        reason = f" ({error})" if str(error) else ""
+        raise bad_value("aug_auto", name, f"a policy of timm, such as {EXAMPLES}{reason}") from None
+
+
+def steps_on_images(
+    augmentation: Augmentation,
+    size: tuple[int, int],
+    *,
+    mean: tuple[float, ...],
+    interpolation: str,
+) -> list[Any]:
+    """Transforms of PIL images of `size` (height, width), or of any size with crop_scale."""
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+    from torchvision.transforms import (
+        ColorJitter,
+        RandomCrop,
+        RandomHorizontalFlip,
+        RandomVerticalFlip,
+    )
+
+    steps: list[Any] = []
+    if augmentation.pad_crop:
+        steps.append(RandomCrop(size, padding=augmentation.pad_crop))
+    if augmentation.crop_scale:
+        ranges = {"scale": augmentation.crop_scale, "ratio": augmentation.crop_ratio}
+        steps.append(RandomResizedCropAndInterpolation(size, **ranges, interpolation=interpolation))
+    if augmentation.hflip:
+        steps.append(RandomHorizontalFlip(augmentation.hflip))
+    if augmentation.vflip:
+        steps.append(RandomVerticalFlip(augmentation.vflip))
+    if augmentation.auto:
+        steps.append(policy(augmentation.auto, size=size, mean=mean, interpolation=interpolation))
+    if augmentation.color_jitter:
+        jitter = augmentation.color_jitter  # of brightness, contrast, saturation
+        steps.append(ColorJitter(jitter, jitter, jitter))
+    return steps
+
+
+def steps_on_tensors(augmentation: Augmentation) -> list[Any]:
+    """Transforms of normalised tensors (channels, height, width), on the CPU."""
+    steps: list[Any] = []
+    if augmentation.noise:
+        from torchvision.transforms.v2 import GaussianNoise
+
+        steps.append(GaussianNoise(sigma=augmentation.noise, clip=False))
+    if augmentation.erase:
+        from timm.data.random_erasing import RandomErasing
+
+        mode = augmentation.erase_mode
+        steps.append(RandomErasing(augmentation.erase, mode=mode, device="cpu"))
+    return steps
+
+
+def policy(
+    name: str, *, size: tuple[int, int], mean: tuple[float, ...], interpolation: str
+) -> Callable[[Any], Any]:
+    """timm's policy of that name, as timm's create_transform makes it, from image to image.
+
+    mean: of the pixels between 0 and 1, one number a channel, with which holes are filled.
+    """
+    from timm.data.auto_augment import (
+        augment_and_mix_transform,
+        auto_augment_transform,
+        posterize,
+        rand_augment_transform,
+    )
+    from timm.data.transforms import str_to_pil_interp
+
+    # Pillow turns and shears by none better than bicubic
+    mode = "bicubic" if interpolation == "lanczos" else interpolation
+    settings: dict[str, Any] = {
+        "translate_const": int(min(size) * MOVES),
+        "img_mean": tuple(max(0, min(255, round(255 * value))) for value in mean),
+        "interpolation": str_to_pil_interp(mode),
+    }
+    if name.startswith("rand"):
+        made: Any = rand_augment_transform(name, settings)
+    elif name.startswith("augmix"):
+        made = augment_and_mix_transform(name, settings | {"translate_pct": AUGMIX_MOVES})
+    else:
+        made = auto_augment_transform(name, settings)
+    for operation in made.ops if hasattr(made, "ops") else chain(*made.policy):
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+    return made
+
+
+def _posterize(image: "Image", bits_to_keep: int, **_: Any) -> "Image":
+    """timm's, which may keep 0 bits. That is a black image, but an error in Pillow 13."""
+    from timm.data.auto_augment import posterize
+
+    if not bits_to_keep:
+        return image.point([0] * 256 * len(image.getbands()))
+    return posterize(image, bits_to_keep)

@@ -12,11 +12,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
 from src.config import make_config
-from src.data.augmentation import check_policy, policy
 from src.data.images import DatasetSplit
 from src.data.registry import build_data, check_dataset
 from src.data.splits import Augmentation, LoaderConfig, Preprocessing
-from src.data.transforms import image_transforms
+from src.data.transforms import check_policy, image_transforms, policy
 from src.support import random_state
 from src.support.errors import UserError
 

@@ -15,11 +15,10 @@ import torch
 from torch.utils.data import Dataset
 
 from src.data.arrays import ArraySplit, micro_batches
-from src.data.images import DatasetSplit, PixelSplit
+from src.data.images import LONGEST_SOCKET, SOCKET, DatasetSplit, PixelSplit, identity
 from src.data.mixing import Mixing
 from src.data.splits import NO_TOKEN, Augmentation, LoaderConfig
 from src.data.text import TextSplit
-from src.data.workers import LONGEST_SOCKET, SOCKET, check_temporary_folder
 from src.losses import NextToken
 from src.support.errors import UserError
 from tests.waiting import PATIENCE
@@ -364,13 +363,15 @@ LISTEN = "from multiprocessing.connection import Listener; Listener(family='AF_U
 def test_a_temporary_folder_without_room_for_sockets_is_refused(tmp_path, monkeypatch):
     """Workers would hand over nothing, and the run wait for ever."""
     most = LONGEST_SOCKET - len(SOCKET)
+    split = DatasetSplit([(torch.zeros(1), 0)], identity, identity)
+    order, loader = [torch.tensor([0])], LoaderConfig(1, torch.device("cpu"), num_workers=1)
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         longest = Path(short) / ("x" * (most - len(short) - 1))
         longest.mkdir()
         env = os.environ | {"TMPDIR": str(longest)}
         subprocess.run([sys.executable, "-c", LISTEN], env=env, check=True)
         monkeypatch.setattr(tempfile, "tempdir", str(longest))
-        check_temporary_folder()
+        assert len(list(split.batches(order, loader))) == 1
     monkeypatch.setattr(tempfile, "tempdir", f"{longest}x")
     with pytest.raises(UserError, match=f"^TMPDIR: got .* at most {most} characters"):
-        check_temporary_folder()
+        next(split.batches(order, loader))

@@ -17,9 +17,9 @@ from src.data.arrays import (
     warn_of_absent_classes,
     with_num_classes,
 )
-from src.data.augmentation import SWITCHES
 from src.data.splits import Augmentation, Data, LoaderConfig, Preprocessing
 from src.data.splits_map import Range
+from src.data.transforms import SWITCHES
 from src.support.errors import UserError
 
 
