@@ -85,7 +85,7 @@ def test_what_cannot_be_had_is_said_once_and_hinders_nothing_else(tmp_path, load
 
 def test_being_asked_to_fetch_it_fetches(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(build.libsvm, "load", lambda *_, download, **__: asked.append(download))
+    monkeypatch.setattr(build.libsvm, "build", lambda c, *_: asked.append(c.data_download))
     path = written(tmp_path / "cfg.yaml", {"data_download": False, "data_dir": str(tmp_path)})
     assert prepare.main([path]) == 2  # there are no data after all
     assert asked == [True]

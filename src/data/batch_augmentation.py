@@ -122,7 +122,12 @@ def erased(inputs: Tensor, mode: str, *, draws: Tensor, seeds: Tensor) -> Tensor
     rows, columns = (torch.arange(size, device=inputs.device) for size in (height, width))
     is_inside = ((rows >= top) & (rows < top + high))[:, :, None]
     is_inside = is_inside & ((columns >= left) & (columns < left + wide))[:, None, :]
-    return torch.where(is_inside[:, None], _filling(inputs, mode, seeds), inputs)
+    if mode == "const":  # the mean
+        filling = inputs.new_zeros(())
+    else:  # a colour an image, or one a pixel
+        shape = (inputs.shape[1], 1, 1) if mode == "rand" else inputs.shape[1:]
+        filling = _noise(seeds, FILLING, shape)
+    return torch.where(is_inside[:, None], filling, inputs)
 
 
 def rectangles(draws: Tensor, height: int, width: int) -> Tensor:
@@ -137,14 +142,6 @@ def rectangles(draws: Tensor, height: int, width: int) -> Tensor:
     first = fits.long().argmax(1)  # the first of those that fit; 0 where there is none
     found = found.gather(2, first.expand(4, len(draws))[:, :, None])[:, :, 0]
     return found * fits.any(1)
-
-
-def _filling(inputs: Tensor, mode: str, seeds: Tensor) -> Tensor:
-    """What a rectangle is filled with: the mean, a colour an image, or one a pixel."""
-    shapes = {"const": (), "rand": (inputs.shape[1], 1, 1), "pixel": inputs.shape[1:]}
-    if mode == "const":
-        return inputs.new_zeros(())
-    return _noise(seeds, FILLING, shapes[mode])
 
 
 def _noise(seeds: Tensor, first: int, shape: tuple[int, ...]) -> Tensor:

@@ -73,15 +73,14 @@ class OwnAugmentation:
         with random_state.isolate_rng():
             random_state.seed_everything(seed + self.rank, cpu_only=on_cpu)
             made = self.function(inputs, targets)
-        is_batch = isinstance(made, tuple) and [type(part) for part in made] == [Tensor, Tensor]
-        is_batch = is_batch and made[0].dtype == inputs.dtype
-        if not is_batch or any(len(part) != num_examples for part in made):
-            given = made if isinstance(made, tuple) else [made]
-            shapes = ", ".join(
-                f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-                for x in given
-            )
+        parts = made if isinstance(made, tuple) else (made,)
+        is_batch = made is parts and [type(part) for part in parts] == [Tensor, Tensor]
+        is_batch = is_batch and parts[0].dtype == inputs.dtype
+        if not is_batch or any(len(part) != num_examples for part in parts):
             expected = f"a function that gives (inputs, targets) of {num_examples} examples, "
-            expected += f"inputs of {inputs.dtype}"
-            raise bad_value("aug_function", self.name, f"{expected}, not {shapes}")
+            expected += f"inputs of {inputs.dtype}, not " + ", ".join(
+                f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+                for x in parts
+            )
+            raise bad_value("aug_function", self.name, expected)
         return made

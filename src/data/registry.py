@@ -22,6 +22,17 @@ from src.support import UserError, bad_value, pick
 MOST_SHOWN = 8
 
 
+# A family is a module with check(config, source), which raises UserError for mistakes that show
+# without the data, and build(config, source, preprocessing) -> Data.
+FAMILIES: dict[str, Any] = {
+    "hf": hf,
+    "libsvm": libsvm,
+    "sklearn": sklearn,
+    "tfds": tfds,
+    "timm": timm,
+}
+
+
 def build_data(config: Config, preprocessing: Preprocessing | None) -> Data:
     """The splits of config.data_splits_map, preprocessed for the model."""
     check_dataset(config)
@@ -29,7 +40,15 @@ def build_data(config: Config, preprocessing: Preprocessing | None) -> Data:
     data = _load(config, own, resolve_preprocessing(config, preprocessing or Preprocessing()))
     refuse_augmentation(config, data.splits["train"].augmentation_obstacle)
     data = with_num_classes(data, config.data_n_classes, config.dataset)
-    if (names := _class_names(config)) is not None:
+    names: Sequence[str] | None = config.data_class_names
+    if names == "imagenet":  # the 1000 of open_clip, which were chosen for its prompts
+        try:
+            from open_clip import IMAGENET_CLASSNAMES
+        except ImportError as error:
+            needed = "data_class_names: imagenet needs `pip install open_clip_torch`"
+            raise UserError(needed) from error
+        names = IMAGENET_CLASSNAMES
+    if names is not None:
         if len(names) != data.n_classes:
             shown = ", ".join(map(str, names[:MOST_SHOWN])) + ", …" * (len(names) > MOST_SHOWN)
             raise bad_value("data_class_names", shown, f"{data.n_classes} names, not {len(names)}")
@@ -96,11 +115,7 @@ def check_dataset(config: Config) -> None:
         raise bad_value("data_version", config.data_version, expected)
     if (config.data_mean is None) != (config.data_std is None):
         raise UserError("data_mean, data_std: give both or neither")
-    check_keys_of_augmentation(config)
 
-
-def check_keys_of_augmentation(config: Config) -> None:
-    """UserError for values that mean nothing, and for contradictions between the keys."""
     augmentation = example_augmentation(config)
     check_augmentation(augmentation)
     if config.data_on_device is True and (obstacle := not_in_batches(*switched_on(augmentation))):
@@ -130,17 +145,6 @@ def _load(config: Config, named: Source, preprocessing: Preprocessing) -> Data:
     return family.build(config, source, preprocessing)
 
 
-# A family is a module with check(config, source), which raises UserError for mistakes that show
-# without the data, and build(config, source, preprocessing) -> Data.
-FAMILIES: dict[str, Any] = {
-    "hf": hf,
-    "libsvm": libsvm,
-    "sklearn": sklearn,
-    "tfds": tfds,
-    "timm": timm,
-}
-
-
 def family_of(source: Source) -> tuple[Any, Source]:
     """The module that serves it, and the source by the name that it has there."""
     if is_import_path(source.dataset):
@@ -151,27 +155,16 @@ def family_of(source: Source) -> tuple[Any, Source]:
     return family, source
 
 
-def _class_names(config: Config) -> Sequence[str] | None:
-    """data_class_names; imagenet: the 1000 of open_clip, which were chosen for its prompts."""
-    if config.data_class_names != "imagenet":
-        return config.data_class_names
-    try:
-        from open_clip import IMAGENET_CLASSNAMES
-    except ImportError as error:
-        raise UserError("data_class_names: imagenet needs `pip install open_clip_torch`") from error
-    return list(IMAGENET_CLASSNAMES)
-
-
 def resolve_preprocessing(config: Config, preprocessing: Preprocessing) -> Preprocessing:
     """The preprocessing of the network, overruled by the keys of the config."""
-    if config.model_input_shape is not None:
-        shape = tuple(config.model_input_shape)  # of rows it may be of any length
-        preprocessing = replace(preprocessing, input_shape=shape)  # type: ignore[arg-type]
-    if config.data_mean is not None and config.data_std is not None:
-        preprocessing = replace(
-            preprocessing, mean=tuple(config.data_mean), std=tuple(config.data_std)
-        )
+
+    def of(values: list[Any] | None) -> tuple[Any, ...] | None:
+        return None if values is None else tuple(values)
+
     given: dict[str, Any] = {
+        "input_shape": of(config.model_input_shape),  # of rows it may be of any length
+        "mean": of(config.data_mean),
+        "std": of(config.data_std),
         "augmentation": example_augmentation(config),
         "crop_pct": config.data_crop_pct,
         "is_cropped": config.data_crop_pct is not None or None,
@@ -179,6 +172,4 @@ def resolve_preprocessing(config: Config, preprocessing: Preprocessing) -> Prepr
         "tokenizer": config.data_tokenizer,
         "text_length": config.data_text_length,
     }
-    return replace(
-        preprocessing, **{key: value for key, value in given.items() if value is not None}
-    )
+    return replace(preprocessing, **{k: value for k, value in given.items() if value is not None})

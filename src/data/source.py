@@ -29,8 +29,10 @@ class Source:
 
 def example_augmentation(config: Config) -> Augmentation:
     """The augmentation of single examples, keys aug_…"""
-    keys = {field.name: getattr(config, f"aug_{field.name}") for field in fields(Augmentation)}
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
+    given: dict[str, Any] = {}
+    for field in fields(Augmentation):
+        value = getattr(config, f"aug_{field.name}")
+        given[field.name] = tuple(value) if isinstance(value, list) else value
     return Augmentation(**given)
 
 
@@ -55,10 +57,8 @@ def refuse_augmentation_of_arrays(
 
 def refuse_pixel_statistics(config: Config, source: Source) -> None:
     if config.data_mean is not None:
-        raise UserError(
-            f"data_mean, data_std: for images alone; {source.dataset} is normalised by"
-            " data_normalize (rows, columns or none)"
-        )
+        how = f"{source.dataset} is normalised by data_normalize (rows, columns or none)"
+        raise UserError(f"data_mean, data_std: for images alone; {how}")
 
 
 def check_pixel_keys(config: Config) -> None:

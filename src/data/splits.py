@@ -299,11 +299,16 @@ class Data:
             if obstacle:
                 raise bad_value("data_on_device", requested, f"auto or false, as {obstacle}")
             return True
-        obstacle = obstacle or _lack_of_memory(images.values(), device)
-        if obstacle:
-            words = "images are read one at a time, not cached on {}: {}"
-            logger.info(words, device, obstacle)
-        return not obstacle
+        if not obstacle:
+            needed, free = sum(split.cache_size() for split in images.values()), free_memory(device)
+            if free is not None and needed * MEMORY_FRACTION <= free:
+                return True
+            known = "unknown" if free is None else in_bytes(free)
+            most = f"more than 1/{MEMORY_FRACTION} of the free memory, {known}"
+            obstacle = f"they take {in_bytes(needed)}, {most}"
+        words = "images are read one at a time, not cached on {}: {}"
+        logger.info(words, device, obstacle)
+        return False
 
     def to_device(
         self, device: torch.device, *, is_cached: bool, num_workers: int
@@ -322,16 +327,6 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min((memory.free for memory in processes.memories()), default=None)
-
-
-def _lack_of_memory(images: Iterable[Split], device: torch.device) -> str | None:
-    needed, free = sum(split.cache_size() for split in images), free_memory(device)
-    if free is not None and needed * MEMORY_FRACTION <= free:
-        return None
-    known = "unknown" if free is None else in_bytes(free)
-    return (
-        f"they take {in_bytes(needed)}, more than 1/{MEMORY_FRACTION} of the free memory, {known}"
-    )
 
 
 def in_bytes(number: int) -> str:

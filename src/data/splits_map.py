@@ -41,10 +41,16 @@ def check_bases(splits_map: Mapping[str, str], bases: Collection[str], dataset: 
     """Raise UserError where a split takes from a part that the data set does not have."""
     for split, spelling in splits_map.items():
         for base, _, _ in parse(spelling):
-            if base not in bases:
-                raise _unknown_base(
-                    f"{one_line(split)}: {short_repr(spelling)}", base, bases, dataset
-                )
+            if base in bases:
+                continue
+            near = closest(base, bases)
+            hint = f"; did you mean {near!r}?" if near else ""
+            if not near and "train" in bases:
+                hint = "; slices of it do instead, such as "
+                hint += "{train: 'train[:80%]', test: 'train[80%:]'}"
+            where = f"{KEY}: {one_line(split)}: {short_repr(spelling)}"
+            lack = f"{dataset} has no {short_repr(base)}, there is: {', '.join(map(repr, bases))}"
+            raise UserError(f"{where}: {lack}{hint}")
 
 
 def resolve(spelling: str, sizes: Mapping[str, int]) -> list[Range]:
@@ -55,15 +61,23 @@ def resolve(spelling: str, sizes: Mapping[str, int]) -> list[Range]:
     """
     ranges = []
     for base, first, last in parse(spelling):
-        start = _index(first, sizes[base], spelling) if first else 0
-        stop = _index(last, sizes[base], spelling) if last else sizes[base]
+        size = sizes[base]
+        start = _index(first, size, spelling) if first else 0
+        stop = _index(last, size, spelling) if last else size
         if start >= stop:
-            raise UserError(
-                f"{KEY}: {short_repr(spelling)} is empty, as {base!r} has {sizes[base]} examples"
-                f" and [{first}:{last}] means {start} to {stop}"
-            )
+            means = f"{base!r} has {size} examples and [{first}:{last}] means {start} to {stop}"
+            raise UserError(f"{KEY}: {short_repr(spelling)} is empty, as {means}")
         ranges.append(Range(base, start, stop))
     return ranges
+
+
+def _index(bound: str, size: int, spelling: str) -> int:
+    """'90%' or '-10' as a position in 0…size; a percentage goes to the nearest one, as in TFDS."""
+    position = round(float(bound[:-1]) * size / 100) if bound.endswith("%") else int(bound)
+    if abs(position) > size:
+        beyond = f"{bound} in {short_repr(spelling)} is beyond the {size} examples there are"
+        raise UserError(f"{KEY}: {beyond}")
+    return size + position if bound.startswith("-") else position
 
 
 def resolve_all(splits_map: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, list[Range]]:
@@ -75,12 +89,11 @@ def resolve_all(splits_map: Mapping[str, str], sizes: Mapping[str, int]) -> dict
 
 def warn_of_overlap(ranges: Mapping[str, Sequence[Range]]) -> None:
     """Warn where examples of other splits are trained on: 'train[90:]' for 'train[90%:]'."""
-    trained = ranges.get("train", ())
     for split, of_split in ranges.items():
         both = sum(
             max(0, min(one.stop, other.stop) - max(one.start, other.start))
             for one in of_split
-            for other in trained
+            for other in ranges.get("train", ())
             if one.base == other.base
         )
         if both and split != "train":
@@ -111,28 +124,6 @@ def parse(spelling: str) -> list[tuple[str, str, str]]:
         base, first, last = match.groups(default="")
         parts.append((base, first, last))
     return parts
-
-
-def _index(bound: str, size: int, spelling: str) -> int:
-    """'90%' or '-10' as a position in 0…size; a percentage goes to the nearest one, as in TFDS."""
-    position = round(float(bound[:-1]) * size / 100) if bound.endswith("%") else int(bound)
-    if abs(position) > size:
-        raise UserError(
-            f"{KEY}: {bound} in {short_repr(spelling)} is beyond the {size} examples there are"
-        )
-    from_end = bound.startswith("-")
-    return size + position if from_end else position
-
-
-def _unknown_base(where: str, base: str, bases: Collection[str], dataset: str) -> UserError:
-    near = closest(base, bases)
-    hint = f"; did you mean {near!r}?" if near else ""
-    if not near and "train" in bases:
-        hint = "; slices of it do instead, such as {train: 'train[:80%]', test: 'train[80%:]'}"
-    known = ", ".join(map(repr, bases))
-    return UserError(
-        f"{KEY}: {where}: {dataset} has no {short_repr(base)}, there is: {known}{hint}"
-    )
 
 
 # ---- Splits of other data sets -----------------------------------------------------------
@@ -173,9 +164,7 @@ def joined(
     for dataset, other in others.items():
         if other.input_shape != data.input_shape:
             expected = f"one with examples of shape {list(data.input_shape)} for other splits"
-            raise bad_value(
-                "data_splits_map", dataset, f"{expected}, not {list(other.input_shape)}"
-            )
+            raise bad_value(KEY, dataset, f"{expected}, not {list(other.input_shape)}")
         for name, split in other.splits.items():
             table = _table(data, other, class_maps.get(name, {}), f"{name} ({dataset})")
             splits[name] = split if table is None else split.with_classes(table)
@@ -186,16 +175,17 @@ def joined(
 
 def _table(ours: Data, other: Data, class_map: ClassMap, where: str) -> list[int] | None:
     """The number of ours for each class of the other; None where they are the same already."""
+    is_alike = ours.n_classes == other.n_classes
     if ours.n_classes is None or other.n_classes is None:
-        if ours.n_classes == other.n_classes:
+        if is_alike:
             return None
-        raise UserError(f"data_splits_map: {where}: one has classes, the other real targets")
+        raise UserError(f"{KEY}: {where}: one has classes, the other real targets")
     if not class_map and (ours.class_names is None or other.class_names is None):
-        if ours.n_classes == other.n_classes:
+        if is_alike:
             return None
         raise UserError(
-            f"data_splits_map: {where} has {other.n_classes} classes, ours are {ours.n_classes}, "
-            f"and there are no names to match them by: give data_class_map"
+            f"{KEY}: {where} has {other.n_classes} classes, ours are {ours.n_classes}, "
+            "and there are no names to match them by: give data_class_map"
         )
     if not class_map and ours.class_names == other.class_names:
         return None  # also where some have the same name
@@ -214,21 +204,30 @@ def _table(ours: Data, other: Data, class_map: ClassMap, where: str) -> list[int
         else:
             unmapped.append(name)
     if unmapped:
-        raise _unmapped(unmapped, ours, where)
+        own = ours.class_names or tuple(map(str, range(ours.n_classes)))
+        example = f"{{{unmapped[0]!r}: {closest(unmapped[0], own) or own[0]!r}}}"
+        raise UserError(
+            f"data_class_map: {where} has {len(unmapped)} classes that are none of ours: "
+            f"{_first_of(list(map(repr, unmapped)))}; say which they are, such as {example}, or "
+            f"null to leave them out; ours are {_first_of(own)}"
+        )
     return None if table == list(range(ours.n_classes)) else table
 
 
+def _first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_SHOWN]) + ", …" * (len(names) > MOST_SHOWN)
+
+
 def _called(data: Data, name: str) -> list[int]:
-    """The numbers of the classes of that name, to the letter or, where there is none, nearly."""
+    """The numbers of the classes of that name, to the letter or, where there is none, nearly:
+    'Tiger_Cat' is 'tiger cat'."""
+
+    def plain(text: str) -> list[str]:
+        return text.casefold().replace("_", " ").split()
+
     names = data.class_names or ()
-    if exact := [number for number, own in enumerate(names) if own == name]:
-        return exact
-    return [number for number, own in enumerate(names) if _plain(own) == _plain(name)]
-
-
-def _plain(name: str) -> str:
-    """'Tiger_Cat' is 'tiger cat'."""
-    return " ".join(name.casefold().replace("_", " ").split())
+    exact = [number for number, own in enumerate(names) if own == name]
+    return exact or [number for number, own in enumerate(names) if plain(own) == plain(name)]
 
 
 def _number(data: Data, name: str | int, where: str) -> int:
@@ -243,17 +242,3 @@ def _number(data: Data, name: str | int, where: str) -> int:
     near = closest(str(name), data.class_names or ())
     hint = f"; did you mean {near!r}?" if near else f"; there are {data.n_classes}"
     raise UserError(f"data_class_map: {where}: no class {name!r}{hint}")
-
-
-def _unmapped(names: Sequence[str], ours: Data, where: str) -> UserError:
-    more = ", …" * (len(names) > MOST_SHOWN)
-    own = ours.class_names or tuple(map(str, range(ours.n_classes or 0)))
-    near = {name: closest(name, own) for name in names[:1]}
-    example = f"{names[0]!r}: {near[names[0]] or own[0]!r}"
-    return UserError(
-        f"data_class_map: {where} has {len(names)} classes that are none of ours: "
-        f"{', '.join(map(repr, names[:MOST_SHOWN]))}{more}; say which they are, such as "
-        f"{{{example}}}, or null to leave them out; ours are {', '.join(own[:MOST_SHOWN])}"
-        + ", …"
-        * (len(own) > MOST_SHOWN)
-    )

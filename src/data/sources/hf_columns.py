@@ -57,10 +57,10 @@ def kinds_of(parts: Parts, dataset: str) -> Kinds:
 
 
 def _kind(arrow: Any) -> str:
-    import pyarrow as pa
+    from pyarrow import types
 
     def is_any(names: Sequence[str], type_: Any) -> bool:
-        return any(getattr(pa.types, f"is_{name}")(type_) for name in names)
+        return any(getattr(types, f"is_{name}")(type_) for name in names)
 
     if is_any(LISTS, arrow) and is_any(("integer", "floating"), arrow.value_type):
         return "list"
@@ -143,10 +143,9 @@ def read_numbers(parts: Parts, kinds: Kinds, columns: Sequence[str], dataset: st
 
     others = [f"{column!r} ({kinds[column]})" for column in columns if kinds[column] not in NUMBERS]
     if others:
-        raise UserError(
-            f"data_input_columns: {dataset} has columns that are no numbers: {', '.join(others)}; "
-            "list those to take, or for texts give a data_tokenizer or a model hf/…"
-        )
+        hint = "list those to take, or for texts give a data_tokenizer or a model hf/…"
+        found = f"{dataset} has columns that are no numbers: {', '.join(others)}"
+        raise UserError(f"data_input_columns: {found}; {hint}")
     refuse_missing(parts, columns, dataset)
 
     def features(part: Any, column: str) -> Tensor:
@@ -189,18 +188,13 @@ def read_targets(parts: Parts, column: str, kind: str, dataset: str) -> Targets:
                 )
     if kind == "class":
         feature = next(iter(parts.values())).features[column]
-        of = {base: torch.from_numpy(array.astype(np.int64)) for base, array in arrays.items()}
-        return Targets(of, feature.num_classes, tuple(map(str, feature.names)))
-    classes = np.unique(np.concatenate([np.unique(array) for array in arrays.values()]))
-    if len(classes) > MANY_CLASSES and kind == "whole":
+        n_classes, names = feature.num_classes, feature.names
+    else:
+        names = np.unique(np.concatenate([np.unique(array) for array in arrays.values()]))
+        n_classes = len(names)
+        arrays = {base: np.searchsorted(names, array) for base, array in arrays.items()}
+    if n_classes > MANY_CLASSES and kind == "whole":
         hint = "with a decimal point they would be real targets"
-        logger.warning("{:,} classes: the whole numbers in {!r}; {}", len(classes), column, hint)
-    numbers = {base: np.searchsorted(classes, array) for base, array in arrays.items()}
-    of = {base: torch.from_numpy(array.astype(np.int64)) for base, array in numbers.items()}
-    return Targets(of, len(classes), tuple(map(str, classes)))
-
-
-def is_sorted_by_class(targets: Tensor) -> bool:
-    """Whether each class is one run of examples: a slice would lack classes."""
-    runs = int((targets[1:] != targets[:-1]).sum()) + 1
-    return 1 < runs == len(targets.unique()) < len(targets)
+        logger.warning("{:,} classes: the whole numbers in {!r}; {}", n_classes, column, hint)
+    of = {base: torch.from_numpy(array.astype(np.int64)) for base, array in arrays.items()}
+    return Targets(of, n_classes, tuple(map(str, names)))

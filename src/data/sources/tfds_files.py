@@ -64,7 +64,13 @@ def find(wanted: TFDSName, data_dir: Path) -> tuple[TFDSName, Path | None]:
     a folder that is not whole.
     """
     if wanted.config is None and not versions_in(data_dir / wanted.name):
-        wanted = replace(wanted, config=_default_config(wanted.name, data_dir))
+        try:  # the configuration that is meant, as TFDS noted when it prepared one
+            note = json.loads((data_dir / wanted.name / ".config" / "metadata.json").read_text())
+            config = note["default_config_name"]
+        except (OSError, ValueError, KeyError):
+            default = getattr(_generator(wanted.name), "default_builder_config", None)
+            config = default and default.name
+        wanted = replace(wanted, config=config)
     versions = versions_in(wanted.home(data_dir))
     if versions and wanted.version in (None, *versions):
         return wanted, versions[wanted.version or list(versions)[-1]]
@@ -124,16 +130,6 @@ def _generator(name: str) -> Any:
     return tfds.builder_cls(name) if name in known else None
 
 
-def _default_config(name: str, data_dir: Path) -> str | None:
-    """The configuration that is meant where none is given; as TFDS noted when it prepared one."""
-    try:
-        note = json.loads((data_dir / name / ".config" / "metadata.json").read_text())
-        return note["default_config_name"]
-    except (OSError, ValueError, KeyError):
-        default = getattr(_generator(name), "default_builder_config", None)
-        return default and default.name
-
-
 # ---- Preparing ---------------------------------------------------------------------------
 
 
@@ -167,27 +163,23 @@ def not_prepared(wanted: TFDSName, data_dir: Path, reason: str) -> UserError:
     return missing(str(wanted), reason, folder, "the files that TFDS writes")
 
 
-def _generate(name: str, *, data_dir: str, config: str | None, version: str | None) -> None:
-    """Have TFDS fetch and prepare a data set as array_record, aside and renamed at the end."""
-    tfds = import_tfds()
-    from tensorflow_datasets.core.download import downloader
-
-    fetch = partial(downloader._open_with_requests, timeout=NO_PROGRESS_SECONDS)
-    vars(downloader).update(MAX_RETRIES=RETRIES, _open_with_requests=fetch)
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    options = {"data_dir": data_dir, "config": config, "version": version}
-    builder = tfds.builder_cls(name)(file_format="array_record", **options)
-    download = tfds.download.DownloadConfig(try_download_gcs=False)
-    with read_timeout():
-        builder.download_and_prepare(download_config=download)
-
-
 def main() -> int:
-    """What the process does: its last line says what went wrong, or what to install."""
+    """What the process does: TFDS fetches and prepares a data set as array_record, aside and
+    renamed at the end. The last line says what went wrong, or what to install."""
+    request = json.loads(sys.argv[1])
+    name = request.pop("name")
     try:
-        with redirect_stdout(sys.stderr):
-            _generate(**json.loads(sys.argv[1]))
+        with redirect_stdout(sys.stderr), read_timeout():
+            tfds = import_tfds()
+            from tensorflow_datasets.core.download import downloader
+
+            fetch = partial(downloader._open_with_requests, timeout=NO_PROGRESS_SECONDS)
+            vars(downloader).update(MAX_RETRIES=RETRIES, _open_with_requests=fetch)
+            if not sys.stderr.isatty():
+                tfds.disable_progress_bar()
+            builder = tfds.builder_cls(name)(file_format="array_record", **request)
+            download = tfds.download.DownloadConfig(try_download_gcs=False)
+            builder.download_and_prepare(download_config=download)
     except KeyboardInterrupt:
         return 130
     except Exception as error:

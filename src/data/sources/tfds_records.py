@@ -21,6 +21,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -90,9 +91,10 @@ class ArrayRecords(Records):
         return [self.reader.read(file, None) for file in files]  # type: ignore[union-attr]
 
     def read(self, file: str, position: int) -> bytes:
-        if self.reader is None or self.process != os.getpid():  # in a worker
-            self.process = os.getpid()
-            self.reader = OpenFiles() if OpenFiles.is_safe() else ReaderProcess()
+        own = os.getpid()
+        if self.reader is None or self.process != own:  # in a worker
+            is_safe = OpenFiles.processes <= {own}  # none did that it was forked from
+            self.process, self.reader = own, OpenFiles() if is_safe else ReaderProcess()
         return self.reader.read(file, position)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,11 +105,6 @@ class OpenFiles:
     """Files that this process opens, once each."""
 
     processes: ClassVar[set[int]] = set()  # that did so: this one, and those it was forked from
-
-    @classmethod
-    def is_safe(cls) -> bool:
-        """Whether no process did that this one was forked from."""
-        return cls.processes <= {os.getpid()}
 
     def __init__(self) -> None:
         self.readers: dict[str, Any] = {}
@@ -177,16 +174,14 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
 def answer_all(connection: Connection) -> None:
     """Each request is (file, position); the answer: what OpenFiles reads, or the error's text."""
     files = OpenFiles()
-    while True:
-        try:
+    with suppress(EOFError):  # the run has ended
+        while True:
             request = connection.recv()
-        except EOFError:  # the run has ended
-            return
-        try:
-            answer = files.read(*request)
-        except Exception as error:
-            answer = one_line(error)
-        connection.send(answer)
+            try:
+                answer = files.read(*request)
+            except Exception as error:
+                answer = one_line(error)
+            connection.send(answer)
 
 
 # ---- tfrecord ----------------------------------------------------------------------------
@@ -235,23 +230,19 @@ def find_starts(file: str) -> np.ndarray:
                 break
             length = int.from_bytes(headers[-1][:8], "little")
             starts.append(starts[-1] + HEADER + length + FOOTER)
-    if starts[-1] != size or not _are_headers(b"".join(headers)):
-        raise ValueError(f"{file} is no whole TFRecord file")
-    return np.array(starts)
-
-
-def _are_headers(headers: bytes) -> bool:
-    """Whether each of these lengths has the checksum that stands behind it."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, table >> 1 ^ POLYNOMIAL, table >> 1).astype(np.uint32)
-    rows = np.frombuffer(headers, np.uint8).reshape(-1, HEADER)
-    crc = np.full(len(rows), 0xFFFFFFFF, np.uint32)
-    for column in rows[:, :8].T:
-        crc = table[(crc ^ column) & 0xFF] ^ (crc >> 8)
-    crc = ~crc
-    stored = rows[:, 8:].copy().view("<u4")[:, 0]
-    return bool(np.all((crc >> 15 | crc << 17) + np.uint32(MASK) == stored))
+    if starts[-1] == size:  # then each header is whole: does each length have its checksum?
+        table = np.arange(256, dtype=np.uint32)
+        for _ in range(8):
+            table = np.where(table & 1, table >> 1 ^ POLYNOMIAL, table >> 1).astype(np.uint32)
+        rows = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, HEADER)
+        crc = np.full(len(rows), 0xFFFFFFFF, np.uint32)
+        for column in rows[:, :8].T:
+            crc = table[(crc ^ column) & 0xFF] ^ (crc >> 8)
+        crc = ~crc
+        stored = rows[:, 8:].copy().view("<u4")[:, 0]
+        if np.all((crc >> 15 | crc << 17) + np.uint32(MASK) == stored):
+            return np.array(starts)
+    raise ValueError(f"{file} is no whole TFRecord file")
 
 
 def index_of(file: str | Path) -> Path:
