@@ -6,7 +6,7 @@ fetches and the others wait.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from time import perf_counter
@@ -14,7 +14,7 @@ from time import perf_counter
 from loguru import logger
 
 from src.config import Config, load_config, make_config, read_yaml_file
-from src.data import Data, Preprocessing, build_data
+from src.data import Data, build_data
 from src.grid import read_job
 from src.keys import DataKeys, ModelKeys
 from src.models import build_model, check_model, model_preprocessing
@@ -34,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     messages = logger.add(lambda line: print(f"  {line}", end=""), format="{message}")
     try:
         options = parser.parse_args(arguments)
-        configs = configurations(options.file, options.overrides)
-        return prepare(distinct(configs))
+        return prepare(configurations(options.file, options.overrides))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -47,15 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def configurations(path: str, overrides: Sequence[str]) -> list[Config]:
-    """One configuration, or those of all runs of a grid."""
+    """One configuration, or of a grid one for each pair of data and model; data_download is on."""
     content = read_yaml_file(path)
     if not isinstance(content, dict) or "parameters" not in content:
-        return [load_config(path, overrides)]
-    return [make_config(values, overrides) for values in read_job(path).runs()]
-
-
-def distinct(configs: Iterable[Config]) -> list[Config]:
-    """One configuration for each pair of data and model, with data_download on."""
+        configs = [load_config(path, overrides)]
+    else:
+        configs = [make_config(values, overrides) for values in read_job(path).runs()]
     found: dict[str, Config] = {}
     for config in configs:
         values = [getattr(config, key) for key in [*OF_DATA, *OF_MODEL]]
@@ -66,7 +62,9 @@ def distinct(configs: Iterable[Config]) -> list[Config]:
 def prepare(needs: Sequence[Config]) -> int:
     """Fetch what each configuration needs, also after a failure of another; the exit code."""
     failures: dict[str, None] = {}
-    kept: tuple[str, Data | UserError] | None = None  # one at a time: they may fill the memory
+    # The data of the last configuration, or why there are none, for all models that would use
+    # them; one data set at a time, as they may fill the memory.
+    kept: tuple[str, Data | UserError] | None = None
     for number, config in enumerate(needs, 1):
         print(f"{number}/{len(needs)} {config.dataset}, {config.model}", flush=True)
         started = perf_counter()
@@ -75,7 +73,13 @@ def prepare(needs: Sequence[Config]) -> int:
             preprocessing = model_preprocessing(config)
             key = repr(([getattr(config, key) for key in OF_DATA], preprocessing))
             if kept is None or kept[0] != key:
-                kept = key, data_of(config, preprocessing)
+                kept = None
+                try:
+                    kept = key, build_data(config, preprocessing)
+                except UserError as error:
+                    kept = key, error
+            if isinstance(kept[1], UserError):
+                raise kept[1]
             print(f"  {found_in(kept[1], config)}, {perf_counter() - started:.1f} s", flush=True)
         except Exception as error:  # a fork's own function may raise what it likes
             print("  failed, see below", flush=True)
@@ -88,18 +92,8 @@ def prepare(needs: Sequence[Config]) -> int:
     return 0
 
 
-def data_of(config: Config, preprocessing: Preprocessing | None) -> Data | UserError:
-    """The data, or the reason why there are none, for all models that would use them."""
-    try:
-        return build_data(config, preprocessing)
-    except UserError as error:
-        return error
-
-
-def found_in(data: Data | UserError, config: Config) -> str:
+def found_in(data: Data, config: Config) -> str:
     """One line: the sizes of the splits, and "weights" where there are some. It fetches them."""
-    if isinstance(data, UserError):
-        raise data
     found = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     if config.model_pretrained or config.model_weights is not None:
         n_classes, names = data.n_classes, data.class_names

@@ -4,8 +4,8 @@ registry.py            the table of families; builds Data, and the LoaderConfig 
 source.py              a data set as the configuration names it; what families share
 sources/               a file a family, with check() and build()
 splits.py              Split, what every kind of split can do, and Data, all about a data set
-arrays.py              ArraySplit: dense or sparse rows in memory; normalisation
-images.py              DatasetSplit: one at a time, by workers; PixelSplit: cached on the device
+arrays.py              ArraySplit: dense or sparse rows in memory, cached images; normalisation
+images.py              DatasetSplit: images read one at a time, by worker processes
 text.py                TextSplit: tokens, tokenised once
 order.py               which example comes when, and which process takes it: a function of the seed
 transforms.py          from one image to a tensor, and what is done at random to single images

@@ -6,7 +6,7 @@ change in place will do: a CSR matrix may fill most of the memory.
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import cast
@@ -29,13 +29,15 @@ ROWS_AT_A_TIME = 8192
 class ArraySplit(Split):
     """Data that fit in memory.
 
-    inputs: float32, dense (n, *shape) or CSR (n, features).
+    inputs: float32, dense (n, *shape) or CSR (n, features); or images as bytes, uint8 (n, channels,
+    height, width), of which normalize makes float32 ones, batch by batch.
     targets: (n,) int64 class numbers 0…C-1, (n,) float32 for regression,
     (n, C) float32 of zeros and ones where an example has several labels.
     """
 
     inputs: Tensor
     targets: Tensor
+    normalize: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -48,7 +50,8 @@ class ArraySplit(Split):
         """The examples with these indices, (n,) int64 on the split's device, in one gather."""
         targets = self.targets[indices]
         if self.inputs.layout == torch.strided:
-            return self.inputs[indices], targets
+            inputs = self.inputs[indices]
+            return (self.normalize(inputs) if self.normalize else inputs), targets
         csr = self.inputs  # of which torch does not offer csr[indices]
         starts = csr.crow_indices()[indices]
         lengths = csr.crow_indices()[indices + 1] - starts
@@ -67,23 +70,31 @@ class ArraySplit(Split):
         self, order: Iterable[tuple[int, Tensor]], loader: LoaderConfig, *, seed: int
     ) -> Batches:
         if loader.augmentation:
-            examples = self.inputs, self.targets
-            return augmented_batches(*examples, order, loader.augmentation, seed=seed)
+            return augmented_batches(
+                self.inputs,
+                self.targets,
+                order,
+                loader.augmentation,
+                seed=seed,
+                normalize=self.normalize,
+            )
         if loader.repeats > 1:  # copies that aug_function alone tells apart
             return super().augmented_batches(order, loader, seed=seed)
-        return (self.take(i.to(loader.device, non_blocking=True)) for _, i in order)
+        return self.batches((indices for _, indices in order), loader)
 
     def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:
-        return ((row_range(self.inputs, i, j), self.targets[i:j]) for i, j in ranges)  # views
+        for i, j in ranges:
+            inputs = row_range(self.inputs, i, j)  # a view
+            yield (self.normalize(inputs) if self.normalize else inputs), self.targets[i:j]
 
     def to_device(self, device: torch.device) -> "ArraySplit":
-        return ArraySplit(self.inputs.to(device), self.targets.to(device))
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
     def input_spec(
         self, input_shape: tuple[int, ...]
     ) -> tuple[tuple[int, ...], torch.dtype] | None:
         is_dense = self.inputs.layout == torch.strided
-        return (tuple(self.inputs.shape[1:]), self.inputs.dtype) if is_dense else None
+        return (tuple(self.inputs.shape[1:]), torch.float32) if is_dense else None
 
     def augmentation_obstacle(self, name: str) -> str | None:
         if self.inputs.layout != torch.strided:
@@ -92,8 +103,9 @@ class ArraySplit(Split):
 
     def with_classes(self, table: Sequence[int]) -> "ArraySplit":
         targets, kept = renumbered(self.targets, table)
-        inputs = self.inputs if len(kept) == len(self) else self.take(kept)[0]
-        return ArraySplit(inputs, targets)
+        inputs, is_whole = self.inputs, len(kept) == len(self)
+        inputs = inputs if is_whole else replace(self, normalize=None).take(kept)[0]
+        return replace(self, inputs=inputs, targets=targets)
 
 
 def micro_batches(inputs: Tensor, targets: Tensor, size: int) -> list[Batch]:

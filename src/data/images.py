@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from src.data.batch_augmentation import augmented_batches, not_in_batches
+from src.data.arrays import ArraySplit
+from src.data.batch_augmentation import not_in_batches
 from src.data.order import example_seeds
 from src.data.splits import (
     Batch,
@@ -92,7 +93,7 @@ class DatasetSplit(Split):
 
     def cached_on_device(
         self, device: torch.device, *, num_workers: int = 0, name: str = "train"
-    ) -> "PixelSplit":
+    ) -> ArraySplit:
         """Its images as evaluations see them, each read once: a bar on a terminal, lines in the
         log."""
         transform, total = self.transform, len(self)
@@ -118,7 +119,7 @@ class DatasetSplit(Split):
                 if perf_counter() - last_line > SECONDS_BETWEEN_LINES:
                     logger.info("{:,} of {:,} images read", done, total)
                     last_line = perf_counter()
-        return PixelSplit(pixels, targets.to(device), transform.to_tensor.normalize)
+        return ArraySplit(pixels, targets.to(device), transform.to_tensor.normalize)
 
     def with_classes(self, table: Sequence[int]) -> "DatasetSplit":
         dataset = self.dataset
@@ -126,41 +127,6 @@ class DatasetSplit(Split):
             _, kept = renumbered(labels_of(dataset), table)
             dataset = Subset(dataset, kept.tolist())
         return replace(self, dataset=Renumbered(dataset, tuple(table)))
-
-
-@dataclass(frozen=True)
-class PixelSplit(Split):
-    """Small images as bytes, where the model lives: what DatasetSplit.cached_on_device() gives.
-
-    pixels: (n, channels, height, width) uint8. targets: (n,) int64. normalize: of uint8 batches
-    makes float32 ones.
-    """
-
-    pixels: Tensor
-    targets: Tensor
-    normalize: Callable[[Tensor], Tensor]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def batches(self, order: Iterable[Tensor], loader: LoaderConfig) -> Batches:
-        on_device = (i.to(self.pixels.device, non_blocking=True) for i in order)
-        return ((self.normalize(self.pixels[i]), self.targets[i]) for i in on_device)
-
-    def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:
-        return ((self.normalize(self.pixels[i:j]), self.targets[i:j]) for i, j in ranges)
-
-    def augmented_batches(
-        self, order: Iterable[tuple[int, Tensor]], loader: LoaderConfig, *, seed: int
-    ) -> Batches:
-        if not loader.augmentation:
-            return super().augmented_batches(order, loader, seed=seed)
-        examples, how = (self.pixels, self.targets), loader.augmentation
-        return augmented_batches(*examples, order, how, seed=seed, normalize=self.normalize)
-
-    def with_classes(self, table: Sequence[int]) -> "PixelSplit":
-        targets, kept = renumbered(self.targets, table)
-        return replace(self, pixels=self.pixels[kept], targets=targets)
 
 
 @dataclass(frozen=True)
@@ -315,8 +281,7 @@ def image_data(
     preprocessing: Preprocessing,
     *,
     name: str,
-    class_names: Sequence[str] | None,
-    n_classes: int | None = None,
+    class_names: Sequence[str],
     statistics: Statistics | None = None,
     resize: bool = False,
 ) -> Data:
@@ -324,8 +289,8 @@ def image_data(
 
     splits: split -> dataset[i] gives (PIL image, class number). preprocessing: the requested input
     shape, mean and std; where there are none, `statistics`, ImageNet's where there are none.
-    name: of the data set. n_classes: where the classes have no names. resize: also where all
-    sampled images have the size of the input.
+    name: of the data set. resize: also where all sampled images have the size of the
+    input.
     """
     sizes, modes = {}, {}
     for split, dataset in splits.items():
@@ -350,9 +315,7 @@ def image_data(
     resize = resize or preprocessing.is_cropped or differ
     train_transform, transform = image_transforms(preprocessing, resize=resize)
     made = {k: DatasetSplit(dataset, train_transform, transform) for k, dataset in splits.items()}
-    names = None if class_names is None else tuple(class_names)
-    n_classes = n_classes if names is None else len(names)
-    return Data(dict(made), shape, n_classes, names, preprocessing)
+    return Data(dict(made), shape, len(class_names), tuple(class_names), preprocessing)
 
 
 def cut(bases: Mapping[str, Any], ranges: Mapping[str, Sequence[Range]]) -> dict[str, Dataset]:

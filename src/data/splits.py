@@ -2,7 +2,7 @@
 
 A batch is made of (1) the order of the examples, a function of the seed and the step (order.py),
 (2) this process's shard of it and (3) the examples themselves, for which each kind of split has
-its way: ArraySplit (arrays.py), TextSplit (text.py), DatasetSplit and PixelSplit (images.py).
+its way: ArraySplit (arrays.py), TextSplit (text.py) and DatasetSplit (images.py).
 """
 
 from abc import ABC, abstractmethod

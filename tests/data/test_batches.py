@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from src.data.arrays import ArraySplit, micro_batches
-from src.data.images import LONGEST_SOCKET, SOCKET, DatasetSplit, PixelSplit, identity
+from src.data.images import LONGEST_SOCKET, SOCKET, DatasetSplit, identity
 from src.data.mixing import Mixing
 from src.data.splits import NO_TOKEN, Augmentation, LoaderConfig
 from src.data.text import TextSplit
@@ -97,7 +97,7 @@ def split_of(kind):
     return {
         "dense": ArraySplit(torch.rand(23, 7), numbers),
         "sparse": sparse_split()[0],
-        "pixels": PixelSplit(pixels, numbers, torch.Tensor.float),
+        "pixels": ArraySplit(pixels, numbers, torch.Tensor.float),
         "read": DatasetSplit(Numbers(), noisy, torch.tensor),
         "texts": TextSplit(torch.arange(23).int() + 7, numbers, numbers + 1, numbers),
     }[kind]
@@ -133,7 +133,7 @@ def test_a_shuffled_pass_sees_every_example_once_and_as_it_is(kind):
     expected = {
         "dense": lambda: split.inputs,
         "sparse": lambda: sparse_split()[1],
-        "pixels": lambda: split.pixels.float(),
+        "pixels": lambda: split.inputs.float(),
         "read": lambda: numbers.float(),
         "texts": lambda: numbers[:, None] + 7,
     }[kind]()

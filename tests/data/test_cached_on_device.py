@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from src.config import make_config
 from src.data import splits as data_splits
 from src.data.arrays import ArraySplit
-from src.data.images import DatasetSplit, PixelSplit, image_data
+from src.data.images import DatasetSplit, image_data
 from src.data.mixing import Mixing
 from src.data.registry import check_dataset
 from src.data.splits import Augmentation, Data, LoaderConfig, Preprocessing
@@ -47,7 +47,7 @@ def split_of(dataset: Dataset, shape=None, **requested) -> DatasetSplit:
     ]
 
 
-def cached(split: DatasetSplit, device: torch.device, **keys) -> PixelSplit:
+def cached(split: DatasetSplit, device: torch.device, **keys) -> ArraySplit:
     return split.cached_on_device(device, **{"num_workers": 0, "name": "train"} | keys)
 
 
@@ -89,7 +89,7 @@ def test_without_augmentation_batches_are_those_of_the_loader_bit_for_bit(kind):
     split = split_of(dataset, shape)
     for num_workers in (0, 2):
         pixels = cached(split, CPU, num_workers=num_workers)
-        assert pixels.pixels.dtype == torch.uint8
+        assert pixels.inputs.dtype == torch.uint8
         assert same(passes(pixels), passes(split))
         evaluated = [list(s.evaluation_batches(LoaderConfig(10, CPU))) for s in (pixels, split)]
         assert [len(targets) for _, targets in evaluated[0]] == [10, 10, 3]
@@ -151,9 +151,9 @@ def test_images_are_mixed_as_those_of_the_loader():
     both = Mixing(23, mixup=0.3, cutmix=1.0)
     assert same(passes(cached(split, CPU), mixing=both), passes(split, mixing=both))
     pixels = cached(split, CPU)
-    before = pixels.pixels.clone()
+    before = pixels.inputs.clone()
     passes(pixels, mixing=both)
-    assert torch.equal(pixels.pixels, before)  # mixing changes its inputs in place
+    assert torch.equal(pixels.inputs, before)  # mixing changes its inputs in place
 
 
 def test_an_image_that_cannot_be_read_is_named():
@@ -180,7 +180,7 @@ def test_all_splits_of_images_are_cached_where_that_is_asked_for():
         assert should_cache(requested, splits, CPU) is True
     made = to_device(splits, CPU, is_cached=True, num_workers=0)
     assert list(made) == ["train", "test"]
-    assert all(isinstance(one, PixelSplit) for one in made.values())
+    assert all(one.inputs.dtype == torch.uint8 for one in made.values())
     assert should_cache(False, splits, CPU) is False
     assert to_device(splits, CPU, is_cached=False, num_workers=0) == splits
 

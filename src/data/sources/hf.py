@@ -103,7 +103,7 @@ def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
 
     if images and targets is not None:
         columns.refuse_missing(parts, images, dataset)
-        if targets.n_classes is None:
+        if targets.names is None:
             raise UserError(f"data_target_column: {dataset}: images need classes, not numbers")
         bases = {
             base: ColumnImages(part.select_columns(images), images[0], targets.of[base].numpy())
