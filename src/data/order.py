@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.support import bad_value
-
 GROUP = 50  # batches, among which texts are sorted by length; as Hugging Face's Trainer has it
 
 
@@ -90,22 +88,6 @@ def shard_of_batch(indices: Tensor, rank: int, num_processes: int, micro_batch_s
     """A process's shard of each micro-batch: what one process would do at once is done at once."""
     pieces = indices.split(micro_batch_size)
     return torch.cat([p[slice(*shard(len(p), rank, num_processes))] for p in pieces])
-
-
-def check_shards(
-    num_examples: int, batch_size: int, micro_batch_size: int, num_processes: int, drop_last: bool
-) -> None:
-    """UserError where a process would get nothing of a micro-batch."""
-    if micro_batch_size < num_processes:
-        expected = f"at least one example for each of {num_processes} processes in a micro-batch"
-        raise bad_value("batch_size", batch_size, expected)
-    left = 0 if drop_last else num_examples % batch_size % micro_batch_size
-    if 0 < left < num_processes:
-        expected = (
-            f"another one, drop_last: true or fewer processes, as {num_processes} of them share "
-            f"the last micro-batch of a pass, which is left with {left}"
-        )
-        raise bad_value("batch_size", batch_size, expected)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -11,7 +11,6 @@ from src.config import Config, is_import_path
 from src.data.arrays import with_num_classes
 from src.data.batch_augmentation import not_in_batches
 from src.data.mixing import MIXABLE_LOSSES, Mixing, OwnAugmentation
-from src.data.order import check_shards
 from src.data.source import Source, example_augmentation, refuse_augmentation
 from src.data.sources import custom, hf, libsvm, sklearn, tfds, timm
 from src.data.splits import Data, LoaderConfig, Preprocessing
@@ -77,8 +76,17 @@ def build_loader_config(
 
     rank, num_processes: which process this is, of how many that share each batch.
     """
-    sizes = config.batch_size, config.batch_size_accum or config.batch_size
-    check_shards(len(data.splits["train"]), *sizes, num_processes, config.drop_last)
+    micro_batch_size = config.batch_size_accum or config.batch_size
+    if micro_batch_size < num_processes:  # one would get nothing
+        expected = f"at least one example for each of {num_processes} processes in a micro-batch"
+        raise bad_value("batch_size", config.batch_size, expected)
+    left = len(data.splits["train"]) % config.batch_size % micro_batch_size
+    if not config.drop_last and 0 < left < num_processes:
+        expected = (
+            f"another one, drop_last: true or fewer processes, as {num_processes} of them share "
+            f"the last micro-batch of a pass, which is left with {left}"
+        )
+        raise bad_value("batch_size", config.batch_size, expected)
     augmentation, mixing = example_augmentation(config), None
     if config.aug_mixup or config.aug_cutmix:
         mixing = Mixing(

@@ -134,48 +134,43 @@ def image_transforms(preprocessing: Preprocessing, *, resize: bool) -> tuple[Tra
     """The transforms for training and for evaluation, from PIL image to float32 input_shape.
 
     preprocessing: with shape, mean and std (of pixels in 0 … 1, one number or one a channel).
-    resize: whether the images may have another size than the shape. The two are the same object
-    where preprocessing.augmentation is off.
+    resize: whether the images may have another size than the shape; then as timm evaluates: the
+    image covers the size over crop_pct, its centre is cut out. The two are the same object where
+    preprocessing.augmentation is off.
     """
-    channels, height, width = preprocessing.input_shape or (0, 0, 0)
+    shape = preprocessing.input_shape or (0, 0, 0)
+    channels, height, width = shape
     if channels not in MODES:
-        raise bad_value("model_input_shape", [channels, height, width], "1 or 3 channels first")
-    from torchvision.transforms import Compose
+        raise bad_value("model_input_shape", list(shape), "1 or 3 channels first")
+    from torchvision.transforms import CenterCrop, Compose, Resize
 
-    mean, std = (
-        fit_channels(values or (), channels) for values in (preprocessing.mean, preprocessing.std)
-    )
+    mean = fit_channels(preprocessing.mean or (), channels)
+    std = fit_channels(preprocessing.std or (), channels)
     to_mode, to_tensor = ToMode(MODES[channels]), ToNormalizedTensor(mean, std)
-    fit = [_resize_and_crop(height, width, preprocessing)] if resize else []
-    shape = (channels, height, width)
+    interpolation, crop_pct = preprocessing.interpolation, preprocessing.crop_pct
+    fit: list[Any] = []
+    if resize:
+        from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
+
+        size = floor(height / crop_pct), floor(width / crop_pct)
+        if preprocessing.is_squashed:
+            cover = Resize(size, interpolation=str_to_interp_mode(interpolation))
+        elif height == width:
+            cover = Resize(size[0], interpolation=str_to_interp_mode(interpolation))
+        else:
+            cover = ResizeKeepRatio(size, interpolation=interpolation)
+        steps = Compose([cover, CenterCrop((height, width))])
+        fit = [Fit(steps, (width, height) if size == (height, width) else None)]
     transform = ImageTransform(Compose([to_mode, *fit]), to_tensor, shape)
     augmentation = preprocessing.augmentation
     if not switched_on(augmentation):
         return transform, transform
-    on_images = steps_on_images(
-        augmentation, (height, width), mean=mean, interpolation=preprocessing.interpolation
-    )
     fit = [] if augmentation.crop_scale else fit  # that crop is resized itself
-    steps = Compose([to_mode, *fit, *on_images])
-    train = ImageTransform(steps, to_tensor, shape, steps_on_tensors(augmentation), augmentation)
-    return train, transform
-
-
-def _resize_and_crop(height: int, width: int, preprocessing: Preprocessing) -> "Fit":
-    """As timm evaluates: the image covers the size over crop_pct, its centre is cut out."""
-    from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
-    from torchvision.transforms import CenterCrop, Compose, Resize
-
-    mode = str_to_interp_mode(preprocessing.interpolation)
-    size = floor(height / preprocessing.crop_pct), floor(width / preprocessing.crop_pct)
-    if preprocessing.is_squashed:
-        resize = Resize(size, interpolation=mode)
-    elif height == width:
-        resize = Resize(size[0], interpolation=mode)
-    else:
-        resize = ResizeKeepRatio(size, interpolation=preprocessing.interpolation)
-    steps = Compose([resize, CenterCrop((height, width))])
-    return Fit(steps, (width, height) if size == (height, width) else None)
+    on_images, on_tensors = random_steps(
+        augmentation, (height, width), mean=mean, interpolation=interpolation
+    )
+    on_image = Compose([to_mode, *fit, *on_images])
+    return ImageTransform(on_image, to_tensor, shape, on_tensors, augmentation), transform
 
 
 def fit_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
@@ -238,53 +233,44 @@ def check_policy(name: str) -> None:
         raise bad_value("aug_auto", name, f"a policy of timm, such as {EXAMPLES}{reason}") from None
 
 
-def steps_on_images(
+def random_steps(
     augmentation: Augmentation,
     size: tuple[int, int],
     *,
     mean: tuple[float, ...],
     interpolation: str,
-) -> list[Any]:
-    """Transforms of PIL images of `size` (height, width), or of any size with crop_scale."""
+) -> tuple[list[Any], list[Any]]:
+    """Transforms of PIL images of `size` (height, width), or of any size with crop_scale; and of
+    normalised tensors (channels, height, width), on the CPU."""
     from timm.data.transforms import RandomResizedCropAndInterpolation
-    from torchvision.transforms import (
-        ColorJitter,
-        RandomCrop,
-        RandomHorizontalFlip,
-        RandomVerticalFlip,
-    )
+    from torchvision import transforms
 
-    steps: list[Any] = []
+    images: list[Any] = []
     if augmentation.pad_crop:
-        steps.append(RandomCrop(size, padding=augmentation.pad_crop))
+        images.append(transforms.RandomCrop(size, padding=augmentation.pad_crop))
     if augmentation.crop_scale:
-        ranges = {"scale": augmentation.crop_scale, "ratio": augmentation.crop_ratio}
-        steps.append(RandomResizedCropAndInterpolation(size, **ranges, interpolation=interpolation))
+        how = {"ratio": augmentation.crop_ratio, "interpolation": interpolation}
+        images.append(RandomResizedCropAndInterpolation(size, augmentation.crop_scale, **how))
     if augmentation.hflip:
-        steps.append(RandomHorizontalFlip(augmentation.hflip))
+        images.append(transforms.RandomHorizontalFlip(augmentation.hflip))
     if augmentation.vflip:
-        steps.append(RandomVerticalFlip(augmentation.vflip))
+        images.append(transforms.RandomVerticalFlip(augmentation.vflip))
     if augmentation.auto:
-        steps.append(policy(augmentation.auto, size=size, mean=mean, interpolation=interpolation))
+        images.append(policy(augmentation.auto, size=size, mean=mean, interpolation=interpolation))
     if augmentation.color_jitter:
         jitter = augmentation.color_jitter  # of brightness, contrast, saturation
-        steps.append(ColorJitter(jitter, jitter, jitter))
-    return steps
-
-
-def steps_on_tensors(augmentation: Augmentation) -> list[Any]:
-    """Transforms of normalised tensors (channels, height, width), on the CPU."""
-    steps: list[Any] = []
+        images.append(transforms.ColorJitter(jitter, jitter, jitter))
+    tensors: list[Any] = []
     if augmentation.noise:
         from torchvision.transforms.v2 import GaussianNoise
 
-        steps.append(GaussianNoise(sigma=augmentation.noise, clip=False))
+        tensors.append(GaussianNoise(sigma=augmentation.noise, clip=False))
     if augmentation.erase:
         from timm.data.random_erasing import RandomErasing
 
         mode = augmentation.erase_mode
-        steps.append(RandomErasing(augmentation.erase, mode=mode, device="cpu"))
-    return steps
+        tensors.append(RandomErasing(augmentation.erase, mode=mode, device="cpu"))
+    return images, tensors
 
 
 def policy(
