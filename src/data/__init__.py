@@ -9,8 +9,8 @@ images.py              DatasetSplit: images read one at a time, by worker proces
 text.py                TextSplit: tokens, tokenised once
 order.py               which example comes when, and which process takes it: a function of the seed
 transforms.py          from one image to a tensor, and what is done at random to single images
-batch_augmentation.py  the same for whole batches in memory: arrays, and images on the device
-mixing.py              what is done to whole batches: mixup, CutMix, a function of your own
+batch_augmentation.py  the same for whole batches in memory: arrays, and images on the device; and
+                       what is done to all batches: mixup, CutMix, a function of your own
 splits_map.py          train[:90%] and the like; splits of other data sets, with our classes
 
 A family reads its files and hands over Data. The Session moves its splits to the device and asks

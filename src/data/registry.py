@@ -9,8 +9,7 @@ from loguru import logger
 
 from src.config import Config, is_import_path
 from src.data.arrays import with_num_classes
-from src.data.batch_augmentation import not_in_batches
-from src.data.mixing import MIXABLE_LOSSES, Mixing, OwnAugmentation
+from src.data.batch_augmentation import MIXABLE_LOSSES, Mixing, OwnAugmentation, not_in_batches
 from src.data.source import Source, example_augmentation, refuse_augmentation
 from src.data.sources import custom, hf, libsvm, sklearn, tfds, timm
 from src.data.splits import Data, LoaderConfig, Preprocessing

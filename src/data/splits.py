@@ -15,7 +15,6 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from src.data.mixing import Mixing, OwnAugmentation
 from src.data.order import batches_from, permutation, shard, shard_of_batch, step_seed
 from src.support import UserError, bad_value, processes
 
@@ -35,11 +34,11 @@ class LoaderConfig:
     device: torch.device
     num_workers: int = 0
     # of training batches: what is done at random to examples in memory (images that are read one
-    # at a time have it in their transform), how they are mixed, how many copies of each there are
+    # at a time have it in their transform), what Mixing does, how many copies of each there are
     augmentation: "Augmentation | None" = None
-    mixing: Mixing | None = None
+    mixing: Callable[..., Batch] | None = None
     repeats: int = 1
-    own_augmentation: OwnAugmentation | None = None  # comes before the mixing
+    own_augmentation: Callable[..., Batch] | None = None  # comes before the mixing
     # which process this is, of how many that share each micro-batch
     rank: int = 0
     num_processes: int = 1

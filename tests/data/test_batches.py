@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from src.data.arrays import ArraySplit, micro_batches
+from src.data.batch_augmentation import Mixing
 from src.data.images import LONGEST_SOCKET, SOCKET, DatasetSplit, identity
-from src.data.mixing import Mixing
 from src.data.splits import NO_TOKEN, Augmentation, LoaderConfig
 from src.data.text import TextSplit
 from src.losses import NextToken

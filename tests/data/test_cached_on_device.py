@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from src.config import make_config
 from src.data import splits as data_splits
 from src.data.arrays import ArraySplit
+from src.data.batch_augmentation import Mixing
 from src.data.images import DatasetSplit, image_data
-from src.data.mixing import Mixing
 from src.data.registry import check_dataset
 from src.data.splits import Augmentation, Data, LoaderConfig, Preprocessing
 from src.support.errors import UserError

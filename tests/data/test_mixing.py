@@ -12,7 +12,7 @@ from timm.data import Mixup
 
 from src.config import make_config
 from src.data.arrays import ArraySplit
-from src.data.mixing import Mixing, OwnAugmentation
+from src.data.batch_augmentation import Mixing, OwnAugmentation
 from src.data.order import step_seed
 from src.data.registry import build_data, build_loader_config
 from src.data.splits import LoaderConfig
