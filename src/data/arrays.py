@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.data.batch_augmentation import augmented_batches, not_of_arrays
-from src.data.splits import Batch, Batches, Data, LoaderConfig, Preprocessing, Split, renumbered
+from src.data.splits import (
+    Batch,
+    Batches,
+    Data,
+    LoaderConfig,
+    Order,
+    Preprocessing,
+    Spec,
+    Split,
+    renumbered,
+)
 from src.data.splits_map import Range, resolve_all
 from src.support import UserError, bad_value
 
@@ -66,9 +76,7 @@ class ArraySplit(Split):
         # a blocking copy would wait for the step before
         return (self.take(i.to(loader.device, non_blocking=True)) for i in order)
 
-    def augmented_batches(
-        self, order: Iterable[tuple[int, Tensor]], loader: LoaderConfig, *, seed: int
-    ) -> Batches:
+    def augmented_batches(self, order: Order, loader: LoaderConfig, *, seed: int) -> Batches:
         if loader.augmentation:
             return augmented_batches(
                 self.inputs,
@@ -90,9 +98,7 @@ class ArraySplit(Split):
     def to_device(self, device: torch.device) -> "ArraySplit":
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
-    def input_spec(
-        self, input_shape: tuple[int, ...]
-    ) -> tuple[tuple[int, ...], torch.dtype] | None:
+    def input_spec(self, input_shape: tuple[int, ...]) -> Spec | None:
         is_dense = self.inputs.layout == torch.strided
         return (tuple(self.inputs.shape[1:]), torch.float32) if is_dense else None
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -28,6 +29,7 @@ from src.data.splits import (
     Batches,
     Data,
     LoaderConfig,
+    Order,
     Preprocessing,
     Split,
     in_bytes,
@@ -44,7 +46,6 @@ SECONDS_TO_OUTLIVE = 120  # that worker processes live on after SIGTERM: a step,
 SOCKET = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # of multiprocessing, below the temporary folder
 LONGEST_SOCKET = 107 if sys.platform.startswith("linux") else 103  # bytes of a path
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, one number a channel
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,7 @@ class DatasetSplit(Split):
         examples = Examples(self.dataset, self.transform)
         return loaded(examples, requests, loader.device, loader.num_workers)
 
-    def augmented_batches(
-        self, order: Iterable[tuple[int, Tensor]], loader: LoaderConfig, *, seed: int
-    ) -> Batches:
+    def augmented_batches(self, order: Order, loader: LoaderConfig, *, seed: int) -> Batches:
         drawn_by = None if self.train_transform is self.transform else seed
         examples = Examples(self.dataset, self.train_transform, drawn_by)
         return loaded(examples, order, loader.device, loader.num_workers)
@@ -180,34 +179,24 @@ class Examples(Dataset):
 
     def __getitems__(self, request: tuple[int, np.ndarray]) -> Batch:
         pass_number, indices = request
-        own = (indices % len(self.dataset)).tolist()  # of copies
-        if self.seed is None:
-            examples = [self._example(index) for index in own]
-        else:
-            seeds = example_seeds(self.seed, pass_number, indices).tolist()
-            with random_state.isolate_rng():  # without workers this is the training process
-                examples = [self._example(*both) for both in zip(own, seeds, strict=True)]
+        is_drawn, examples = self.seed is not None, []
+        seeds = example_seeds(self.seed or 0, pass_number, indices).tolist()
+        # without workers this is the training process
+        with random_state.isolate_rng() if is_drawn else nullcontext():
+            for index, seed in zip((indices % len(self.dataset)).tolist(), seeds, strict=True):
+                if is_drawn:
+                    random_state.seed_everything(seed, cpu_only=True)
+                try:
+                    image, target = self.dataset[index]
+                    examples.append((self.read(image), target))
+                except Exception as error:
+                    error.add_note(f"example {index} of {len(self.dataset):,}")
+                    raise
         inputs, targets = zip(*examples, strict=True)
         return self.batch_of(inputs), torch.tensor(targets)
 
-    def _example(self, index: int, seed: int | None = None) -> tuple[Any, Any]:
-        """(inputs, target) of one example; an error names the example."""
-        if seed is not None:
-            random_state.seed_everything(seed, cpu_only=True)
-        try:
-            image, target = self.dataset[index]
-            return self.read(image), target
-        except Exception as error:
-            error.add_note(f"example {index} of {len(self.dataset):,}")
-            raise
 
-
-def loaded(
-    examples: Examples,
-    order: Iterable[tuple[int, Tensor]],
-    device: torch.device,
-    num_workers: int,
-) -> Batches:
+def loaded(examples: Examples, order: Order, device: torch.device, num_workers: int) -> Batches:
     """Batches in this order of (pass, indices), on the device; without workers read right here."""
     # A path that leaves no room for the sockets by which workers hand over what they have read:
     # they would fail in silence, and the run wait for ever.
@@ -282,13 +271,14 @@ def image_data(
     *,
     name: str,
     class_names: Sequence[str],
-    statistics: Statistics | None = None,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     resize: bool = False,
 ) -> Data:
     """Splits of PIL images, and the transforms that make of them what the model wants.
 
     splits: split -> dataset[i] gives (PIL image, class number). preprocessing: the requested input
-    shape, mean and std; where there are none, `statistics`, ImageNet's where there are none.
+    shape, mean and std; where there are none, `statistics` (both, one number a channel), ImageNet's
+    where there are none.
     name: of the data set. resize: also where all sampled images have the size of the
     input.
     """

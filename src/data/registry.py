@@ -157,8 +157,9 @@ def family_of(source: Source) -> tuple[Any, Source]:
     if is_import_path(source.dataset):
         return custom, source
     family = pick(FAMILIES, source.dataset.partition("/")[0], "dataset")
-    if family is timm and (elsewhere := timm.name_elsewhere(source.name)):
-        return family_of(replace(source, dataset=elsewhere))
+    kind, _, name = source.name.partition("/")
+    if family is timm and kind in timm.ELSEWHERE:
+        return family_of(replace(source, dataset=f"{timm.ELSEWHERE[kind]}/{name}"))
     return family, source
 
 

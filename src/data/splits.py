@@ -24,6 +24,8 @@ MEMORY_FRACTION = 4  # of the free memory that cached images may take: one part 
 
 Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
 Batches = Generator[Batch, None, None]  # closing it ends the worker processes, if it has any
+Order = Iterable[tuple[int, Tensor]]  # (the number of a pass, indices of a batch), see order.py
+Spec = tuple[tuple[int, ...], torch.dtype]  # shape and type of an example
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,13 @@ class Split(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    # ---- What a kind of split decides ----------------------------------------------------
-
     @abstractmethod
     def batches(self, order: Iterable[Tensor], loader: LoaderConfig) -> Batches:
         """A batch for each (n,) int64 of indices on the CPU, as evaluations see the examples."""
 
-    def augmented_batches(
-        self, order: Iterable[tuple[int, Tensor]], loader: LoaderConfig, *, seed: int
-    ) -> Batches:
-        """The same as training sees them. order: (pass, indices); an index counts on for copies
-        of an example, see order.repeated()."""
+    def augmented_batches(self, order: Order, loader: LoaderConfig, *, seed: int) -> Batches:
+        """The same as training sees them. An index counts on for copies of an example, see
+        order.repeated()."""
         return self.batches((indices % len(self) for _, indices in order), loader)
 
     def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:
@@ -117,13 +115,8 @@ class Split(ABC):
         """The split with all its examples on the device. num_workers: that read them."""
         return self.to_device(device)
 
-    def input_spec(
-        self, input_shape: tuple[int, ...]
-    ) -> tuple[tuple[int, ...], torch.dtype] | None:
-        """Shape and type of a training example; None where they have no shape in common.
-
-        input_shape: of an example as Data has it.
-        """
+    def input_spec(self, input_shape: tuple[int, ...]) -> Spec | None:
+        """Of training examples; None where they have no shape in common. input_shape: Data's."""
         return input_shape, torch.float32
 
     def augmentation_obstacle(self, name: str) -> str | None:

@@ -14,7 +14,7 @@ from loguru import logger
 from torch import Tensor
 
 from src.data.sources.fetch import alone, why_out_of_reach
-from src.data.splits import NO_TOKEN, SECOND, Batch, Batches, LoaderConfig, Split, renumbered
+from src.data.splits import NO_TOKEN, SECOND, Batch, Batches, LoaderConfig, Spec, Split, renumbered
 from src.data.splits_map import Range
 from src.support import UserError, bad_value, one_line
 
@@ -83,9 +83,7 @@ class TextSplit(Split):
         targets = None if self.targets is None else self.targets.to(device)
         return replace(self, tokens=self.tokens.to(device), targets=targets)
 
-    def input_spec(
-        self, input_shape: tuple[int, ...]
-    ) -> tuple[tuple[int, ...], torch.dtype] | None:
+    def input_spec(self, input_shape: tuple[int, ...]) -> Spec | None:
         longest = int(self.lengths.max())
         if (self.lengths < longest).sum() > 1:  # of packed texts the last is shorter
             return None

@@ -57,6 +57,7 @@ LAYOUTS = {
 }
 # what timm reads as a stream, and what there is instead
 STREAMS = {"wds": "timm/tar/PATH or timm/folder/PATH", "hfids": "timm/hfds/NAME"}
+ELSEWHERE = {"hfds": "hf", "tfds": "tfds"}  # what other families read, as the libraries behind timm
 # part -> the folders, or the tars, that may hold it; the first that is there
 FOLDERS = {"train": ["train"], "val": ["val", "validation"], "test": ["test"]}
 
@@ -87,13 +88,6 @@ def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
         statistics=STATISTICS.get(rest) if kind == "torch" else None,
         resize=kind != "torch",
     )
-
-
-def name_elsewhere(name: str) -> str | None:
-    """'hfds/beans' -> 'hf/beans': of what other families read, as the libraries do behind timm."""
-    kind, _, rest = name.partition("/")
-    family = {"hfds": "hf", "tfds": "tfds"}.get(kind)
-    return family and f"{family}/{rest}"
 
 
 # ---- Folders and tars --------------------------------------------------------------------
