@@ -121,8 +121,8 @@ def load_tokenizer(name: str, *, download: bool) -> Any:
 
 def end_of_text(tokenizer: Any) -> int | None:
     """The token that ends a text, if the tokenizer has one."""
-    is_given = tokenizer.eos_token_id is not None
-    return tokenizer.eos_token_id if is_given else tokenizer.sep_token_id
+    end, separator = tokenizer.eos_token_id, tokenizer.sep_token_id
+    return separator if end is None else end
 
 
 def fingerprint(tokenizer: Any) -> str:

@@ -311,8 +311,21 @@ def _open_hub_set(
     except (OSError, ValueError):
         notes = {}
 
+    def on_disk() -> Path | None:
+        """The folder SET/CONFIGURATION/VERSION/COMMIT, of several the newest; UserError where it
+        is not known which configuration is meant."""
+        meant, commit = notes.get(request, [configuration, revision])
+        if meant is None:  # it is what it was when another revision was requested
+            meant = next((noted for key, (noted, _) in notes.items() if key[0] == "@"), None)
+        pattern = f"{meant or '*'}/*/{commit if revision else '*'}/dataset_info.json"
+        homes = [file.parent for file in folder.glob(pattern)]
+        known = sorted({home.parts[-3] for home in homes})
+        if meant is None and known not in ([], ["default"]):
+            expected = f"one of its configurations: {', '.join(f'hf/{name}:{k}' for k in known)}"
+            raise bad_value("dataset", f"hf/{name}", expected)
+        return max(homes, key=lambda home: home.stat().st_mtime, default=None)
+
     is_commit = re.fullmatch(r"[0-9a-f]{40}", revision or "")  # unlike a tag or a branch
-    on_disk = partial(_on_disk, folder, notes, name, configuration, revision)
     found = on_disk() if is_commit else None
     if found is None:
         reason = why_out_of_reach() if config.data_download else "data_download is false"
@@ -340,25 +353,3 @@ def _open_hub_set(
         hash=commit,
     )
     return builder, commit
-
-
-def _on_disk(
-    folder: Path,
-    notes: Mapping[str, list[str]],
-    name: str,
-    configuration: str | None,
-    revision: str | None,
-) -> Path | None:
-    """The folder SET/CONFIGURATION/VERSION/COMMIT, of several the newest; UserError where it
-    is not known which configuration is meant."""
-    request = f"{configuration or ''}@{revision or ''}"
-    configuration, commit = notes.get(request, [configuration, revision])
-    if configuration is None:  # it is what it was when another revision was requested
-        configuration = next((own for key, (own, _) in notes.items() if key[0] == "@"), None)
-    pattern = f"{configuration or '*'}/*/{commit if revision else '*'}/dataset_info.json"
-    found = [file.parent for file in folder.glob(pattern)]
-    known = sorted({home.parts[-3] for home in found})
-    if configuration is None and known not in ([], ["default"]):
-        expected = f"one of its configurations: {', '.join(f'hf/{name}:{k}' for k in known)}"
-        raise bad_value("dataset", f"hf/{name}", expected)
-    return max(found, key=lambda home: home.stat().st_mtime, default=None)
