@@ -3,7 +3,7 @@ random to training images, by timm's transforms in timm's order."""
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from math import floor
 from typing import TYPE_CHECKING, Any
@@ -66,20 +66,13 @@ class Fit:
         return image if image.size == self.size_kept else self.steps(image)
 
 
-@dataclass(frozen=True)
 class ToNormalizedTensor:
     """PIL image -> (pixels / 255 - mean) / std, float32 (channels, height, width)."""
 
-    mean: Sequence[float]
-    std: Sequence[float]
-    scale: Tensor = field(init=False)  # (channels, 1, 1), as is shift
-    shift: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        mean = torch.tensor(self.mean, dtype=torch.float64)[:, None, None]
-        std = torch.tensor(self.std, dtype=torch.float64)[:, None, None]
-        object.__setattr__(self, "scale", (1 / (255 * std)).float())
-        object.__setattr__(self, "shift", (-mean / std).float())
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        means, stds = (torch.tensor(x, dtype=torch.float64)[:, None, None] for x in (mean, std))
+        self.scale = (1 / (255 * stds)).float()  # (channels, 1, 1)
+        self.shift = (-means / stds).float()
 
     def __call__(self, image: "Image") -> Tensor:
         pixels = torch.from_numpy(np.array(image))  # (h, w) or (h, w, 3)

@@ -9,8 +9,8 @@ has, and tfds_records.py reads them.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -91,7 +91,7 @@ def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
         raise missing(str(wanted), reason, folder, "the files that TFDS wrote") from error
     for examples in splits.values():
         examples[0]  # has a class, or is refused now
-    image, label = features.both[features.image], features.both[features.label]
+    image, label = features.values()
     data = image_data(
         splits,
         pixel_preprocessing(config, preprocessing),
@@ -103,22 +103,17 @@ def build(config: Config, source: Source, preprocessing: Preprocessing) -> Data:
     return replace(data, version=folder.name)
 
 
-@dataclass(frozen=True)
-class ImageAndClass:
-    """The two features of a data set that are read, and how."""
-
-    both: Any  # TFDS's FeaturesDict of these two alone
-    image: str
-    label: str
-    decoders: Mapping[str, Any]
-
-
 class RecordImages(Dataset):
     """(PIL image, class number) of the records of one split."""
 
-    def __init__(self, records: Records, features: ImageAndClass, name: str) -> None:
+    def __init__(self, records: Records, features: Any, name: str) -> None:
+        """features: TFDS's FeaturesDict of an image and a class, in this order."""
         self.records, self.features, self.name = records, features, name
-        self.mode = MODES[features.both[features.image].shape[-1]]  # of PIL
+        self.image, self.label = features
+        self.mode = MODES[features[self.image].shape[-1]]  # of PIL
+        # PIL decodes the images, as it does those of folders. TFDS would take OpenCV where
+        # that is installed, and gives grey ones among others without their channels.
+        self.decoders = {self.image: import_tfds().decode.SkipDecoding()}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -126,14 +121,14 @@ class RecordImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         from PIL import Image
 
-        features, record = self.features, self.records[index]
+        record = self.records[index]
         try:
-            example = features.both.deserialize_example_np(record, decoders=features.decoders)
-            image = Image.open(BytesIO(example[features.image])).convert(self.mode)
+            example = self.features.deserialize_example_np(record, decoders=self.decoders)
+            image = Image.open(BytesIO(example[self.image])).convert(self.mode)
         except Exception as error:
             error.add_note(f"in example {index} of {self.name}")
             raise
-        if (number := int(example[features.label])) < 0:
+        if (number := int(example[self.label])) < 0:
             raise UserError(f"{KEY}: example {index} of {self.name} has no class")
         return image, number
 
@@ -148,8 +143,9 @@ def _description(folder: Path, wanted: TFDSName) -> Any:
         raise missing(str(wanted), reason, folder, " and ".join(METADATA)) from error
 
 
-def _image_and_class(info: Any, wanted: TFDSName) -> ImageAndClass:
-    """The pair that TFDS calls supervised, else `image` and `label`; UserError for others."""
+def _image_and_class(info: Any, wanted: TFDSName) -> Any:
+    """TFDS's FeaturesDict of the pair that it calls supervised, else of `image` and `label`;
+    UserError for others."""
     tfds, features = import_tfds(), dict(getattr(info.features, "items", dict)())
     for keys in (info.supervised_keys, ("image", "label")):
         image, label = (
@@ -162,10 +158,7 @@ def _image_and_class(info: Any, wanted: TFDSName) -> ImageAndClass:
             and isinstance(label, tfds.features.ClassLabel)
             and label.num_classes
         ):
-            both = tfds.features.FeaturesDict(dict(zip(keys, (image, label), strict=False)))
-            # PIL decodes the images, as it does those of folders. TFDS would take OpenCV where
-            # that is installed, and gives grey ones among others without their channels.
-            return ImageAndClass(both, keys[0], keys[1], {keys[0]: tfds.decode.SkipDecoding()})
+            return tfds.features.FeaturesDict({keys[0]: image, keys[1]: label})
     found = ", ".join(f"{key}: {feature!r}" for key, feature in sorted(features.items()))
     found = " ".join((found or repr(info.features)).split())
     expected = "a data set of images with 1 or 3 channels and one class each"
