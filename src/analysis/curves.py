@@ -202,11 +202,32 @@ class CurveArray(NDArrayOperatorsMixin, ExtensionArray):
         columns = [x for x in operands if isinstance(x, CurveArray)]
         names = (self.names[0] * all(c.names[0] == self.names[0] for c in columns), self.names[1])
         there = ~np.any([column.isna() for column in columns], axis=0)
-        rows = zip(*(x if np.ndim(x) else repeat(x) for x in operands), strict=False)
+        (_, index, lengths), *others = [column._flat(there) for column in columns]
+        if not all(np.array_equal(n, lengths) and np.array_equal(x, index) for _, x, n in others):
+            rows = zip(*(x if np.ndim(x) else repeat(x) for x in operands), strict=False)
+            pairs = [ufunc(*row) if both else None for row, both in zip(rows, there, strict=False)]
+            curves = [None if s is None else (s.to_numpy(), s.index.to_numpy()) for s in pairs]
+            return CurveArray.of(curves, *names)
+
+        def flat(operand: Any) -> Any:
+            if isinstance(operand, CurveArray):
+                return operand._flat(there)[0]
+            return np.repeat(operand[there], lengths) if np.ndim(operand) else operand
+
         with np.errstate(divide="ignore", invalid="ignore"):  # as pandas does
-            found = [ufunc(*row) if both else None for row, both in zip(rows, there, strict=False)]
-        curves = [None if s is None else (s.to_numpy(), s.index.to_numpy()) for s in found]
-        return CurveArray.of(curves, *names)
+            found = ufunc(*map(flat, operands))  # 10,000 curves at once take milliseconds
+        cells = np.full((len(self), 2), -1)
+        ends = np.cumsum(lengths)
+        cells[there] = np.stack([ends - lengths, ends], axis=1)
+        return CurveArray(found, index, cells, names)
+
+    def _flat(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """((points,) values, (points,) index, (rows,) lengths) of some curves."""
+        begins, ends = self.cells[rows].T
+        lengths = ends - begins
+        shift = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+        places = shift + np.arange(lengths.sum())
+        return self.values[places], self.index[places], lengths
 
     def _like(self, cells: np.ndarray) -> "CurveArray":
         return CurveArray(self.values, self.index, cells, self.names)
