@@ -14,16 +14,23 @@ import prepare
 import report
 import submit_multiple
 from src.config import KEYS, load_config, make_config
+from src.config.key_notes import describe_keys
 from src.grid import read_job
 from src.models.tiny import build
 
 ROOT = Path(__file__).parents[1]
 README, INDEX = ROOT / "README.md", ROOT / "docs" / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MOST_LINES = 199  # of a page
 MOST_LINES_OF_README = 220
 MOST_ROWS = 25  # of the table of what one wants to do
-NO_KEYS = {"index_field", "key", "token", "weights_only"}  # that stand before a value in code
+NO_KEYS = {
+    "index_field",
+    "key",
+    "since",
+    "token",
+    "weights_only",
+}  # that stand before a value in code
 # What stands for a file of the reader's
 NAMES = {"cfg.yaml": "test_cfg_digits_linear.yaml", "jobs/x.yaml": "jobs/digits-example.yaml"}
 NAMES |= dict.fromkeys(("spirals.yaml", "$1"), "test_cfg_digits_linear.yaml")
@@ -114,7 +121,11 @@ def commands(page: Path) -> list[list[str]]:
 def check_train(arguments: list[str]) -> None:
     if arguments[0].startswith("results/"):  # a run of the reader's
         arguments[0] = "test_cfg_digits_linear.yaml"
-    load_config(ROOT / arguments[0], arguments[1:])
+    if arguments[0] == "--keys":
+        assert describe_keys(*arguments[1:])
+        return
+    rest = [argument for argument in arguments[1:] if argument != "--print-config"]
+    load_config(ROOT / arguments[0], rest)
 
 
 def check_submit(arguments: list[str]) -> None:
@@ -158,6 +169,8 @@ def check_command(words: list[str]) -> bool:
     elif program != "python":
         return False
     script, *arguments = rest
+    if script == "-m":
+        script = arguments.pop(0).replace(".", "/") + ".py"
     assert (ROOT / script).is_file(), script
     if script in CHECKS and arguments:
         CHECKS[script](arguments)
