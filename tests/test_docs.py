@@ -241,6 +241,11 @@ def test_keys_are_found_in_the_documents():
     assert sum(len(re.findall(r"`[a-z_]+: [^`]+`", page.read_text())) for page in PAGES) > 50
 
 
+def test_the_readme_says_what_a_recipe_costs():
+    said = re.search(r"takes (\d+) lines in one file", README.read_text())[1]
+    assert f"| [`sam`](#sam) | 1 | {said} |" in (ROOT / "docs" / "recipes.md").read_text()
+
+
 def test_parameter_counts_are_those_of_the_networks():
     text = (ROOT / "docs" / "older_copies.md").read_text()
     rows = re.findall(r"\| `tiny/(\w+)` \| [\d,]+ \| ([\d,]+) \|", text)
