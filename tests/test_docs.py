@@ -104,7 +104,8 @@ def test_files_that_are_named_exist(page):
 
 def commands(page: Path) -> list[list[str]]:
     """What a reader may type, without comments: lines of shell blocks, and code within the text."""
-    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    text = "".join(blocks(page, "bash")).replace("\\\n", " ")  # of a command over several lines
+    lines = text.splitlines()
     lines += re.findall(r"`((?:python|make|torchrun) [^`]*)`", page.read_text())
     found = []
     for line in lines:
