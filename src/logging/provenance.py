@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +105,7 @@ def write_provenance(folder: Path) -> list[str]:
         LookupError, AttributeError, TypeError
     ):  # there is no such file, or a damaged one
         before = read_json(folder / "provenance.json")
+        before["packages"] = {_usual_name(n): v for n, v in before["packages"].items()}
         packages = before["packages"].items() - facts["packages"].items()
         attempt = {k: v for k, v in before.items() if k not in ("packages", "earlier_attempts")}
         attempt |= {"other_packages": dict(sorted(packages))}
@@ -124,9 +124,18 @@ def _what_computes(facts: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _packages() -> dict[str, str]:
-    """Name -> version. The metadata of a few hundred take 0.2 s to parse."""
-    about = (distribution.metadata for distribution in distributions())
-    return dict(sorted((facts["Name"], facts["Version"]) for facts in about if facts["Name"]))
+    """Name -> version, by the names of folders: to read a few hundred files takes 0.2 s."""
+    found: dict[str, str] = {}
+    for folder in map(Path, sys.path):
+        for path in folder.glob("*-info"):
+            if match := re.fullmatch(r"(.+?)-([^-]+)(-py[\d.]+)?\.(dist|egg)-info", path.name):
+                found.setdefault(_usual_name(match[1]), match[2])  # the first one is imported
+    return dict(sorted(found.items()))
+
+
+def _usual_name(package: str) -> str:
+    """'Ruamel_yaml' -> 'ruamel-yaml': the one of its names that packages are compared by."""
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def _processor() -> str:
