@@ -46,6 +46,16 @@ def digits(tmp_path: Path):
     return build
 
 
+@pytest.fixture
+def warm_lookup(monkeypatch):
+    """Names of rows are looked up in a fork: torch is imported already."""
+    from src.grid import check
+    from tests.forks import LookupFork
+
+    check.name_checks()
+    monkeypatch.setattr(check, "_lookup_process", LookupFork.started)
+
+
 @pytest.fixture(scope="session")
 def efficientnet(tmp_path_factory) -> str:
     """A package's ImageNet weights under timm's names: the same tensors in the same order."""

@@ -87,6 +87,7 @@ def ran(folder: Path) -> list[int]:
 # ---- Checks ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_all_mistakes_are_shown_at_once_and_nothing_is_written(fork, capsys):
     (fork / "job.yaml").write_text(
         "job_details: {output_dir: train.py/x}\n"
@@ -105,6 +106,7 @@ def test_all_mistakes_are_shown_at_once_and_nothing_is_written(fork, capsys):
     assert listing(fork) == before
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_what_the_grid_cannot_read_hides_no_mistake_of_rows(fork, capsys):
     (fork / "job.yaml").write_text(
         "job_details: {nmae: x}\n"

@@ -42,7 +42,7 @@ QUESTIONS = {
         *("model", "model_pretrained", "model_weights", "model_head_init", "model_freeze"),
         *("model_zero_shot_templates", "layer_decay", "loss"),
     ),
-    "optim_alg": ("optim_alg", "optim_args", "momentum", "ada_eps"),
+    "optim_alg": ("optim_alg", "optim_args", "momentum", "ada_eps", "compile"),
     "lr_schedule": ("lr_schedule", "warmup_steps"),
     "averaging": ("averaging",),
     "loss": (

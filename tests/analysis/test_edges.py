@@ -427,6 +427,7 @@ def batch(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_each_new_row_is_a_run_that_there_is_but_for_one_key(batch, tmp_path):
     df = read_experiments(batch)
     found = edges(df)

@@ -41,6 +41,7 @@ def other_lookup(tmp_path, monkeypatch):
 # ---- What is reported of rows
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_good_rows_have_no_errors(warnings):
     rows = [
         {"dataset": "sklearn/iris", "model": "linear", "base_lr": 0.1, "seed_training": 1},
@@ -55,6 +56,7 @@ def test_good_rows_have_no_errors(warnings):
     assert warnings == []
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_the_errors_of_all_rows_come_at_once_those_of_most_rows_first():
     rows = [
         {"batch_size": 0, "drop_last": False},
@@ -72,12 +74,14 @@ def test_the_errors_of_all_rows_come_at_once_those_of_most_rows_first():
     ]
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_rows_that_the_grid_calls_equal_are_not_reported_again():
     assert check_rows([{"batch_size": 8}, {"batch_size": 8}]) == []
     (line,) = check_rows([{}, {"momentum": KEYS["momentum"].default}])
     assert line == "run 1: the same experiment as run 0"
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_what_is_wrong_with_one_key_hides_no_other():
     row = {"batch_size": 0, "grad_accum_steps": 3, "base_lr": "[floot(3)]", "device": "gpu"}
     row |= {"steps_per_epoch": 1, "samples_per_epoch": 1000, "unknown": 1}
@@ -91,6 +95,7 @@ def test_what_is_wrong_with_one_key_hides_no_other():
     ]
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_of_what_hangs_on_keys_that_could_not_be_read_nothing_is_reported():
     row = {"grad_accum_steps": 3, "model_pretrained": True, "optim_alg": "sgdd", "warmup_steps": -1}
     row |= {"label_smoothing": 0.1}
@@ -98,6 +103,7 @@ def test_of_what_hangs_on_keys_that_could_not_be_read_nothing_is_reported():
     assert [line.partition(":")[0] for line in lines] == ["warmup_steps", "optim_alg"]
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_errors_that_differ_in_the_value_are_one_line():
     rows = [{"batch_size": -n} for n in (1, 2, 3, 1)] + [{"batc": "a"}, {"batc": "b"}]
     two, many = check_rows(rows)[::-1], check_rows([{"batch_size": -n} for n in range(1000, 2000)])
@@ -111,6 +117,7 @@ def test_errors_that_differ_in_the_value_are_one_line():
     ]
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_of_many_errors_and_long_values_some_is_shown():
     rows = [{f"k{number}": 0} for number in range(25)] + [{"wandb": "x" * 300}]
     lines = check_rows(rows[-1:] + rows)
@@ -118,6 +125,7 @@ def test_of_many_errors_and_long_values_some_is_shown():
     assert lines[0] == f"2 runs: wandb: got '{'x' * 78}…, expected boolean"
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_names_are_looked_up_beside_the_types():
     rows = [
         {"model": model, "dataset": "sklearn/irsi", "wandb": wandb}
@@ -156,6 +164,7 @@ def test_many_rows_ask_few_questions():
     }
 
 
+@pytest.mark.usefixtures("warm_lookup")
 def test_values_that_no_json_holds_are_reported_once(warnings):
     (line,) = check_rows([{"model": date(2024, 1, 2), "loss": "log"}])
     assert line == "run 0: model: got datetime.date(2024, 1, 2), expected string"
