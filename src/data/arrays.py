@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from operator import itemgetter
 from typing import cast
 
 import numpy as np
@@ -88,7 +89,7 @@ class ArraySplit(Split):
             )
         if loader.repeats > 1:  # copies that aug_function alone tells apart
             return super().augmented_batches(order, loader, seed=seed)
-        return self.batches((indices for _, indices in order), loader)
+        return self.batches(map(itemgetter(1), order), loader)
 
     def range_batches(self, ranges: Sequence[tuple[int, int]], loader: LoaderConfig) -> Batches:
         for i, j in ranges:
@@ -116,8 +117,6 @@ class ArraySplit(Split):
 
 def micro_batches(inputs: Tensor, targets: Tensor, size: int) -> list[Batch]:
     """A batch cut into pieces of `size` examples, the last as short as it is."""
-    if len(targets) <= size:
-        return [(inputs, targets)]
     starts = range(0, len(targets), size)
     return [(row_range(inputs, i, i + size), targets[i : i + size]) for i in starts]
 
