@@ -5,16 +5,21 @@ it again. Reads the folders and asks Slurm once at most, so it works anywhere at
 With --html FILE the same, all runs and pictures of them as a page that opens from disk.
 python report.py sync [FOLDER …] sends to trackers what was kept offline.
 python report.py notify --test checks the address that messages about batches go to.
+python report.py compare A B says which of two kinds of runs is better, seed by seed.
 """
 
 import argparse
+import json
 import math
 import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from src.grid import notify, read_reports, reports_as_json, show_reports, write_report_page
 from src.support import OneLineParser, UserError, bad_value
@@ -31,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
             return sync_command(given[1:])
         if given[:1] == ["notify"]:
             return notify_command(given[1:])
+        if given[:1] == ["compare"]:
+            return compare_command(given[1:])
         options = command_line().parse_intermixed_args(given)
         check_options(options)
         is_watching = options.watch is not None
@@ -60,7 +67,8 @@ def command_line() -> argparse.ArgumentParser:
     parser = OneLineParser(
         description="How far batches of experiments are.",
         epilog="Also `report.py sync [FOLDER …]`, which sends to trackers what was kept offline, "
-        "and `report.py notify --test | results/BATCH`, which sends a message.",
+        "`report.py notify --test | results/BATCH`, which sends a message, and `report.py compare "
+        "A B`, which says which of two kinds of runs is better.",
     )
     add = parser.add_argument
     add("batches", nargs="*", metavar="results/BATCH", help="default: the newest few of results/")
@@ -132,6 +140,53 @@ def sync_command(arguments: Sequence[str]) -> int:
     num_sent, num_waiting = sync_runs([Path(folder) for folder in folders])
     print(f"{num_sent} of {num_waiting} sent" if num_waiting else "nothing to send")
     return 1 if num_sent < num_waiting else 0
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="report.py compare",
+        description="Which of two kinds of runs is better, seed by seed.",
+        epilog="Ends with 0 whatever the verdict is: a, b, or undecided, where the 95 %% interval "
+        "of the difference holds 0. By default the metric is that of the split that chooses.",
+    )
+    parser.add_argument("a", metavar="results/A", help="a batch, or a folder of runs")
+    parser.add_argument("b", metavar="results/B", help="the same or another one")
+    some: Any = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+    parser.add_argument("--a", dest="only_a", help="of these, the runs with this value", **some)
+    parser.add_argument("--b", dest="only_b", help="the same of b; both may come again", **some)
+    parser.add_argument("--metric", metavar="REGEX", help="column of stats.csv to compare by")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def compare_command(arguments: Sequence[str]) -> int:
+    """Which of two kinds of runs is better, over the seeds and settings that both have."""
+    from src.analysis import paired, read_experiments, select
+    from src.config import read_yaml
+    from src.metrics import main_columns, metric_columns
+
+    options = compare_parser().parse_args(arguments)
+    sides = []
+    for folder, wanted in ((options.a, options.only_a), (options.b, options.only_b)):
+        if wrong := [text for text in wanted if "=" not in text]:
+            raise UserError(f"compare: got {wrong[0]!r}, expected KEY=VALUE")
+        values = {key: read_yaml(text) for key, _, text in (x.partition("=") for x in wanted)}
+        sides.append(select(read_experiments(folder), **values))
+    columns = main_columns(sides[0].columns)
+    metric = columns and columns[0]
+    if options.metric:
+        (metric, *_) = metric_columns(options.metric, sides[0].columns, key="--metric")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = paired(sides[0], sides[1], metric)
+    doubts = [str(warning.message) for warning in caught]
+    if options.json:
+        entries = asdict(found) | {"verdict": found.verdict, "doubts": doubts}
+        entries |= {end: None for end in ("low", "high") if math.isnan(entries[end])}
+        print(json.dumps(entries, indent=1, default=str))
+    else:
+        print("\n".join([str(found), *doubts, f"verdict: {found.verdict}"]))
+    return 0
 
 
 def notify_command(arguments: Sequence[str]) -> int:

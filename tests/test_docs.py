@@ -20,7 +20,12 @@ from src.models.tiny import build
 
 ROOT = Path(__file__).parents[1]
 README, INDEX = ROOT / "README.md", ROOT / "docs" / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "AGENTS.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 MOST_LINES = 199  # of a page
 MOST_LINES_OF_README = 220
 MOST_ROWS = 25  # of the table of what one wants to do
@@ -142,6 +147,8 @@ def check_submit(arguments: list[str]) -> None:
 def check_report(arguments: list[str]) -> None:
     if arguments[:1] == ["notify"]:
         assert arguments[1:] == ["--test"] or len(arguments) == 2
+    elif arguments[:1] == ["compare"]:
+        report.compare_parser().parse_args(arguments[1:])
     elif arguments[:1] != ["sync"]:
         report.check_options(report.command_line().parse_intermixed_args(arguments))
 

@@ -177,6 +177,13 @@ class Paired:
     num_equal: int
     differing: dict[str, tuple[Any, Any]]  # key -> (its value in a, in b)
 
+    @property
+    def verdict(self) -> str:
+        """'a' or 'b' where the interval says which is better, else 'undecided': more seeds tell."""
+        if not (self.low > 0 or self.high < 0):  # NaN: one pair, or all of them equal
+            return "undecided"
+        return "a" if self.difference * direction_of(self.metric) > 0 else "b"
+
     def __str__(self) -> str:
         """Two lines; of the keys as many as the second takes, names before numbers."""
         largest = np.nanmax(np.abs([self.difference, self.low, self.high]))
