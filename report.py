@@ -146,7 +146,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="report.py compare",
         description="Which of two kinds of runs is better, seed by seed.",
-        epilog="Ends with 0 whatever the verdict is: a, b, or undecided, where the 95 %% interval "
+        epilog="Ends with 0 whatever the verdict is: a, b, or undecided, where the 95 % interval "
         "of the difference holds 0. By default the metric is that of the split that chooses.",
     )
     parser.add_argument("a", metavar="results/A", help="a batch, or a folder of runs")
