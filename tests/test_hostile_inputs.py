@@ -576,15 +576,10 @@ EACH = 3
 # One of each kind; the others take minutes.
 FEW = (
     "a configuration: a bomb of aliases",
-    "a configuration: 200,000 keys",
-    "a job file: an integer of 5,000 digits",
     "an argument: a cycle",
     "finished: wrong types as done",
     "a row: a loop as config.yaml: json",
-    "a row: deep as status.json: report",
-    "a row: a line without end as stats.csv: report",
     "a batch: torn as rows.jsonl: report",
-    "a batch: a zero byte as rows.jsonl: report",
 )
 
 

@@ -86,12 +86,14 @@ def test_nothing_is_complained_of(executed):
             assert output.get("name") != "stderr", (cell.source, output.text)
 
 
+@pytest.mark.slow
 def test_the_table_has_every_run(executed):
     (shown,) = outputs(executed, "big_df = read_experiments")
     assert shown.data["text/html"].count("<tr") == 16 + 2  # a header, and the index's name
     assert "points to" in shown.data["text/html"]
 
 
+@pytest.mark.slow
 def test_the_alarm_sees_the_edge_of_the_grid(executed):
     (printed,) = outputs(executed, "print(edge_alarm(")
     assert "base_lr" in printed.text

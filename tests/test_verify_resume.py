@@ -137,6 +137,7 @@ def test_a_run_too_short_is_no_certificate(tmp_path):
     assert not list((tmp_path / "temporary").glob("verify_resume.*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_run_and_removes_its_folder(tmp_path):
     config, temporary = tmp_path / "cfg.yaml", tmp_path / "temporary"
     config.write_text(yaml.safe_dump(DENSE | {"train_length": 10_000}))

@@ -149,6 +149,7 @@ def test_values_of_others_are_shown_and_not_run(opened):
     assert HOSTILE[:50] in opened.find_element(By.CSS_SELECTOR, ".trouble").text
 
 
+@pytest.mark.slow
 def test_values_are_text_to_the_search_as_well(browser, tmp_path):
     """It reads strings with & as HTML."""
     hostile = """<img src=x onerror="document.title='x'">&"""

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.config import read_yaml, read_yaml_file, write_yaml
@@ -12,6 +12,7 @@ plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) |
 values = st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(), values))
 def test_written_values_are_read_back(mapping):
     assert read_yaml(write_yaml(mapping)) == mapping

@@ -122,6 +122,7 @@ def test_hostile_values_do_no_harm_to_other_ways_of_submitting(cluster, reposito
     assert not list(repository.path.rglob("x"))
 
 
+@pytest.mark.slow
 def test_packed_rows_have_an_outcome_each(cluster, repository):
     """The second of three fails; the others do not mind."""
     repository.job(learning_rates(3))
@@ -139,6 +140,7 @@ def test_packed_rows_have_an_outcome_each(cluster, repository):
     assert cluster.jobs(form="%A %T").count(f"{number} FAILED") == 1
 
 
+@pytest.mark.slow
 def test_packed_rows_share_cores_and_hear_of_the_end(cluster, repository):
     """One is over at once, which is logged at once; the others get the signal that the job ends."""
     text = 'echo threads $OMP_NUM_THREADS; [ -e "$(dirname "$1")/quick" ] && exit 3\n'
@@ -158,6 +160,7 @@ def test_packed_rows_share_cores_and_hear_of_the_end(cluster, repository):
     assert "signalled\n--- ended: exit code 4 ---" in logs(repository)[0]
 
 
+@pytest.mark.slow
 def test_a_job_runs_the_interpreter_that_submitted(cluster, repository):
     repository.job(learning_rates(1))
     repository.write("quick.sh", "#!/bin/bash\necho python $EXPERIMENT_PYTHON\n")
@@ -185,6 +188,7 @@ def test_waiting_rows_run_the_code_that_was_submitted(cluster, repository):
         assert f"version 1 {row / 'spec.yaml'}" in log
 
 
+@pytest.mark.slow
 def test_live_rows_run_the_code_as_it_is_then(cluster, repository):
     repository.write("quick.sh", "#!/bin/bash\ncat part.txt\n")
     repository.write("part.txt", "version 1")
@@ -197,6 +201,7 @@ def test_live_rows_run_the_code_as_it_is_then(cluster, repository):
     assert not (repository.batch / "code").exists()
 
 
+@pytest.mark.slow
 def test_a_row_a_job_is_called_by_the_bare_command(cluster, repository):
     repository.job(learning_rates(3))
     repository.write("quick.sh", '#!/bin/bash\necho $0 "$@"\nsleep 3\n')

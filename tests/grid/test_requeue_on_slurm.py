@@ -155,6 +155,7 @@ def test_near_its_time_limit_a_run_resumes_and_its_neighbours_do_not_notice(rows
     assert [row["state"] for row in rows.report()] == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_a_cancelled_row_does_not_come_back(rows):
     """Not even if it was about to ask for another attempt."""
     rows.submit(2, files=("0/slow_save=1.5",))
