@@ -63,11 +63,12 @@ def add_gradients(
     """
     # The loss is a sum over examples, scaled by the normalizer of the whole batch: so the
     # gradients of the micro-batches add up to that of the batch, however it is cut.
-    scale = run.loss_scale(learner.loss.normalizer(targets))
+    scale = run.loss_scale(learner.loss.normalizer(targets), targets.device)
+    scale = learner.scaler.scale(scale)
     for x, y in run.micro_batches(inputs, targets):
         outputs = run.forward(x)
         loss_sum = learner.loss(outputs, y)
-        learner.scaler.scale(loss_sum * scale).backward()
+        (loss_sum * scale).backward()
         if metrics is not None:
             metrics.add_batch(loss_sum.detach(), outputs, y)
 

@@ -183,11 +183,11 @@ def test_a_module_beside_the_model_learns_from_the_examples_of_all_processes(
             super().__post_init__()
 
     def add_gradients(run, learner, inputs, targets, metrics):
-        scale = run.loss_scale(learner.loss.normalizer(targets))
+        scale = run.loss_scale(learner.loss.normalizer(targets), targets.device)
         for x, y in run.micro_batches(inputs, targets):
             outputs = run.forward(learner.adapter(x.flatten(1)).view_as(x))
             loss_sum = learner.loss(outputs, y)
-            (loss_sum * scale).backward()
+            loss_sum.backward(scale)
             metrics.add_batch(loss_sum.detach(), outputs, y)
 
     monkeypatch.setattr(train, "Learner", WithAdapter)

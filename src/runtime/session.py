@@ -27,6 +27,7 @@ from time import perf_counter
 from typing import Any
 
 import pandas as pd
+import torch
 from loguru import logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -319,8 +320,8 @@ class Session:
             batches = micro_batches(inputs, targets, self._local_batch_size)
         return batches if self._distributed.size == 1 else self._parallel.synchronized(batches)
 
-    def loss_scale(self, normalizer: float | Tensor) -> float | Tensor:
-        """What summed losses are multiplied by: 1 / the normalizer of the whole batch.
+    def loss_scale(self, normalizer: float | Tensor, device: torch.device) -> Tensor:
+        """What summed losses are multiplied by, (): 1 / the normalizer of the whole batch.
 
         normalizer: of this process's shard of it.
         """
@@ -328,7 +329,9 @@ class Session:
             samples_after = self._schedule.samples_after
             num_examples = samples_after(self.step + 1) - samples_after(self.step)
             normalizer = self._distributed.total(normalizer, num_examples)
-        return self._distributed.size / normalizer  # DDP averages gradients over processes
+        scale = self._distributed.size / normalizer  # DDP averages gradients over processes
+        # Written on the device, not copied there: a copy would wait for all a GPU has to do.
+        return scale if isinstance(scale, Tensor) else torch.full((), scale, device=device)
 
     # ---- Between epochs ------------------------------------------------------------------
 
