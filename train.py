@@ -68,7 +68,7 @@ def add_gradients(
     for x, y in run.micro_batches(inputs, targets):
         outputs = run.forward(x)
         loss_sum = learner.loss(outputs, y)
-        (loss_sum * scale).backward()
+        loss_sum.backward(scale)
         if metrics is not None:
             metrics.add_batch(loss_sum.detach(), outputs, y)
 
