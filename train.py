@@ -36,9 +36,9 @@ from src.runtime import Metrics, Session, run_command_line
 class Learner:
     """What is trained, and what trains it.
 
-    Every field that has state_dict() and load_state_dict() is state: it is saved in checkpoints,
-    restored when the run resumes, and compared by verify_resume.py; so is each entry of a dict of
-    such.
+    Every field that has state_dict() and load_state_dict() is state: it is saved in the state that
+    a killed run resumes from, restored from there, and compared by verify_resume.py; so is each
+    entry of a dict or a list of such.
     """
 
     model: nn.Module
@@ -48,7 +48,7 @@ class Learner:
     scaler: torch.amp.GradScaler  # of the loss in fp16; in other precisions it does nothing
 
     def __post_init__(self) -> None:
-        # The model's, then those of other modules that the optimizer steps as well.
+        # What is trained: the model's parameters, then those of other modules that are stepped.
         own = [p for p in self.model.parameters() if p.requires_grad]
         stepped = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.parameters = list(dict.fromkeys([*own, *stepped]))
@@ -90,7 +90,7 @@ def train_step(
         nn.utils.clip_grad_value_(learner.parameters, config.clip_value)
     scaler.step(optimizer)
     scaler.update()
-    for parameter in learner.parameters:  # optimizer.zero_grad() at a tenth of its time
+    for parameter in learner.parameters:  # as optimizer.zero_grad(), in a tenth of its time
         parameter.grad = None
 
     for average in learner.averages.values():
@@ -98,14 +98,16 @@ def train_step(
 
 
 def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Module]]:
-    """Train, and yield (stats so far, model) after every evaluation.
+    """Train, and yield (stats so far, model) after every epoch.
 
     A run that was stopped resumes in its folder: only the epochs to come are yielded. Leaving
-    early (break, close) saves the state and closes the files. Raises UserError where a name in
-    the config does not exist or keys contradict the data.
+    early (break, close) saves the state and closes the files; a signal saves it and raises
+    StopRequested, a KeyboardInterrupt. Raises UserError where a name in the config does not exist,
+    where keys contradict the data, and where the folder holds a finished run.
     """
     with Session(config) as run:
-        # The data. What was null in the config and shows in them is filled in.
+        # The data. Keys that were null and follow from the data are filled in: run.config has
+        # them from here on.
         data = run.load_data()
         config = run.config
 
@@ -113,7 +115,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         train_split = data.splits["train"]
         loss = build_loss(
             config.loss,
-            n_classes=data.n_classes and config.model_output_dim,
+            n_classes=data.n_classes and config.model_output_dim,  # None for regression
             is_multilabel=train_split.is_multilabel,
             is_text_alone=train_split.predicts_next_token,
             label_smoothing=config.label_smoothing,
@@ -122,6 +124,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
             device=run.device,
         )
         about = data.input_shape, data.n_classes, data.class_names
+        # initial_config: without pretrained weights where a saved state will replace them.
         model = run.place(build_model(run.initial_config, *about, run.init_device))
         learner = Learner(
             model=model,
@@ -136,17 +139,18 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
         models = {"last": model} | {name: a.model for name, a in learner.averages.items()}
         models = evaluated_models(models, config.evaluate_models)
 
-        # Seeds for training, or the last state that an earlier attempt has saved; the steps since
-        # are trained again.
+        # Seeds for training, or the last state that an earlier attempt has saved. The steps that it
+        # made after that state are trained again.
         run.restore(learner, evaluated=models)
-        if run.is_over:  # that attempt was killed after its last step
+        if run.is_over:  # training had ended, and that attempt was killed before it closed the run
             with run.callers_turn():
                 yield run.stats, model
 
         for epoch in run.epochs():
             # Train. Batch, augmentation and learning rate are functions of the step's number; what
             # the model draws (dropout) comes of the global generators, which are part of the state.
-            # A step is counted, and signals and saves are due, when the next batch is asked for.
+            # Asking for the next batch counts the step that is done, saves the state if it is time,
+            # and stops if a signal came or the loss is out of bounds.
             model.train()
             for inputs, targets in epoch.batches():
                 learning_rate = config.base_lr * schedule(run.step)
@@ -154,8 +158,8 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                     group["lr"] = learning_rate * group.get("lr_scale", 1)
                 train_step(run, learner, inputs, targets, epoch.metrics)
 
-            # Evaluate every split with every model. A diverged one has nothing to show. Only
-            # with train_length 0 there is an epoch without steps.
+            # Evaluate every split with every model, unless the run has diverged. An epoch has no
+            # steps only where the whole run has none.
             last = config.base_lr * schedule(run.step - 1) if epoch.steps else 0.0
             results = {"train": {"learning_rate": last}}
             if not run.has_diverged:
@@ -164,7 +168,8 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
                         run.recompute_batch_norms(average.model)
                 results |= run.evaluate()
 
-            # A row of stats, checkpoints, and whether it is time to stop; then the caller's turn.
+            # A row of stats, weights if they are asked for, and whether to stop early. Then the
+            # caller's turn, after which the state is saved.
             epoch.finish(results)
             with run.callers_turn():
                 yield run.stats, model
@@ -179,7 +184,8 @@ def run_experiment(config: Config) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 for a mistake of the user's, 130 for
-    Ctrl-C, 75 (EX_TEMPFAIL) for Slurm's signals: start it again and it resumes."""
+    Ctrl-C, 75 (EX_TEMPFAIL) for Slurm's signals: start it again and it resumes. Errors of the code
+    are raised, which is 1."""
     return run_command_line(
         __file__, sys.argv[1:] if arguments is None else arguments, run_experiment
     )

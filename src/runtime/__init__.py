@@ -10,8 +10,8 @@ checkpoints.py         its files, verified when they are read; when it is saved;
 earlier_run.py         load_run: an earlier run as an object, as a teacher or in a notebook
 signals.py             Slurm's signals and Ctrl-C, acted upon between two steps
 evaluation.py          Metrics that stay on the device; one pass over a split
-step_schedule.py       when it ends: epochs and samples in steps, early stopping, divergence
-throughput.py          examples a second, fraction of the peak FLOP/s, where the time goes
+run_length.py          when it ends: epochs and samples in steps, early stopping, divergence
+throughput.py          examples a second, fraction of the peak FLOP/s; profile: where time goes
 certificate.py         runs that verify_resume.py kills, and where their folders differ
 """
 

@@ -44,8 +44,8 @@ from src.runtime.distributed import DistributedContext, detect_rank
 from src.runtime.evaluation import Batches, Evaluation, Metrics, recompute_batch_norms
 from src.runtime.parallel import Parallel
 from src.runtime.precision import Precision, pick_device
+from src.runtime.run_length import Best, StepSchedule, has_diverged, loss_limit
 from src.runtime.signals import Signals
-from src.runtime.step_schedule import Best, StepSchedule, has_diverged, loss_limit
 from src.runtime.throughput import build_profiler, epoch_throughput, seconds_at_peak
 from src.runtime.train_state import Stateful, TrainState, stateful_fields
 from src.support import UserError, bad_value, pick, random_state

@@ -24,7 +24,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from src.data import Split
-from src.runtime.step_schedule import StepSchedule
+from src.runtime.run_length import StepSchedule
 from src.runtime.train_state import TrainState
 from src.support import UserError, random_state, write_atomically
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from src.metrics import metric_columns
-from src.runtime.step_schedule import Best, has_diverged, loss_limit
+from src.runtime.run_length import Best, has_diverged, loss_limit
 from src.support.errors import UserError
 
 COLUMNS = ["test/last/loss", "test/last/accuracy", "test/av/loss", "test/av/accuracy"]

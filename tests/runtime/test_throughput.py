@@ -18,8 +18,8 @@ from src.data.text import TextSplit
 from src.models.hf import LanguageModel
 from src.models.linear import Linear
 from src.models.tiny import lenet
+from src.runtime.run_length import StepSchedule
 from src.runtime.signals import StopRequested
-from src.runtime.step_schedule import StepSchedule
 from src.runtime.throughput import (
     PEAKS,
     epoch_throughput,

@@ -1,6 +1,6 @@
 import pytest
 
-from src.runtime.step_schedule import StepSchedule
+from src.runtime.run_length import StepSchedule
 from src.support.errors import UserError
 
 
