@@ -1,9 +1,9 @@
 """Many runs in one dataframe, big_df: select, choose, look for edges, draw, write a page.
 
 read_experiments() makes the dataframe: one row for each run, a column for each configuration key
-and for each curve. read.py finds the folders of runs; runs.py reads one, holds many as columns and
-owns the cache in a batch's folder (`.big_df.npz`); curves.py is the type of the columns of curves,
-from which last(), best() and at() draw numbers.
+and for each curve. read.py finds the folders of runs, and fills in keys that they lack; runs.py
+reads one, holds many as columns and owns the cache in a batch's folder (`.big_df.npz`); curves.py
+is the type of the columns of curves, from which last(), best() and at() draw numbers.
 
 Runs that differ in their seeds alone belong to one setting; settings.py gives each run a number
 and each setting its mean over seeds, and src/ranking.py says which setting is best. On them stand

@@ -410,7 +410,7 @@ class Epoch:
                     checkpoints.by_the_clock()
                     signals.check()
             else:
-                if perf_counter() >= checkpoints.due:
+                if perf_counter() >= checkpoints.due:  # asked here, as most steps need no call
                     checkpoints.by_the_clock()
                 if signals.received or signals.launcher:
                     signals.check()
