@@ -6,11 +6,15 @@
 # make bench    speed and memory beside a bare PyTorch loop and other trainers
 # make bench-gpu speed on a GPU beside a bare PyTorch loop
 # make format   puts the code into shape
+# make help     this list
 
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := demo
-.PHONY: demo extras test test-all lint format notebook bench bench-gpu
+.PHONY: help demo extras test test-all lint format notebook bench bench-gpu
+
+help:
+	@sed -n 's/^# make/make/p' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/core
 	$(BIN)/python train.py test_cfg_digits_linear.yaml
