@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from src.config import Config
+from src.data import NO_TOKEN
 from src.losses import build_loss, check_cut
 from src.support.errors import UserError
 
@@ -46,6 +47,25 @@ def test_log_is_the_cross_entropy_of_torch(batch, name, class_weights, label_smo
         outputs, classes, weight=class_weights, label_smoothing=label_smoothing
     )
     torch.testing.assert_close(mean_of(loss, outputs, classes), expected)
+
+
+def test_small_weights_of_classes_are_weights_as_large_ones(batch):
+    outputs, classes, _, _ = batch
+    small, large = (build_loss("log", n_classes=C, class_weights=WEIGHTS * f) for f in (1e-4, 1.0))
+    torch.testing.assert_close(mean_of(small, outputs, classes), mean_of(large, outputs, classes))
+
+
+def test_next_tokens_count_each_by_itself_and_what_is_behind_a_text_not_at_all(batch):
+    loss = build_loss("next_token", n_classes=C, is_text_alone=True)
+    outputs = torch.stack([batch[0], -batch[0]])  # (2, N, C): texts of N tokens
+    targets = torch.stack([batch[1], batch[1]])
+    targets[1, 3:] = NO_TOKEN
+    kept = targets != NO_TOKEN
+    expected = F.cross_entropy(outputs[kept], targets[kept])
+    torch.testing.assert_close(mean_of(loss, outputs, targets), expected)
+    assert loss.num_predictions(targets) == N + 3
+    hits = (outputs.argmax(-1)[kept] == targets[kept]).sum()
+    assert loss.correct(outputs, targets) == hits
 
 
 def test_a_batch_of_classes_that_count_for_nothing_moves_nothing():
