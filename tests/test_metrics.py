@@ -14,7 +14,7 @@ from torch import nn
 import train
 from src.logging.records import Stats
 from src.losses import build_loss
-from src.metrics import DIRECTIONS, class_accuracy, metric_columns
+from src.metrics import DIRECTIONS, class_accuracy, metric_columns, top5_accuracy
 from src.runtime import session
 from src.runtime.evaluation import Metrics
 from src.support.errors import UserError
@@ -222,6 +222,26 @@ def test_metrics_by_name_are_those_of_scikit_learn(digits, tmp_path):
     expected = confusion_matrix(test.targets, predicted, normalize="true")
     np.testing.assert_allclose(arrays["test/last/confusion"][-1], expected)
     np.testing.assert_allclose(arrays["test/last/class_accuracy"][-1], expected.diagonal())
+
+
+def test_the_fifth_largest_output_counts_and_the_sixth_does_not():
+    outputs = torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]] * 6)
+    total, weight = top5_accuracy(outputs, torch.arange(6))
+    assert (int(total), weight) == (5, 6)
+
+
+def test_many_small_weights_add_up_exactly(digits):
+    metrics = Metrics(build_loss("log", n_classes=10), torch.device("cpu"))
+    tenth = torch.tensor(0.1)
+    metrics.add(weight=tenth, value=1.0)
+    for _ in range(3000):
+        metrics.add(weight=tenth, value=1.0)
+    assert float(metrics.sums["value"][1]) == pytest.approx(3001 * float(tenth), rel=1e-12)
+
+
+def test_less_is_better_where_it_should_be():
+    better = {name for name, sign in DIRECTIONS.items() if sign == 1}
+    assert better == {"accuracy", "top5_accuracy"}
 
 
 def test_functions_of_your_own_measure_batches_and_splits(digits, tmp_path):

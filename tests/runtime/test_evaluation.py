@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from src.losses import build_loss
 from src.models.weights import freeze
-from src.runtime.evaluation import recompute_batch_norms
+from src.runtime.evaluation import Metrics, evaluate, recompute_batch_norms
 
 
 def network(*, dropout: float = 0.0) -> nn.Module:
@@ -21,6 +22,15 @@ def batches(number: int = 7):
     generator = torch.Generator().manual_seed(1)
     for _ in range(number):
         yield 3 + 2 * torch.randn(10, 4, generator=generator), torch.zeros(10)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_an_evaluation_leaves_the_model_in_its_mode(is_training):
+    model = nn.Linear(2, 2).train(is_training)
+    metrics = Metrics(build_loss("log", n_classes=2), torch.device("cpu"))
+    batches = ((x, torch.tensor([0, 1])) for x in torch.ones(3, 2, 2))
+    evaluate(model, batches, metrics, name="test/last", log_interval=None)
+    assert model.training == is_training
 
 
 def test_they_are_those_of_torchs_update_bn_to_the_bit():

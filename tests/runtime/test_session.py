@@ -10,6 +10,7 @@ from torch import nn
 
 import train
 from src.losses import build_loss
+from src.runtime import session
 from src.runtime.session import Session
 from src.runtime.train_state import stateful_fields
 from src.support import UserError
@@ -39,6 +40,16 @@ def test_an_epoch_that_is_not_finished_is_told(digits):
         next(epochs)
         with pytest.raises(RuntimeError, match=r"^epoch.finish\(results\) comes at the end"):
             next(epochs)
+
+
+def test_what_training_draws_is_a_function_of_seed_training(digits, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(train, "train_step", lambda run, *_: drawn.append(torch.rand(()).item()))
+    for seed in (2, 2, 3):
+        monkeypatch.setattr(session, "has_diverged", lambda loss, limit: False)
+        run_experiment(digits(seed_training=seed, train_length=1, output_dir=None))
+    firsts = drawn[:: len(drawn) // 3]
+    assert firsts[0] == firsts[1] != firsts[2]
 
 
 def test_an_optimizer_of_another_model_is_refused(digits, monkeypatch):
