@@ -147,7 +147,7 @@ def compare_parser() -> argparse.ArgumentParser:
         prog="report.py compare",
         description="Which of two kinds of runs is better, seed by seed.",
         epilog="Ends with 0 whatever the verdict is: a, b, or undecided, where the 95 % interval "
-        "of the difference holds 0. By default the metric is that of the split that chooses.",
+        "of the difference includes 0. By default the metric is that of the validation split.",
     )
     parser.add_argument("a", metavar="results/A", help="a batch, or a folder of runs")
     parser.add_argument("b", metavar="results/B", help="the same or another one")

@@ -286,7 +286,7 @@ def _create(
 class Prompts:
     """What the text tower reads about each class."""
 
-    class_names: Sequence[str] | None  # in the order of their numbers; None: nobody knows them
+    class_names: Sequence[str] | None  # in the order of their numbers; None: they are not known
     templates: str | Sequence[str]  # sentences with {}, or the name of open_clip's: simple, openai
     device: torch.device  # where the sentences are read
 

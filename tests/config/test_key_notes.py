@@ -8,6 +8,7 @@ import yaml
 
 from src.config import KEYS, make_config, read_yaml_file
 from src.config.key_notes import describe_keys, key_notes, write_schemas
+from src.grid.job_file import DETAILS, DRAWS, TOP_KEYS
 from src.support import ROOT, UserError
 from train import main
 
@@ -72,6 +73,13 @@ def test_the_schemas_are_those_of_the_keys(name, tmp_path):
     kept = ROOT / "schemas" / f"{name}.json"
     hint = "after a change of src/keys.py: python -m src.config.key_notes"
     assert kept.read_text() == (tmp_path / kept.name).read_text(), hint
+
+
+def test_a_job_file_has_the_parts_that_its_reader_knows():
+    job = json.loads((ROOT / "schemas" / "job.json").read_text())
+    assert job["properties"].keys() == {*TOP_KEYS}
+    assert job["properties"]["job_details"]["properties"].keys() == {*DETAILS}
+    assert job["$defs"]["draw"]["properties"].keys() == {*DRAWS, "n", "seed"}
 
 
 EXAMPLES = [(path, "config") for path in sorted(ROOT.glob("test_cfg_*.yaml"))]
