@@ -67,6 +67,8 @@ def command_line() -> argparse.ArgumentParser:
     here = parser.add_argument_group("this machine")
     here.add_argument("--jobs", type=positive, metavar="N", help="runs at a time")
     here.add_argument("--gpus", metavar="0,1", help="GPUs that the runs share, a run each")
+    what = "start each run by itself, not as a fork of a process that has imported torch"
+    here.add_argument("--fresh", action="store_true", help=what)
     on_slurm = parser.add_argument_group("Slurm")
     add = on_slurm.add_argument
     add("--no-array", action="store_true", help="one `sbatch SCRIPT FOLDER/spec.yaml` a run")
@@ -117,8 +119,9 @@ def check_options(options: SubmitOptions) -> None:
         raise bad_value("--gpus", options.gpus, "numbers with commas between, such as 0,1")
     if not options.patience >= 0:
         raise bad_value("--patience", options.patience, "seconds from 0 up")
-    if is_slurm and (options.jobs or options.gpus):
-        raise UserError("--jobs, --gpus: for -s local; on Slurm there are --max-running and --pack")
+    if is_slurm and (options.jobs or options.gpus or options.fresh):
+        hint = "on Slurm there are --max-running and --pack"
+        raise UserError(f"--jobs, --gpus, --fresh: for -s local; {hint}")
     if options.no_array and (options.pack > 1 or options.max_running):
         raise UserError("--no-array: --pack and --max-running need an array")
     if options.after and not re.fullmatch(r"\d+(_\d+)?", options.after):

@@ -148,7 +148,7 @@ def test_that_equal_rows_were_merged_is_reported(fork, capsys):
         (["job.yaml", "-s", "quick.sh", "--patience", "-1"], "--patience"),
         (["-r", "x", "--only", "failde"], "'failed'"),
         (["--pak", "3"], "--pak"),
-        (["job.yaml", "-s", "quick.sh", "--jobs", "2"], "--jobs, --gpus: for -s local"),
+        (["job.yaml", "-s", "quick.sh", "--jobs", "2"], "--jobs, --gpus, --fresh: for -s local"),
         (["job.yaml", "-s", "quick.sh", "--no-array", "--pack", "2"], "need an array"),
         (["job.yaml", "-s", "quick.sh", "--after", "soon"], "--after: got 'soon'"),
         (["job.yaml", "-s", "quick.sh", "--", "--array=1-3"], "sets this one itself"),

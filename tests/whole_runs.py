@@ -1,15 +1,12 @@
 """What tests of whole runs share: how they end, the certificate, a grid on this machine."""
 
 import io
-import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import date
 from pathlib import Path
-from subprocess import DEVNULL, STDOUT
-from types import SimpleNamespace
 from typing import BinaryIO
 from unittest.mock import patch
 
@@ -20,7 +17,7 @@ import yaml
 import submit_multiple
 import train
 import verify_resume
-from src.grid import check, local
+from src.grid import check
 from src.logging.records import Stats
 from src.metrics import is_time
 from src.runtime import certificate as kills
@@ -92,26 +89,10 @@ def train_in_fork(arguments: Sequence[str], output: BinaryIO) -> Fork:
 
 
 def submit_here(job: Path) -> int:
-    """The exit code of `submit_multiple.py JOB -s local --jobs 2`, whose runs, and whose look-up of
-    names, are forks of this process."""
-    torch.optim.SGD([torch.ones(1)], 1).step()  # the first one imports much: not in each fork
-    popen = SimpleNamespace(Popen=_row_in_fork, DEVNULL=DEVNULL, STDOUT=STDOUT)
-    with (
-        patch.object(local, "subprocess", popen),
-        patch.object(check, "_lookup_process", LookupFork.started),
-    ):
+    """The exit code of `submit_multiple.py JOB -s local --jobs 2`, which looks names up in a fork
+    of this process."""
+    with patch.object(check, "_lookup_process", LookupFork.started):
         return submit_multiple.main([str(job), "-s", "local", "--jobs", "2"])
-
-
-def _row_in_fork(
-    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: BinaryIO, **_: object
-) -> Fork:
-    def main() -> int:
-        os.chdir(cwd)
-        os.environ |= env
-        return train.main(list(command[2:]))
-
-    return Fork(main, stdout)
 
 
 def grid_here(parameters: dict, folder: Path) -> list[pd.DataFrame]:

@@ -82,6 +82,7 @@ class SubmitOptions:
     # On this machine
     jobs: int | None = None
     gpus: str | None = None
+    fresh: bool = False
     # On Slurm
     no_array: bool = False
     max_running: int | None = None

@@ -232,7 +232,7 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
     exit_code = 0
     if options.is_local:
         gpus = options.gpus.split(",") if options.gpus else []
-        machine = Machine(options.jobs or default_jobs(gpus), gpus)
+        machine = Machine(options.jobs or default_jobs(gpus), gpus, is_warm=not options.fresh)
         print(f"running {count_runs(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
         try:
             ended = run_rows(batch, rows, machine, code=code)
