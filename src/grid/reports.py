@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from src.grid.folders import Batch, Row, count_runs, open_batch, row_identity, same
-from src.grid.local import runner
 from src.grid.slurm import NoSlurm, read_queue
 from src.grid.status import (
     KINDS,
@@ -24,6 +23,7 @@ from src.grid.status import (
     problem_of_configuration,
     read_journal,
     row_statuses,
+    runner,
 )
 from src.grid.submission import Journal, queued_rows
 from src.logging import Cost

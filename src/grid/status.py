@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 
 from src.config import read_yaml
 from src.grid.folders import Batch, Row, is_copy
-from src.grid.local import KILLED_AFTER_CTRL_C, STOPPED, returncode, runner
 from src.grid.slurm import NoSlurm, QueuedJob, read_queue
 from src.grid.submission import Call, Journal, queued_rows
 from src.logging import Cost
@@ -53,6 +52,8 @@ RESUMABLE = ("interrupted", "timeout", "preempted")  # kinds of failure: the sta
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 MOST_SECONDS_TO_END = 60.0  # of a process whose run is done; else the log was touched later
 SECONDS_OF_SILENCE = 600.0  # after which a run that cannot be asked counts as dead
+STOPPED = 75  # the exit code of a run that has saved its state, to resume later
+KILLED_AFTER_CTRL_C = "killed, as it did not stop in time after Ctrl-C"  # a line of the log
 LONGEST_CAUSE = 150  # characters
 TAIL = 8192  # bytes of a log that are read
 
@@ -238,6 +239,25 @@ def failure_of_log(attempt: LoggedAttempt, *, has_status: bool) -> Failure | Non
         if line and not re.match(r"(srun|slurmstepd)\b|--- ", line):
             return failure_of_error(line)
     return None if code is None else Failure("error", f"exit code {code}")
+
+
+def returncode(code: int) -> int:
+    """As Popen has it: -9 for signal 9, which shells give as 137."""
+    return 128 - code if 128 < code < 160 else code
+
+
+def runner(batch: Batch) -> dict[str, Any] | None:
+    """Who runs rows of this batch on this machine now: pid, host, rows, and how many at a time
+    (jobs); None: nobody."""
+    try:
+        facts = json.loads((batch.submissions / "local.json").read_text())
+        began = facts["began"]
+        is_alive = began is not None and processes.start_time(facts["pid"]) == began
+        # A copy of the batch holds the notice as well.
+        is_of_batch = os.path.samefile(facts.get("batch", batch.path), batch.path)
+        return facts if is_alive and is_of_batch and facts["host"] == platform.node() else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 # ---- What a folder holds -----------------------------------------------------------------

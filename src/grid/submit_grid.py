@@ -36,7 +36,8 @@ from src.grid.folders import (
     write_batch,
 )
 from src.grid.job_file import read_grid, try_job
-from src.grid.local import ENDS, Machine, default_jobs, run_rows
+from src.grid.local import Machine, default_jobs, run_rows
+from src.grid.local_display import ENDS
 from src.grid.messages import wants_messages
 from src.grid.notices import Notices, start_sending, submit_digest, wait_until_sent
 from src.grid.repair import repair_batch

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from io import FileIO
+from itertools import accumulate
 from numbers import Integral, Real
 from pathlib import Path
 from time import perf_counter
@@ -36,7 +37,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from src.config import Config
-from src.metrics import SYSTEM_PREFIX, is_result
+from src.metrics import DIRECTIONS, SYSTEM_PREFIX, direction, is_result, metric_name
 from src.support import UserError, bad_value, one_line
 
 SERIOUS = ("WARNING", "ERROR", "CRITICAL")
@@ -46,6 +47,7 @@ IF_KNOWN = "train/peak_share"
 TIMES = ("time", "data_time")
 THROUGHPUT = ("seen_examples", "examples_per_second", "peak_share", "learning_rate")
 
+BEST_WEIGHTS = "checkpoints/best.pt"
 ARRAYS = "arrays"  # of a run folder
 ARRAY_FILE = re.compile(r"(train|.+\.\w+)\.\w+\.npy")  # the names of ours
 MAP_FROM = 2**26  # bytes from which on a file is mapped and not read
@@ -95,7 +97,7 @@ class Log:
         if to_terminal and not rank:
             add(lambda line: tqdm.write(line, end=""), LINE_ON_TERMINAL, lambda level: True)
         elif not rank:  # not errors: those end the run, and the command line shows them
-            add(_warn_above_bar, LINE_ON_TERMINAL, lambda level: level == "WARNING")
+            add(_write_above_bar, LINE_ON_TERMINAL, lambda level: level == "WARNING")
 
     def close(self) -> None:
         for sink in self.sinks:
@@ -117,7 +119,7 @@ class _LogFile:
             self.file.write(line.encode())
         except OSError as error:
             if self.is_complete:
-                _warn_above_bar(f"{self.path}: {error.strerror}: lines are missing\n")
+                _write_above_bar(f"{self.path}: {error.strerror}: lines are missing\n")
             self.is_complete = False
 
     def stop(self) -> None:
@@ -125,8 +127,22 @@ class _LogFile:
             self.file.close()
 
 
-def _warn_above_bar(line: str) -> None:
+def _write_above_bar(line: str) -> None:
     tqdm.write(line, end="", file=sys.stderr)
+
+
+class _Bar(tqdm):
+    """Of a run: `epoch 3 |███   | loss 0.092  acc 0.979  …`, in one line of any terminal."""
+
+    parts: Sequence[str] = ()  # those that come last are left out where there is no room
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        facts = super().format_dict
+        room = (facts["ncols"] or 80) - len(f"{facts['prefix']} || ") - 4
+        widths = accumulate(2 + len(part) for part in self.parts)
+        fitting = [part for part, width in zip(self.parts, widths, strict=True) if width <= room]
+        return facts | {"text": "  ".join(fitting)}
 
 
 class Progress:
@@ -135,7 +151,11 @@ class Progress:
     def __init__(self, rank: int = 0) -> None:
         """rank: of several processes only 0 draws."""
         is_shown = sys.stderr.isatty() and not rank
-        self.bar = tqdm(unit="step", disable=not is_shown, leave=False)
+        form = "{desc} |{bar}| {text}"
+        self.bar = _Bar(
+            desc="starts", disable=not is_shown, leave=False, bar_format=form, dynamic_ncols=True
+        )
+        self.evaluated = ""  # the last evaluation, for the bar
         self.start(0)
 
     def close(self) -> None:
@@ -146,12 +166,19 @@ class Progress:
     ) -> None:
         """The first lines: what was inferred and chosen. chosen: how it computes, in words."""
         examples = ", ".join(f"{name} {n:,}" for name, n in (config.data_n_examples or {}).items())
-        where = ", cached on the device" if config.data_on_device else ""
-        logger.info("data {}: {} examples{}", config.dataset, examples, where)
-        model = "model {}: {:,} parameters, {} -> {}, on {}"
-        shapes = config.model_input_shape, config.model_output_dim
-        logger.info(model, config.model, num_parameters, *shapes, device)
-        logger.info("computes in {}", ", ".join(filter(None, chosen)))
+        where = ", cached on the device" * bool(config.data_on_device)
+        inputs = "×".join(map(str, config.model_input_shape or ()))
+        lines = [
+            f"data {config.dataset}: {examples} examples{where}",
+            f"model {config.model}: {num_parameters:,} parameters, "
+            f"{inputs} -> {config.model_output_dim}, on {device}",
+            f"computes in {', '.join(filter(None, chosen))}",
+        ]
+        for line in lines:
+            logger.info("{}", line)
+        if not self.bar.disable and not config.log_to_stdout:
+            folder = f"run folder {config.output_dir}"
+            _write_above_bar("\n".join([*lines, *[folder] * bool(config.output_dir)]) + "\n")
 
     def start(self, num_steps: int, *, step: int = 0, samples: int = 0) -> None:
         """The next step comes now, of num_steps; earlier attempts did `step` of them."""
@@ -175,9 +202,20 @@ class Progress:
         done = step, self.num_steps, step / self.num_steps
         logger.info(words, epoch, *done, means, rate, left)
         if not self.bar.disable:
-            shown = f"epoch {epoch}, loss {averages['loss']:.4f}"
-            self.bar.set_postfix_str(shown, refresh=False)
+            parts = [f"loss {averages['loss']:#.3g}"]
+            parts += [f"acc {averages['accuracy']:.3f}"] if "accuracy" in averages else []
+            parts += [f"{str(left).removeprefix('0:')} left", self.evaluated]
+            self.bar.parts = [*filter(None, parts), f"{tqdm.format_sizeof(rate)} ex/s"]
+            self.bar.set_description_str(f"epoch {epoch}", refresh=False)
             self.bar.update(step - self.bar.n)
+
+    def note_evaluation(self, results: Mapping[str, Mapping[str, float]]) -> None:
+        """For the bar: what the first split's last model reaches. results: 'SPLIT/MODEL' -> …"""
+        if groups := list(results):
+            split = groups[0].partition("/")[0]
+            group = [name for name in groups if name.partition("/")[0] == split][-1]
+            metric = next(name for name in DIRECTIONS if name in results[group])
+            self.evaluated = f"{group} {results[group][metric]:#.3g}"
 
     def seconds_left(self, step: int) -> float:
         """From the mean pace of this attempt so far, evaluations included."""
@@ -296,18 +334,27 @@ def _plain(value: Any, column: str) -> float | np.ndarray:
 
 
 def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
-    """What a run reached, and where to look: a line each.
+    """What a run reached, and where to look: a line each, with the best epoch of each metric beside
+    the last.
 
     stats: None: those that the folder holds. Raises UserError where they are damaged.
     """
     if stats is None:
         stats = Stats.read(folder or "")
     last = stats.iloc[-1]
-    lines = [f"{one_line(column):<20} {last[column]:.4f}" for column in stats if is_result(column)]
+    lines = [f"{'':<20} {'last':>9} {'best':>9}  in epoch"] * (len(stats) > 1)
+    for column in filter(is_result, stats):
+        line = f"{one_line(column):<20} {last[column]:>9.4f}"
+        values = stats[column].dropna()
+        if len(stats) > 1 and len(values) and metric_name(column) in DIRECTIONS:
+            best = (direction(column) * values).idxmax()
+            line += f" {values[best]:>9.4f}  {stats['epoch'][best]:>8}"
+        lines.append(line)
     if folder:
         lines.append(f"{'run folder':<20} {folder}")
-        if (picture := Path(folder) / "curves.png").exists():
-            lines.append(f"{'learning curves':<20} {picture}")
+        for what, name in (("learning curves", "curves.png"), ("best weights", BEST_WEIGHTS)):
+            if (path := Path(folder) / name).exists():
+                lines.append(f"{what:<20} {path}")
     return "\n".join(lines)
 
 

@@ -252,6 +252,7 @@ class CheckpointManager:
             if failure and self.files.is_written and not self.files.paths():
                 raise UserError(f"stopped, and no state could be saved: {failure}")
             self._report(failure)
+            error.message += ", saved" * (not failure)
         elif isinstance(error, GeneratorExit) and not sys.is_finalizing():
             self._report(self.save_now())  # the state is whole then
         elif self.thread:

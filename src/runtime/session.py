@@ -45,7 +45,7 @@ from src.runtime.evaluation import Batches, Evaluation, Metrics, recompute_batch
 from src.runtime.parallel import Parallel
 from src.runtime.precision import Precision, pick_device
 from src.runtime.run_length import Best, StepSchedule, has_diverged, loss_limit
-from src.runtime.signals import Signals
+from src.runtime.signals import Signals, StopRequested
 from src.runtime.throughput import build_profiler, epoch_throughput, seconds_at_peak
 from src.runtime.train_state import Stateful, TrainState, stateful_fields
 from src.support import UserError, bad_value, pick, random_state
@@ -104,6 +104,8 @@ class Session:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool | None:
+        if isinstance(error, StopRequested) and "restore" in self._calls:
+            error.message += f" at step {self.step:,} of {self.num_steps:,}"
         # A lost connection is reported as the error of the process that ended.
         if peer_error := self._distributed.peer_error(error):
             with self._stack:
@@ -344,7 +346,9 @@ class Session:
     def evaluate(self) -> dict[str, dict[str, float]]:
         """'SPLIT/MODEL' -> metric -> value, of every split but train and every evaluated model."""
         self._parallel.broadcast_buffers(self._evaluation.models.values())
-        return self._evaluation.of_all(self, self.metrics.empty, self._signals.watched)
+        results = self._evaluation.of_all(self, self.metrics.empty, self._signals.watched)
+        self._progress.note_evaluation(results)
+        return results
 
     def evaluation_batches(self, split: str) -> Batches:
         """All examples of a split in order, not augmented, (inputs, targets) on the device: the

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from src.grid import local
+from src.grid import local, local_display
 from src.grid.folders import Batch, plan_batch, write_batch
-from src.grid.local import Machine, default_jobs, run_rows, runner
-from src.grid.status import row_statuses
+from src.grid.local import Machine, default_jobs, run_rows
+from src.grid.status import row_statuses, runner
 from src.logging.machine_use import allotted
 from src.support.processes import num_cores, start_time
 from tests.waiting import wait_until
@@ -39,6 +39,8 @@ with open(folder / "span", "a") as file:
         sys.exit(130)
     print(time.time(), file=file)
 """
+
+WHY = ("on purpose", "killed by signal 9, perhaps out of memory")
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def test_rows_share_gpus_and_cores(tmp_path, code, monkeypatch):
     assert default_jobs(["3", "5"]) == 2
 
 
-def test_a_row_that_fails_does_not_hold_up_the_others(tmp_path, code):
+def test_a_row_that_fails_is_named_and_does_not_hold_up_the_others(tmp_path, code, capsys):
     batch = batch_of(tmp_path, "ok", "fail", "die", "ok")
     assert run_rows(batch, batch.rows, Machine(1, []), code=code) == {"done": 2, "failed": 2}
     ends = [log.rpartition("--- ended: ")[2] for log in logs(batch)]
@@ -99,6 +101,8 @@ def test_a_row_that_fails_does_not_hold_up_the_others(tmp_path, code):
         "exit code 0 ---\n",
     ]
     assert "on purpose" in logs(batch)[1]
+    failed = [f"failed {row.name}: {why}" for row, why in zip(batch.rows[1:3], WHY, strict=True)]
+    assert capsys.readouterr().err.splitlines() == failed
     assert logs(batch)[1].startswith("--- 20")
 
 
@@ -142,7 +146,7 @@ def test_a_row_that_does_not_stop_is_killed(tmp_path, code, monkeypatch):
 
 def test_a_row_that_somebody_interrupts_has_not_failed(tmp_path, code, capsys, monkeypatch):
     (code / "train.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)\n")
-    monkeypatch.setattr(local, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(local_display, "SECONDS_BETWEEN_LINES", 0.0)
     batch = batch_of(tmp_path, "a", "b")
     assert run_rows(batch, batch.rows, Machine(1, []), code=code) == {"interrupted": 2}
     assert "0/2 done, 2 interrupted, 0 running" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The bar on a terminal, and stats.csv: its columns, and numbers of any kind as plain ones."""
 
+import math
 import os
 import re
 import sys
@@ -90,12 +91,30 @@ def test_stats_keep_their_columns_however_few_are_filled(tmp_path):
     assert summarize_run(None, frame).splitlines()[0].split() == ["train/loss", "0.2500"]
 
 
+def test_a_summary_names_the_best_epoch_of_each_metric_beside_the_last(tmp_path):
+    stats = Stats(["test"], ["last"], ["loss", "accuracy"])
+    for epoch, (loss, accuracy) in enumerate([(0.5, 0.6), (0.3, 0.8), (math.nan, 0.7)], 1):
+        values = {"loss": loss, "accuracy": accuracy, "my_distance": 2.0}
+        stats.add(epoch, 10 * epoch, {"test/last": values})
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.pt").touch()
+    lines = [line.split() for line in summarize_run(str(tmp_path), stats.frame()).splitlines()]
+    assert lines[0] == ["last", "best", "in", "epoch"]
+    assert ["test/last/loss", "nan", "0.3000", "2"] in lines
+    assert ["test/last/accuracy", "0.7000", "0.8000", "2"] in lines
+    assert ["test/last/my_distance", "2.0000"] in lines  # which direction is better is not known
+    assert ["best", "weights", f"{tmp_path}/checkpoints/best.pt"] in lines
+
+
 def train_twenty_steps() -> None:
     log, progress = Log(None, to_terminal=False), Progress()
     progress.start(20)
     for step in range(1, 21):
         time.sleep(0.02)
-        progress.line(step, 1, step * 10, {"loss": 0.5})
+        progress.line(step, 1, step * 10, {"loss": 0.5, "accuracy": 0.25})
+        progress.note_evaluation(
+            {f"{split}/{model}": {"loss": 0.5} for split in ("val", "test") for model in "ab"}
+        )
     progress.close()
     log.close()
 
@@ -113,6 +132,5 @@ def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(monkeypatch, capsys):
         os.set_blocking(parent, False)
         shown = os.read(parent, 100_000).decode()
     os.close(parent)
-    assert "loss 0.5000" in shown
-    assert "/20" in shown
+    assert re.search(r"epoch 1 \|.+\| loss 0.500  acc 0.250  00:00 left  val/b 0.500  ", shown)
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", shown))
