@@ -17,6 +17,7 @@ from src.config import KEYS, load_config, make_config
 from src.config.key_notes import describe_keys
 from src.grid import read_job
 from src.models.tiny import build
+from src.runtime.names import describe_names
 
 ROOT = Path(__file__).parents[1]
 README, INDEX = ROOT / "README.md", ROOT / "docs" / "README.md"
@@ -129,6 +130,9 @@ def check_train(arguments: list[str]) -> None:
         arguments[0] = "test_cfg_digits_linear.yaml"
     if arguments[0] == "--keys":
         assert describe_keys(*arguments[1:])
+        return
+    if arguments[0] == "--list":
+        assert describe_names(*arguments[1:])
         return
     rest = [argument for argument in arguments[1:] if argument != "--print-config"]
     load_config(ROOT / arguments[0], rest)

@@ -473,7 +473,7 @@ def test_ctrl_c_stops_with_130_and_a_status(cfg, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    said = r"interrupted at step \d+ of [\d,]+, saved; the same command resumes it\n"
+    said = r"interrupted at step [\d,]+ of [\d,]+, saved; the same command resumes it\n"
     assert re.fullmatch(said, err)
     assert json.loads(status.read_text())["state"] == "interrupted"
 

@@ -94,7 +94,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_costs_nothing(fashion_
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130
-        said = r"interrupted at step \d+ of [\d,]+, saved; the same command resumes it\n"
+        said = r"interrupted at step [\d,]+ of [\d,]+, saved; the same command resumes it\n"
         assert re.fullmatch(said, err)
     states = sorted(int(path.stem) for path in (tmp_path / "run" / "state").iterdir())
     assert 10 <= states[0] < states[1] < 200

@@ -15,7 +15,8 @@ from src.logging import free_folder
 from src.support import ROOT, OneLineParser, UserError, one_line
 
 MOST_SHOWN = 999  # characters of a command
-QUESTIONS = ("-h", "--help", "--keys", "--print-config")  # that train.py answers without a run
+# That train.py answers without a run
+QUESTIONS = ("-h", "--help", "--keys", "--list", "--print-config")
 
 
 class CommandLine:
@@ -30,6 +31,13 @@ class CommandLine:
             "--keys", nargs="?", const="", metavar="PATTERN", help="say what the keys mean, and end"
         )
         parser.add_argument(
+            "--list",
+            nargs="+",
+            metavar=("KIND", "PATTERN"),
+            help="names that exist: models, datasets, optimizers, schedules, averages, losses, "
+            "metrics",
+        )
+        parser.add_argument(
             "--print-config", action="store_true", help="print the value of every key, and end"
         )
         dashed = [x for x in arguments if x.startswith("-") and x not in QUESTIONS]
@@ -40,6 +48,12 @@ class CommandLine:
         if options.keys is not None:
             print(describe_keys(options.keys))
             raise SystemExit
+        self.asks_for_names = options.list
+        if options.list:
+            if len(options.list) > 2:
+                raise UserError(f"--list: one pattern, not {len(options.list) - 1}")
+            self.config, self.overrides, self.values = "", [], {}
+            return
         if not options.config:
             first = self._text([os.path.relpath(ROOT / "test_cfg_digits_linear.yaml")])
             raise UserError(f"a YAML file is missing; to begin with: {first} [key=value ...]")

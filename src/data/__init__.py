@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         build_data,  # Config -> Data
         build_loader_config,  # how the batches of a run are made
         check_dataset,  # the mistakes that show without the data
-        found_in,  # the keys that the data decide
+        dataset_names,  # all of them, for --list
     )
     from src.data.splits import (
         NO_TOKEN,  # where a text of a batch has ended

@@ -1,6 +1,6 @@
 """dataset: family/name -> Data. To add a family: a file in sources/, and a line in FAMILIES."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ MOST_SHOWN = 8
 
 
 # A family is a module with check(config, source), which raises UserError for mistakes that show
-# without the data, and build(config, source, preprocessing) -> Data.
+# without the data, build(config, source, preprocessing) -> Data, and names(), for --list.
 FAMILIES: dict[str, Any] = {
     "hf": hf,
     "libsvm": libsvm,
@@ -29,6 +29,15 @@ FAMILIES: dict[str, Any] = {
     "tfds": tfds,
     "timm": timm,
 }
+
+
+def dataset_names() -> Iterator[str]:
+    """What `dataset` takes; of a family whose library is missing, how to install it."""
+    for family, module in FAMILIES.items():
+        try:
+            yield from (f"{family}/{name}" for name in module.names())
+        except UserError as error:
+            yield f"{family}/… ({error})"
 
 
 def build_data(config: Config, preprocessing: Preprocessing | None) -> Data:
@@ -55,17 +64,6 @@ def build_data(config: Config, preprocessing: Preprocessing | None) -> Data:
     preprocessing = replace(data.preprocessing, input_shape=data.input_shape)  # type: ignore[arg-type]
     loaded = {other.dataset: _load(config, other, preprocessing) for other in others}
     return joined(data, loaded, config.data_class_map or {}, config.data_splits_map)
-
-
-def found_in(config: Config, data: Data) -> dict[str, Any]:
-    """The inferred keys of the config: name -> value."""
-    return {
-        "data_n_examples": {name: len(split) for name, split in data.splits.items()},
-        "data_n_classes": data.n_classes,
-        "data_version": data.version,
-        "model_input_shape": list(data.input_shape),
-        "batch_size_accum": config.batch_size // config.grad_accum_steps,
-    }
 
 
 def build_loader_config(

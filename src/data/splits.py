@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from loguru import logger
@@ -273,6 +273,16 @@ class Data:
     class_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     version: str | None = None
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """The keys of the configuration that the data decide: name -> value."""
+        return {
+            "data_n_examples": {name: len(split) for name, split in self.splits.items()},
+            "data_n_classes": self.n_classes,
+            "data_version": self.version,
+            "model_input_shape": list(self.input_shape),
+        }
 
     def should_cache_on_device(
         self, requested: Literal["auto"] | bool, device: torch.device

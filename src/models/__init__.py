@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from src.models.registry import (
         build_model,  # the model of a configuration
         check_model,  # the errors that show before there are data
+        model_names,  # all of them, for --list
         model_preprocessing,  # how the data were prepared for a network's weights
         output_dim,  # the number of outputs
         without_weights,  # a configuration whose weights come from a checkpoint

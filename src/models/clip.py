@@ -55,14 +55,23 @@ class ClipSource:
     folder: Path | None = None
 
 
-def resolve(name: str, *, is_pretrained: bool = False) -> ClipSource:
-    """What the name stands for; UserError, with the closest, where open_clip has no such model,
-    and where is_pretrained asks for weights that do not exist."""
+def names() -> list[str]:
+    """As resolve() takes them, without the tags of their weights."""
+    return [*SHORT_NAMES, *_library().list_models()]
+
+
+def _library() -> Any:
     try:
         import open_clip
     except ImportError as error:
         raise UserError("model: clip/… needs `pip install open_clip_torch`") from error
+    return open_clip
 
+
+def resolve(name: str, *, is_pretrained: bool = False) -> ClipSource:
+    """What the name stands for; UserError, with the closest, where open_clip has no such model,
+    and where is_pretrained asks for weights that do not exist."""
+    open_clip = _library()
     architecture, _, tag = SHORT_NAMES.get(name, name).partition(".")
     known = open_clip.list_models()
     if architecture not in known:

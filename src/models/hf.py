@@ -159,6 +159,11 @@ def _quiet() -> Iterator[None]:
 
 
 @_quiet()
+def names() -> list[str]:
+    """The forms of what resolve() takes: the hub has too many."""
+    return ["NAME", "OWNER/NAME", "FOLDER"]
+
+
 def resolve(name: str, *, is_pretrained: bool = False) -> Any:
     """transformers' settings of a network in a folder, None for one of the hub, which is asked
     when the network is built; UserError for a folder without settings, or without weights."""

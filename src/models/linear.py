@@ -17,6 +17,11 @@ VARIANTS = {"linear": True, "linear/no_bias": False}  # whether there is a bias
 NARROW = 16
 
 
+def names() -> list[str]:
+    """As resolve() takes them."""
+    return [name.removeprefix("linear").removeprefix("/") for name in VARIANTS]
+
+
 def resolve(name: str) -> bool:
     """Whether this variant has a bias; UserError where there is no such variant."""
     return pick(VARIANTS, f"linear/{name}" if name else "linear", "model")

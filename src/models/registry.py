@@ -1,7 +1,7 @@
 """From the configuration to the model: `model: FAMILY/NAME` -> the module of the family, which
 builds it; then its weights, its head and what is frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from src.support import UserError, bad_value, one_line, pick, random_state
 if TYPE_CHECKING:
     from src.config import Config
 
-# Each family is a module with two functions. resolve(name in the family) raises UserError, with
-# the closest, where there is no such model. build(name, input_shape, n_outputs) gives a model for
-# such inputs, 'resnet18', (3, 224, 224), 10, and the names of the modules that make up its head;
-# with pretrained weights the head is new where their number of outputs is another. UserError
-# where it does not take such inputs, and where weights can't be had or don't fit.
+# Each family is a module with three functions. names() lists what resolve() takes, for --list.
+# resolve(name in the family) raises UserError, with the closest, where there is no such model.
+# build(name, input_shape, n_outputs) gives a model for such inputs, 'resnet18', (3, 224, 224), 10,
+# and the names of the modules that make up its head; with pretrained weights the head is new where
+# their number of outputs is another. UserError where it does not take such inputs, and where
+# weights can't be had or don't fit.
 FAMILIES: dict[str, Any] = {
     "linear": linear,
     "tiny": tiny,
@@ -35,6 +36,15 @@ WITH_PRETRAINED = (timm, torchvision, clip, hf)
 IMAGES_ONLY = (tiny, timm, torchvision, clip)
 COLOURS_ONLY = (torchvision, clip)  # three channels
 USUAL_SIDE = 224  # pixels; networks for photographs take images of this side and larger ones
+
+
+def model_names() -> Iterator[str]:
+    """What `model` takes; of a family whose library is missing, how to install it."""
+    for family, module in FAMILIES.items():
+        try:
+            yield from (f"{family}/{name}".removesuffix("/") for name in module.names())
+        except UserError as error:
+            yield f"{family}/… ({error})"
 
 
 def find_family(model: str) -> tuple[Any, str]:

@@ -9,6 +9,13 @@ from src.models.weights import cannot_fetch
 from src.support import bad_value, unknown_name
 
 
+def names() -> list[str]:
+    """As resolve() takes them, without the tags of their weights."""
+    import timm
+
+    return timm.list_models()
+
+
 def resolve(name: str, *, is_pretrained: bool = False) -> Any:
     """timm's PretrainedCfg of a model; UserError, with the closest, for a name that timm does not
     have, and where is_pretrained asks for weights that it does not have."""

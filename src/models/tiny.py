@@ -210,12 +210,17 @@ NETWORKS: dict[str, Network] = {
 }
 
 
+def names() -> list[str]:
+    """As resolve() takes them, and the form of those with numbers."""
+    return [*NETWORKS, *WIDE_EXAMPLES]
+
+
 def resolve(name: str) -> Network:
     """The function that makes the network of this name; UserError where there is none."""
     if network := NETWORKS.get(name):
         return network
     if not (match := WIDE_NAME.fullmatch(name)):
-        known = [f"tiny/{n}" for n in (*NETWORKS, *WIDE_EXAMPLES)]
+        known = [f"tiny/{n}" for n in names()]
         raise unknown_name("model", f"tiny/{name}", known)
     depth, width, dropout = int(match[1]), int(match[2]), float(match[3] or 0)
     if depth < 10 or depth % 6 != 4:

@@ -14,13 +14,20 @@ CHANNELS = 3
 WITH_AUXILIARY_HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
+def names() -> list[str]:
+    """As resolve() takes them, without the tags of their weights."""
+    from torchvision import models
+
+    return models.list_models(module=models)
+
+
 def resolve(name: str, *, is_pretrained: bool = False) -> Any:
     """torchvision's Weights of 'NAME.TAG', or its default ones; UserError, with the closest name,
     for what it does not have."""
     from torchvision import models
 
     architecture, _, tag = name.partition(".")
-    known = models.list_models(module=models)
+    known = names()
     if architecture not in known:
         raise unknown_name("model", f"torchvision/{name}", [f"torchvision/{n}" for n in known])
     weights = models.get_model_weights(architecture)

@@ -19,13 +19,18 @@ from src import lazy_names
 if TYPE_CHECKING:
     from src.optim.averaging import (
         AveragedModel,  # a frozen copy of the model, and its update()
+        average_names,  # all of them, for --list
         build_averaged_models,  # averaging -> {"av": …, "av2": …}
         evaluated_models,  # which of last, av, … are evaluated
     )
     from src.optim.optimizers import (
         build_optimizer,  # on a model's trainable parameters
         describe_optimizer,  # "fused Adam", for the log
+        optimizer_names,  # all of them, for --list
     )
-    from src.optim.schedules import build_schedule  # step -> factor of base_lr
+    from src.optim.schedules import (
+        build_schedule,  # step -> factor of base_lr
+        schedule_names,  # all of them, for --list
+    )
 else:
     __getattr__ = lazy_names(__name__)

@@ -96,6 +96,11 @@ COEFFICIENTS: dict[str, Callable[..., Coefficient]] = {
 }
 
 
+def average_names() -> list[str]:
+    """What an entry of `averaging` takes, or its form."""
+    return ["ema_G", "ema_debiased_G", "poly", "poly_K"]
+
+
 def build_averaged_models(
     averaging: str | list[str] | None, model: nn.Module
 ) -> dict[str, AveragedModel]:

@@ -28,6 +28,13 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
 }
 
 
+def optimizer_names() -> list[str]:
+    """What `optim_alg` takes."""
+    from timm import optim
+
+    return [*OPTIMIZERS, *(f"timm/{name}" for name in optim.list_optimizers())]
+
+
 def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     """The optimizer `optim_alg` on the parameters of model that require gradients.
 

@@ -86,6 +86,11 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
+def schedule_names() -> list[str]:
+    """What `lr_schedule` takes, or its form."""
+    return FORMS.split(", ")
+
+
 def from_form(
     key: str, name: str, table: Mapping[str, Callable[..., Schedule]], forms: str, **arguments: int
 ) -> Schedule:

@@ -2,6 +2,7 @@
 
 session.py             the order of set-up, the loop's epochs and batches, what happens after a step
 command_line.py        of train.py: one process, or one a GPU that it starts and watches
+names.py               the names that --list shows
 distributed.py         the processes of a run and the messages between them
 parallel.py            one model over them: DDP, FSDP2, DataParallel
 precision.py           the device, floats, memory format, torch.compile

@@ -37,6 +37,11 @@ def run_command_line(
     line = config = None
     try:
         line = CommandLine(arguments)
+        if line.asks_for_names:
+            from src.runtime.names import describe_names
+
+            print(describe_names(*line.asks_for_names))
+            return 0
         config, note = make_config(line.values), ""
         if line.asks_for_config:
             print(write_yaml(asdict(config)), end="")

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from src.config import Config
-from src.data import Batch, Data, build_data, build_loader_config, found_in, micro_batches
+from src.data import Batch, Data, build_data, build_loader_config, micro_batches
 from src.logging import RunFolder, Stats
 from src.losses import check_cut
 from src.metrics import metric_columns
@@ -127,7 +127,8 @@ class Session:
         self._call("load_data")
         config = self.config
         data = build_data(config, model_preprocessing(config))
-        found = found_in(config, data)
+        found = data.found
+        found["batch_size_accum"] = config.batch_size // config.grad_accum_steps
         self._folder.check_data(config, found["data_n_examples"])
         # What fits on the device may differ between processes: the main one decides.
         is_cached = data.should_cache_on_device(config.data_on_device, self.device)

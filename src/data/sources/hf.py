@@ -60,6 +60,11 @@ SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 NOTES = "asked_for.json"  # request -> configuration and commit, of a set of the hub
 
 
+def names() -> list[str]:
+    """The forms of names: the hub has too many."""
+    return ["NAME", "OWNER/NAME", "FOLDER", *(f"{loader}:PATH" for loader in LOADERS)]
+
+
 def check(config: Config, source: Source) -> None:
     """UserError for what shows without looking at files or asking the hub."""
     loader, _, path = source.name.partition(":")

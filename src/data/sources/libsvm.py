@@ -39,6 +39,12 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
 ROWS_OF_W1A = (2477, 47272)  # and of w1a.t: how to know the wrong file in a cache
 
 
+def names() -> list[str]:
+    from libsvmdata import supported
+
+    return sorted(name for name in supported if not name.endswith(SUFFIXES["test"]))
+
+
 def check(config: Config, source: Source) -> None:
     """UserError also for a data set or a part that neither data_dir nor the site has."""
     refuse_augmentation_of_arrays(config, source)

@@ -38,6 +38,10 @@ TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 
 
+def names() -> list[str]:
+    return [*SETS]
+
+
 def check(config: Config, source: Source) -> None:
     refuse_augmentation_of_arrays(config, source, are_images=source.name == "digits")
     pick({f"sklearn/{known}": known for known in SETS}, source.dataset, "dataset")

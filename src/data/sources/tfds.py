@@ -40,6 +40,11 @@ from src.data.transforms import MODES, STATISTICS
 from src.support import UserError, bad_value, one_line
 
 
+def names() -> list[str]:
+    """Those that TFDS can make; whether they are images with one class each shows in check()."""
+    return import_tfds().list_builders(with_community_datasets=False)
+
+
 def check(config: Config, source: Source) -> None:
     """UserError for a data set, a version or, where it is prepared, a split that does not exist."""
     wanted, folder = find(parse_name(source.name, source.version), Path(config.data_dir))

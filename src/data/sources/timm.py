@@ -62,6 +62,10 @@ ELSEWHERE = {"hfds": "hf", "tfds": "tfds"}  # what other families read, as the l
 FOLDERS = {"train": ["train"], "val": ["val", "validation"], "test": ["test"]}
 
 
+def names() -> list[str]:
+    return [*(f"torch/{name}" for name in TORCH_SETS), *(f"{layout}/PATH" for layout in LAYOUTS)]
+
+
 def check(config: Config, source: Source) -> None:
     """UserError for a kind, a data set or a part that does not exist; folders aren't read."""
     kind, _, rest = source.name.partition("/")
