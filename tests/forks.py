@@ -45,6 +45,7 @@ def become(main: Callable[[], object], *streams: int) -> None:
         sys.stdin, sys.stdout, sys.stderr = (
             os.fdopen(n, "w" if n else "r", errors="replace", closefd=False) for n in range(3)
         )
+        torch.set_num_threads(torch.get_num_threads())  # renews the pool while there is one thread
         # A program starts with other random numbers each time; what is not seeded must show.
         random.seed()
         np.random.seed()

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from tests.waiting import PATIENCE
 
 fork = multiprocessing.get_context("fork")
@@ -44,6 +46,7 @@ def _work(
     pipe: Any, environment: dict[str, str], work: Callable[..., Any], arguments: Sequence[Any]
 ) -> None:
     os.environ |= environment
+    torch.set_num_threads(1)  # renews the thread pool while there is one thread
     try:
         answer = work(*arguments)
     except BaseException as error:

@@ -116,11 +116,14 @@ def become(arguments: list[str], variables: dict[str, str], log: int, *, parent:
     os.close(nothing)
     os.close(log)
     sys.argv = arguments
-    # Read by libraries when they are imported: here that is over.
-    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
-    if torch and threads.isdigit() and int(threads):
-        torch.set_num_threads(int(threads))
+    if torch:
+        # The variable is read when torch is imported: here that is over. Called in any case, while
+        # there is one thread: torch renews its thread pool at the first call after a fork, and two
+        # threads that come to it together break it.
+        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+        is_given = threads.isdigit() and int(threads)
+        torch.set_num_threads(int(threads) if is_given else torch.get_num_threads())
     # Whoever draws without a seed gets other numbers in each run.
     random.seed()
     if numpy:
