@@ -48,6 +48,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/inputs.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/recording.py
+	$(BIN)/python benchmarks/start.py
 
 bench-gpu: .venv/bench
 	$(BIN)/python benchmarks/gpu.py
