@@ -31,6 +31,8 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 MOST_METRICS = 4  # columns of curves in the table, two numbers each
 MOST_AGAINST = 4  # pictures of a metric against a key
 MOST_CURVES = 12  # settings in one picture of learning curves
+MOST_DRAWN = 300  # runs whose curves the reader can choose from, the best first
+LINES_OF_LOG = 12  # at its end, of each of them
 DPI = 160  # of phones, and of paper
 LONG = 40  # characters, above which a cell of a table breaks into lines
 STATE_NAMES = {"unstarted": "never started"}
@@ -53,6 +55,7 @@ def render_page(batches: Sequence[tuple[Mapping[str, Any], pd.DataFrame]]) -> st
         "width": lambda value: "long" if len(_cell(value)) > LONG else "",
         "short": _short,
         "basename": _basename,
+        "mean_and_std": _mean_and_std,
     }
     return environment.get_template(TEMPLATE.name).render(
         title=_basename(batches[0][0]["batch"]) if len(batches) == 1 else f"{len(batches)} batches",
@@ -62,6 +65,14 @@ def render_page(batches: Sequence[tuple[Mapping[str, Any], pd.DataFrame]]) -> st
         datatables=base64.b64encode(Path(dt_bundle).read_bytes()).decode(),
         nonce=secrets.token_urlsafe(16),  # only scripts that bear it are run
     )
+
+
+def _mean_and_std(best: Mapping[str, Any]) -> str:
+    """'0.9861 ± 0.010', in as many digits as tell settings apart."""
+    if best["value"] is None:
+        return str(best["value_in_words"])
+    std = "" if best["std"] is None else f" ± {best['std']:.2g}"
+    return f"{best['value']:#.4g}{std}"
 
 
 def _basename(folder: str) -> str:
@@ -109,15 +120,65 @@ def _section(facts: Mapping[str, Any], df: pd.DataFrame) -> dict[str, Any]:
             "options": [column.options for column in columns],
             "order": [place, "desc" if is_rising else "asc"],  # the best first
             "rows": list(zip(*(column.cells for column in columns), strict=True)),
+            "runs": _runs(df, by, Path(facts["batch"]))
+            if by
+            else {"metrics": [], "keys": [], "lines": []},
         },
         "metric": by,
         "report": report,
-        "choice": choice,
+        "choice": None if choice is None else _chosen(choice, by, report),
         "per": "".join(per),
         "alarm": alarm,
         "pictures": _pictures(facts, df, by, report) if by else [],
         "warnings": list(dict.fromkeys([*(str(one.message) for one in caught), *refused])),
     }
+
+
+def _chosen(choice: pd.DataFrame, by: str, report: str) -> tuple[list[str], list[list[str]]]:
+    """(titles, rows) of choose()'s dataframe, for a person."""
+    keys = list(choice.columns[: choice.columns.get_loc("num_seeds")])
+    interval = f"{report}, mean [95 % interval]"
+    titles = [*keys, "seeds", *[f"{by}, mean"] * (by != report), interval]
+    rows = []
+    for row in choice.to_dict("records"):
+        seeds = f"{row['num_seeds']} of {row['num_expected']}"
+        seeds += f", {row['num_diverged']} diverged" * bool(row["num_diverged"])
+        ends = [row["low"], row["high"]]
+        words = f"{row[report]:.4g}"
+        words += f" [{ends[0]:.4g}, {ends[1]:.4g}]" * all(map(math.isfinite, ends))
+        mean = [f"{row[by]:.4g}"] * (by != report)
+        rows.append([*(_cell(row[key]) for key in keys), seeds, *mean, words])
+    return titles, rows
+
+
+def _runs(df: pd.DataFrame, by: str, batch: Path) -> dict[str, Any]:
+    """What the page draws when somebody asks for it: of the best runs the curves, the values of
+    what varies, and the end of the log."""
+    is_drawn = direction_of(by) * numbers(df, by).fillna(-math.inf * direction_of(by))
+    places = np.argsort(-is_drawn.to_numpy(), kind="stable")[:MOST_DRAWN]
+    metrics = _shown_metrics(df, by)
+    metrics += [c for c in ("train/loss", "train/accuracy") if c in df and df[c].dtype == "curve"]
+    keys, lines = varying(df), []
+    for place in map(int, places):
+        curves = []
+        for metric in metrics:
+            curve = df[metric].iloc[place]
+            cells = [] if curve is None else list(curve)
+            curves.append([float(f"{y:.4g}") if math.isfinite(y) else None for y in cells])
+        values = [None if is_null(x := df[key].iloc[place]) else _plain(x) for key in keys]
+        lines.append([place, values, curves, _end_of_log(batch / str(df.index[place]))])
+    return {"metrics": metrics, "keys": keys, "lines": lines}
+
+
+def _plain(value: Any) -> float | str:
+    return float(value) if is_number(value) and math.isfinite(value) else _cell(value)
+
+
+def _end_of_log(folder: Path) -> str:
+    with suppress(OSError):
+        text = (folder / "training.log").read_text(errors="replace")
+        return "\n".join(line[:200] for line in text.splitlines()[-LINES_OF_LOG:])
+    return ""
 
 
 @dataclass(frozen=True)

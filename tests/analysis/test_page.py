@@ -152,11 +152,11 @@ def test_what_the_choice_does_not_know_is_empty(tmp_path):
     html = written(write_batch(tmp_path / "x", rows))
     cells = cells_under(html, "The best setting of each model")
     assert [row[0] for row in cells] == ["a", "b"]
-    assert [row[-3:] for row in cells] == [["", "", ""]] * 2
+    assert [row[-1] for row in cells] == ["0.5"] * 2
     assert "nan" not in str(cells)
     by_null = [({"clip_norm": c}, [a]) for c, a in ((None, 0.6), (1.0, 0.5))]
     (only,) = cells_under(written(write_batch(tmp_path / "y", by_null)), "The best setting")
-    assert only[:2] == ["", "1"]
+    assert only[:2] == ["", "1 of 1"]
 
 
 def test_the_best_settings_stand_in_the_order_of_the_metric(tmp_path):
@@ -170,7 +170,7 @@ def test_the_best_settings_stand_in_the_order_of_the_metric(tmp_path):
     html = written(write_batch(tmp_path / "x", rows))
     first = cells_under(html, "The best settings")
     assert [row[-1] for row in first] == ["b", "a", "c"]
-    assert [row[0] for row in first] == ["0.75 ± 0.071", "0.55 ± 0.071", "0.99"]
+    assert [row[0] for row in first] == ["0.7500 ± 0.071", "0.5500 ± 0.071", "0.9900"]
     assert [row[2] for row in first] == ["2 seeds", "2 seeds", "1 of 2 seeds"]
     assert [row[0] for row in cells_under(html, "The best setting of each model")] == list("bac")
     assert "Chosen and reported on the same split" in html

@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 from test_page import HOSTILE, half_done, write_batch, written
 
@@ -47,7 +51,15 @@ def path(tmp_path_factory) -> Path:
 def opened(browser, path) -> webdriver.Chrome:
     browser.get(path.as_uri())
     WebDriverWait(browser, SECONDS).until(lambda _: rows(browser))
+    show_all(browser)
     return browser
+
+
+def show_all(browser) -> None:
+    """Columns that the page leaves out."""
+    browser.execute_script(
+        "document.querySelectorAll('.columns input:not(:checked)').forEach((box) => box.click())"
+    )
 
 
 def rows(browser) -> list[list[str]]:
@@ -159,6 +171,7 @@ def test_values_are_text_to_the_search_as_well(browser, tmp_path):
     browser.get_log("browser")
     browser.get(batch.with_suffix(".html").as_uri())
     WebDriverWait(browser, SECONDS).until(lambda _: rows(browser))
+    show_all(browser)
     field = browser.find_element(By.CSS_SELECTOR, ".dt-search input")
     at = titles(browser).index("model")
     for words, found in (("onerror=", {hostile}), ('x"> <img', set()), ("plain", {"plain"})):
@@ -177,15 +190,103 @@ def test_all_pictures_are_seen(opened):
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_is_no_wider_than_the_screen(opened, width):
-    """What is wider scrolls in a box of its own."""
+def test_page_and_table_are_no_wider_than_the_screen(browser, path, width):
+    """What the table has no room for is left out; brought back it scrolls in a box of its own."""
     screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    widest = opened.execute_script("return document.documentElement.scrollWidth")
-    table = opened.execute_script("return document.querySelector('table.runs').scrollWidth")
-    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    assert widest <= width
-    assert table > 500
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    try:
+        browser.get(path.as_uri())
+        WebDriverWait(browser, SECONDS).until(lambda _: rows(browser))
+        table = "return document.querySelector('table.runs').parentElement"
+        assert browser.execute_script(f"{table}.scrollWidth") <= browser.execute_script(
+            f"{table}.clientWidth"
+        )
+        assert titles(browser)[:2] == ["run", "test/last/accuracy end"]
+        assert "averaging" in titles(browser) or width == 390
+        show_all(browser)
+        assert browser.execute_script(f"{table}.scrollWidth") > 500
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_what_is_the_same_in_all_runs_is_left_out(browser, tmp_path):
+    rates = [({"base_lr": lr, "model": "linear"}, [0.5, lr]) for lr in (0.1, 0.2)]
+    batch = write_batch(tmp_path / "26-11-23-same", rates)
+    written(batch)
+    browser.get(batch.with_suffix(".html").as_uri())
+    WebDriverWait(browser, SECONDS).until(lambda _: rows(browser))
+    assert not {"state", "epochs", "outcome"} & set(titles(browser))
+    show_all(browser)
+    assert {"state", "epochs", "outcome"} <= set(titles(browser))
+
+
+def test_a_click_on_a_run_opens_its_settings_curves_and_log(browser, tmp_path):
+    rates = [({"base_lr": lr, "model": "linear"}, [0.5, lr]) for lr in (0.1, 0.2)]
+    batch = write_batch(tmp_path / "26-11-23-two", rates)
+    (next(batch.glob("001_*")) / "training.log").write_text("early\n" * 90 + "<b>the end</b>\n")
+    written(batch)
+    browser.get(batch.with_suffix(".html").as_uri())
+    WebDriverWait(browser, SECONDS).until(lambda _: rows(browser))
+    browser.find_element(By.CSS_SELECTOR, "table.runs tbody tr").click()
+    dialog = browser.find_element(By.ID, "run")
+    assert dialog.text.splitlines()[1] == "Run 001"
+    facts = [cell.text for cell in dialog.find_elements(By.CSS_SELECTOR, "dt, dd")]
+    assert ("base_lr", "0.2") in zip(facts[::2], facts[1::2], strict=True)
+    assert len(dialog.find_elements(By.CSS_SELECTOR, "svg path.curve")) == 1
+    assert dialog.text.endswith("<b>the end</b>")
+    assert dialog.text.count("early") < 20
+    dialog.find_element(By.CSS_SELECTOR, "button").click()
+    assert not dialog.is_displayed()
+
+
+def drag(browser, svg, start: tuple[int, int], end: tuple[int, int] | None = None) -> None:
+    """From and to places counted from the middle; without an end the pointer only goes there."""
+    pointer = ActionChains(browser, duration=10).move_to_element_with_offset(svg, *start)
+    if end:
+        pointer.click_and_hold().move_to_element_with_offset(svg, *end).release()
+    pointer.perform()
+
+
+def test_curves_tell_values_zoom_and_can_be_switched_off(browser, tmp_path):
+    grid = product([0.1, 0.2], ["a", "b"], [1.0, None])
+    values = [{"base_lr": x, "model": m, "clip_norm": c} for x, m, c in grid]
+    batch = write_batch(
+        tmp_path / "26-11-23-curves", [(v, [0.2, 0.5, 0.9 + i / 100]) for i, v in enumerate(values)]
+    )
+    written(batch)
+    browser.get(batch.with_suffix(".html").as_uri())
+    WebDriverWait(browser, SECONDS).until(lambda _: rows(browser))
+    place = browser.find_element(By.CSS_SELECTOR, ".curves")
+    svg = place.find_element(By.CSS_SELECTOR, "svg")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", svg)
+
+    def curves() -> list[str]:
+        return [path.get_attribute("d") for path in place.find_elements(By.CSS_SELECTOR, ".curve")]
+
+    whole = curves()
+    assert len(whole) == 8
+    # The middle of the first curve, of three points, in pixels from the middle of the picture.
+    x, y = map(float, re.findall(r"[\d.]+ [\d.]+", whole[0])[1].split())
+    _, _, width, height = map(float, svg.get_dom_attribute("viewBox").split())
+    scale = svg.rect["width"] / width
+    drag(browser, svg, (round((x - width / 2) * scale), round((y - height / 2) * scale)))
+    told = place.find_element(By.CSS_SELECTOR, ".told")
+    assert re.match(r"00\d, epoch 2: 0\.5 ", told.text)
+    drag(browser, svg, (-100, -60), (200, 60))
+    assert curves() != whole
+    ActionChains(browser).move_to_element(svg).double_click().perform()
+    if browser.find_element(By.ID, "run").is_displayed():  # the clicks met a line
+        browser.find_element(By.CSS_SELECTOR, "#run button").click()
+    assert curves() == whole
+    place.find_element(By.CSS_SELECTOR, ".legend button").click()
+    assert len(curves()) == 4
+    Select(place.find_elements(By.CSS_SELECTOR, "select")[0]).select_by_visible_text("train/loss")
+    assert len(set(curves())) == 1
+    axes = browser.find_elements(By.CSS_SELECTOR, ".parallel .axis")
+    assert len(axes) == 4
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".parallel .curve")) == 8
+    assert browser.get_log("browser") == []
 
 
 def test_it_is_dark_where_the_reader_likes_it_dark(opened):
