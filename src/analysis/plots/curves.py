@@ -34,6 +34,7 @@ from src.analysis.settings import (
     metrics_of,
     scores_by,
 )
+from src.metrics import DIRECTIONS, metric_name
 from src.support import bad_value
 
 # Of pictures of the time to a target
@@ -57,8 +58,9 @@ def learning_curves(
 ) -> Figure:
     """The metric against what the curves are indexed by: a line a setting, its mean over seeds.
 
-    Shaded: 95 % interval of the mean. Dotted: the mean of those seeds that have a point, where
-    others have none. A cross: a seed diverges. Raises UserError for names that do not exist.
+    Shaded: 95 % interval of the mean; of two seeds each is a thin line. Dotted: the mean of those
+    seeds that have a point, where others have none. A cross: a seed diverges. Raises UserError for
+    names that do not exist.
     """
     metric = metrics_of(df, metric)[1]
     curves = curves_of(df, metric)
@@ -79,12 +81,12 @@ def learning_curves(
         panels.number_axis(panel.axis.xaxis, index)
         if panels.is_log_loss(metric, means):
             panels.log_y(panel.axis)
-    cut_note = grid.fit_y(seeds)
+    cut_note = grid.fit_y(seeds, DIRECTIONS.get(metric_name(metric), 0))
     grid.name_axes(_index_label(curves), metric)
     counts = [len(average.values) for average in averages]
     some_seeds = any(not average.is_complete.all() for average in averages)
     notes = [
-        panels.seeds_note(counts, "" if grid.is_crowded else "shade"),
+        panels.seeds_note(counts, *(() if grid.is_crowded else ("shade", "thin"))),
         grid.unencoded_keys("lines differ in", "as well"),
         "dotted: some seeds only" if some_seeds else "",
         "x: a seed diverged" if any(len(average.ends) for average in averages) else "",
@@ -148,7 +150,9 @@ def _draw_average(axis: Axes, average: Average, grid: panels.FacetGrid, setting:
         padded = np.concatenate([[True], is_complete, [True]])
         is_partial = ~is_complete | ~padded[:-2] | ~padded[2:]
         draw(is_partial, linestyle=":", markersize=3, fillstyle="none", label="_some seeds")
-    if is_complete.any() and not grid.is_crowded and len(average.values) > 1:
+    if not grid.is_crowded and len(average.values) == 2:  # an interval of two says nothing
+        axis.plot(index, average.values.T, color=colour, linewidth=0.6, alpha=0.7, label="_seed")
+    elif is_complete.any() and not grid.is_crowded and len(average.values) > 2:
         interval = np.full((2, len(index)), np.nan)
         interval[:, is_complete] = mean_interval(average.values[:, is_complete])[1:]
         # all seeds are equal where there is none: no width

@@ -45,6 +45,7 @@ WIDTH, HEIGHT = 4.8, 3.3  # inches of a lone panel
 SMALL = (2.9, 2.3)  # and of one among others
 WRAP = 4  # columns of panels, where rows are free
 MOST_COLUMNS, MOST_ROWS, MOST_PANELS = 8, 12, 48
+CONTEST = 4  # times the distance of the best from the median are shown, the rest is far off
 MANY = 24  # lines of a panel: beyond, they are thin and without intervals
 GREY = "#666666"
 LEGEND: Any = {"frameon": False, "handlelength": 2.6, "borderaxespad": 0.2, "alignment": "left"}
@@ -135,11 +136,11 @@ class FacetGrid:
         keys = ", ".join(key for key in self.keys if key not in encoded)
         return f"{before} {keys} {after}" if keys else ""
 
-    def fit_y(self, values: Any) -> str:
+    def fit_y(self, values: Any, sign: int) -> str:
         """Keep y axes near the values of seeds, when all is drawn; a note where something leaves.
 
-        The interval of two seeds is 12.7 times as long as their distance: whole, it would be all
-        that one sees.
+        What is far worse than the median leaves, so that the contest is seen. sign: 1 where more is
+        better, -1 where less is, 0 where nobody knows.
         """
         axis = self.panels[0].axis
         numbers, is_log = _finite(values), axis.get_yscale() == "log"
@@ -147,8 +148,13 @@ class FacetGrid:
         if self.is_shared or not len(numbers) or np.ptp(numbers) == 0:
             return ""
         scale = axis.yaxis.get_transform()
-        low, high = scale.transform(np.array([numbers.min(), numbers.max()]))
+        numbers = np.sort(scale.transform(numbers))
+        low, high = numbers[0], numbers[-1]
         margin = (high - low) / 4
+        room = CONTEST * abs(np.median(numbers) - (high if sign > 0 else low))
+        if sign and 0 < room < (high - low) / 2:
+            margin = room / 8
+            low, high = (high - room, high) if sign > 0 else (low, low + room)
         nearest, furthest = scale.inverted().transform(np.array([low - margin, high + margin]))
         is_cut = False
         for panel in self.panels:
@@ -156,7 +162,7 @@ class FacetGrid:
             bottom, top = max(bottom, nearest), min(top, furthest)
             panel.axis.set_ylim(bottom, top)
             is_cut |= bool(panel.axis.dataLim.y0 < bottom or panel.axis.dataLim.y1 > top)
-        return "longer ones leave the picture" if is_cut else ""
+        return "some leave the picture" if is_cut else ""
 
     def name_axes(self, x: str, y: str) -> None:
         """On the outermost panels."""
@@ -450,10 +456,15 @@ def losses_note(df: pd.DataFrame, metrics: Iterable[str], spec: PlotSpec) -> str
     return "; ".join(texts)
 
 
-def seeds_note(counts: Sequence[int], mark: str = "") -> str:
-    """'mean over 2 seeds, shade: 95 % Student's t interval of the mean'; counts: of settings."""
+def seeds_note(counts: Sequence[int], mark: str = "", of_two: str = "") -> str:
+    """'mean over 3 seeds, shade: 95 % Student's t interval of the mean'; counts: of settings.
+
+    of_two: what shows the seeds where there are two, which have no useful interval.
+    """
     low, high = min(filter(None, counts), default=0), max(counts, default=0)
     if high < 2:
         return ""
     seeds = f"{high} seeds" if low == high else f"{low} to {high} seeds"
-    return f"mean over {seeds}" + (f", {mark}: {INTERVAL}" if mark else "")
+    parts = [f"mean over {seeds}"]
+    parts += [f"{of_two}: each of two seeds"] * (2 in counts and bool(of_two))
+    return ", ".join([*parts, *[f"{mark}: {INTERVAL}"] * (high > 2 and bool(mark))])

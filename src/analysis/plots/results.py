@@ -77,6 +77,7 @@ def against(
     places = [panels.key_axis(panel.axis, found) for panel in grid.panels]  # the same in all
     means: list[float] = []
     seeds: list[float] = []
+    drawn: list[tuple[panels.Panel, np.ndarray, np.ndarray, Any]] = []  # x, means, colour
 
     def draw(panel: panels.Panel, line: Sequence[Setting], at: np.ndarray) -> None:
         """One line, and a cross at the lower edge where a seed diverged."""
@@ -90,12 +91,16 @@ def against(
             parts = [mean_interval(shown.of(setting)) for setting in line]
             middle, low, high = (np.array(part, dtype=float) for part in zip(*parts, strict=True))
             bars = np.nan_to_num(np.stack([middle - low, high - middle])).clip(0)
+            for place, setting in enumerate(line):  # an interval of two seeds says nothing
+                if len(ends := shown.of(setting)) == 2:
+                    bars[:, place] = abs(ends[0] - ends[1]) / 2
             panel.axis.errorbar(x, middle, bars, linewidth=1.5, elinewidth=1, **look)
         else:
             middle = np.array([shown.mean(setting) for setting in line])
             alpha = 0.35 if len(panel.settings) > 4 * panels.MANY else 0.8
             panel.axis.plot(x, middle, linewidth=0.7, alpha=alpha, **look)
         means.extend(middle.tolist())
+        drawn.append((panel, x, middle, dye))
         crossed = x[[shown.has_diverged(setting) for setting in line]]
         if len(crossed):  # those of colours above each other
             height = 0.025 + 0.04 * (grid.colours.code(line[0].row) % len(COLOURS))
@@ -118,12 +123,19 @@ def against(
     if panels.is_log_loss(metric, means):
         for panel in grid.panels:
             panels.log_y(panel.axis)
-    cut_note = grid.fit_y(seeds)
+    cut_note = grid.fit_y(seeds, sign if is_best else 0)
+    for panel, x, middle, dye in drawn:
+        bottom, top = panel.axis.get_ylim()
+        for far, mark, height in ((middle < bottom, "v", 0.02), (middle > top, "^", 0.98)):
+            if far.any():
+                look = {"color": dye, "transform": panel.axis.get_xaxis_transform()}
+                look |= {"linestyle": "none", "marker": mark, "markersize": 6, "label": "_far"}
+                panel.axis.plot(x[far], np.full(far.sum(), height), **look)
     grid.name_axes(key, panels.label_of(metric, when))
     rest = ("best of", f"by {judge}") if is_best else ("points differ in", "as well")
     notes = [
         grid.unencoded_keys(*rest),
-        panels.seeds_note(shown.counts(grid.settings), "bars" if is_best else ""),
+        panels.seeds_note(shown.counts(grid.settings), *(("bars", "bars") if is_best else ())),
         "x: diverged" if any(map(shown.has_diverged, grid.settings)) else "",
         cut_note,
         panels.unended_note(df),

@@ -45,8 +45,21 @@ def test_the_shade_is_the_interval_of_the_mean():
     assert "shade: 95 % Student's t interval of the mean" in texts(figure).replace("\n", " ")
 
 
+SHORT = [(1, 0.1, 0.3, 0.5), (2, 0.3), (3, 0.2)]
+
+
+def test_two_seeds_are_two_thin_lines_and_no_shade():
+    rows = [({"seed_model": seed}, [0.1 * seed, 0.4]) for seed in (1, 2)]
+    figure = drawn(learning_curves(batch(rows)))
+    found = lines(figure, label="_seed")
+    assert [line.get_ydata().tolist() for line in found] == [[0.1, 0.4], [0.2, 0.4]]
+    assert not figure.axes[0].collections
+    assert "thin: each of two seeds" in texts(figure).replace("\n", " ")
+    assert "interval" not in texts(figure)
+
+
 def test_where_only_some_seeds_are_the_line_is_dotted_and_has_no_shade():
-    rows = [({"seed_model": 1}, [0.1, 0.2, 0.3, 0.5]), ({"seed_model": 2}, [0.3, 0.4])]
+    rows = [({"seed_model": s}, [x, x + 0.1, *rest]) for s, x, *rest in SHORT]
     figure = drawn(learning_curves(batch(rows)))
     (solid,), (dotted,) = lines(figure), lines(figure, label="_some seeds")
     np.testing.assert_allclose(solid.get_ydata(), [0.2, 0.3, np.nan, np.nan])

@@ -10,6 +10,12 @@ from src.analysis.choice import ChoiceWarning
 from src.analysis.plots import against, heat_map, learning_curves, to_target, tradeoff
 from src.support.errors import UserError
 
+
+def lines_of(axis) -> list:
+    """Those of settings."""
+    return [line for line in axis.lines if line.get_label() == "_setting"]
+
+
 # ---- Panels ----------------------------------------------------------------------------
 
 
@@ -17,7 +23,7 @@ def test_panels_are_named_and_hold_their_own_runs(frame):
     figure = drawn(learning_curves(frame, row="optim_alg", col="base_lr"))
     found = panels(figure)
     assert len(found) == 6
-    (line,) = found["optim_alg=sgd\nbase_lr=0.1"].lines
+    (line,) = lines_of(found["optim_alg=sgd\nbase_lr=0.1"])
     np.testing.assert_allclose(line.get_ydata(), [0.105, 0.805])
     assert not figure.legends
     limits = {axis.get_ylim() for axis in figure.axes}
@@ -50,7 +56,7 @@ def test_an_axis_that_is_given_is_drawn_into_and_holds_one_panel(frame):
     left, right = figure.subplots(1, 2)
     assert learning_curves(frame, ax=right) is figure
     drawn(figure)
-    assert (len(left.lines), len(right.lines)) == (0, 6)
+    assert (len(lines_of(left)), len(lines_of(right))) == (0, 6)
     beside = [a for a in right.artists if hasattr(a, "get_texts")]
     assert {legend.get_title().get_text() for legend in beside} == {"base_lr", "optim_alg"}
     box = right.get_window_extent()
@@ -113,23 +119,22 @@ def test_legends_do_not_cover_data(frame):
 # ---- Axes and captions -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("metric", "scale"), [(METRIC, "linear"), (LOSS, "log")])
-def test_the_interval_of_two_seeds_does_not_take_all_of_the_picture(metric, scale):
-    ends = {0.1: (0.01, 0.07), 0.2: (0.5, 0.501), 0.3: (0.9, 0.901)}
-    rows = [
-        ({"base_lr": lr, "seed_model": seed}, [value] * 2)
-        for lr, of_seeds in ends.items()
-        for seed, value in enumerate(of_seeds)
-    ]
-    frame = batch(rows, metric)
+@pytest.mark.parametrize(
+    ("metric", "good", "bad"), [(METRIC, (0.95, 0.96, 0.97), 0.1), (LOSS, (0.11, 0.1, 0.09), 0.7)]
+)
+def test_what_is_far_worse_than_the_contest_is_marked_at_the_edge(metric, good, bad):
+    ends = dict(zip((0.1, 0.2, 0.3, 0.4), (*good, bad), strict=True))
+    frame = batch([({"base_lr": lr}, [end] * 2) for lr, end in ends.items()], metric)
     for figure in (drawn(against(frame, "base_lr")), drawn(learning_curves(frame))):
-        axis = figure.axes[0]
-        assert axis.get_yscale() == scale
-        low, high = axis.get_ylim()
-        assert low < 0.04 < 0.9005 < high < (3.0 if scale == "log" else 1.2)
-        assert low > (0.002 if scale == "log" else -0.3)
-        assert "longer ones leave the picture" in texts(figure).replace("\n", " ")
-    assert "leave" not in texts(against(batch(rows[2:], metric), "base_lr"))
+        low, high = figure.axes[0].get_ylim()
+        assert low < min(good) < max(good) < high
+        assert not low < bad < high
+        assert high - low < 0.3
+        assert "some leave the picture" in texts(figure).replace("\n", " ")
+    (mark,) = [x for x in against(frame, "base_lr").axes[0].lines if x.get_label() == "_far"]
+    assert mark.get_xdata().tolist() == [0.4]
+    assert mark.get_marker() == ("v" if bad < min(good) else "^")
+    assert "leave" not in texts(against(frame[:3], "base_lr"))
 
 
 def test_losses_that_mean_other_things_are_warned_of_and_said():
@@ -154,8 +159,8 @@ def test_losses_that_mean_other_things_are_warned_of_and_said():
 def test_how_many_seeds_a_mean_is_over_counts_those_that_have_begun():
     rows = [({"base_lr": 1, "seed_model": s}, v) for s, v in enumerate(([0.1], [0.2], None))]
     rows += [({"base_lr": 2, "seed_model": 0}, None)]
-    assert "mean over 2 seeds, shade" in texts(learning_curves(batch(rows)))
-    assert "mean over 2 seeds, bars" in texts(against(batch(rows), "batch"))
+    assert "mean over 2 seeds, thin: each of two" in texts(learning_curves(batch(rows)))
+    assert "mean over 2 seeds, bars: each of two" in texts(against(batch(rows), "batch"))
     assert "seeds" not in texts(learning_curves(batch(rows[:1])))
 
 
