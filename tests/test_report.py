@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -269,6 +270,31 @@ def test_watching_ends_well_at_ctrl_c(batch):
             break
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("height", "num_batches"), [(8, 1), (30, 2), (60, 3)])
+def test_watching_fits_the_window_with_the_newest_batch_on_top(batch, height, num_batches):
+    pty = pytest.importorskip("pty", reason="needs a Unix terminal")
+    for name in ("26-11-23-y", "26-11-24-z"):
+        five_runs(Path("results", name))
+    terminal, child = pty.openpty()
+    pytest.importorskip("termios").tcsetwinsize(child, (height, 80))
+    command = [sys.executable, str(ROOT / "report.py"), "--watch", "600"]
+    process = subprocess.Popen(command, stdout=child, env=os.environ | {"TERM": "xterm"})
+    shown = ""
+    while "Ctrl-C ends" not in shown:
+        shown += os.read(terminal, 65536).decode()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE)
+    os.close(terminal)
+    os.close(child)
+    window = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.rpartition("\x1b[2J")[2])
+    lines = [line.rstrip() for line in window.splitlines()]
+    assert lines[0] == "results/26-11-24-z"
+    assert len(lines) <= height
+    assert sum(line.startswith("results/") for line in lines) == num_batches
+    assert ("lines more: python report.py results/26-11-24-z" in window) == (height == 8)
+    assert re.search(r"\x1b\[31m *2", shown)  # failed ones are red
 
 
 def test_a_batch_after_watch_is_no_number_of_seconds(batch):

@@ -13,11 +13,14 @@ from typing import Any
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from src.grid.reports import RESULTS, RankedSetting, Report, describe, short_path
 from src.grid.status import NAMES, STATES
 from src.support import UserError, write_atomically
 
+# Of states, where there are runs in them; the others are red
+COLOURS = {"done": "green", "running": "cyan", "queued": ""}
 MOST_RUNS = 5  # of a setting, by number
 
 
@@ -26,11 +29,29 @@ def show_reports(reports: Sequence[Report], num_older: int, *, clear: bool = Fal
     # made again each time, as windows change their size
     console = Console(highlight=False, markup=False, emoji=False)
     if clear and console.is_terminal:
-        console.clear()
+        _fill_window(reports, console)
+        return
     for report in reports:
         show_report(report, console)
     if num_older:
         console.print(f"older batches, not shown: {num_older} (python report.py {RESULTS}/BATCH)")
+
+
+def _fill_window(reports: Sequence[Report], console: Console) -> None:
+    """The first batch, which is the newest; below it the others, as long as there is room."""
+    room, shown = console.height - 2, list[str]()  # report.py adds a line
+    for report in reports:
+        with console.capture() as capture:
+            show_report(report, console)
+        lines = capture.get().rstrip("\n").split("\n")
+        if shown and len(shown) + 1 + len(lines) > room:
+            break
+        if len(lines) > room:
+            command = f"python report.py {short_path(report.batch.path)}"
+            lines = [*lines[: room - 1], f"… {len(lines) - room + 1} lines more: {command}"]
+        shown += [*[""] * bool(shown), *lines]
+    console.clear()
+    print("\n".join(shown))
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -50,8 +71,12 @@ def show_report(report: Report, console: Console) -> None:
     table = Table(box=None, padding=(0, 1 if is_wide else 2, 0, 0), pad_edge=False)
     for name in ["runs", *(NAMES.get(state, state) for state in states), "progress", "time left"]:
         table.add_column(name, justify="right", no_wrap=" " not in name or not is_wide)
-    counts = [str(number) for number in (len(report.statuses), *(report.counts[s] for s in states))]
-    table.add_row(*counts, f"{report.progress:.0%}", _time_left(report) or "-")
+    counts = [
+        Text(str(count), COLOURS.get(state, "red") if count else "")
+        for state, count in ((state, report.counts[state]) for state in states)
+    ]
+    number = str(len(report.statuses))
+    table.add_row(number, *counts, f"{report.progress:.0%}", _time_left(report) or "-")
     console.print(table)
     if report.num_diverged:
         console.print(f"  {report.num_diverged} of the {report.counts['done']} done diverged")
