@@ -9,8 +9,8 @@ Runs that differ in their seeds alone belong to one setting; settings.py gives e
 and each setting its mean over seeds, and src/ranking.py says which setting is best. On them stand
 choice.py (the best setting, tables, paired comparisons and what to be warned of), edges.py (is the
 best value at the edge of the grid?), plots/ (pictures of a big_df, for notebooks:
-`from src.analysis.plots import learning_curves`) and page.py (the HTML of report.py). run_plot.py
-draws the one run that trains.
+`from src.analysis.plots import learning_curves`) and page.py (the HTML of report.py;
+page.js draws its curves). run_plot.py draws the one run that trains.
 """
 
 from typing import TYPE_CHECKING

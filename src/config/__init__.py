@@ -7,6 +7,7 @@ run, which saves two of them: spec.yaml as requested, config.yaml as resolved.
 
 config.py         Config: make, load, check, draw what is missing, save
 key_notes.py      what keys.py says of each key, for `train.py --keys`
+completion.py     keys and values for completion.sh
 command_line.py   the arguments of train.py, and commands that would work instead
 yaml_files.py     YAML as people mean it: 1e-3 is a number; bounded in size and depth
 expressions.py    the evaluator of texts in YAML such as "2.0 ** np.arange(3)"
