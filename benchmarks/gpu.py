@@ -38,8 +38,8 @@ SMALL = [
     ("tiny/lenet", 128, 1000, 32),
     ("tiny/wrn_10_1", 32, 500, 32),
 ]
-TINY_LARGE = [("tiny/lenet", 8, 2, 32)]
-TINY_SMALL = [("tiny/lenet", 4, 2, 32)]
+TINY_LARGE = [("tiny/lenet", 8, 50, 32)]
+TINY_SMALL = [("tiny/lenet", 4, 50, 32)]
 
 
 def main() -> int:

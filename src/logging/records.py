@@ -348,7 +348,8 @@ def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
         values = stats[column].dropna()
         if len(stats) > 1 and len(values) and metric_name(column) in DIRECTIONS:
             best = (direction(column) * values).idxmax()
-            line += f" {values[best]:>9.4f}  {stats['epoch'][best]:>8}"
+            epoch = stats["epoch"][best] if "epoch" in stats else ""  # a person may have edited it
+            line += f" {values[best]:>9.4f}  {epoch:>8}"
         lines.append(line)
     if folder:
         lines.append(f"{'run folder':<20} {folder}")

@@ -158,12 +158,12 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@_quiet()
 def names() -> list[str]:
     """The forms of what resolve() takes: the hub has too many."""
     return ["NAME", "OWNER/NAME", "FOLDER"]
 
 
+@_quiet()
 def resolve(name: str, *, is_pretrained: bool = False) -> Any:
     """transformers' settings of a network in a folder, None for one of the hub, which is asked
     when the network is built; UserError for a folder without settings, or without weights."""

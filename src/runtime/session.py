@@ -104,7 +104,7 @@ class Session:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool | None:
-        if isinstance(error, StopRequested) and "restore" in self._calls:
+        if isinstance(error, StopRequested) and "epochs" in self._calls:
             error.message += f" at step {self.step:,} of {self.num_steps:,}"
         # A lost connection is reported as the error of the process that ended.
         if peer_error := self._distributed.peer_error(error):
