@@ -1,4 +1,7 @@
-"""The arguments of train.py: what they give, and what would have been right."""
+"""The arguments of train.py: what they give, and what would have been right.
+
+What takes long to import is imported where it is needed: --help does without.
+"""
 
 import json
 import os
@@ -8,10 +11,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from src.config.config import KEYS, nearest_key, read_values
-from src.config.key_notes import describe_keys
-from src.config.yaml_files import read_yaml
-from src.logging import free_folder
 from src.support import ROOT, OneLineParser, UserError, one_line
 
 MOST_SHOWN = 999  # characters of a command
@@ -45,7 +44,11 @@ class CommandLine:
             meant = one_line(self._text(without_dashes(arguments)), MOST_SHOWN)
             raise UserError(f"{one_line(dashed[0])}: keys are written without dashes: {meant}")
         options = parser.parse_args(arguments)
+        from src.config.config import read_values
+
         if options.keys is not None:
+            from src.config.key_notes import describe_keys
+
             print(describe_keys(options.keys))
             raise SystemExit
         self.asks_for_names = options.list
@@ -74,6 +77,8 @@ class CommandLine:
     @staticmethod
     def override(key: str, text: str) -> str:
         """key=text, in quotes where YAML would read something else."""
+        from src.config.yaml_files import read_yaml
+
         try:
             is_plain = read_yaml(text) == text
         except UserError:
@@ -82,6 +87,8 @@ class CommandLine:
 
     def elsewhere(self, folder: str) -> str:
         """The command that asks for the same in the next free folder."""
+        from src.logging import free_folder
+
         others = [text for text in self.overrides if not text.startswith("output_dir=")]
         folder = self.override("output_dir", str(free_folder(Path(folder))))
         return self._text([self.config, *others, folder])
@@ -96,6 +103,8 @@ def without_dashes(arguments: Sequence[str]) -> list[str]:
     >>> without_dashes(["--lr", "0.1", "--wandb", "seed_model=1"])
     ['base_lr=0.1', 'wandb=true', 'seed_model=1']
     """
+    from src.config.config import KEYS, nearest_key
+
     meant, rest = [], list(arguments)
     while rest:
         word = rest.pop(0)
