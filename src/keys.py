@@ -109,7 +109,8 @@ class Bookkeeping:
 class Seeds:
     # initialisation of the model; null: one is drawn and written to config.yaml
     seed_model: Seed | None = None
-    # batch order, augmentation, dropout, a random base_lr; null: as above
+    # batch order, augmentation, dropout, a random base_lr; null: one is drawn and written to
+    # config.yaml
     seed_training: Seed | None = None
 
 

@@ -272,7 +272,10 @@ def _pairs(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
         all_keys.append(f"{key} is {of_a} in a, {of_b} in b")
         if len(groups(runs, [key])) == sum(map(len, sides)):
             apart.append(all_keys[-1])
-    raise UserError(f"no run of a has a partner in b: {'; '.join(apart or all_keys)}")
+    hint = ""
+    if drawn := [key for key in SEEDS if any(text.startswith(f"{key} ") for text in apart)]:
+        hint = f"; where {' and '.join(drawn)} stands in the job file, both have the same"
+    raise UserError(f"no run of a has a partner in b: {'; '.join(apart or all_keys)}{hint}")
 
 
 def _stacked(a: pd.DataFrame, b: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -96,7 +96,8 @@ def edge_alarm(df: pd.DataFrame, metric: str | None = None, *, when: str | float
         f"{key} in {f'{judged} of {num} settings' if judged < num else 'all settings'}"
         for key, (_, judged, num) in examined.items()
     ]
-    return f"By {metric} ({when}) no best value lies at an edge that can move: {', '.join(where)}."
+    words = f"By {metric} ({when}) the grid is wide enough: no best value is at an edge"
+    return f"{words}: {', '.join(where)}."
 
 
 def _examined(

@@ -145,7 +145,10 @@ def _chosen(choice: pd.DataFrame, by: str, report: str) -> tuple[list[str], list
         seeds += f", {row['num_diverged']} diverged" * bool(row["num_diverged"])
         ends = [row["low"], row["high"]]
         words = f"{row[report]:.4g}"
-        words += f" [{ends[0]:.4g}, {ends[1]:.4g}]" * all(map(math.isfinite, ends))
+        if all(map(math.isfinite, ends)):
+            words += f" [{ends[0]:.4g}, {ends[1]:.4g}]"
+        elif row["num_seeds"] > 1:
+            words += " (all seeds alike)"
         mean = [f"{row[by]:.4g}"] * (by != report)
         rows.append([*(_cell(row[key]) for key in keys), seeds, *mean, words])
     return titles, rows

@@ -177,6 +177,8 @@ class Progress:
         for line in lines:
             logger.info("{}", line)
         if not self.bar.disable and not config.log_to_stdout:
+            if self.first_step:
+                lines.append(f"resumes after step {self.first_step:,} of {self.num_steps:,}")
             folder = f"run folder {config.output_dir}"
             _write_above_bar("\n".join([*lines, *[folder] * bool(config.output_dir)]) + "\n")
 

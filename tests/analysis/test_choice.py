@@ -369,7 +369,11 @@ def test_pairs_without_both_values_are_left_out():
     ("rate", "seeds", "words"),
     [
         (0.2, 2, "no run of a has a partner in b: base_lr is 0.1, 0.3 in a, 0.2, 0.4 in b$"),
-        (0.1, 1, "in b: seed_model is 0, 1 in a, 5 in b$"),
+        (
+            0.1,
+            1,
+            "in b: seed_model is 0, 1 in a, 5 in b; where seed_model stands in the job file, ",
+        ),
     ],
 )
 def test_where_there_are_no_pairs_the_error_says_why(rate, seeds, words):

@@ -491,12 +491,12 @@ def test_the_alarm_names_the_edges_and_gives_the_job(tmp_path):
 def test_the_alarm_names_what_it_examined_where_there_is_no_edge():
     inside = swept([0.1, 0.3, 0.2])
     assert edge_alarm(frame(*inside)) == (
-        "By test/last/accuracy (last) no best value lies at an edge that can move: "
+        "By test/last/accuracy (last) the grid is wide enough: no best value is at an edge: "
         "base_lr in all settings."
     )
     few = swept([0.3, 0.1], RATES[:2], model="tiny/lenet")
     mixed = swept([0.1, 0.3, 0.2], model="linear") + few
-    assert edge_alarm(frame(*mixed)).endswith("can move: base_lr in 1 of 2 settings.")
+    assert edge_alarm(frame(*mixed)).endswith("at an edge: base_lr in 1 of 2 settings.")
     assert edge_alarm(frame(*inside[:2])) == (
         "No edges to look for: no setting has results of 3 values of a numeric key."
     )

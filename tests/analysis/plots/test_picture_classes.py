@@ -64,9 +64,10 @@ def test_the_curves_of_a_run_show_whatever_it_measured():
     for column in ("train/norm", "test/last/loss", "test/last/top5_accuracy", "train/late"):
         stats[column] = [0.25, 0.5]
     stats["system/cpu_mean"] = 1.0
-    figure = run_plot._draw(stats)
+    figure = run_plot._draw(stats, "run")
     drawn_lines = {
-        axis.get_ylabel(): [line.get_label() for line in axis.lines] for axis in figure.axes
+        axis.get_ylabel(): [line.get_label().split()[0] for line in axis.lines]
+        for axis in figure.axes
     }
     assert drawn_lines == {
         "loss": ["train", "test/last"],
