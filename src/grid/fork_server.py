@@ -64,8 +64,14 @@ def why_unfit() -> str | None:
     names = {task.read_text().strip() for task in tasks if task.parent.name != str(os.getpid())}
     if threads := names - HARMLESS_THREADS:
         return f"an import of train.py starts threads ({', '.join(sorted(threads))})"
-    torch = sys.modules.get("torch")
-    return "an import of train.py uses a GPU" if torch and torch.cuda.is_initialized() else None
+    if torch := sys.modules.get("torch"):
+        # Whoever has asked for GPUs has them in no fork; torch knows it there alone.
+        is_bad = getattr(torch.cuda, "_is_in_bad_fork", torch.cuda.is_initialized)
+        if not (pid := os.fork()):
+            os._exit(int(is_bad()))
+        if os.waitpid(pid, 0)[1]:
+            return "an import of train.py looks for a GPU"
+    return None
 
 
 def serve(connection: socket.socket) -> list[str] | None:

@@ -28,8 +28,8 @@ PRELOADED = {
     ],
     "dataset: sklearn/": ["sklearn.datasets"],
     "dataset: libsvm/": ["scipy.sparse", "libsvmdata"],
-    "dataset: torchvision/": ["torchvision.transforms.v2"],
-    "dataset: imagefolder": ["torchvision.transforms.v2"],
+    "dataset: timm/": ["timm.data", "torchvision.transforms.v2"],
+    "dataset: tfds/": ["torchvision.transforms.v2"],
     "dataset: hf/": ["datasets"],
     "model: timm/": ["timm"],
     "model: torchvision/": ["torchvision.models"],
@@ -38,6 +38,7 @@ PRELOADED = {
 }
 SECONDS_TO_WARM_UP = 300.0  # imports over a slow network
 SECONDS_TO_ANSWER = 60.0
+SECONDS_TO_END = 10.0
 MOST_BYTES = 2**20  # of a message
 
 
@@ -98,7 +99,11 @@ class WarmProcess:
 
     def close(self) -> None:
         self._connection.close()
-        self._process.wait()
+        try:
+            self._process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:  # an import hangs
+            self._process.kill()
+            self._process.wait()
 
     def _ask(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any] | None:
         self._requests += 1

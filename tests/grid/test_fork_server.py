@@ -91,6 +91,15 @@ def test_what_starts_threads_is_not_forked(tmp_path, log_lines):
     assert "started by itself: an import of train.py starts threads" in log_lines[0]
 
 
+def test_what_looks_for_a_gpu_is_not_forked(tmp_path, log_lines):
+    """A fork could not use one."""
+    batch, code = batch_of(tmp_path, "import gpus, os; print('ready', os.getppid())", 2)
+    (code / "gpus.py").write_text("import torch\ntorch.cuda.is_available()\n")
+    assert run_rows(batch, batch.rows, Machine(1, []), code=code) == {"done": 2}
+    assert [line[0] for line in lines(batch, "ready")] == [f"ready {os.getpid()}"] * 2
+    assert "started by itself: an import of train.py looks for a GPU" in log_lines[0]
+
+
 def test_a_train_py_that_cannot_be_imported_says_so_in_each_log(tmp_path):
     batch, code = batch_of(tmp_path, "import json\nimport nothing_of_this_name\n", 2)
     assert run_rows(batch, batch.rows, Machine(1, []), code=code) == {"failed": 2}
