@@ -15,7 +15,7 @@ _experiment_starter() {
     fi
     case "${program##*/}:$before:$word" in
     train.py:--list:*) words="models datasets optimizers schedules averages losses metrics" ;;
-    train.py:*:--*) words="--help --keys --list --print-config" ;;
+    train.py:*:--*) words="--help --json --keys --list --print-config" ;;
     train.py:*)
         if [ -n "$key" ]; then
             words=$("$python" "$root/src/config/completion.py" "$key" "$prefix" 2>/dev/null)

@@ -38,6 +38,7 @@ NO_KEYS = {
     "weights_only",
 }  # that stand before a value in code
 # What stands for a file of the reader's
+ALONE = ("--print-config", "--json")  # options of train.py without a value
 NAMES = {"cfg.yaml": "test_cfg_digits_linear.yaml", "jobs/x.yaml": "jobs/digits-example.yaml"}
 NAMES |= dict.fromkeys(("spirals.yaml", "$1"), "test_cfg_digits_linear.yaml")
 NAMES |= {"SCRIPT": "submit_cpu.sh"}
@@ -134,7 +135,7 @@ def check_train(arguments: list[str]) -> None:
     if arguments[0] == "--list":
         assert describe_names(*arguments[1:])
         return
-    rest = [argument for argument in arguments[1:] if argument != "--print-config"]
+    rest = [argument for argument in arguments[1:] if argument not in ALONE]
     load_config(ROOT / arguments[0], rest)
 
 

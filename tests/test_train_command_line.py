@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def test_of_runs_that_start_at_the_same_moment_each_has_its_own(here):
 
 
 def agreed() -> str | None:
-    config = command_line._with_folder(make_config(SMALL), "cfg")
+    config = command_line._with_folder(make_config(SMALL), "cfg", sys.stdout)
     with suppress(UserError), DistributedContext(detect_rank(os.environ)) as world:
         world.gather_objects(None)  # as in training: the main process stays until all have heard it
     return config.output_dir
@@ -289,3 +290,12 @@ def test_paths_that_cannot_be_are_said_in_a_line(here, capsys, path):
     err = capsys.readouterr().err
     assert err.startswith("output_dir: cannot write to ")
     assert err.count("\n") == 1
+
+
+def test_with_json_nothing_else_is_printed(here, capsys):
+    """Also where the run is finished already, and where it has found itself a folder."""
+    for _ in range(2):
+        assert main(["cfg.yaml", "train_length=1", "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["last"]["epoch"] == 1
+        assert Path(printed["output_dir"], "done").exists()

@@ -70,7 +70,7 @@ function chart(place, data, names, openRun) {
 
   function draw() {
     const { of, legend: entries } = coloursBy(lines.map((line) => (keys.length ? line[1][key] : 0)));
-    const shown = lines.filter((line) => !hidden.has(keys.length ? line[1][key] : 0));
+    const shown = lines.filter((line) => !hidden.has(keys.length ? line[1][key] : 0)).reverse();  // the best on top
     const longest = Math.max(1, ...shown.map((line) => line[2][metric].length));
     const whole = { x: [1, Math.max(longest, 2)], y: extent(shown.flatMap((line) => line[2][metric])) };
     const { x, y } = zoom ?? whole;
@@ -186,7 +186,8 @@ function parallel(place, data, names, openRun) {
     return y;
   });
   const [low, high] = extent(ends.filter((v) => v !== null));
-  lines.forEach((line, n) => {
+  [...lines.keys()].reverse().forEach((n) => {  // the best on top
+    const line = lines[n];
     if (ends[n] === null) return;
     const d = columns.map((values, i) => `${i ? "L" : "M"}${ax(i).toFixed(1)} ${heights[i](values[n]).toFixed(1)}`).join("");
     const path = node("path", { d, class: "curve", stroke: gradual(Math.min(1, Math.max(0, (ends[n] - low) / (high - low)))) });

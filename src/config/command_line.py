@@ -7,15 +7,17 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from src.support import ROOT, OneLineParser, UserError, one_line
 
 MOST_SHOWN = 999  # characters of a command
-# That train.py answers without a run
-QUESTIONS = ("-h", "--help", "--keys", "--list", "--print-config")
+# The options; all else is key=value
+OPTIONS = ("-h", "--help", "--keys", "--list", "--print-config", "--json")
 
 
 class CommandLine:
@@ -39,7 +41,10 @@ class CommandLine:
         parser.add_argument(
             "--print-config", action="store_true", help="print the value of every key, and end"
         )
-        dashed = [x for x in arguments if x.startswith("-") and x not in QUESTIONS]
+        parser.add_argument(
+            "--json", action="store_true", help="print what the run reached as JSON, for programs"
+        )
+        dashed = [x for x in arguments if x.startswith("-") and x not in OPTIONS]
         if dashed:
             meant = one_line(self._text(without_dashes(arguments)), MOST_SHOWN)
             raise UserError(f"{one_line(dashed[0])}: keys are written without dashes: {meant}")
@@ -65,7 +70,7 @@ class CommandLine:
             raise UserError(f"the first argument is a YAML file: {one_line(whole, MOST_SHOWN)}")
         self.config, self.overrides = options.config, options.overrides
         self.values = read_values(self.config, self.overrides)
-        self.asks_for_config = options.print_config
+        self.asks_for_config, self.asks_for_json = options.print_config, options.json
 
     @classmethod
     def answer_questions(cls, arguments: Sequence[str]) -> None:
@@ -73,6 +78,11 @@ class CommandLine:
         if {"-h", "--help", "--keys"} & {*arguments}:
             with suppress(UserError):
                 cls(arguments)
+
+    @property
+    def messages(self) -> TextIO:
+        """Where words go: with --json nothing else than that is printed."""
+        return sys.stderr if self.asks_for_json else sys.stdout
 
     @staticmethod
     def override(key: str, text: str) -> str:

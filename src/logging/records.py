@@ -17,6 +17,7 @@ place, so that an epoch costs what its own row does: first the row is written, t
 whose length numpy keeps the same while the number of rows grows.
 """
 
+import json
 import math
 import os
 import re
@@ -335,23 +336,35 @@ def _plain(value: Any, column: str) -> float | np.ndarray:
     raise bad_value(column, value, "a number, or an array of numpy or torch")
 
 
-def summarize_run(folder: str | None, stats: pd.DataFrame | None = None) -> str:
+def summarize_run(
+    folder: str | None, stats: pd.DataFrame | None = None, *, as_json: bool = False
+) -> str:
     """What a run reached, and where to look: a line each, with the best epoch of each metric beside
     the last.
 
-    stats: None: those that the folder holds. Raises UserError where they are damaged.
+    stats: None: those that the folder holds. as_json: for programs, {"output_dir", "last": column
+    -> value, "best": column -> {"value", "epoch"}}, with null for what is no finite number. The
+    best is that of a metric whose better direction is known. Raises UserError where they are
+    damaged.
     """
-    if stats is None:
-        stats = Stats.read(folder or "")
-    last = stats.iloc[-1]
+    stats = Stats.read(folder or "") if stats is None else stats
+    last, best = stats.iloc[-1], dict[str, dict[str, Any]]()
+    results = [column for column in stats if is_result(column)]
+    for column in results:
+        values = stats[column][np.isfinite(stats[column])]
+        if metric_name(column) in DIRECTIONS and len(values):
+            at = (direction(column) * values).idxmax()
+            epoch = int(stats["epoch"][at]) if "epoch" in stats else None  # a person has edited it
+            best[column] = {"value": float(values[at]), "epoch": epoch}
+    if as_json:
+        shown = {c: float(last[c]) for c in ("epoch", "step", *results) if c in last}
+        plain = {column: x if math.isfinite(x) else None for column, x in shown.items()}
+        return json.dumps({"output_dir": folder, "last": plain, "best": best}, indent=1)
     lines = [f"{'':<20} {'last':>9} {'best':>9}  in epoch"] * (len(stats) > 1)
-    for column in filter(is_result, stats):
+    for column in results:
         line = f"{one_line(column):<20} {last[column]:>9.4f}"
-        values = stats[column].dropna()
-        if len(stats) > 1 and len(values) and metric_name(column) in DIRECTIONS:
-            best = (direction(column) * values).idxmax()
-            epoch = stats["epoch"][best] if "epoch" in stats else ""  # a person may have edited it
-            line += f" {values[best]:>9.4f}  {epoch:>8}"
+        if len(stats) > 1 and column in best:
+            line += f" {best[column]['value']:>9.4f}  {best[column]['epoch'] or '':>8}"
         lines.append(line)
     if folder:
         lines.append(f"{'run folder':<20} {folder}")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 import torch
@@ -48,7 +48,7 @@ def run_command_line(
             return 0
         number = num_processes(config.multi_gpu, config.device, config.dataset)
         if "output_dir" not in line.values:
-            config = _with_folder(config, Path(line.config).stem)
+            config = _with_folder(config, Path(line.config).stem, line.messages)
         if is_finished(config):
             again = line.elsewhere(str(config.output_dir))
             note = f"this run is finished; to do it again: {again}\n"
@@ -57,13 +57,16 @@ def run_command_line(
             command = [program, line.config, *line.overrides]
             if config.output_dir:
                 command.append(line.override("output_dir", config.output_dir))
+            command += ["--json"] * line.asks_for_json
             return launch_processes(command, number)
         else:
             if config.output_dir is None and is_main_process():
-                print("output_dir is null: nothing of this run will be kept", flush=True)
+                words = "output_dir is null: nothing of this run will be kept"
+                print(words, file=line.messages, flush=True)
             stats = run_experiment(config)
         if is_main_process():
-            print(note + summarize_run(config.output_dir, stats))
+            reached = summarize_run(config.output_dir, stats, as_json=line.asks_for_json)
+            print(reached if line.asks_for_json else note + reached)
     except OtherRun as error:
         assert line
         elsewhere = line.elsewhere(str(config and config.output_dir))
@@ -82,7 +85,7 @@ def run_command_line(
     return 0
 
 
-def _with_folder(config: Config, name: str) -> Config:
+def _with_folder(config: Config, name: str, messages: TextIO) -> Config:
     """The config with an output_dir, the same one for all processes of the run."""
     chosen = None
     with DistributedContext(detect_rank(os.environ)) as distributed:
@@ -90,7 +93,7 @@ def _with_folder(config: Config, name: str) -> Config:
             folder, is_resumed = choose_folder(config, name)
             chosen = str(folder)
             what = f"the run in {folder} is resumed" if is_resumed else f"this run is in {folder}"
-            print(f"output_dir is not given: {what}", flush=True)
+            print(f"output_dir is not given: {what}", file=messages, flush=True)
         return replace(config, output_dir=distributed.broadcast_object(chosen))
 
 

@@ -1,5 +1,6 @@
 """The bar on a terminal, and stats.csv: its columns, and numbers of any kind as plain ones."""
 
+import json
 import math
 import os
 import re
@@ -104,6 +105,20 @@ def test_a_summary_names_the_best_epoch_of_each_metric_beside_the_last(tmp_path)
     assert ["test/last/accuracy", "0.7000", "0.8000", "2"] in lines
     assert ["test/last/my_distance", "2.0000"] in lines  # which direction is better is not known
     assert ["best", "weights", f"{tmp_path}/checkpoints/best.pt"] in lines
+
+
+def test_a_summary_for_programs_is_json_without_nan():
+    stats = Stats(["test"], ["last"], ["loss"])
+    for epoch, loss in enumerate([0.5, math.inf], 1):
+        stats.add(epoch, 10 * epoch, {"test/last": {"loss": loss, "my_distance": 2.0}})
+    assert json.loads(summarize_run(None, stats.frame(), as_json=True)) == {
+        "output_dir": None,
+        "last": {
+            **{"epoch": 2, "step": 20, "train/loss": None},
+            **{"test/last/loss": None, "test/last/my_distance": 2.0},
+        },
+        "best": {"test/last/loss": {"value": 0.5, "epoch": 1}},
+    }
 
 
 def train_twenty_steps() -> None:
