@@ -359,6 +359,7 @@ def summarize_run(
     if as_json:
         shown = {c: float(last[c]) for c in ("epoch", "step", *results) if c in last}
         plain = {column: x if math.isfinite(x) else None for column, x in shown.items()}
+        plain |= {c: int(last[c]) for c in ("epoch", "step") if c in last}
         return json.dumps({"output_dir": folder, "last": plain, "best": best}, indent=1)
     lines = [f"{'':<20} {'last':>9} {'best':>9}  in epoch"] * (len(stats) > 1)
     for column in results:
