@@ -280,7 +280,8 @@ def test_watching_fits_the_window_with_the_newest_batch_on_top(batch, height, nu
     terminal, child = pty.openpty()
     pytest.importorskip("termios").tcsetwinsize(child, (height, 80))
     command = [sys.executable, str(ROOT / "report.py"), "--watch", "600"]
-    process = subprocess.Popen(command, stdout=child, env=os.environ | {"TERM": "xterm"})
+    env = {key: x for key, x in os.environ.items() if key not in ("LINES", "COLUMNS", "NO_COLOR")}
+    process = subprocess.Popen(command, stdout=child, env=env | {"TERM": "xterm"})
     shown = ""
     while "Ctrl-C ends" not in shown:
         shown += os.read(terminal, 65536).decode()

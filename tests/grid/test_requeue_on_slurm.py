@@ -295,7 +295,8 @@ def test_of_rows_that_share_a_job_none_ends_the_others(rows):
     rows.warn(f"{rows.job}_0")
     wait_until(lambda: "ended: exit code 75" in rows.log(3))
     states = [row["state"] for row in rows.report()]
-    assert states == ["done", "failed", "running", "queued"]
+    assert [states[0], states[1], states[3]] == ["done", "failed", "queued"]
+    assert states[2] in ("running", "queued")  # it saves, unless this machine was slow to ask
     for row in (2, 3):
         rows.await_steps(row, attempt=2)
     rows.finish()
