@@ -61,11 +61,11 @@ function chart(place, data, names, openRun) {
   if (!metrics.length || !lines.length) return;
   let metric = 0, key = 0, zoom = null;
   const controls = node("p", { class: "controls" }), svg = node("svg", { viewBox: `0 0 ${W} ${H}`, role: "img" });
-  const legend = node("p", { class: "legend" }), told = node("p", { class: "quiet told" });
+  const legend = node("p", { class: "legend" }), caption = node("p", { class: "quiet caption" });
   const hidden = new Set();
   controls.append(choiceOf("curves of", metrics, (i) => { metric = i; zoom = null; draw(); }));
   if (keys.length) controls.append(choiceOf("colour", keys, (i) => { key = i; hidden.clear(); draw(); }));
-  place.append(controls, svg, legend, told);
+  place.append(controls, svg, legend, caption);
   const hint = "Touch a line for its values, drag to zoom, double-click for all of it; a click opens the run.";
 
   function draw() {
@@ -105,7 +105,7 @@ function chart(place, data, names, openRun) {
     });
     const mark = node("circle", { r: 4, class: "mark", visibility: "hidden" });
     svg.append(mark);
-    told.textContent = hint;
+    caption.textContent = hint;
     legend.replaceChildren(...(keys.length ? entries : []).map(([colour, words], i) => {
       const value = [...of.keys()][i], button = node("button", { type: "button" }, words);
       button.style.borderColor = colour;
@@ -138,7 +138,7 @@ function chart(place, data, names, openRun) {
       if (near) {
         mark.setAttribute("cx", near[0]); mark.setAttribute("cy", near[1]);
         const values = keys.map((k, i) => `${k}=${near[2][1][i] === null ? "null" : short(near[2][1][i])}`);
-        told.textContent = `${names[near[2][0]]}, epoch ${near[3] + 1}: ${short(near[4])}  (${values.join(" ")})`;
+        caption.textContent = `${names[near[2][0]]}, epoch ${near[3] + 1}: ${short(near[4])}  (${values.join(" ")})`;
       }
     };
     svg.onpointerup = (event) => {
@@ -166,9 +166,9 @@ function parallel(place, data, names, openRun) {
   if (keys.length < 3 || !metrics.length) return;
   const ends = lines.map((line) => line[2][0].filter((v) => v !== null).at(-1) ?? null);
   const axes = [...keys, metrics[0]], columns = axes.map((_, i) => lines.map((line, n) => (i < keys.length ? line[1][i] : ends[n])));
-  const svg = node("svg", { viewBox: `0 0 ${W} ${H}`, role: "img" }), told = node("p", { class: "quiet told" });
-  place.append(node("h2", {}, "What the good runs have in common"), svg, told);
-  told.textContent = `A line a run, the colour is ${metrics[0]} at the end. Touch a line to see which run it is.`;
+  const svg = node("svg", { viewBox: `0 0 ${W} ${H}`, role: "img" }), caption = node("p", { class: "quiet caption" });
+  place.append(node("h2", {}, "What the good runs have in common"), svg, caption);
+  caption.textContent = `A line a run, the colour is ${metrics[0]} at the end. Touch a line to see which run it is.`;
   const ax = (i) => LEFT + (i / (axes.length - 1)) * (W - LEFT - RIGHT - 40);
   const labels = [];
   const heights = columns.map((values, i) => {
@@ -191,7 +191,7 @@ function parallel(place, data, names, openRun) {
     if (ends[n] === null) return;
     const d = columns.map((values, i) => `${i ? "L" : "M"}${ax(i).toFixed(1)} ${heights[i](values[n]).toFixed(1)}`).join("");
     const path = node("path", { d, class: "curve", stroke: gradual(Math.min(1, Math.max(0, (ends[n] - low) / (high - low)))) });
-    path.addEventListener("pointerenter", () => { told.textContent = `${names[line[0]]}: ${keys.map((k, i) => `${k}=${line[1][i] === null ? "null" : short(line[1][i])}`).join(" ")}, ${metrics[0]} ${short(ends[n])}`; });
+    path.addEventListener("pointerenter", () => { caption.textContent = `${names[line[0]]}: ${keys.map((k, i) => `${k}=${line[1][i] === null ? "null" : short(line[1][i])}`).join(" ")}, ${metrics[0]} ${short(ends[n])}`; });
     path.addEventListener("click", () => openRun(line[0]));
     svg.append(path);
   });

@@ -65,7 +65,7 @@ def why_unfit() -> str | None:
     if threads := names - HARMLESS_THREADS:
         return f"an import of train.py starts threads ({', '.join(sorted(threads))})"
     if torch := sys.modules.get("torch"):
-        # Whoever has asked for GPUs has them in no fork; torch knows it there alone.
+        # Where CUDA was asked how many GPUs there are, a fork can use none; only a fork notices.
         is_bad = getattr(torch.cuda, "_is_in_bad_fork", torch.cuda.is_initialized)
         if not (pid := os.fork()):
             os._exit(int(is_bad()))

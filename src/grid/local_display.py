@@ -52,7 +52,7 @@ class LocalDisplay:
         self.console.print(words, soft_wrap=True)
 
     def update(self, ended: Counter[str]) -> None:
-        """Called often; looks only so often. ended: how many rows, of ENDS."""
+        """Called often, reads the folders every second. ended: how many rows, of ENDS."""
         if (began := time.monotonic()) < self.due:
             return
         statuses = row_statuses(self.batch, None)

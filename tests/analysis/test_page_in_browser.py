@@ -271,8 +271,8 @@ def test_curves_tell_values_zoom_and_can_be_switched_off(browser, tmp_path):
     _, _, width, height = map(float, svg.get_dom_attribute("viewBox").split())
     scale = svg.rect["width"] / width
     drag(browser, svg, (round((x - width / 2) * scale), round((y - height / 2) * scale)))
-    told = place.find_element(By.CSS_SELECTOR, ".told")
-    assert re.match(r"00\d, epoch 2: 0\.5 ", told.text)
+    caption = place.find_element(By.CSS_SELECTOR, ".caption")
+    assert re.match(r"00\d, epoch 2: 0\.5 ", caption.text)
     drag(browser, svg, (-100, -60), (200, 60))
     assert curves() != whole
     ActionChains(browser).move_to_element(svg).double_click().perform()

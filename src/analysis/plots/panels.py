@@ -140,7 +140,7 @@ class FacetGrid:
         """Keep y axes near the values of seeds, when all is drawn; a note where something leaves.
 
         What is far worse than the median leaves, so that the contest is seen. sign: 1 where more is
-        better, -1 where less is, 0 where nobody knows.
+        better, -1 where less is, 0 where that is not known.
         """
         axis = self.panels[0].axis
         numbers, is_log = _finite(values), axis.get_yscale() == "log"
