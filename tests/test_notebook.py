@@ -78,18 +78,16 @@ def test_the_alarm_sees_the_edge_of_the_grid(executed):
 
 
 def shape_of(notebook: nbformat.NotebookNode) -> list[tuple[str, list[Any]]]:
-    """Each code cell, and of its outputs the kinds and the words: numbers, folders and the length
-    of lines differ between machines."""
+    """Each code cell, and of its outputs the kinds and the words of tables. Numbers, and sentences
+    that follow from them, differ between processors."""
     found = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            shown = [
-                (sorted(out.get("data", {})), out.get("text") or out.data.get("text/plain", ""))
-                for out in cell.outputs
-            ]
-            texts = [(kinds, re.sub(r"\S*(results|fork)\S*", "", text)) for kinds, text in shown]
-            masked = [(kinds, set(re.findall(r"[a-z_/]{3,}", text))) for kinds, text in texts]
-            found.append((cell.source, masked))
+            shown = [out.get("data", {}) for out in cell.outputs]
+            texts = [re.sub(r"\S*(results|fork)\S*", "", x.get("text/plain", "")) for x in shown]
+            words = [set(re.findall(r"[a-z_/]{3,}", text)) for text in texts]
+            kinds = [(out.output_type, sorted(out.get("data", {}))) for out in cell.outputs]
+            found.append((cell.source, list(zip(kinds, words, strict=True))))
     return found
 
 
