@@ -27,7 +27,7 @@ test: .venv/test lint
 
 # Three, as many wait for a cluster; in the order of the files, which keeps the longest off the end.
 test-all: .venv/test lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow or not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --instafail -m "slow or not slow"
 
 lint: .venv/test
 	$(BIN)/ruff check

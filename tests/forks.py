@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from src.grid import check
 
@@ -46,6 +48,7 @@ def become(main: Callable[[], object], *streams: int) -> None:
             os.fdopen(n, "w" if n else "r", errors="replace", closefd=False) for n in range(3)
         )
         torch.set_num_threads(torch.get_num_threads())  # renews the pool while there is one thread
+        tqdm.set_lock(threading.RLock())  # killed with the lock of all, it would stop the tests
         # A program starts with other random numbers each time; what is not seeded must show.
         random.seed()
         np.random.seed()

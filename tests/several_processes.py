@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import socket
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from tests.waiting import PATIENCE
 
@@ -47,6 +49,7 @@ def _work(
 ) -> None:
     os.environ |= environment
     torch.set_num_threads(1)  # renews the thread pool while there is one thread
+    tqdm.set_lock(threading.RLock())  # killed with the lock of all, it would stop the tests
     try:
         answer = work(*arguments)
     except BaseException as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tqdm import tqdm
 from whole_runs import certificate
 
 import verify_resume
@@ -20,6 +21,7 @@ from src.runtime import certificate as kills
 from src.runtime import session
 from src.runtime.certificate import Kill, KilledRun, NotCertified, Pace, TooShort, plan
 from tests.data.sources.written_sets import idx, seed_cache, table
+from tests.forks import Fork
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -177,6 +179,18 @@ def test_few_epochs_are_not_all_spent_on_waiting_for_their_ends():
     assert moments[kills.EVALUATION] == 1
     with pytest.raises(TooShort, match="a run of 119 steps: too short for 20 kills"):
         plan(20, [119], random.Random(0))
+
+
+def test_a_fork_that_is_killed_while_it_draws_a_bar_stops_no_other(tmp_path):
+    def die() -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    tqdm.write("", end="")  # makes the lock
+    with open(tmp_path / "output", "wb") as output:
+        assert Fork(die, output).wait() == -signal.SIGKILL
+    with tqdm.get_lock():  # else it waits for ever
+        pass
 
 
 @pytest.fixture
