@@ -17,6 +17,8 @@ from loguru import logger
 from src.config import Config, make_config
 
 torch.set_num_threads(1)
+# Ignored where the tests are started in the background of a shell, and then by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine whose cores are busy is slow, not wrong.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
