@@ -108,17 +108,18 @@ def build_averaged_models(
 
     Call it when the model is on its device. Unknown names raise UserError.
     """
-    kinds: list[Callable[[nn.Module], AveragedModel]] = []
-    for name in [averaging] if isinstance(averaging, str) else averaging or []:
+    names = [averaging] if isinstance(averaging, str) else averaging or []
+    kinds: dict[str, Callable[[nn.Module], AveragedModel]] = {}
+    for name in dict.fromkeys(names):
         found = import_function(name, "averaging") if is_import_path(name) else None
         if isinstance(found, type) and issubclass(found, AveragedModel):
-            kinds.append(import_function(name, "averaging", ["model"]))
+            kinds[name] = import_function(name, "averaging", ["model"])
         else:
             coefficient = from_form("averaging", name, COEFFICIENTS, FORMS)
             check_numbers("averaging", name, coefficient, at=[1])
-            kinds.append(partial(AveragedModel, coefficient=coefficient))
+            kinds[name] = partial(AveragedModel, coefficient=coefficient)
     # All names have been looked up before the first copy of a large model is made.
-    return {f"av{i}" if i > 1 else "av": make(model) for i, make in enumerate(kinds, 1)}
+    return {f"av{i}" if i > 1 else "av": kinds[name](model) for i, name in enumerate(names, 1)}
 
 
 def evaluated_models(
