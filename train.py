@@ -12,6 +12,7 @@ if __name__ == "__main__":  # --help and --keys need not wait for torch
     CommandLine.answer_questions(sys.argv[1:])
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import pandas as pd
@@ -30,6 +31,7 @@ from src.optim import (
     evaluated_models,
 )
 from src.runtime import Metrics, Session, run_command_line
+from src.stacking import stacked_generator
 
 
 @dataclass
@@ -52,6 +54,32 @@ class Learner:
         own = [p for p in self.model.parameters() if p.requires_grad]
         stepped = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.parameters = list(dict.fromkeys([*own, *stepped]))
+
+
+def build_learner(run: Session) -> Learner:
+    """What is minimised, the model, and what moves its weights."""
+    config, data = run.config, run.data
+    train_split = data.splits["train"]
+    loss = build_loss(
+        config.loss,
+        n_classes=data.n_classes and config.model_output_dim,  # None for regression
+        is_multilabel=train_split.is_multilabel,
+        is_text_alone=train_split.predicts_next_token,
+        label_smoothing=config.label_smoothing,
+        class_weights=config.loss_class_weights,
+        loss_args=config.loss_args,
+        device=run.device,
+    )
+    about = data.input_shape, data.n_classes, data.class_names
+    # initial_config: without pretrained weights where a saved state will replace them.
+    model = run.place(build_model(run.initial_config, *about, run.init_device))
+    return Learner(
+        model=model,
+        loss=loss,
+        averages=build_averaged_models(config.averaging, model),
+        optimizer=build_optimizer(config, model),
+        scaler=run.precision.scaler(),
+    )
 
 
 def add_gradients(
@@ -105,34 +133,20 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
     StopRequested, a KeyboardInterrupt. Raises UserError where a name in the config does not exist,
     where keys contradict the data, and where the folder holds a finished run.
     """
+    if config.engine == "stacked":  # another path to the same numbers, for grids of small models
+        with closing(stacked_generator([config], build_learner)) as stack:
+            for (stats,), (model,) in stack:
+                yield stats, model
+        return
+
     with Session(config) as run:
         # The data. Keys that were null and follow from the data are filled in: run.config has
         # them from here on.
-        data = run.load_data()
+        run.load_data()
         config = run.config
 
-        # What is minimised, the model, and what moves its weights.
-        train_split = data.splits["train"]
-        loss = build_loss(
-            config.loss,
-            n_classes=data.n_classes and config.model_output_dim,  # None for regression
-            is_multilabel=train_split.is_multilabel,
-            is_text_alone=train_split.predicts_next_token,
-            label_smoothing=config.label_smoothing,
-            class_weights=config.loss_class_weights,
-            loss_args=config.loss_args,
-            device=run.device,
-        )
-        about = data.input_shape, data.n_classes, data.class_names
-        # initial_config: without pretrained weights where a saved state will replace them.
-        model = run.place(build_model(run.initial_config, *about, run.init_device))
-        learner = Learner(
-            model=model,
-            loss=loss,
-            averages=build_averaged_models(config.averaging, model),
-            optimizer=build_optimizer(config, model),
-            scaler=run.precision.scaler(),
-        )
+        learner = build_learner(run)
+        model = learner.model
         schedule = build_schedule(
             config.lr_schedule, num_steps=run.num_steps, warmup_steps=config.warmup_steps
         )

@@ -59,9 +59,10 @@ class ArraySplit(Split):
 
     def take(self, indices: Tensor) -> Batch:
         """The examples with these indices, (n,) int64 on the split's device, in one gather."""
-        targets = self.targets[indices]
+        # index_select takes a third of the time of [indices]
+        targets = self.targets.index_select(0, indices)
         if self.inputs.layout == torch.strided:
-            inputs = self.inputs[indices]
+            inputs = self.inputs.index_select(0, indices)
             return (self.normalize(inputs) if self.normalize else inputs), targets
         csr = self.inputs  # of which torch does not offer csr[indices]
         starts = csr.crow_indices()[indices]
@@ -98,6 +99,13 @@ class ArraySplit(Split):
 
     def to_device(self, device: torch.device) -> "ArraySplit":
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+    def dense_size(self) -> int:
+        is_dense = self.inputs.layout == torch.strided
+        return 0 if is_dense else self.inputs.numel() * self.inputs.element_size()
+
+    def to_dense(self) -> "ArraySplit":
+        return replace(self, inputs=self.inputs.to_dense()) if self.dense_size() else self
 
     def input_spec(self, input_shape: tuple[int, ...]) -> Spec | None:
         is_dense = self.inputs.layout == torch.strided

@@ -20,7 +20,9 @@ from src.support import UserError, bad_value, processes
 
 NO_TOKEN = -1  # in a batch of texts, where a text has ended
 SECOND = -2  # token t of the second text of a pair is SECOND - t, where the tokenizer tells them
-MEMORY_FRACTION = 4  # of the free memory that cached images may take: one part of so many
+MOST_FEATURES = 2048  # of sparse data that are written out
+CPU = torch.device("cpu")
+MEMORY_FRACTION = 4  # of the free memory that copies of the data may take: one part of so many
 
 Batch = tuple[Tensor, Tensor]  # inputs (n, *shape), dense or CSR; targets (n,) or (n, C)
 Batches = Generator[Batch, None, None]  # closing it ends the worker processes, if it has any
@@ -101,6 +103,14 @@ class Split(ABC):
 
     def to_device(self, device: torch.device) -> "Split":
         """The split with its arrays where the model lives; other data stay where they are."""
+        return self
+
+    def dense_size(self) -> int:
+        """Bytes that its examples take where sparse ones are written out; 0: they are dense."""
+        return 0
+
+    def to_dense(self) -> "Split":
+        """The split with sparse examples written out."""
         return self
 
     def cache_size(self) -> int:
@@ -283,6 +293,19 @@ class Data:
             "data_version": self.version,
             "model_input_shape": list(self.input_shape),
         }
+
+    def to_dense(self) -> "Data":
+        """The data with sparse examples written out. UserError where that would be no gain."""
+        size, free = sum(split.dense_size() for split in self.splits.values()), free_memory(CPU)
+        if size and self.input_shape[-1] > MOST_FEATURES:
+            words = f"the data are sparse, with {self.input_shape[-1]:,} features"
+            raise UserError(f"engine: got 'stacked', expected 'ordinary', as {words}")
+        if free is not None and size * MEMORY_FRACTION > free:
+            words = f"the data, written out, take {in_bytes(size)}, more than 1/{MEMORY_FRACTION}"
+            words += f" of the free memory, {in_bytes(free)}"
+            raise UserError(f"engine: got 'stacked', expected 'ordinary', as {words}")
+        splits = {name: split.to_dense() for name, split in self.splits.items()}
+        return replace(self, splits=splits)
 
     def should_cache_on_device(
         self, requested: Literal["auto"] | bool, device: torch.device

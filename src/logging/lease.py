@@ -13,6 +13,7 @@ import platform
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -25,6 +26,7 @@ from src.support import UserError, processes
 HEARTBEAT_SECONDS = 10.0
 LEASE_TIMEOUT = 60.0  # seconds without a heartbeat, after which another process takes the folder
 COUNTER_BYTES = 20
+_LAPSED: set[Any] = set()  # (token, counter) that did not move while this process watched
 
 
 class LeaseLost(UserError):  # noqa: N818 - says what happened
@@ -136,18 +138,28 @@ class Lease:
                 logger.warning("{}: {}", self.path, error.strerror)
 
 
-def live_owner(folder: Path) -> str | None:
-    """'process 12 on node3' that runs in a folder now; None: nobody does.
+def live_owner(*folders: Path) -> str | None:
+    """'process 12 on node3' that runs in one of these folders now; None: nobody does.
 
-    Takes up to LEASE_TIMEOUT where the last owner was on another machine. Changes nothing.
+    Takes up to LEASE_TIMEOUT where a last owner was on another machine, whatever the number of
+    folders. Changes nothing.
     """
-    path = folder / "claim"
+    if len(folders) == 1:
+        return _live_owner(folders[0] / "claim")
+    with ThreadPoolExecutor(max(1, len(folders))) as pool:  # which do nothing but wait
+        return next(filter(None, pool.map(_live_owner, [f / "claim" for f in folders])), None)
+
+
+def _live_owner(path: Path) -> str | None:
     if (owner := _read(path)) is None:
         return None
     who = f"process {owner.get('pid')} on {owner.get('host')}"
     if owner.get("machine") == _machine():
         is_alive = processes.start_time(owner.get("pid")) == owner.get("began") is not None
         return who if is_alive else None
+    seen = owner.get("token"), owner["beat"]
+    if seen in _LAPSED:
+        return None
     words = "a process on {} ran here: waiting up to {:.0f} s to see whether it still does"
     logger.warning(words, owner.get("host"), LEASE_TIMEOUT)
     until = time.monotonic() + LEASE_TIMEOUT
@@ -155,8 +167,9 @@ def live_owner(folder: Path) -> str | None:
         time.sleep(min(1.0, LEASE_TIMEOUT / 20))
         if (now := _read(path)) is None:
             return None
-        if (now.get("token"), now["beat"]) != (owner.get("token"), owner["beat"]):
+        if (now.get("token"), now["beat"]) != seen:
             return who
+    _LAPSED.add(seen)
     return None
 
 

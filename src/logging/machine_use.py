@@ -58,6 +58,7 @@ class Uses:
     gpus: tuple[str, ...] = ()  # their identifiers, GPU-…, as NVIDIA's library knows them
     num_gpus: int = 0  # on all machines
     num_processes: int = 1  # that train, on all machines
+    num_runs: int = 1  # that this process trains together: each costs a part of it
 
 
 # ---- Samples -----------------------------------------------------------------------------
@@ -399,6 +400,7 @@ class CostMeter:
         gpus: float = self.uses.num_gpus
         if self.allotted:
             used, gpus = self.allotted[0] * seconds, self.allotted[1]
+        used, gpus = used / self.uses.num_runs, gpus / self.uses.num_runs
         cost = Cost(round(used, 3), round(gpus * seconds, 3))
         step = step if self.is_started else 0
         current = AttemptCost(cost, self.costs.current.first_step, step)

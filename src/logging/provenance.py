@@ -73,12 +73,13 @@ class CodeState:
         write_atomically(copy / FROZEN, json.dumps(facts, indent=1))
 
 
-def write_provenance(folder: Path) -> list[str]:
+def write_provenance(folder: Path, place: tuple[int, int] | None = None) -> list[str]:
     """Write provenance.json, and uncommitted.diff where the code differs from its commit.
 
-    Returns what differs from the attempt before that might change the result: ['torch: was …'].
+    place: (number from 0, how many) of runs that this process trains together. Returns what
+    differs from the attempt before that might change the result: ['torch: was …'].
     """
-    code = CodeState.of_frozen_copy(ROOT) or CodeState.of_repository(ROOT)
+    code = _code_of_all() if place else _code()
     if code.diff:
         write_atomically(folder / DIFF, code.diff)
     else:
@@ -100,6 +101,8 @@ def write_provenance(folder: Path) -> list[str]:
         "packages": _packages(),
         "earlier_attempts": [],
     }
+    if place:
+        facts["stack"] = {"number": place[0], "runs": place[1]}
     differences: list[str] = []
     with suppress(
         LookupError, AttributeError, TypeError
@@ -114,6 +117,13 @@ def write_provenance(folder: Path) -> list[str]:
         differences = [f"{k}: was {earlier[k]}, is {now[k]}" for k in now if earlier[k] != now[k]]
     write_atomically(folder / "provenance.json", json.dumps(facts, indent=1))
     return differences
+
+
+def _code() -> CodeState:
+    return CodeState.of_frozen_copy(ROOT) or CodeState.of_repository(ROOT)
+
+
+_code_of_all = cache(_code)  # git takes longer than a small run
 
 
 def _what_computes(facts: dict[str, Any]) -> dict[str, Any]:

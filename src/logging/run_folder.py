@@ -30,7 +30,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import count, islice
 from math import inf
@@ -89,10 +89,11 @@ class RunFolder:
     holds a finished run that the configuration does not make longer.
     """
 
-    def __init__(self, config: Config, rank: int = 0) -> None:
+    def __init__(self, config: Config, rank: int = 0, place: tuple[int, int] | None = None) -> None:
         """config: the requested one. rank: of several processes only 0 writes; warnings of the
-        others go into training.rankN.log."""
-        self.requested, self.rank = config, rank
+        others go into training.rankN.log. place: (its number from 0, how many) of runs that this
+        process trains together: the first one shows the progress and looks at the machine."""
+        self.requested, self.rank, self.place = config, rank, place
         folder = None if config.output_dir is None else Path(config.output_dir)
         self.path = None if rank else folder
         self.log_path = folder and folder / (f"training.rank{rank}.log" if rank else "training.log")
@@ -124,7 +125,7 @@ class RunFolder:
         except BaseException:
             self.lease.release()
             raise
-        self.progress = Progress(self.rank)
+        self.progress = Progress(self.rank or (self.place or (0,))[0])
         if self.path:
             where = f" of job {self.state['job']}" if self.state["job"] else ""
             logger.info("attempt {} on {}{}", self.state["attempt"], self.state["host"], where)
@@ -233,6 +234,7 @@ class RunFolder:
         facts: what status.json says of the progress, read whenever it is written.
         """
         requested, path, uses = self.requested, self.path, uses or Uses()
+        uses = replace(uses, num_runs=self.place[1]) if self.place else uses
         self.facts = facts
         self.configs = {"asked": asdict(requested), "in_force": asdict(resolved)}
         if not path:
@@ -255,10 +257,12 @@ class RunFolder:
             if not is_same_spec:
                 requested.save(spec)
             resolved.save(path / "config.yaml")
-            differences = write_provenance(path)
+            differences = write_provenance(path, self.place)
         for difference in differences if self.is_resumed else ():
             logger.warning("resumes with other means: {}", difference)
         interval, num_workers = resolved.system_interval, resolved.num_workers
+        if self.place and self.place[0]:
+            interval = 0.0
         self.machine_use.start(path / "system.csv", interval, uses, num_workers)
         self.trackers.start(path, tracker_names(resolved))
 

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from src.runtime.certificate import NotCertified, certify  # verify_resume.py
     from src.runtime.command_line import run_command_line  # of train.py
     from src.runtime.earlier_run import load_run  # config, model with its weights, stats of a run
-    from src.runtime.evaluation import Metrics  # the sums of an epoch
-    from src.runtime.session import Session  # everything around training
+    from src.runtime.evaluation import (
+        Metrics,  # the sums of an epoch
+        in_line,  # metrics in a line of the log
+    )
+    from src.runtime.session import (
+        Epoch,  # the training between two evaluations
+        Session,  # everything around training
+        Shared,  # by runs that one process trains together
+    )
+    from src.runtime.signals import StopRequested  # raised between two steps
 else:
     __getattr__ = lazy_names(__name__)

@@ -274,6 +274,10 @@ class CheckpointManager:
             raise UserError(f"{why}; start again when there is room")
         self._report(error)
 
+    def save(self) -> None:
+        """Save and wait until it is on disk; what prevented it is reported."""
+        self._report(self.save_now())
+
     def save_now(self) -> Exception | None:
         """Save and wait until it is on disk; what prevented it."""
         self._finish_thread()

@@ -42,6 +42,11 @@ def run_command_line(
 
             print(describe_names(*line.asks_for_names))
             return 0
+        if isinstance(line.values.get("stack"), list):  # written by submit_multiple.py --stack
+            from src.stacking import run_stack
+
+            print(run_stack(line.values["stack"]))
+            return 0
         config, note = make_config(line.values), ""
         if line.asks_for_config:
             print(write_yaml(asdict(config)), end="")

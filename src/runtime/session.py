@@ -40,7 +40,7 @@ from src.metrics import metric_columns
 from src.models import model_preprocessing, output_dim, without_weights
 from src.optim import AveragedModel, describe_optimizer
 from src.runtime.checkpoints import CheckpointFiles, CheckpointManager, save_weights
-from src.runtime.distributed import DistributedContext, detect_rank
+from src.runtime.distributed import SINGLE_PROCESS, DistributedContext, detect_rank
 from src.runtime.evaluation import Batches, Evaluation, Metrics, recompute_batch_norms
 from src.runtime.parallel import Parallel
 from src.runtime.precision import Precision, pick_device
@@ -51,6 +51,26 @@ from src.runtime.train_state import Stateful, TrainState, stateful_fields
 from src.support import UserError, bad_value, pick, random_state
 
 ORDER = ("load_data", "place", "restore", "epochs")  # each once, after the one before
+SECONDS_BETWEEN_STATS = 5.0  # of a run that is trained together with others
+
+
+class Shared:
+    """What runs have in common that one process trains together (src/stacking/): a context that
+    is entered before their Sessions. data: as they are on the device, from the first run's
+    load_data() on."""
+
+    data: Data | None = None
+
+    def __init__(self, num_runs: int) -> None:
+        self.num_runs = num_runs
+        self.distributed, self.signals = SINGLE_PROCESS, Signals()
+
+    def __enter__(self) -> "Shared":
+        self.signals.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.signals.__exit__(*error)
 
 
 class Session:
@@ -67,22 +87,29 @@ class Session:
     """
 
     data: Data
-    stats: pd.DataFrame
     learner: Any
     step: int
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, shared: Shared | None = None, number: int = 0) -> None:
+        """shared: of runs that are trained together, of which this is that number, from 0."""
         self.requested = self.config = config
+        self._shared, self._number = shared, number
         self._calls: list[str] = []  # of ORDER
+        self._stats_saved = perf_counter()
 
     def __enter__(self) -> "Session":
         config = self.config
         with ExitStack() as stack:
-            rank = detect_rank(os.environ) if config.multi_gpu else None
-            self._distributed = stack.enter_context(DistributedContext(rank))
+            place = None
+            if shared := self._shared:
+                self._distributed, self._signals = shared.distributed, shared.signals
+                place = self._number, shared.num_runs
+            else:
+                rank = detect_rank(os.environ) if config.multi_gpu else None
+                self._distributed = stack.enter_context(DistributedContext(rank))
+                self._signals = stack.enter_context(Signals(self._distributed))
             is_main = self._distributed.is_main
-            self._signals = stack.enter_context(Signals(self._distributed))
-            self._folder = stack.enter_context(RunFolder(config, self._distributed.rank))
+            self._folder = stack.enter_context(RunFolder(config, self._distributed.rank, place))
             self._progress = self._folder.progress
 
             # The main process reads first, as it puts aside what is damaged. What is null in a
@@ -125,8 +152,8 @@ class Session:
     def load_data(self) -> Data:
         """The data of the run, where they live; what they tell is filled into run.config."""
         self._call("load_data")
-        config = self.config
-        data = build_data(config, model_preprocessing(config))
+        config, known = self.config, self._shared and self._shared.data
+        data = known or build_data(config, model_preprocessing(config))
         found = data.found
         found["batch_size_accum"] = config.batch_size // config.grad_accum_steps
         self._folder.check_data(config, found["data_n_examples"])
@@ -135,8 +162,11 @@ class Session:
         found["data_on_device"] = is_cached = self._distributed.broadcast_object(is_cached)
         found["model_output_dim"] = output_dim(config, data.n_classes)
         self.config = config = replace(config, host_name=platform.node(), **found)
-        splits = data.to_device(self.device, is_cached=is_cached, num_workers=config.num_workers)
-        self.data = replace(data, splits=splits)
+        if known is None:
+            workers = config.num_workers
+            on_device = data.to_device(self.device, is_cached=is_cached, num_workers=workers)
+            data = replace(data, splits=on_device)
+        self.data, splits = data, data.splits
         self._schedule = StepSchedule(
             len(splits["train"]),
             config.batch_size,
@@ -229,7 +259,7 @@ class Session:
                 self._state.outcome = None  # train_length has grown
             logger.info("resumes after step {} of {}", self._state.step, self.num_steps)
             self._saved = saved = None  # its tensors have been copied
-        self.stats, self.step = self._stats.frame(), self._state.step
+        self.step = self._state.step
         self._start()
 
     def _stateful_parts(self, learner: Any) -> dict[str, Stateful]:
@@ -291,6 +321,10 @@ class Session:
     # ---- Training ------------------------------------------------------------------------
 
     @property
+    def stats(self) -> pd.DataFrame:
+        return self._stats.frame()
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing is left to train: finished, diverged or stopped early."""
         return self._state.outcome is not None
@@ -308,7 +342,12 @@ class Session:
             yield Epoch(self, number, steps)
             if self._state.epoch != number:
                 raise RuntimeError("epoch.finish(results) comes at the end of every epoch")
+        self.end()
+
+    def end(self) -> None:
+        """Nothing is left to train: the run is finished in its folder."""
         self._checkpoints.at_end()
+        self.save_stats(is_urgent=self._shared is not None)
         if self.config.save_plot and self._folder.path:
             from src.analysis import save_learning_curves
 
@@ -337,6 +376,13 @@ class Session:
         return scale if isinstance(scale, Tensor) else torch.full((), scale, device=device)
 
     # ---- Between epochs ------------------------------------------------------------------
+
+    def save_stats(self, *, is_urgent: bool) -> None:
+        """Write stats.csv; by the clock where it is not urgent, as an epoch of many small runs
+        takes less time than their files."""
+        if is_urgent or perf_counter() - self._stats_saved >= SECONDS_BETWEEN_STATS:
+            self._folder.save_stats(self._stats.frame(), self._stats.arrays)
+            self._stats_saved = perf_counter()
 
     def recompute_batch_norms(self, model: nn.Module) -> None:
         """Set the statistics of the model's batch norms by one pass over the training examples."""
@@ -399,7 +445,7 @@ class Epoch:
                 signals.is_in_step = False
             run.step = state.step = step + 1
             if run.step == 1 and run.requested.max_allowed_loss is None:
-                self._choose_loss_limit()
+                self.choose_loss_limit()
             if run.step % run.config.log_interval == 0 or run.step == steps.stop:
                 # Metrics stay on the device and are read here alone, as reading waits for it; so
                 # a loss out of bounds shows here as well.
@@ -419,12 +465,17 @@ class Epoch:
                     checkpoints.by_the_clock()
                 if signals.received or signals.launcher:
                     signals.check()
+        self.end_training()
+
+    def end_training(self) -> None:
+        """What the epoch's steps have measured is in self.metrics."""
+        run, state = self.session, self.session._state
         state.training.stop()
         self._training = self.metrics.compute() | epoch_throughput(
-            state, run._schedule, steps, run._seconds_at_peak
+            state, run._schedule, self.steps, run._seconds_at_peak
         )
 
-    def _choose_loss_limit(self) -> None:
+    def choose_loss_limit(self) -> None:
         """max_allowed_loss was not given: it follows the loss of the first step."""
         run = self.session
         limit = loss_limit(self.metrics.compute()["loss"], run.config.max_allowed_loss)
@@ -447,8 +498,7 @@ class Epoch:
         results = {"train": training} | {k: v for k, v in results.items() if k != "train"}
         results |= run._folder.machine_use.of_epoch(training)
         row = run._stats.add(self.number, state.step, results)
-        run.stats = run._stats.frame()
-        run._folder.save_stats(run.stats, run._stats.arrays)
+        run.save_stats(is_urgent=run._shared is None or bool(run._stats.arrays))
         best = run._best
         for column in run._stats.arrays.keys() & set(best.columns if best else ()):
             expected = "a column of numbers: this one holds arrays"

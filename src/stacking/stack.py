@@ -1,0 +1,299 @@
+"""A stack: runs that one process trains together, each with its own folder, state and files.
+
+A row of a stack is an ordinary Session. What they share is the process: its signals, its data, and
+the one learner that trains the rows which are at the same step. A row that diverges, stops early or
+has made its steps leaves; a row whose saved state is further than the others' joins when they have
+come there. Both rebuild the stack from the rows' own learners, which changes no bits.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from src.config import Config, load_config
+from src.logging import is_finished, live_owner
+from src.optim import evaluated_models
+from src.runtime import Session, Shared, StopRequested
+from src.stacking.learner import StackedLearner
+from src.stacking.row import Row
+from src.stacking.stackable import check_stack
+from src.support import random_state
+
+SECONDS_BETWEEN_LINES = 10.0  # of progress in each row's log, beside those at ends of epochs
+MAX_COST = 1 / 50  # of the time, for saving states at ends of epochs
+Results = tuple[Sequence[pd.DataFrame], Sequence[nn.Module]]
+
+
+def stacked_generator(
+    configs: Sequence[Config], build_learner: Callable[[Session], Any] | None = None
+) -> Generator[Results, None, None]:
+    """Train runs together, and yield (stats so far of each, its model) after every epoch.
+
+    configs: with engine=stacked, and equal in what stackable() asks for. build_learner: train.py's.
+    Everything else is as in experiment_generator() of train.py, for each run.
+    """
+    check_stack(configs)
+    if build_learner is None:
+        import train
+
+        build_learner = train.build_learner
+    with Stack(configs, build_learner) as stack:
+        for number, steps in stack.epochs():
+            stack.train(number, steps)
+            stack.evaluate(number, steps)
+            with stack.callers_turn():
+                yield _Stats(stack.rows), [learner.model for learner in stack.learners]
+
+
+def run_stack(specs: Sequence[str]) -> str:
+    """Train the runs of these files to their ends, those that are finished left out; what became
+    of them, in a line."""
+    configs = [load_config(spec) for spec in specs]
+    left = [config for config in configs if not is_finished(config)]
+    for _ in stacked_generator(left) if left else ():
+        pass
+    done = [json.loads(Path(c.output_dir or "", "done").read_text()) for c in configs]
+    outcomes = Counter(str(content["outcome"]) for content in done)
+    return f"{len(configs)} runs: " + ", ".join(f"{n} {what}" for what, n in outcomes.items())
+
+
+class _Stats(Sequence[pd.DataFrame]):
+    """The dataframes of the rows, which are made when they are looked at."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        found = self.rows[number]
+        return [row.stats for row in found] if isinstance(number, slice) else found.stats
+
+
+class Stack:
+    """A context; see the module's docstring. Rows are known by their numbers."""
+
+    def __init__(self, configs: Sequence[Config], build_learner: Callable[[Session], Any]) -> None:
+        self.configs, self.build_learner = configs, build_learner
+        self.shared = Shared(len(configs))
+        self.rows: list[Row] = []
+        self.learners: list[Any] = []
+        self.present: list[int] = []  # that are trained now, in the learner's order
+        self.learner: Any = None
+        self.step = 0  # how many steps these have made
+        self.batches: Any = None
+        self.next_step: int | None = None  # that self.batches are at
+        self.data_time = 0.0  # of this epoch, seconds
+
+    # ---- Opening and closing -------------------------------------------------------------
+
+    def __enter__(self) -> "Stack":
+        with ExitStack() as opened:
+            opened.enter_context(self.shared)
+            opened.push(self._close)
+            live_owner(*(Path(c.output_dir) for c in self.configs if c.output_dir))  # at once
+            for number, config in enumerate(self.configs):
+                self._open(Row(config, self.shared, number))
+                self.shared.signals.check()
+            self.end_rows()  # those that had ended, and were killed before they closed
+            self.saved = self.logged = perf_counter()
+            self.cost = 0.0  # seconds that saving all states took
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._opened.__exit__(*error)
+
+    def _open(self, row: Row) -> None:
+        row.__enter__()
+        self.rows.append(row)
+        with row.turn():
+            data = row.load_data()
+            if self.shared.data is None:
+                self.shared.data = row.data = data.to_dense()
+            learner = self.build_learner(row)
+            self.learners.append(learner)
+            models = {"last": learner.model}
+            models |= {name: average.model for name, average in learner.averages.items()}
+            row.restore(learner, evaluated_models(models, row.config.evaluate_models))
+
+    def _close(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """However the stack ends. A signal, and a program that leaves, come between two steps: the
+        rows save what they have."""
+        if isinstance(error, StopRequested | GeneratorExit):
+            self._write_rows()
+        failures = [row.close(error) for row in self.rows if not row.is_closed]
+        if failure := next(filter(None, failures), None):
+            raise failure
+
+    def end_rows(self) -> None:
+        """Those that are over are finished in their folders."""
+        for row in self.rows:
+            if row.is_over and not row.is_closed:
+                with row.turn():
+                    row.end()
+                row.close()
+
+    # ---- Training ------------------------------------------------------------------------
+
+    def epochs(self) -> Iterator[tuple[int, range]]:
+        """The epochs that a row has left."""
+        for number, steps in self.rows[0].epochs_of_run():
+            if any(not row.is_over and row.last_epoch < number for row in self.rows):
+                yield number, steps
+                self.end_rows()
+
+    def train(self, number: int, steps: range) -> None:
+        """The steps of an epoch, each row from where it is."""
+        rows = [row for row in self.rows if not row.is_over and row.last_epoch < number]
+        for row in rows:
+            row.begin_epoch(number, steps)
+        while left := [row for row in rows if not row.is_over]:
+            self.step = min(row.step for row in left)
+            self._choose([row for row in left if row.step == self.step])
+            if self.step == steps.stop:
+                return
+            further = [row.step for row in left if row.step > self.step]
+            self._make_steps(range(self.step, min([*further, steps.stop])), steps.stop)
+            self._write_rows()
+
+    def _choose(self, rows: Sequence[Row]) -> None:
+        """These are trained from now on."""
+        numbers = [self.rows.index(row) for row in rows]
+        if numbers == self.present:
+            return
+        self._write_rows()
+        self.present = numbers
+        # twice where it is alone, see linear.py
+        chosen = self.present * 2 if len(self.present) == 1 else self.present
+        self.learner = StackedLearner(
+            [self.learners[number] for number in chosen],
+            [self.rows[number].config for number in chosen],
+            num_steps=rows[0].num_steps,
+        )
+        own = [self.rows[number].metrics for number in chosen]
+        self.sums = self.learner.new_sums([metrics.sums for metrics in own])
+        self.read = self.learner.new_sums([metrics.read for metrics in own])
+        limits = [self.rows[number].config.max_allowed_loss for number in chosen]
+        self.limits = torch.tensor(limits, dtype=torch.float64, device=self.learner.device)
+
+    def _make_steps(self, steps: range, end_of_epoch: int) -> None:
+        """Until they are made, or a row leaves."""
+        learner, sums, signals = self.learner, self.sums, self.shared.signals
+        interval = self.rows[0].config.log_interval
+        minutes = min(self.rows[number].config.checkpoint_minutes for number in self.present)
+        if self.next_step != steps.start:
+            self.batches = self.rows[0].batches_from(steps.start)
+        for step in steps:
+            waiting_from = perf_counter()
+            inputs, targets = next(self.batches)
+            self.data_time += perf_counter() - waiting_from
+            learner.step(step, inputs.flatten(1), targets, sums)
+            self.step = self.next_step = step + 1
+            if self.step == 1:
+                self._choose_limits()
+            if self.step % interval == 0 or self.step == end_of_epoch:
+                if self._have_diverged():
+                    return
+                if perf_counter() - self.logged > SECONDS_BETWEEN_LINES:
+                    self._log_progress()
+            if perf_counter() - self.saved > 60 * minutes:
+                self._save()
+            if signals.received or signals.launcher:
+                signals.check()
+
+    def _choose_limits(self) -> None:
+        """max_allowed_loss of rows that give none follows their first loss."""
+        self._write_rows()
+        for place, row in enumerate(self._present_rows()):
+            if row.requested.max_allowed_loss is None:
+                with row.turn():
+                    row.epoch.choose_loss_limit()
+                self.limits[place :: len(self.present)] = float(row.config.max_allowed_loss or 0)
+
+    def _have_diverged(self) -> bool:
+        """Whether rows leave, as the mean loss since the last look is out of bounds."""
+        sums, read = self.sums, self.read
+        recent = (sums.loss - read.loss) / (sums.weight - read.weight)
+        self.read = sums.copy()
+        is_good = recent.isfinite() & (recent <= self.limits)
+        if is_good.all():
+            return False
+        self._write_rows()
+        for place, row in enumerate(self._present_rows()):
+            if not is_good[place]:
+                row.diverge(recent[place].item())
+                row.epoch.end_training()
+                row.finish_epoch(self.learner.rate(place, self.step - 1), {})
+        self.present = []  # all are written
+        return True
+
+    def _present_rows(self) -> list[Row]:
+        return [self.rows[number] for number in self.present]
+
+    def _write_rows(self) -> None:
+        """What the stack has made of the rows that are present goes into their learners and
+        Sessions."""
+        for place, row in enumerate(self._present_rows()):
+            self.learner.write_row(place, self.step)
+            row.take(self.step, self.sums.of_row(place), self.read.of_row(place), self.data_time)
+
+    def _log_progress(self) -> None:
+        self._write_rows()
+        for row in self._present_rows():
+            row.log_progress()
+        self.logged = perf_counter()
+
+    def _save(self) -> None:
+        self.saved = perf_counter()
+        self._write_rows()
+        for row in self._present_rows():
+            if not row.is_over:
+                row.save()
+        self.cost = perf_counter() - self.saved
+
+    # ---- Between epochs ------------------------------------------------------------------
+
+    def evaluate(self, number: int, steps: range) -> None:
+        """Every split with every model of the rows that have come to the epoch's end, in one pass;
+        then a row of stats of each."""
+        self._write_rows()
+        rows = self._present_rows()
+        for row in rows:
+            if steps:
+                row.log_progress()
+            row.epoch.end_training()
+        results: list[dict[str, Any]] = [{} for _ in rows]
+        evaluated = rows[0].evaluated if rows else {}
+        for split in evaluated and [name for name in rows[0].data.splits if name != "train"]:
+            for model in evaluated:
+                started = perf_counter()
+                sums = self.learner.new_sums()
+                for inputs, targets in self.shared.signals.watched(rows[0].split_batches(split)):
+                    self.learner.measure(model, inputs.flatten(1), targets, sums)
+                for place, row in enumerate(rows):
+                    found = row.means(sums.of_row(place))
+                    times = {"time": perf_counter() - started, "data_time": 0.0}
+                    results[place][f"{split}/{model}"] = found | times
+        for place, row in enumerate(rows):
+            rate = self.learner.rate(place, self.step - 1) if steps else 0.0
+            row.finish_epoch(rate, results[place])
+        if rows:
+            self.sums, self.read = self.learner.new_sums(), self.learner.new_sums()
+            self.data_time = 0.0
+
+    @contextmanager
+    def callers_turn(self) -> Iterator[None]:
+        with random_state.isolate_rng(), self.shared.signals.released():
+            yield
+        if (perf_counter() - self.saved) * MAX_COST >= self.cost:
+            self._save()

@@ -1,0 +1,102 @@
+"""Which runs may share a stack. Imports no torch, as whoever submits needs none."""
+
+import ast
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+from src.config import Config
+from src.support import ROOT, UserError
+
+# In these the rows of a stack may differ. A key that is new is none of them: rows that differ in it
+# do not share a stack.
+BY_ROW = {
+    *("output_dir", "save_freq", "save_best_checkpoint", "best_checkpoint_metric"),
+    *("keep_checkpoints", "checkpoint_minutes", "keep_state", "save_plot"),
+    *("trackers", "wandb", "wandb_project_name", "wandb_run_name", "wandb_tags"),
+    *("base_lr", "momentum", "ada_eps", "weight_decay", "weight_decay_biases"),
+    *("lr_schedule", "warmup_steps", "clip_norm", "clip_value", "averaging", "label_smoothing"),
+    *("seed_model", "model_weights", "model_head_init"),
+    *("early_stopping_patience", "max_allowed_loss"),
+}
+OPTIMIZERS = ("sgd", "adam", "adamw", "amsgrad", "amsgradw")
+# What the engine does by itself, as train.py's own functions are not called: a fork that changes
+# them trains otherwise, and is refused here. The digest of these functions, without comments.
+STEP = ("add_gradients", "train_step", "experiment_generator", "Learner")
+DIGEST = "04c5a362b3adb811"
+
+
+def obstacle(config: Config) -> str | None:
+    """Why a run cannot be trained in a stack, as `KEY: got …, expected …`; None: it can."""
+
+    def found(key: str, expected: str) -> str:
+        return f"{key}: got {getattr(config, key)!r}, expected {expected} with engine=stacked"
+
+    if config.model.partition("/")[0] != "linear":
+        return found("model", "linear or linear/no_bias")
+    if config.loss not in ("log", "xentropy", "mse", "square", "bce"):
+        return found("loss", "log, mse or bce")
+    if config.optim_alg not in OPTIMIZERS or config.optim_args:
+        key = "optim_args" if config.optim_alg in OPTIMIZERS else "optim_alg"
+        return found(key, "{}" if key == "optim_args" else ", ".join(OPTIMIZERS))
+    plain = {
+        "precision": "fp32",
+        "compile": False,
+        "grad_accum_steps": 1,
+        "model_freeze": [],
+        "layer_decay": None,
+        "metrics": [],
+        "profile": None,
+    }
+    for key, expected in plain.items():
+        if getattr(config, key) != expected:
+            return found(key, repr(expected))
+    if any(":" in name for name in average_kinds(config)):
+        return found("averaging", "ema_G, ema_debiased_G or poly_K")
+    if code_digest() != DIGEST:
+        return (
+            f"engine: got 'stacked', expected 'ordinary', as {', '.join(STEP)} of train.py were "
+            "changed, which stacks do not call: see DIGEST in src/stacking/stackable.py"
+        )
+    return None
+
+
+def average_kinds(config: Config) -> list[str]:
+    names = config.averaging or []
+    return [names] if isinstance(names, str) else names
+
+
+def stack_key(config: Config) -> str:
+    """Equal for runs that may share a stack."""
+    fixed: dict[str, Any] = {k: v for k, v in asdict(config).items() if k not in BY_ROW}
+    fixed["num_averages"] = len(average_kinds(config))
+    return repr(sorted(fixed.items()))
+
+
+def check_stack(configs: Sequence[Config]) -> None:
+    """UserError where these runs cannot be trained together."""
+    for config in configs:
+        if reason := obstacle(config):
+            raise UserError(reason)
+    first: Mapping[str, Any] = asdict(configs[0])
+    for config in configs[1:]:
+        if stack_key(config) != stack_key(configs[0]):
+            own = asdict(config)
+            keys = [k for k in own if k not in BY_ROW and own[k] != first[k]] or ["averaging"]
+            raise UserError(
+                f"{', '.join(keys)}: {config.output_dir} differs from {configs[0].output_dir}, so "
+                "they cannot share a stack"
+            )
+
+
+@cache
+def code_digest() -> str:
+    """Of STEP in train.py, without comments and docstrings."""
+    tree = ast.parse((ROOT / "train.py").read_text())
+    chosen = [node for node in tree.body if getattr(node, "name", None) in STEP]
+    for node in (node for top in chosen for node in ast.walk(top)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            del node.body[0]
+    return hashlib.sha256("\n".join(map(ast.unparse, chosen)).encode()).hexdigest()[:16]

@@ -1,0 +1,298 @@
+"""Runs that are trained together: each is the run that it is alone, whatever happens to others."""
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+from time import process_time
+
+import pandas as pd
+import pytest
+import torch
+
+from src.config import make_config
+from src.logging import Stats
+from src.runtime.checkpoints import CheckpointFiles
+from src.runtime.signals import StopRequested
+from src.stacking import stacked_generator
+from src.stacking.stackable import BY_ROW, DIGEST, code_digest
+from src.support import UserError
+from tests.forks import Fork
+from tests.whole_runs import end_of, without_times
+from train import experiment_generator, run_experiment
+
+COMMON = {
+    "dataset": "sklearn/digits",
+    "data_splits_map": {"train": "train[:600]", "val": "train[600:700]", "test": "train[700:]"},
+    "model": "linear",
+    "batch_size": 70,
+    "train_length": 4,
+    "seed_training": 3,
+    "save_plot": False,
+    "system_interval": 0,
+    "engine": "stacked",
+}
+ORDINARY = {"engine": "ordinary"}
+# Of all that may differ in a stack; one diverges, one stops early
+ROWS = [
+    {"base_lr": 0.1, "averaging": ["ema", "poly_2"], "seed_model": 1},
+    {"base_lr": 1.0, "averaging": ["ema_0.5", "poly"], "seed_model": 2, "weight_decay": 0.01},
+    {"base_lr": 0.1, "momentum": 0.0, "averaging": ["ema", "ema_0.3"], "label_smoothing": 0.1},
+    {"base_lr": 1e6, "averaging": ["poly", "ema"], "max_allowed_loss": 1e5},
+    {"base_lr": 0.3, "averaging": ["ema", "poly"], "lr_schedule": "cosine", "warmup_steps": 5},
+    {"base_lr": 0.2, "averaging": ["ema", "poly"], "clip_norm": 0.5, "model_head_init": "zero"},
+    {"base_lr": 0.2, "averaging": ["ema", "poly"], "clip_value": 0.01, "weight_decay_biases": 0.1},
+    {
+        "base_lr": 1e-9,
+        "averaging": ["ema", "poly"],
+        "early_stopping_patience": 1,
+        "best_checkpoint_metric": "val/last/accuracy",
+    },
+]
+
+
+def configs_of(folder: Path, rows=ROWS, **keys) -> list:
+    return [
+        make_config(
+            COMMON | {"seed_model": 0} | row | keys | {"output_dir": str(folder / str(number))}
+        )
+        for number, row in enumerate(rows)
+    ]
+
+
+def train_together(configs) -> tuple:
+    """The last that it yields: the stats of each, the models."""
+    *_, last = [None, *stacked_generator(configs)]
+    return last
+
+
+def outcomes(folder: Path) -> list[str]:
+    paths = sorted(folder.iterdir(), key=lambda path: int(path.name))
+    return [json.loads((path / "done").read_text())["outcome"] for path in paths]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> list[dict]:
+    """How each of ROWS ends that is trained by itself, in the same engine."""
+    configs = configs_of(tmp_path_factory.mktemp("alone"))
+    for config in configs:
+        run_experiment(config)
+    return [end_of(config) for config in configs]
+
+
+def test_rows_end_as_the_runs_alone_do(alone, tmp_path):
+    """To the bit: weights, averages, optimizer, sums, stats. One diverges in an epoch, one stops
+    early: the others train on without them."""
+    configs = configs_of(tmp_path)
+    train_together(configs)
+    assert [end_of(config) for config in configs] == alone
+    expected = ["finished"] * len(ROWS)
+    expected[3], expected[7] = "diverged", "early_stopped"
+    assert outcomes(tmp_path) == expected
+    assert [len(Stats.read(tmp_path / str(n))) for n in range(8)] == [4, 4, 4, 1, 4, 4, 4, 2]
+
+
+@pytest.mark.parametrize("rows", [[5, 3, 0], [7], [6, 4, 2, 1]])
+def test_neither_number_nor_order_of_rows_matters(alone, tmp_path, rows):
+    configs = configs_of(tmp_path, [ROWS[row] for row in rows])
+    train_together(configs)
+    assert [end_of(config) for config in configs] == [alone[row] for row in rows]
+
+
+@pytest.mark.parametrize("optim_alg", ["sgd", "adam", "adamw", "amsgrad", "amsgradw"])
+def test_the_ordinary_path_agrees_to_rounding(tmp_path, optim_alg):
+    rates = (0.1, 0.01) if optim_alg == "sgd" else (0.01, 0.001)
+    keys = {"optim_alg": optim_alg, "averaging": "ema", "weight_decay": 0.01, "clip_norm": 1.0}
+    rows = [{"base_lr": rate, "seed_model": 4} for rate in rates]
+    stats, models = train_together(configs_of(tmp_path / "stacked", rows, **keys))
+    for number, config in enumerate(configs_of(tmp_path / "alone", rows, **keys, **ORDINARY)):
+        *_, (expected, model) = experiment_generator(config)
+        pd.testing.assert_frame_equal(
+            without_times(stats[number]), without_times(expected), rtol=1e-5
+        )
+        for mine, theirs in zip(models[number].parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"loss": "mse"},
+        {"loss": "mse", "dataset": "sklearn/diabetes", "data_normalize": "columns"},
+        {"model": "linear/no_bias", "loss_class_weights": [1.0] * 5 + [2.0] * 5},
+        {"batch_size": 600, "steps_per_epoch": 3, "train_length": 2.5},
+        {"train_length": 0},
+    ],
+)
+def test_other_losses_and_lengths_agree_as_well(tmp_path, keys):
+    if "dataset" in keys:
+        keys |= {"data_splits_map": {"train": "train[:300]", "test": "train[300:]"}}
+    rows = [{"base_lr": rate} for rate in (0.1, 0.03)]
+    stats, _ = train_together(configs_of(tmp_path / "stacked", rows, **keys))
+    for number, config in enumerate(configs_of(tmp_path / "alone", rows, **keys, **ORDINARY)):
+        expected = run_experiment(config)
+        assert list(stats[number].columns) == list(expected.columns)
+        pd.testing.assert_frame_equal(
+            without_times(stats[number]), without_times(expected), rtol=1e-5
+        )
+
+
+# ---- Interrupted -------------------------------------------------------------------------
+
+
+def kill_randomly(configs, seed: int) -> int:
+    """Start the stack again until all is done, killing it at random; how many attempts it took.
+
+    Half of the kills are signals that save, half do not ask."""
+    draw = random.Random(seed)
+    for attempt in range(1, 60):
+        step_to_die, number = draw.randint(1, 12), draw.choice([signal.SIGKILL, signal.SIGTERM])
+
+        def main(step_to_die=step_to_die, number=number) -> int:
+            from src.stacking.learner import StackedLearner
+
+            whole, count = StackedLearner.step, 0
+
+            def step(self, *arguments) -> None:
+                nonlocal count
+                count += 1
+                if count == step_to_die:
+                    os.kill(os.getpid(), number)
+                whole(self, *arguments)
+
+            StackedLearner.step = step
+            left = [x for x in configs if not (Path(x.output_dir) / "done").exists()]
+            try:
+                train_together(left)
+            except StopRequested:
+                return 75
+            return 0
+
+        with open(os.devnull, "wb") as output:
+            code = Fork(main, output).wait()
+        assert code in (0, 75, -signal.SIGKILL)
+        if code == 0:
+            return attempt
+    raise AssertionError("no end")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_killed_stack_ends_as_the_runs_alone_do(alone, tmp_path, monkeypatch, seed):
+    """States are saved often, so that rows are killed with states of different steps."""
+    configs = configs_of(tmp_path, checkpoint_minutes=1e-6)
+    assert kill_randomly(configs, seed) > 3
+    assert [end_of(config) for config in configs] == alone
+
+
+def test_rows_that_were_saved_at_different_steps_join(alone, tmp_path):
+    """One has made an epoch and a half alone, one an epoch, the others nothing."""
+    configs = configs_of(tmp_path)
+    for number, epochs in {0: 2, 5: 1}.items():
+        generator = experiment_generator(configs[number])
+        for _ in range(epochs):
+            next(generator)
+        generator.close()
+    train_together(configs)
+    assert [end_of(config) for config in configs] == alone
+
+
+def test_a_signal_saves_all_rows_between_two_steps(alone, tmp_path):
+    configs = configs_of(tmp_path)
+    epochs = stacked_generator(configs)
+    next(epochs)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(StopRequested) as stop:
+        next(epochs)
+    assert stop.value.message == "stopped by SIGTERM at step 10 of 36, saved"
+    states = [json.loads((tmp_path / str(n) / "status.json").read_text()) for n in range(8)]
+    assert {state["state"] for state in states} == {"stopped", "done"}
+    left = [x for x in configs if not (Path(x.output_dir) / "done").exists()]
+    train_together(left)
+    assert [end_of(config) for config in configs] == alone
+
+
+def test_a_program_may_leave_early(alone, tmp_path):
+    configs = configs_of(tmp_path)
+    for _ in stacked_generator(configs):
+        break
+    assert json.loads((tmp_path / "0" / "status.json").read_text())["state"] == "left"
+    train_together([x for x in configs if not (Path(x.output_dir) / "done").exists()])
+    assert [end_of(config) for config in configs] == alone
+
+
+def test_the_other_engine_does_not_resume(tmp_path):
+    (config,) = configs_of(tmp_path, ROWS[:1], engine="ordinary")
+    generator = experiment_generator(config)
+    next(generator)
+    generator.close()
+    with pytest.raises(UserError, match="holds an unfinished run that differs in engine"):
+        train_together(configs_of(tmp_path, ROWS[:1]))
+
+
+# ---- Folders -----------------------------------------------------------------------------
+
+
+def test_each_row_has_the_folder_of_a_run_alone(tmp_path):
+    both = configs_of(tmp_path, ROWS[:2], save_freq=2, save_best_checkpoint=True)
+    train_together(both)
+    run_experiment(make_config(COMMON | ROWS[0] | {"output_dir": str(tmp_path / "alone")}))
+    names = {path.name for path in (tmp_path / "alone").iterdir()}
+    for config in both:
+        own = Path(config.output_dir)
+        assert {path.name for path in own.iterdir()} == names | {"checkpoints"}
+        assert len(list((own / "checkpoints").glob("*.pt"))) == 3
+        log = (own / "training.log").read_text()
+        assert log.count("test/av2") == 4
+        assert log.count("epoch 2 | step 18/36") == 1
+        place = json.loads((own / "provenance.json").read_text())["stack"]
+        assert place == {"number": int(own.name), "runs": 2}
+        assert CheckpointFiles(own / "state").newest()["step"] == 36
+
+
+def test_a_row_costs_its_part_of_the_stack(tmp_path):
+    before = process_time()
+    train_together(configs_of(tmp_path, ROWS[4:7], train_length=50))
+    used = process_time() - before
+    paths = tmp_path.glob("?/status.json")
+    costs = [json.loads(path.read_text())["cost"]["current"]["cost"] for path in paths]
+    assert len(costs) == 3
+    assert used / 10 < sum(cost["core_seconds"] for cost in costs) < used
+
+
+# ---- What cannot be stacked --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"model": "tiny/lenet"}, "model: got 'tiny/lenet', expected linear or linear/no_bias"),
+        ({"optim_alg": "timm/lamb"}, "optim_alg: got 'timm/lamb', expected sgd, adam"),
+        ({"optim_args": {"maximize": True}}, "optim_args: got"),
+        ({"precision": "bf16"}, "precision: got 'bf16', expected 'fp32' with engine=stacked"),
+        ({"grad_accum_steps": 2}, "grad_accum_steps: got 2, expected 1"),
+        ({"averaging": "my:own"}, "averaging: got 'my:own'"),
+        ({"loss": "my_losses:Focal"}, "loss: got 'my_losses:Focal', expected log, mse or bce"),
+        ({"metrics": ["confusion"]}, r"metrics: got \['confusion'\], expected \[\]"),
+    ],
+)
+def test_what_cannot_be_stacked_is_named_before_anything_is_written(tmp_path, keys, words):
+    configs = configs_of(tmp_path, [{"base_lr": 0.1} | keys])
+    with pytest.raises(UserError, match=words):
+        train_together(configs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_differ_elsewhere_do_not_share_a_stack(tmp_path):
+    with pytest.raises(UserError, match=r"seed_training, batch_size: .* cannot share a stack"):
+        train_together(configs_of(tmp_path, [{}, {"batch_size": 71, "seed_training": 4}]))
+
+
+def test_every_key_that_may_differ_exists():
+    assert set(vars(make_config({}))) >= BY_ROW
+
+
+def test_a_changed_step_in_train_py_is_noticed():
+    """Whoever changes one of these functions: does a stack do the same? Then change DIGEST."""
+    assert code_digest() == DIGEST
