@@ -64,6 +64,8 @@ def command_line() -> argparse.ArgumentParser:
     add("-y", "--yes", action="store_true", help="answer every question with yes")
     add("--live", action="store_true", help="run the code where it lies, not a frozen copy")
     add("--refreeze", action="store_true", help="freeze the code again for what runs from now on")
+    what = "train runs together that can be, `engine: stacked`: auto, off, or N at most, which all"
+    add("--stack", type=stack, metavar="auto|N", help=f"{what} must take")
     here = parser.add_argument_group("this machine")
     here.add_argument("--jobs", type=positive, metavar="N", help="runs at a time")
     here.add_argument("--gpus", metavar="0,1", help="GPUs that the runs share, a run each")
@@ -83,6 +85,12 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1 up")
     return int(text)
+
+
+def stack(text: str) -> str:
+    if text not in ("auto", "off") and not (text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected auto, off, or a number from 1 up")
+    return text
 
 
 def check_options(options: SubmitOptions) -> None:
@@ -124,6 +132,8 @@ def check_options(options: SubmitOptions) -> None:
         raise UserError(f"--jobs, --gpus, --fresh: for -s local; {hint}")
     if options.no_array and (options.pack > 1 or options.max_running):
         raise UserError("--no-array: --pack and --max-running need an array")
+    if options.stack not in (None, "off") and (options.no_array or options.pack > 1):
+        raise UserError("--stack: goes neither with --pack nor with --no-array")
     if options.after and not re.fullmatch(r"\d+(_\d+)?", options.after):
         raise UserError(f"--after: got {options.after!r}, expected a job's number such as 1234")
 

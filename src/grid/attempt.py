@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if job is None:
         return exit_code(processes.run_programs(program, command, [os.environ])[0])
     folder, more = run_folder(options.spec, options.overrides)
-    return SlurmAttempt(job, folder, options).run(program, command + more)
+    runs = stacked_runs(options.spec) or [folder]
+    return SlurmAttempt(job, folder, runs, options).run(program, command + more)
 
 
 def command_line() -> OneLineParser:
@@ -104,6 +105,15 @@ def run_folder(spec: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
         if isinstance(values["output_dir"], str):
             return Path(os.path.expanduser(values["output_dir"])), []
     return Path(spec).parent, []
+
+
+def stacked_runs(spec: str) -> list[Path]:
+    """The folders of a stack's runs (stacks.py); [] where the file is a run's."""
+    with suppress(UserError, OSError):
+        values = read_yaml_file(Path(spec))
+        specs = values.get("stack") if isinstance(values, dict) else None
+        return [Path(str(own)).parent for own in specs] if isinstance(specs, list) else []
+    return []
 
 
 def is_stopped(code: int) -> bool:
@@ -155,9 +165,9 @@ class RestartCount:
 class SlurmAttempt:
     """An attempt in a job of Slurm: what is printed and counted around train.py."""
 
-    def __init__(self, job: str, folder: Path, options: Namespace) -> None:
-        """job: '123_4'"""
-        self.job, self.folder, self.options = job, folder, options
+    def __init__(self, job: str, folder: Path, runs: Sequence[Path], options: Namespace) -> None:
+        """job: '123_4'. folder: of attempts.json. runs: the folder, or those of a stack's runs."""
+        self.job, self.folder, self.runs, self.options = job, folder, runs, options
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.count = (RestartCount.read(folder) or RestartCount(job)).at_start(job, restarts)
 
@@ -174,7 +184,7 @@ class SlurmAttempt:
             raise_it = f"raise --max-preemptions ({most}) in the submit script"
             return self.give_up(f"{number} restarts by Slurm: {raise_it}")
         printed = None
-        while owner := live_owner(self.folder):  # a node that Slurm has lost may still run it
+        while owner := live_owner(*self.runs):  # a node that Slurm has lost may still run it
             if owner != printed:
                 print(f"waits for {owner}, which runs in this folder", flush=True)
                 printed = owner
@@ -189,7 +199,7 @@ class SlurmAttempt:
             received = {info.si_signo} if info else set()
         code = self.end(code, received)
         if not received & STOPPING:
-            wait_until_sent(report_failure(self.folder, code))
+            wait_until_sent(report_failure(self._unfinished(), code))
         return code
 
     def end(self, code: int, received: set[int]) -> int:
@@ -225,15 +235,22 @@ class SlurmAttempt:
     def give_up(self, reason: str) -> int:
         """Say why no attempt follows, in a line that report.py shows and in a message."""
         print(f"not continued after {reason}; -r resumes at step {self._step()}", file=sys.stderr)
-        wait_until_sent(report_failure(self.folder, NOT_CONTINUED))
+        wait_until_sent(report_failure(self._unfinished(), NOT_CONTINUED))
         return NOT_CONTINUED
 
+    def _unfinished(self) -> Path:
+        """The first run that is not done, which stands for all of a stack."""
+        return next((run for run in self.runs if not (run / "done").exists()), self.runs[0])
+
     def _step(self) -> int:
-        """The step that the run has reached, by its status.json; 0 where none is known."""
-        try:
-            return int(json.loads((self.folder / "status.json").read_text())["step"])
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return 0
+        """The step that the run has reached, by its status.json, of a stack the furthest one of
+        those that are not done; 0 where none is known."""
+        steps = [0]
+        for run in self.runs:
+            with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+                if len(self.runs) == 1 or not (run / "done").exists():
+                    steps.append(int(json.loads((run / "status.json").read_text())["step"]))
+        return max(steps)
 
 
 def request_attempt(job: str, runs: Mapping[str, Path]) -> str | None:

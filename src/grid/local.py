@@ -23,6 +23,7 @@ from src.grid.folders import Batch, Row
 from src.grid.forks import WarmProcess
 from src.grid.local_display import LocalDisplay
 from src.grid.notices import report_failure, wait_until_sent
+from src.grid.stacks import Task, local_tasks
 from src.grid.status import KILLED_AFTER_CTRL_C, STOPPED, returncode, runner
 from src.support import UserError, processes, write_atomically
 
@@ -37,6 +38,7 @@ class Machine:
     jobs: int
     gpus: list[str]  # empty: what the environment shows
     is_warm: bool = True  # runs are forks of one process that has imported torch
+    stack: str | None = None  # see tasks_of()
 
     def variables(self, slot: int) -> dict[str, str]:
         """The environment of a row in this slot: its GPU, its share of the cores."""
@@ -69,7 +71,8 @@ def run_rows(batch: Batch, rows: Sequence[Row], machine: Machine, *, code: Path)
     signals = (signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.signal(number, signal.default_int_handler) for number in signals]
     try:
-        return _Workers(rows, machine, code, LocalDisplay(batch, rows, machine.jobs)).run()
+        tasks = local_tasks(batch.submissions, rows, machine.stack, machine.jobs)
+        return _Workers(tasks, machine, code, LocalDisplay(batch, rows, machine.jobs)).run()
     finally:
         for number, handler in zip(signals, handlers, strict=True):
             signal.signal(number, handler)
@@ -94,24 +97,25 @@ class Process(Protocol):
 
 
 class _Workers:
-    """The rows that wait, and those that run, a slot each."""
+    """The tasks that wait, and those that run, a slot each."""
 
     def __init__(
-        self, rows: Sequence[Row], machine: Machine, code: Path, display: LocalDisplay
+        self, tasks: Sequence[Task], machine: Machine, code: Path, display: LocalDisplay
     ) -> None:
         self.display = display
-        self.num_rows, self.waiting = len(rows), list(reversed(rows))
+        self.rows = [row for task in tasks for row in task.runs]
+        self.num_tasks, self.waiting = len(tasks), list(reversed(tasks))
         self.machine, self.code = machine, code
         self.warm: WarmProcess | None = None
-        self.running: dict[int, tuple[Row, Process]] = {}
+        self.running: dict[int, tuple[Task, Process]] = {}
         self.ended: Counter[str] = Counter()  # of ENDS
         self.messages: list[subprocess.Popen | None] = []  # on their way
 
     def run(self) -> Counter[str]:
         with self.display:
             try:
-                if self.machine.is_warm and self.num_rows > 1:
-                    self.warm = WarmProcess.started(self.code, self.waiting)
+                if self.machine.is_warm and self.num_tasks > 1:
+                    self.warm = WarmProcess.started(self.code, self.rows)
                 while self.waiting or self.running:
                     for slot in range(self.machine.jobs):
                         if self.waiting and slot not in self.running:
@@ -129,17 +133,17 @@ class _Workers:
             wait_until_sent(process)
         return self.ended
 
-    def _start(self, slot: int, row: Row) -> None:
+    def _start(self, slot: int, task: Task) -> None:
         try:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            _note(row, f"{now} local {os.getpid()} on {platform.node()}")
+            _note(task.row, f"{now} local {os.getpid()} on {platform.node()}")
             # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
-            with open(row.log, "ab") as log:
-                self.running[slot] = row, self._process(row, slot, log)
+            with open(task.row.log, "ab") as log:
+                self.running[slot] = task, self._process(task.row, slot, log)
         # A folder or a log that is not what it should be is the row's own matter.
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-            self.display.failed(row, f"{error.filename}: {error.strerror}")
-            self.ended["failed"] += 1
+            self.display.failed(task.runs[0], f"{error.filename}: {error.strerror}")
+            self.ended["failed"] += len(task.runs)
 
     def _process(self, row: Row, slot: int, log: BinaryIO) -> "Process":
         arguments, variables = ["train.py", str(row.spec)], self.machine.variables(slot)
@@ -156,21 +160,23 @@ class _Workers:
         )
 
     def _reap(self, *, is_stopping: bool = False) -> None:
-        for slot, (row, process) in list(self.running.items()):
+        for slot, (task, process) in list(self.running.items()):
             if (code := process.poll()) is None:
                 continue
             del self.running[slot]
             how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
-            _note(row, f"ended: {how}")
+            _note(task.row, f"ended: {how}")
             by_signal = returncode(code) in (-signal.SIGINT, -signal.SIGTERM)
-            if code == 0:
-                self.ended["done"] += 1
-            elif is_stopping or code == STOPPED or by_signal:  # somebody has stopped it
-                self.ended["interrupted"] += 1
-            else:
-                self.ended["failed"] += 1
-                self.display.failed(row)
-                self.messages.append(report_failure(row.folder, code))
+            # Of a stack some runs may have ended before that.
+            left = [] if code == 0 else task.unfinished if task.is_stack else task.runs
+            if len(left) < len(task.runs):
+                self.ended["done"] += len(task.runs) - len(left)
+            if left and (is_stopping or code == STOPPED or by_signal):  # somebody has stopped it
+                self.ended["interrupted"] += len(left)
+            elif left:
+                self.ended["failed"] += len(left)
+                self.display.failed(left[0])
+                self.messages.append(report_failure(left[0].folder, code))
 
     def _stop(self) -> None:
         """Ask each to stop as Ctrl-C would; kill what takes too long, or at a second Ctrl-C."""
@@ -183,8 +189,8 @@ class _Workers:
                 self._reap(is_stopping=True)
         except KeyboardInterrupt:
             pass
-        for row, process in self.running.values():
-            _note(row, KILLED_AFTER_CTRL_C)
+        for task, process in self.running.values():
+            _note(task.row, KILLED_AFTER_CTRL_C)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         while self.running:

@@ -4,7 +4,7 @@ Runs go as one array, or as several where the cluster's limits ask for it. sbatc
 submissions/NNN.sh, which is written so that any submit script runs as a task: it starts with the
 #SBATCH lines of the submit script, then finds the run of its task and calls the script with the
 run's spec.yaml, as `sbatch SCRIPT FOLDER/spec.yaml` would. Task K of call NNN has the runs from
-K * pack on.
+K * pack on, or a stack of them (stacks.py).
 
 submissions/journal.jsonl has a line before each call of sbatch, and one after it. A call that was
 interrupted, or whose answer never came, stands there as open, and the next submission first asks
@@ -30,6 +30,7 @@ from loguru import logger
 from src.grid import slurm
 from src.grid.folders import Batch, Row, is_elsewhere, spec_home
 from src.grid.slurm import NoSlurm, QueuedJob
+from src.grid.stacks import own_log, tasks_of, write_stack
 from src.support import UserError, write_atomically
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class Call:
     job: str | None = None  # Slurm's number of it; None where it is not known
     why: str | None = None  # the words of a refusal
     token: str = ""  # makes the script's name unlike that of any deleted batch
+    sizes: tuple[int, ...] = ()  # how many runs each task has, where there are stacks
 
     @property
     def label(self) -> str:
@@ -63,6 +65,9 @@ class Call:
         return f"{self.number:03d}" + (f"-{self.token}" if self.token else "")
 
     def rows_of_task(self, task: int) -> list[str]:
+        if self.sizes:
+            start = sum(self.sizes[:task])
+            return self.rows[start : start + self.sizes[task]]
         return self.rows[task * self.pack : (task + 1) * self.pack]
 
 
@@ -79,6 +84,7 @@ class SubmitOptions:
     yes: bool = False
     live: bool = False
     refreeze: bool = False
+    stack: str | None = None  # auto, off, or how many runs are trained together at most
     # On this machine
     jobs: int | None = None
     gpus: str | None = None
@@ -130,6 +136,7 @@ class Journal:
             rows = entry["rows"]
             if not rows or not all(isinstance(row, str) for row in rows) or entry["pack"] < 1:
                 raise ValueError("no call")
+            facts["sizes"] = tuple(map(int, facts.get("sizes", ())))
             self.calls[int(number)] = Call(int(number), **facts)
         elif number in self.calls:
             found = {"state": state, "job": entry.get("job"), "why": entry.get("why")}
@@ -162,7 +169,7 @@ class Journal:
     def remember(self, options: SubmitOptions) -> None:
         """Write down, before the first call, the options that -r repeats."""
         facts = {"script": options.script, "extra": list(options.extra), "pack": options.pack}
-        facts["is_array"] = not options.no_array
+        facts |= {"is_array": not options.no_array, "stack": options.stack}
         write_atomically(self.folder / "asked.json", json.dumps(facts))
 
     @property
@@ -176,7 +183,8 @@ class Journal:
             if self.calls and self.calls[max(self.calls)].state == REFUSED:
                 extra = ()
             no_array = not facts.get("is_array", True)
-            return SubmitOptions(script=script, extra=extra, pack=pack, no_array=no_array)
+            found = SubmitOptions(script=script, extra=extra, pack=pack, no_array=no_array)
+            return replace(found, stack=facts.get("stack"))
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return SubmitOptions(script=LOCAL)
 
@@ -301,26 +309,27 @@ class Submission:
     def submit(self, rows: Sequence[Row]) -> list[str]:
         """All of them; the numbers that Slurm gave. Raises UserError where it goes no further:
         what is submitted by then is in the journal, and the next call resumes there."""
-        left, pack, most = list(rows), self.options.pack, 1  # most: tasks of one call
+        left, most = self._tasks(rows), 1  # most: tasks of one call
         if not self.options.no_array:
             max_array, max_jobs = self._patiently(slurm.read_limits)
             if max_array < 2:  # an index is below it
                 raise UserError("this cluster takes no job arrays (MaxArraySize): use --no-array")
             most = min(max_array, max_jobs)
         while left:
-            chunk = left[: most * pack]
+            chunk = left[:most]
             try:
                 self._call(chunk)
             except NotEnoughRoom as error:
                 if most == 1:
+                    submitted = len(rows) - sum(map(len, left))
                     raise UserError(
-                        f"{len(rows) - len(left)} of {len(rows)} runs are submitted, then Slurm's"
+                        f"{submitted} of {len(rows)} runs are submitted, then Slurm's"
                         f" limit on jobs was reached ({error}); {LATER} when some have ended"
                     ) from None
-                most = min(most, -(-len(chunk) // pack)) // 2 or 1
+                most = min(most, len(chunk)) // 2 or 1
                 continue
             del left[: len(chunk)]
-            self.progress(len(chunk))
+            self.progress(sum(map(len, chunk)))
         return self.jobs
 
     def planned(self, rows: Sequence[Row]) -> list[list[str]]:
@@ -330,24 +339,34 @@ class Submission:
             size = 1 if self.options.no_array else max(1, min(slurm.read_limits()))
         except NoSlurm:
             size = len(rows)
-        previous, size = self._last_array(), size * self.options.pack
+        previous, tasks = self._last_array(), self._tasks(rows)
         commands: list[list[str]] = []
-        for start in range(0, len(rows), size):
+        for start in range(0, len(tasks), size):
             number = max(self.journal.calls, default=0) + 1 + len(commands)
             script = Path(os.path.realpath(self.journal.folder), f"{number:03d}-XXXX.sh")
-            commands.append(self._command(rows[start : start + size], script, previous))
+            commands.append(self._command(tasks[start : start + size], script, previous))
             previous = f"JOB{number}" if self.options.max_running else None
         return commands
 
-    def _call(self, rows: Sequence[Row]) -> None:
+    def _tasks(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """The runs of each task."""
+        if (pack := self.options.pack) > 1:
+            return [list(rows[start : start + pack]) for start in range(0, len(rows), pack)]
+        return tasks_of(rows, self.options.stack)
+
+    def _call(self, tasks: Sequence[list[Row]]) -> None:
         """One call of sbatch, again while it may pass; the script of an array is written first."""
-        options, names = self.options, [row.name for row in rows]
-        facts = {"pack": options.pack, "script": options.script, "extra": list(options.extra)}
+        options, rows = self.options, list(chain.from_iterable(tasks))
+        names = [row.name for row in rows]
+        facts: dict[str, Any] = {"pack": options.pack, "script": options.script}
+        facts["extra"] = list(options.extra)
+        if options.pack == 1 and len(tasks) < len(rows):
+            facts["sizes"] = [len(task) for task in tasks]
         call = self.journal.begin(names, **facts, is_array=not options.no_array)
         script = script_of(call, self.journal)
         if not options.no_array:
-            self._write_array(script, rows)
-        command = self._command(rows, script, self._last_array())
+            self._write_array(script, tasks)
+        command = self._command(tasks, script, self._last_array())
         variables = job_variables(options.script_path, options.extra)
         until = time.monotonic() + options.patience
         for wait in chain(slurm.WAITS, repeat(slurm.WAITS[-1])):
@@ -369,26 +388,30 @@ class Submission:
             self._settle(call, self._patiently(slurm.read_queue, until), is_last=False)
             if self.journal.calls[call.number].state == ACCEPTED:
                 return
-            if slurm.FULL.search(errors) and (is_over or len(rows) > options.pack):
+            if slurm.FULL.search(errors) and (is_over or len(tasks) > 1):
                 self.journal.refused(call, words)
                 raise NotEnoughRoom(words)
             if is_over:
                 raise UserError(f"Slurm does not answer ({words}); {LATER}")
 
-    def _write_array(self, script: Path, rows: Sequence[Row]) -> None:
+    def _write_array(self, script: Path, tasks: Sequence[list[Row]]) -> None:
         """NNN.sh; NNN.script, a copy of the submit script, as sbatch takes one as well; and NNN/,
-        where K links to the run of task K, or is a folder of links to its runs."""
+        where K links to the run of task K, is a folder of links to its runs, or its stack."""
         folder, copy = script.with_suffix(""), script.with_suffix(".script")
         pack = self.options.pack
         copy.write_bytes(self.options.script_path.read_bytes())
         folder.mkdir()
-        for number, row in enumerate(rows):
-            if pack == 1:
-                (folder / str(number)).symlink_to(f"../../{row.name}")
+        for number, runs in enumerate(tasks):
+            of_task = folder / str(number)
+            if pack > 1:
+                of_task.mkdir()
+                for row in runs:
+                    (of_task / row.name).symlink_to(f"../../../{row.name}")
+            elif len(runs) > 1:
+                write_stack(of_task, runs)
             else:
-                beside = folder / str(number // pack)
-                beside.mkdir(exist_ok=True)
-                (beside / row.name).symlink_to(f"../../../{row.name}")
+                own_log(runs[0])
+                of_task.symlink_to(f"../../{runs[0].name}")
         interpreter, directives = header(copy.read_text(errors="replace"))
         variables = job_variables(copy, self.options.extra)
         lines = ["#!/bin/bash", *directives]
@@ -400,10 +423,11 @@ class Submission:
         body = _PACKED if pack > 1 else _SINGLE
         script.write_text("\n".join([*lines, body.replace("PACK", str(pack))]))
 
-    def _command(self, rows: Sequence[Row], script: Path, previous: str | None) -> list[str]:
+    def _command(self, tasks: Sequence[list[Row]], script: Path, previous: str | None) -> list[str]:
         """sbatch with its arguments, for one run, or for the script of an array, which waits for
         the one before it."""
-        options, num_tasks = self.options, -(-len(rows) // self.options.pack)
+        options, num_tasks = self.options, len(tasks)
+        rows = list(chain.from_iterable(tasks))
         if options.no_array:
             name, log, after = rows[0].name, slurm.literal(rows[0].log), options.after
             what = [str(options.script_path), str(spec_for_slurm(self.batch, rows[0].name))]

@@ -19,6 +19,7 @@ from typing import Any
 from loguru import logger
 from tqdm import tqdm
 
+from src.config import make_config
 from src.grid.check import MOST_LINES, check_rows, errors_of
 from src.grid.folders import (
     Batch,
@@ -43,6 +44,7 @@ from src.grid.notices import Notices, start_sending, submit_digest, wait_until_s
 from src.grid.repair import repair_batch
 from src.grid.reports import group_failures, short_path
 from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
+from src.grid.stacks import OFF, choose_engines, describe, tasks_of
 from src.grid.status import KINDS, ask_queue, count_states, read_journal, row_statuses
 from src.grid.submission import Journal, Submission, SubmitOptions, check_options
 from src.support import ROOT, UserError
@@ -77,10 +79,15 @@ def submit_job_file(options: SubmitOptions) -> int:
     if mistakes:
         raise UserError("\n".join([*mistakes, "nothing was written or submitted"]))
 
+    wanted = grid.rows
+    if options.stack not in (None, OFF):
+        configs = [make_config({**job.common, **row}) for row in wanted]
+        wanted, notes = choose_engines(wanted, configs, str(options.stack))
+        print("\n".join(notes), end="\n" * bool(notes))
     folder = output_dir / batch_name(job.name, date.today())
     if not options.overwrite:
-        folder = _unfinished_batch(output_dir, job.name, grid.rows) or folder
-    plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
+        folder = _unfinished_batch(output_dir, job.name, wanted) or folder
+    plan = plan_batch(folder, wanted, job_text=job.text, common=job.common)
     if options.dry_run:
         print(f"{short_path(folder)}: {plan.summary}")
         rows = plan.wanted
@@ -94,6 +101,7 @@ def submit_job_file(options: SubmitOptions) -> int:
             print(f"  {row.name}")
         if len(rows) > MOST_SHOWN:
             print(f"  …\n  {rows[-1].name}")
+        _print_stacks(rows, options)
         _print_sbatch(plan.batch, rows, options)
         print("dry run: nothing was written or submitted")
         return 0
@@ -113,7 +121,7 @@ def submit_job_file(options: SubmitOptions) -> int:
             print(f"-o deletes {short_path(folder)}: {count_states(statuses)}")
             _confirm("delete it?", options)
             delete_batch(old)
-            plan = plan_batch(folder, grid.rows, job_text=job.text, common=job.common)
+            plan = plan_batch(folder, wanted, job_text=job.text, common=job.common)
         write_batch(plan, ROOT)
         broken = _repair(plan.batch, options)
         Submission(plan.batch, options, ROOT).settle()
@@ -160,7 +168,12 @@ def retry(folder: str, options: SubmitOptions) -> int:
         last = read_journal(batch).last_options
         pack, extra = max(options.pack, last.pack), options.extra or last.extra
         options = replace(
-            options, script=last.script, no_array=last.no_array, pack=pack, extra=extra
+            options,
+            script=last.script,
+            no_array=last.no_array,
+            pack=pack,
+            stack=options.stack or last.stack,
+            extra=extra,
         )
     if errors := check_options(options):
         raise UserError("\n".join(errors))
@@ -233,8 +246,10 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
     exit_code = 0
     if options.is_local:
         gpus = options.gpus.split(",") if options.gpus else []
-        machine = Machine(options.jobs or default_jobs(gpus), gpus, is_warm=not options.fresh)
+        at_a_time = options.jobs or default_jobs(gpus)
+        machine = Machine(at_a_time, gpus, is_warm=not options.fresh, stack=options.stack)
         print(f"running {count_runs(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
+        _print_stacks(rows, options)
         try:
             ended = run_rows(batch, rows, machine, code=code)
         except BaseException:  # Ctrl-C
@@ -261,6 +276,14 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
     if options.is_local and new_round:
         wait_until_sent(start_sending("digest", batch.path, new_round))
     return exit_code
+
+
+def _print_stacks(rows: Sequence[Row], options: SubmitOptions) -> None:
+    """Which runs are trained together, where that was asked for."""
+    if options.stack not in (None, OFF):
+        jobs = options.jobs or default_jobs((options.gpus or "").split(",") if options.gpus else [])
+        tasks = tasks_of(rows, options.stack, num_processes=jobs if options.is_local else 1)
+        print(f"trained together: {describe(tasks)}")
 
 
 def _print_sbatch(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> None:

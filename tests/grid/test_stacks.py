@@ -1,0 +1,175 @@
+"""submit_multiple.py --stack: which runs share a process, and what becomes of each."""
+
+import json
+import signal
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from src.config import make_config
+from src.grid.folders import Row, plan_batch, write_batch
+from src.grid.stacks import choose_engines, describe, tasks_of, write_stack
+from src.logging import Stats
+from src.support import ROOT, UserError
+from tests.waiting import wait_until
+from tests.whole_runs import without_times
+
+LINEAR = {"model": "linear", "batch_size": [70, 80], "base_lr": [0.1, 1.0, 1e6]}
+LENET = {"model": "tiny/lenet", "batch_size": 70, "base_lr": 0.01, "optim_alg": "adam"}
+GRID = {
+    "dataset": "sklearn/digits",
+    "max_allowed_loss": 1e5,
+    "averaging": [["ema", "poly"]],
+    "train_length": 3,
+    "seed_model": 1,
+    "seed_training": 2,
+    "save_plot": False,
+    "LIST": [LINEAR | {"momentum": [0.0, 0.9]}, LENET],
+}
+STACKED = {"engine": "stacked", "model": "linear"}
+
+
+def rows_of(*values: dict) -> list[Row]:
+    return [Row(Path(f"/b/{n:03d}_b"), STACKED | own) for n, own in enumerate(values)]
+
+
+def names(tasks) -> list[list[int]]:
+    return [[int(row.name[:3]) for row in task] for task in tasks]
+
+
+# ---- Which ones --------------------------------------------------------------------------
+
+
+def test_runs_that_may_differ_share_a_stack_in_the_order_of_the_rows():
+    values = [{"base_lr": lr, "batch_size": size} for lr in (0.1, 0.2, 0.3) for size in (8, 9)]
+    rows = rows_of(*values, {"model": "tiny/lenet"}, {"batch_size": 7})
+    assert names(tasks_of(rows, "auto")) == [[0, 2, 4], [1, 3, 5], [6], [7]]
+    assert names(tasks_of(rows, "2")) == [[0, 2], [1, 3], [4], [5], [6], [7]]
+    assert names(tasks_of(rows, "off")) == names(tasks_of(rows, None)) == [[n] for n in range(8)]
+
+
+def test_one_kind_is_spread_over_the_processes_but_not_thinly():
+    rows = rows_of(*[{"base_lr": n / 100} for n in range(1, 41)])
+    assert list(map(len, tasks_of(rows, "auto"))) == [40]
+    assert list(map(len, tasks_of(rows, "auto", num_processes=2))) == [20, 20]
+    assert list(map(len, tasks_of(rows, "auto", num_processes=40))) == [14, 14, 12]
+    many = rows_of(*[{"base_lr": n / 1000} for n in range(1, 301)])
+    assert list(map(len, tasks_of(many, "auto"))) == [100] * 3
+
+
+def test_tasks_are_described():
+    rows = rows_of(*[{"base_lr": n / 100} for n in range(1, 6)])
+    assert describe([rows[:2], rows[2:4], rows[4:]]) == "2 stacks of 2 runs, 1 run by itself"
+
+
+def test_auto_stacks_what_shares_a_stack_and_says_what_prevents_the_others():
+    values = [{"base_lr": 0.1}, {"base_lr": 0.2}, {"batch_size": 3}, {"model": "tiny/lenet"}]
+    rows = [{"model": "linear"} | row for row in values]
+    chosen, notes = choose_engines(rows, [make_config(row) for row in rows], "auto")
+    assert [row.get("engine") for row in chosen] == ["stacked", "stacked", None, None]
+    assert notes == [
+        "1 by themselves, as no other run could share its stack",
+        "1 by themselves, as model: got 'tiny/lenet', expected linear or linear/no_bias with "
+        "engine=stacked",
+    ]
+
+
+def test_a_number_asks_for_all():
+    rows = [{"model": "linear"}, {"model": "tiny/lenet"}]
+    with pytest.raises(UserError, match="--stack 4: 1 of 2 runs: model: got 'tiny/lenet'"):
+        choose_engines(rows, [make_config(row) for row in rows], "4")
+    chosen, notes = choose_engines(rows[:1], [make_config(rows[0])], "4")
+    assert (chosen, notes) == ([{"model": "linear", "engine": "stacked"}], [])
+
+
+def test_a_log_of_a_runs_own_is_kept(tmp_path):
+    plan = plan_batch(tmp_path / "b", [{"base_lr": 0.1}, {"base_lr": 0.2}], job_text="", common={})
+    write_batch(plan, tmp_path)
+    rows = plan.batch.rows
+    rows[0].log.write_text("of its own")
+    for name in ("stack-1", "stack-2"):
+        task = write_stack(plan.batch.submissions / name, rows)
+        task.row.log.write_text(name)
+        assert [row.log.read_text() for row in rows] == [name] * 2
+    assert (rows[0].folder / "job.1.log").read_text() == "of its own"
+
+
+# ---- Whole batches -----------------------------------------------------------------------
+
+
+def submitted(folder: Path, *options: str, keys: dict | None = None, code: int = 0) -> Path:
+    """The batch, by `python submit_multiple.py JOB -s local …`."""
+    details = {"name": "grid", "output_dir": str(folder)}
+    folder.mkdir(exist_ok=True)
+    job = folder / "job.yaml"
+    job.write_text(yaml.safe_dump({"job_details": details, "parameters": GRID | (keys or {})}))
+    command = [sys.executable, "submit_multiple.py", str(job), "-s", "local", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return folder / f"{date.today():%y-%m-%d}-grid"
+
+
+def results_of(batch: Path) -> dict[str, pd.DataFrame]:
+    """Of each row: name without the date -> stats."""
+    files = sorted(batch.glob("[0-9]*/stats.csv"))
+    return {file.parent.name[:3]: without_times(Stats.read(file.parent)) for file in files}
+
+
+@pytest.mark.slow
+def test_a_grid_of_mixed_rows_is_the_same_stacked_and_not(tmp_path):
+    """To the bit where both use the engine, to rounding beside the ordinary path; a row diverges
+    in each stack; what cannot be stacked runs beside."""
+    stacked = submitted(tmp_path / "stacked", "--stack", "auto")
+    alone = submitted(tmp_path / "alone", keys={"engine": "stacked", "LIST": GRID["LIST"][:1]})
+    ordinary = submitted(tmp_path / "ordinary")
+    for number, own in results_of(alone).items():
+        pd.testing.assert_frame_equal(own, results_of(stacked)[number], check_exact=True)
+    found, expected = results_of(stacked), results_of(ordinary)
+    assert found.keys() == expected.keys()
+    assert len(found) == 13
+    for number, own in found.items():
+        lasting = own if len(own) == 3 else own[["epoch", "step"]]  # diverged
+        pd.testing.assert_frame_equal(lasting, expected[number][lasting.columns], rtol=1e-4)
+    outcomes = [json.loads(path.read_text())["outcome"] for path in stacked.glob("*/done")]
+    assert sorted(outcomes) == ["diverged"] * 4 + ["finished"] * 9
+    logs = {path.resolve() for path in stacked.glob("[0-9]*/job.log")}
+    assert len(logs) == 3
+
+
+@pytest.mark.slow
+def test_an_interrupted_stack_continues_where_it_was(tmp_path):
+    """Ctrl-C in the middle; -r trains the rest together again, from the saved states."""
+    linear = LINEAR | {"base_lr": [0.1, 0.2], "batch_size": 80}
+    keys = {"train_length": 400, "LIST": [linear]}
+    straight = submitted(tmp_path / "straight", "--stack", "auto", keys=keys)
+    job = tmp_path / "job.yaml"
+    details = {"name": "grid", "output_dir": str(tmp_path)}
+    job.write_text(yaml.safe_dump({"job_details": details, "parameters": GRID | keys}))
+    command = [sys.executable, "submit_multiple.py", str(job), "-s", "local", "--stack", "auto"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    batch = tmp_path / straight.name
+    wait_until(lambda: list(batch.glob("*/system.csv")) or status_of(batch, "progress"), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert set(status_of(batch, "state")) == {"interrupted"}
+    assert not list(batch.glob("*/done"))
+    report = [sys.executable, "report.py", "--json", str(batch)]
+    found = json.loads(subprocess.run(report, cwd=ROOT, capture_output=True).stdout)
+    assert {row["state"] for row in found[0]["rows"]} == {"interrupted"}
+    again = [sys.executable, "submit_multiple.py", "-r", str(batch), "-y"]
+    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
+    assert "trained together: 1 stack of 2 runs" in done.stdout
+    assert "2 runs: 2 done, 0 failed" in done.stdout
+    for number, own in results_of(batch).items():
+        pd.testing.assert_frame_equal(own, results_of(straight)[number], check_exact=True)
+
+
+def status_of(batch: Path, key: str) -> list:
+    """That entry of the runs' status.json, where it is not 0."""
+    found = [json.loads(path.read_text()).get(key) for path in batch.glob("*/status.json")]
+    return list(filter(None, found))
