@@ -51,7 +51,8 @@ def run_command_line(
         if line.asks_for_config:
             print(write_yaml(asdict(config)), end="")
             return 0
-        number = num_processes(config.multi_gpu, config.device, config.dataset)
+        is_stacked = config.engine == "stacked"  # one process, however many GPUs there are
+        number = 1 if is_stacked else num_processes(config.multi_gpu, config.device, config.dataset)
         if "output_dir" not in line.values:
             config = _with_folder(config, Path(line.config).stem, line.messages)
         if is_finished(config):

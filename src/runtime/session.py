@@ -66,6 +66,9 @@ class Shared:
         self.distributed, self.signals = SINGLE_PROCESS, Signals()
 
     def __enter__(self) -> "Shared":
+        if rank := detect_rank(os.environ):
+            expected = f"ordinary, as {rank.size} processes were started"
+            raise bad_value("engine", "stacked", expected)
         self.signals.__enter__()
         return self
 

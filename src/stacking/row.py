@@ -8,7 +8,6 @@ from loguru import logger
 
 from src.config import Config
 from src.runtime import Epoch, Session, Shared, StopRequested, in_line
-from src.support import UserError
 
 # Examples, a multiple of linear.py's EVALUATION_BLOCK: the sums are the same for any batch_size.
 EVALUATION_BATCH = 8192
@@ -35,7 +34,7 @@ class Row(Session):
         with self.turn():
             try:
                 self.__exit__(type(own) if own else None, own, own and own.__traceback__)
-            except UserError as failure:
+            except Exception as failure:  # the others are to be closed as well
                 return failure
         if isinstance(error, StopRequested) and isinstance(own, StopRequested):
             error.message = own.message

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from loguru import logger
 from torch import nn
 
 from src.config import Config, load_config
@@ -105,6 +106,10 @@ class Stack:
                 self._open(Row(config, self.shared, number))
                 self.shared.signals.check()
             self.end_rows()  # those that had ended, and were killed before they closed
+            if self.rows[0].device.type != "cpu":
+                logger.warning(
+                    "on {} the bits of a run may depend on its stack", self.rows[0].device.type
+                )
             self.saved = self.logged = perf_counter()
             self.cost = 0.0  # seconds that saving all states took
             self._opened = opened.pop_all()

@@ -53,6 +53,8 @@ def obstacle(config: Config) -> str | None:
     for key, expected in plain.items():
         if getattr(config, key) != expected:
             return found(key, repr(expected))
+    if config.seed_training is None:  # each run would draw another order
+        return found("seed_training", "a number")
     if any(":" in name for name in average_kinds(config)):
         return found("averaging", "ema_G, ema_debiased_G or poly_K")
     if code_digest() != DIGEST:

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from time import process_time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +19,7 @@ from src.runtime.signals import StopRequested
 from src.stacking import stacked_generator
 from src.stacking.stackable import BY_ROW, DIGEST, code_digest
 from src.support import UserError
+from tests.data.sources.written_sets import seed_cache, table
 from tests.forks import Fork
 from tests.whole_runs import end_of, without_times
 from train import experiment_generator, run_experiment
@@ -113,6 +115,13 @@ def test_the_ordinary_path_agrees_to_rounding(tmp_path, optim_alg):
         )
         for mine, theirs in zip(models[number].parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    for key, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match="engine: got 'stacked', expected ordinary, as 2 processes"):
+        train_together(configs_of(tmp_path, ROWS[:1]))
 
 
 @pytest.mark.parametrize(
@@ -274,6 +283,7 @@ def test_a_row_costs_its_part_of_the_stack(tmp_path):
         ({"grad_accum_steps": 2}, "grad_accum_steps: got 2, expected 1"),
         ({"averaging": "my:own"}, "averaging: got 'my:own'"),
         ({"loss": "my_losses:Focal"}, "loss: got 'my_losses:Focal', expected log, mse or bce"),
+        ({"seed_training": None}, "seed_training: got None, expected a number with engine=stacked"),
         ({"metrics": ["confusion"]}, r"metrics: got \['confusion'\], expected \[\]"),
     ],
 )
@@ -287,6 +297,24 @@ def test_what_cannot_be_stacked_is_named_before_anything_is_written(tmp_path, ke
 def test_rows_that_differ_elsewhere_do_not_share_a_stack(tmp_path):
     with pytest.raises(UserError, match=r"seed_training, batch_size: .* cannot share a stack"):
         train_together(configs_of(tmp_path, [{}, {"batch_size": 71, "seed_training": 4}]))
+
+
+def test_sparse_data_are_written_out_where_they_have_few_features(tmp_path):
+    names = {"few": 40, "many": 3000}
+    rows = [{"base_lr": 0.1}, {"base_lr": 1.0}]
+    keys = {"dataset": "libsvm/a1a", "data_splits_map": {"train": "train"}, "train_length": 2}
+    draw = np.random.default_rng(0)
+    for name, width in names.items():
+        (tmp_path / name).mkdir()
+        seed_cache(tmp_path / name, "a1a", table(60, width, fill=0.1), draw.integers(2, size=60))
+    keys["data_dir"] = str(tmp_path / "few")
+    stats, _ = train_together(configs_of(tmp_path / "stacked", rows, **keys))
+    for number, config in enumerate(configs_of(tmp_path / "alone", rows, **keys, **ORDINARY)):
+        expected = without_times(run_experiment(config))
+        pd.testing.assert_frame_equal(without_times(stats[number]), expected, rtol=1e-5)
+    keys["data_dir"] = str(tmp_path / "many")
+    with pytest.raises(UserError, match="as the data are sparse, with 3,000 features"):
+        train_together(configs_of(tmp_path / "refused", rows, **keys))
 
 
 def test_every_key_that_may_differ_exists():

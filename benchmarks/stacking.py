@@ -1,0 +1,194 @@
+"""Stacks of linear models beside one run after the other.
+
+    python benchmarks/stacking.py     about fifteen minutes; part of make bench
+
+Steps and evaluations: seconds that a run says of itself, one thread, medians of several epochs. The
+grid: processor time of whole commands on data of a9a's size. Where a row is marked, one run of each
+batch size was measured and counted 18 times, as the others differ in learning rate and momentum.
+"""
+
+import datetime
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.bench import machine  # noqa: E402 - after the path
+from benchmarks.start import processor_seconds  # noqa: E402
+from src.config import make_config  # noqa: E402
+from src.stacking import stacked_generator  # noqa: E402
+from train import experiment_generator  # noqa: E402
+
+SIZES = (8, 32, 128, 512, 2048, 8192)
+STEPS = {8: 2000, 32: 2000, 128: 1000, 512: 400, 2048: 100, 8192: 25}  # of an epoch
+EPOCHS = 5  # of which the first warms up
+COMMON = {
+    "model": "linear",
+    "seed_model": 1,
+    "seed_training": 1,
+    "save_plot": False,
+    "system_interval": 0,
+    "log_interval": 10,
+}
+JOB = """\
+job_details: {name: grid, output_dir: FOLDER}
+parameters:
+  dataset: benchmarks.stacking:a9a_sized
+  model: linear
+  batch_size: [8, 32, 128, 512, 2048, 8192]
+  base_lr: RATES
+  momentum: MOMENTA
+  train_length: 20
+  lr_schedule: cosine
+  seed_model: 1
+  seed_training: 1
+  save_plot: false
+"""
+
+
+def generated(num_examples: int, num_features: int, n_classes: int, filled: float) -> dict:
+    """Examples whose classes a linear model tells apart, but for some."""
+    draw = np.random.default_rng(0)
+    inputs = (draw.random((num_examples, num_features)) < filled).astype(np.float32)
+    scores = inputs @ draw.normal(size=(num_features, n_classes)) * 2
+    targets = (scores + draw.gumbel(size=scores.shape)).argmax(1)
+    start = int(num_examples * 2 / 3)
+    return {
+        "train": (inputs[:start], targets[:start]),
+        "test": (inputs[start:], targets[start:]),
+    }
+
+
+def a9a_sized(data_dir: str) -> dict:
+    """32,561 examples to train on, 123 features of which 14 are filled, two classes."""
+    return generated(48_842, 123, 2, 0.113)
+
+
+def covertype_sized(data_dir: str) -> dict:
+    """Few examples to train on, 581,012 to evaluate, 54 features, 7 classes."""
+    inputs, targets = generated(900_000, 54, 7, 0.25)["train"]
+    return {
+        "train": (inputs[:1000], targets[:1000]),
+        "test": (inputs[-581_012:], targets[-581_012:]),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(f"{datetime.date.today()}, {machine()}\n", flush=True)
+    steps()
+    evaluations()
+    with tempfile.TemporaryDirectory() as name:
+        grids(Path(name))
+
+
+# ---- Steps -------------------------------------------------------------------------------
+
+
+def steps() -> None:
+    print("| batch size | solo, ordinary | solo, stacked | 18 rows | 108 rows | bare loop, µs |")
+    print("|--:|--:|--:|--:|--:|--:|")
+    for size in SIZES:
+        keys = COMMON | {"dataset": "benchmarks.stacking:a9a_sized", "batch_size": size}
+        keys |= {"steps_per_epoch": STEPS[size], "train_length": EPOCHS}
+        keys |= {"data_splits_map": {"train": "train", "test": "test[:100]"}}
+        bare = bare_step(size) * 1e6
+        ordinary = seconds_of(keys, 0) / STEPS[size] * 1e6
+        together = {n: seconds_of(keys, n) / STEPS[size] * 1e6 for n in (1, 18, 108)}
+        of_solo = [f"{together[n] / (n * ordinary):.3f} of solo × {n}" for n in (18, 108)]
+        print(
+            f"| {size} | {ordinary / bare:.2f} | {together[1] / bare:.2f} | {of_solo[0]} | "
+            f"{of_solo[1]} | {bare:.0f} |",
+            flush=True,
+        )
+    print()
+
+
+def seconds_of(keys: dict, num_rows: int, column: str = "train/time") -> float:
+    """An epoch's median; num_rows: 0: the ordinary path."""
+    if not num_rows:
+        *_, (stats, _) = experiment_generator(make_config(keys | {"base_lr": 0.25}))
+    else:
+        rates = [0.25 * (1 + n) / num_rows for n in range(num_rows)]
+        rows = [{"base_lr": rate, "engine": "stacked", "output_dir": None} for rate in rates]
+        *_, (all_stats, _) = stacked_generator([make_config(keys | row) for row in rows])
+        stats = all_stats[0]
+    return statistics.median(stats[column][1:])
+
+
+def bare_step(size: int) -> float:
+    """Of a plain loop: gather, forward, backward, fused Nesterov, sums of losses and hits."""
+    inputs, targets = map(torch.as_tensor, a9a_sized("")["train"])
+    model = nn.Linear(123, 2)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.25, momentum=0.9, nesterov=True, fused=True
+    )
+    seconds = []
+    for _ in range(EPOCHS):
+        order, loss_sum, hits = torch.randperm(len(inputs)), torch.zeros(()), torch.zeros(())
+        started = perf_counter()
+        for step in range(STEPS[size]):
+            start = step * size % (len(inputs) - size)
+            chosen = order[start : start + size]
+            x, y = inputs[chosen], targets[chosen]
+            outputs = model(x)
+            loss = F.cross_entropy(outputs, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach() * len(y)
+            hits += (outputs.argmax(1) == y).sum()
+        seconds.append((perf_counter() - started) / STEPS[size])
+    return statistics.median(seconds[1:])
+
+
+def evaluations() -> None:
+    keys = COMMON | {"dataset": "benchmarks.stacking:covertype_sized", "batch_size": 1000}
+    keys |= {"steps_per_epoch": 1, "train_length": 4, "eval_batch_size": 8192}
+    solo = seconds_of(keys, 0, "test/last/time")
+    together = seconds_of(keys, 108, "test/last/time")
+    print("| evaluating 581,012 × 54, 7 classes | seconds |\n|---|--:|")
+    print(f"| one model, batches of 8192 | {solo:.3f} |")
+    print(f"| 108 models in one pass | {together:.2f}, {together / (108 * solo):.2f} of 108 |\n")
+
+
+# ---- A grid ------------------------------------------------------------------------------
+
+
+def grids(folder: Path) -> None:
+    """The 108 runs of jobs/linear-classifier-example.yaml, folders included."""
+    whole = {"RATES": "'[float(x) for x in 2.0 ** np.arange(-6, 3)]'", "MOMENTA": "[0.0, 0.9]"}
+    part = {"RATES": "0.25", "MOMENTA": "0.9"}
+    seconds = {
+        "--stack auto": grid(folder / "stack", whole, "--stack", "auto"),
+        "forks of a warm process *": 18 * grid(folder / "forks", part),
+        "a process a run (--fresh) *": 18 * grid(folder / "fresh", part, "--fresh"),
+    }
+    print("| 108 runs of 20 epochs | processor, s | of a process a run |\n|---|--:|--:|")
+    for what, used in seconds.items():
+        of_fresh = used / seconds["a process a run (--fresh) *"]
+        print(f"| {what} | {used:.0f} | {of_fresh:.3f}, 1/{1 / of_fresh:.0f} |")
+    print("\n* measured for one run of each batch size, times 18")
+
+
+def grid(folder: Path, values: dict[str, str], *options: str) -> float:
+    folder.mkdir()
+    text = JOB.replace("FOLDER", str(folder / "results"))
+    for word, value in values.items():
+        text = text.replace(word, value)
+    (folder / "job.yaml").write_text(text)
+    command = ["submit_multiple.py", str(folder / "job.yaml"), "-s", "local", "--live", *options]
+    return processor_seconds(command)
+
+
+if __name__ == "__main__":
+    main()
