@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from src.config import Config, make_config, write_yaml
+from src.config import write_yaml
 from src.grid.folders import Row
-from src.stacking import obstacle, stack_key
 from src.support import UserError, write_atomically
+
+if TYPE_CHECKING:
+    from src.config import Config
 
 AUTO, OFF = "auto", "off"
 MOST = 128  # runs of a stack, where nobody says how many
@@ -43,12 +45,14 @@ class Task:
 
 
 def choose_engines(
-    rows: Sequence[dict[str, Any]], configs: Sequence[Config], stack: str
+    rows: Sequence[dict[str, Any]], configs: Sequence["Config"], stack: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """(the rows, with engine=stacked where they are trained so; what is to be said of it).
 
     stack: auto: those that share a stack with another; N: all, and UserError where one cannot.
     """
+    from src.stacking import obstacle, stack_key
+
     reasons = [obstacle(config) for config in configs]
     if stack != AUTO and any(reasons):
         counts = Counter(filter(None, reasons))
@@ -88,6 +92,9 @@ def tasks_of(rows: Sequence[Row], stack: str | None, *, num_processes: int = 1) 
 def _key(row: Row) -> Any:
     """A str for rows that may share a stack with those of the same; the row's path where it is run
     by itself."""
+    from src.config import make_config  # here, as report.py starts without numpy
+    from src.stacking import obstacle, stack_key
+
     try:
         config = make_config({k: x for k, x in row.values.items() if k != "output_dir"})
         is_stacked = config.engine == "stacked" and not obstacle(config)

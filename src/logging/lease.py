@@ -169,7 +169,8 @@ def _live_owner(path: Path) -> str | None:
             return None
         if (now.get("token"), now["beat"]) != seen:
             return who
-    _LAPSED.add(seen)
+    if owner.get("token"):  # of a file that can be read
+        _LAPSED.add(seen)
     return None
 
 

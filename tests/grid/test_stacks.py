@@ -31,7 +31,7 @@ GRID = {
     "save_plot": False,
     "LIST": [LINEAR | {"momentum": [0.0, 0.9]}, LENET],
 }
-STACKED = {"engine": "stacked", "model": "linear"}
+STACKED = {"engine": "stacked", "model": "linear", "seed_training": 1}
 
 
 def rows_of(*values: dict) -> list[Row]:
@@ -69,7 +69,7 @@ def test_tasks_are_described():
 
 def test_auto_stacks_what_shares_a_stack_and_says_what_prevents_the_others():
     values = [{"base_lr": 0.1}, {"base_lr": 0.2}, {"batch_size": 3}, {"model": "tiny/lenet"}]
-    rows = [{"model": "linear"} | row for row in values]
+    rows = [{"model": "linear", "seed_training": 1} | row for row in values]
     chosen, notes = choose_engines(rows, [make_config(row) for row in rows], "auto")
     assert [row.get("engine") for row in chosen] == ["stacked", "stacked", None, None]
     assert notes == [
@@ -80,11 +80,11 @@ def test_auto_stacks_what_shares_a_stack_and_says_what_prevents_the_others():
 
 
 def test_a_number_asks_for_all():
-    rows = [{"model": "linear"}, {"model": "tiny/lenet"}]
+    rows = [{"model": model, "seed_training": 1} for model in ("linear", "tiny/lenet")]
     with pytest.raises(UserError, match="--stack 4: 1 of 2 runs: model: got 'tiny/lenet'"):
         choose_engines(rows, [make_config(row) for row in rows], "4")
     chosen, notes = choose_engines(rows[:1], [make_config(rows[0])], "4")
-    assert (chosen, notes) == ([{"model": "linear", "engine": "stacked"}], [])
+    assert (chosen, notes) == ([rows[0] | {"engine": "stacked"}], [])
 
 
 def test_a_log_of_a_runs_own_is_kept(tmp_path):

@@ -39,6 +39,7 @@ def fast(monkeypatch):
     """Heartbeats of 50 ms, leases that lapse after 500."""
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(module, "LEASE_TIMEOUT", 0.5)
+    monkeypatch.setattr(module, "_LAPSED", set())
 
 
 def holder(folder: Path) -> subprocess.Popen:
@@ -114,6 +115,26 @@ def test_elsewhere_a_lease_lives_while_its_heart_beats(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="on node7"):
         Lease(tmp_path).take()
     timer.join()
+
+
+@pytest.mark.usefixtures("fast")
+def test_several_folders_are_watched_at_once_and_once(tmp_path):
+    """As a stack on a node that was lost has left them."""
+    folders = [tmp_path / str(number) for number in range(8)]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        put(folder, token=str(number))
+    assert live_owner(*folders) is None
+    leases = [Lease(folder) for folder in folders]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.time, "sleep", lambda seconds: pytest.fail("it waits again"))
+        for lease in leases:
+            lease.take()
+    for lease in leases:
+        lease.release()
+    put(folders[3], token="new")
+    threading.Timer(0.1, put, (folders[3], 1), {"token": "new"}).start()
+    assert "on node7" in str(live_owner(*folders))
 
 
 @pytest.mark.usefixtures("fast")
