@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from src.config.command_line import without_dashes
 from src.logging.same_run import choose_folder
 from src.runtime import command_line
 from src.runtime.distributed import DistributedContext, detect_rank
+from src.support import ROOT
 from src.support.errors import UserError
 from train import main
 
@@ -299,3 +301,14 @@ def test_with_json_nothing_else_is_printed(here, capsys):
         printed = json.loads(capsys.readouterr().out)
         assert printed["last"]["epoch"] == 1
         assert Path(printed["output_dir"], "done").exists()
+
+
+def test_a_reader_that_leaves_is_no_error(here):
+    """train.py cfg.yaml | head -1"""
+    command = [sys.executable, str(ROOT / "train.py"), "cfg.yaml", "output_dir=run"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=here, text=True, **pipes)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
+    assert (here / "run" / "done").exists()

@@ -72,13 +72,15 @@ def run_command_line(
             stats = run_experiment(config)
         if is_main_process():
             reached = summarize_run(config.output_dir, stats, as_json=line.asks_for_json)
-            print(reached if line.asks_for_json else note + reached)
+            print(reached if line.asks_for_json else note + reached, flush=True)
     except OtherRun as error:
         assert line
         elsewhere = line.elsewhere(str(config and config.output_dir))
         return report_exit(_mistakes(line.values) or f"{error}; for example: {elsewhere}", 2)
     except UserError as error:
         return report_exit((line and _mistakes(line.values, error if config else None)) or error, 2)
+    except BrokenPipeError:  # `… | head`; the run is over by then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             raise

@@ -72,14 +72,14 @@ class StackedLearner:
     def __init__(
         self, learners: Sequence[Any], configs: Sequence[Config], *, num_steps: int
     ) -> None:
-        """configs: resolved, equal in what stackable() asks for. num_steps: of a whole run."""
+        """configs: resolved, equal in what stackable.py lists. num_steps: of a whole run."""
         self.learners, first = learners, learners[0]
         self.originals = [list(learner.model.parameters()) for learner in learners]
         self.device = self.originals[0][0].device
         self.parameters = self._stacked(self.originals)
         self.optimizer = stack_optimizers([x.optimizer for x in learners], self.originals)
         losses = stack_losses([x.loss for x in learners], self.device)
-        assert losses, "stackable() refuses others"
+        assert losses, "stackable.py refuses others"
         self.loss, self.is_judged = losses, "accuracy" in first.loss.metric_names
         # name -> the parameters of the averages, and their coefficients
         self.averages = {

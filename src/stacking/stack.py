@@ -38,7 +38,7 @@ def stacked_generator(
 ) -> Generator[Results, None, None]:
     """Train runs together, and yield (stats so far of each, its model) after every epoch.
 
-    configs: with engine=stacked, and equal in what stackable() asks for. build_learner: train.py's.
+    configs: with engine=stacked, and equal in what stackable.py lists. build_learner: train.py's.
     Everything else is as in experiment_generator() of train.py, for each run.
     """
     check_stack(configs)
@@ -47,11 +47,15 @@ def stacked_generator(
 
         build_learner = train.build_learner
     with Stack(configs, build_learner) as stack:
+        if any(row.is_over for row in stack.rows):  # these were killed before they closed
+            with stack.callers_turn():
+                yield stack.results
+            stack.end_rows()
         for number, steps in stack.epochs():
             stack.train(number, steps)
             stack.evaluate(number, steps)
             with stack.callers_turn():
-                yield _Stats(stack.rows), [learner.model for learner in stack.learners]
+                yield stack.results
 
 
 def run_stack(specs: Sequence[str]) -> str:
@@ -105,7 +109,6 @@ class Stack:
             for number, config in enumerate(self.configs):
                 self._open(Row(config, self.shared, number))
                 self.shared.signals.check()
-            self.end_rows()  # those that had ended, and were killed before they closed
             if self.rows[0].device.type != "cpu":
                 logger.warning(
                     "on {} the bits of a run may depend on its stack", self.rows[0].device.type
@@ -139,6 +142,10 @@ class Stack:
         failures = [row.close(error) for row in self.rows if not row.is_closed]
         if failure := next(filter(None, failures), None):
             raise failure
+
+    @property
+    def results(self) -> Results:
+        return _Stats(self.rows), [learner.model for learner in self.learners]
 
     def end_rows(self) -> None:
         """Those that are over are finished in their folders."""

@@ -231,6 +231,19 @@ def test_a_program_may_leave_early(alone, tmp_path):
     assert [end_of(config) for config in configs] == alone
 
 
+def test_rows_that_were_killed_before_they_closed_are_closed(alone, tmp_path):
+    configs = configs_of(tmp_path, ROWS[:3])
+    train_together(configs)
+    for number in (0, 2):
+        (tmp_path / str(number) / "done").unlink()
+    stats = run_experiment(configs[0])
+    assert len(stats) == 4
+    (last, _) = train_together(configs[2:])
+    assert len(last) == 1
+    assert outcomes(tmp_path) == ["finished"] * 3
+    assert [end_of(config) for config in configs] == alone[:3]
+
+
 def test_the_other_engine_does_not_resume(tmp_path):
     (config,) = configs_of(tmp_path, ROWS[:1], engine="ordinary")
     generator = experiment_generator(config)
