@@ -49,6 +49,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/stacking.py
 
 bench-gpu: .venv/bench
 	$(BIN)/python benchmarks/gpu.py

@@ -96,6 +96,7 @@ class StackedLearner:
             [(config.lr_schedule, config.warmup_steps) for config in configs],
             lambda key: build_schedule(key[0], num_steps=num_steps, warmup_steps=key[1]),
         )
+        self.factor, self.rates = torch.empty(0), torch.empty(0)  # of the last step
         self.clipping = Clipping(configs, self.device)
 
     def _stacked(self, of_rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -126,8 +127,10 @@ class StackedLearner:
             gradients = gradients or found
         sums.count(normalizer, loss.num_predictions(targets))
         self.clipping(gradients)
-        rates = (self.base * self.schedule(step)).to(self.device)
-        self.optimizer.step(self.parameters, gradients, rates, step + 1)
+        factor = self.schedule(step)
+        if factor is not self.factor:  # of a constant schedule it is always the same tensor
+            self.factor, self.rates = factor, (self.base * factor).to(self.device)
+        self.optimizer.step(self.parameters, gradients, self.rates, step + 1)
         for name, averages in self.averages.items():
             coefficients = self.coefficients[name](step + 1).to(self.device).float()
             for average, weights in zip(averages, self.parameters, strict=True):

@@ -114,22 +114,23 @@ class StackedSGD(StackedOptimizer):
     def __init__(self, optimizers: Sequence[Optimizer], parameters: Sequence[list[Any]]) -> None:
         super().__init__(optimizers, parameters)
         self.momenta = self.by_row("momentum")
+        self.has_momentum = [group["momentum"] > 0 for group in self.groups()]
 
     def step(
         self, parameters: list[Tensor], gradients: list[Tensor], rates: Tensor, number: int
     ) -> None:
         """Nesterov's momentum, which is none where it is 0."""
-        minus = (-rates).float()
+        rates = rates.float()
         stacks = zip(
             parameters, gradients, self.decays, self.buffers["momentum_buffer"], strict=True
         )
         for weights, gradient, decay, velocity in stacks:
             gradient.addcmul_(weights, decay)
             velocity.mul_(self.momenta).add_(gradient)
-            weights.addcmul_(gradient.addcmul_(velocity, self.momenta), minus)
+            weights.addcmul_(gradient.addcmul_(velocity, self.momenta), rates, value=-1)
 
     def complete(self, state: dict[str, Any], row: int, num_steps: int) -> None:
-        if not self.groups()[row]["momentum"]:
+        if not self.has_momentum[row]:
             del state["momentum_buffer"]
 
 
