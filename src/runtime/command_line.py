@@ -45,7 +45,10 @@ def run_command_line(
         if isinstance(line.values.get("stack"), list):  # written by submit_multiple.py --stack
             from src.stacking import run_stack
 
-            print(run_stack(line.values["stack"]))
+            try:
+                print(run_stack(line.values["stack"]))
+            except UserError as error:  # of one of the runs
+                return report_exit(error, 2)
             return 0
         config, note = make_config(line.values), ""
         if line.asks_for_config:

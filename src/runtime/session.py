@@ -98,7 +98,7 @@ class Session:
         self.requested = self.config = config
         self._shared, self._number = shared, number
         self._calls: list[str] = []  # of ORDER
-        self._stats_saved = perf_counter()
+        self._stats_saved, self._has_unsaved_stats = perf_counter(), False
 
     def __enter__(self) -> "Session":
         config = self.config
@@ -350,7 +350,8 @@ class Session:
     def end(self) -> None:
         """Nothing is left to train: the run is finished in its folder."""
         self._checkpoints.at_end()
-        self.save_stats(is_urgent=self._shared is not None)
+        if self._has_unsaved_stats:
+            self.save_stats(is_urgent=True)
         if self.config.save_plot and self._folder.path:
             from src.analysis import save_learning_curves
 
@@ -383,9 +384,11 @@ class Session:
     def save_stats(self, *, is_urgent: bool) -> None:
         """Write stats.csv; by the clock where it is not urgent, as an epoch of many small runs
         takes less time than their files."""
-        if is_urgent or perf_counter() - self._stats_saved >= SECONDS_BETWEEN_STATS:
+        now = perf_counter()
+        self._has_unsaved_stats = not is_urgent and now - self._stats_saved < SECONDS_BETWEEN_STATS
+        if not self._has_unsaved_stats:
+            self._stats_saved = now
             self._folder.save_stats(self._stats.frame(), self._stats.arrays)
-            self._stats_saved = perf_counter()
 
     def recompute_batch_norms(self, model: nn.Module) -> None:
         """Set the statistics of the model's batch norms by one pass over the training examples."""

@@ -33,6 +33,8 @@ class Row(Session):
         own = StopRequested(error.signal) if isinstance(error, StopRequested) else error
         with self.turn():
             try:
+                if self._has_unsaved_stats and isinstance(error, StopRequested | GeneratorExit):
+                    self.save_stats(is_urgent=True)
                 self.__exit__(type(own) if own else None, own, own and own.__traceback__)
             except Exception as failure:  # the others are to be closed as well
                 return failure

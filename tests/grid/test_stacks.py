@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import train
 from src.config import make_config
 from src.grid.folders import Row, plan_batch, write_batch
 from src.grid.stacks import choose_engines, describe, tasks_of, write_stack
@@ -97,6 +98,19 @@ def test_a_log_of_a_runs_own_is_kept(tmp_path):
         task.row.log.write_text(name)
         assert [row.log.read_text() for row in rows] == [name] * 2
     assert (rows[0].folder / "job.1.log").read_text() == "of its own"
+
+
+def test_what_is_wrong_with_a_run_of_a_stack_is_one_line(tmp_path, capfd):
+    """Here a folder that is not a run's."""
+    values = [STACKED | {"dataset": "sklearn/digits", "base_lr": rate} for rate in (0.1, 0.2)]
+    plan = plan_batch(tmp_path / "b", values, job_text="", common={})
+    write_batch(plan, tmp_path)
+    task = write_stack(plan.batch.submissions / "stack-1", plan.batch.rows)
+    (plan.batch.rows[1].folder / "stats.csv").mkdir()
+    assert train.main([str(task.row.spec)]) == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert "stats.csv is no file, and a run has a file there" in errors[0]
 
 
 # ---- Whole batches -----------------------------------------------------------------------

@@ -215,6 +215,7 @@ def test_a_signal_saves_all_rows_between_two_steps(alone, tmp_path):
     with pytest.raises(StopRequested) as stop:
         next(epochs)
     assert stop.value.message == "stopped by SIGTERM at step 10 of 36, saved"
+    assert [len(Stats.read(tmp_path / str(n))) for n in range(8)] == [1] * 8
     states = [json.loads((tmp_path / str(n) / "status.json").read_text()) for n in range(8)]
     assert {state["state"] for state in states} == {"stopped", "done"}
     left = [x for x in configs if not (Path(x.output_dir) / "done").exists()]
