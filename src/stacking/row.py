@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pandas as pd
 from loguru import logger
 
 from src.config import Config
@@ -20,16 +21,18 @@ class Row(Session):
 
     def __init__(self, config: Config, shared: Shared, number: int) -> None:
         super().__init__(config, shared, number)
-        self.is_closed = False
+        self.is_open = self.is_closed = False
 
     def __enter__(self) -> "Row":
         super().__enter__()
-        self._folder.log.is_paused = True
+        self.is_open, self._folder.log.is_paused = True, True
         return self
 
     def close(self, error: BaseException | None = None) -> BaseException | None:
         """Leave the Session, with an error of the whole stack or without; an error of the row's."""
         self.is_closed = True
+        if not self.is_open:  # it could not be entered
+            return None
         own = StopRequested(error.signal) if isinstance(error, StopRequested) else error
         with self.turn():
             try:
@@ -51,6 +54,14 @@ class Row(Session):
             self._folder.log.is_paused = True
 
     # ---- Training ------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_closed or super().is_over
+
+    @property
+    def stats(self) -> pd.DataFrame:
+        return super().stats if hasattr(self, "_stats") else pd.DataFrame()  # it could not start
 
     @property
     def last_epoch(self) -> int:

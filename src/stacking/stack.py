@@ -26,7 +26,7 @@ from src.runtime import Session, Shared, StopRequested
 from src.stacking.learner import StackedLearner
 from src.stacking.row import Row
 from src.stacking.stackable import check_stack
-from src.support import random_state
+from src.support import UserError, random_state
 
 SECONDS_BETWEEN_LINES = 10.0  # of progress in each row's log, beside those at ends of epochs
 MAX_COST = 1 / 50  # of the time, for saving states at ends of epochs
@@ -39,7 +39,9 @@ def stacked_generator(
     """Train runs together, and yield (stats so far of each, its model) after every epoch.
 
     configs: with engine=stacked, and equal in what stackable.py lists. build_learner: train.py's.
-    Everything else is as in experiment_generator() of train.py, for each run.
+    Everything else is as in experiment_generator() of train.py, for each run. Where one cannot
+    start, or its folder is taken away, the others are trained to their ends; then its UserError is
+    raised, and until then it has no model.
     """
     check_stack(configs)
     if build_learner is None:
@@ -56,6 +58,8 @@ def stacked_generator(
             stack.evaluate(number, steps)
             with stack.callers_turn():
                 yield stack.results
+        if stack.failures:
+            raise stack.failures[0]
 
 
 def run_stack(specs: Sequence[str]) -> str:
@@ -91,7 +95,8 @@ class Stack:
         self.configs, self.build_learner = configs, build_learner
         self.shared = Shared(len(configs))
         self.rows: list[Row] = []
-        self.learners: list[Any] = []
+        self.learners: list[Any] = []  # of each row; None: it could not start
+        self.failures: list[UserError] = []
         self.present: list[int] = []  # that are trained now, in the learner's order
         self.learner: Any = None
         self.step = 0  # how many steps these have made
@@ -109,10 +114,13 @@ class Stack:
             for number, config in enumerate(self.configs):
                 self._open(Row(config, self.shared, number))
                 self.shared.signals.check()
-            if self.rows[0].device.type != "cpu":
-                logger.warning(
-                    "on {} the bits of a run may depend on its stack", self.rows[0].device.type
-                )
+            started = [row for row, x in zip(self.rows, self.learners, strict=True) if x]
+            if not started:
+                raise self.failures[0]
+            self.first = started[0]
+            if self.first.device.type != "cpu":
+                words = "on {} the bits of a run may depend on its stack"
+                logger.warning(words, self.first.device.type)
             self.saved = self.logged = perf_counter()
             self.cost = 0.0  # seconds that saving all states took
             self._opened = opened.pop_all()
@@ -122,17 +130,30 @@ class Stack:
         return self._opened.__exit__(*error)
 
     def _open(self, row: Row) -> None:
-        row.__enter__()
         self.rows.append(row)
+        self.learners.append(None)
+        with self._guarded(row):
+            row.__enter__()
+            self._set_up(row)
+
+    def _set_up(self, row: Row) -> None:
         with row.turn():
             data = row.load_data()
             if self.shared.data is None:
                 self.shared.data = row.data = data.to_dense()
-            learner = self.build_learner(row)
-            self.learners.append(learner)
+            self.learners[-1] = learner = self.build_learner(row)
             models = {"last": learner.model}
             models |= {name: average.model for name, average in learner.averages.items()}
             row.restore(learner, evaluated_models(models, row.config.evaluate_models))
+
+    @contextmanager
+    def _guarded(self, row: Row) -> Iterator[None]:
+        """What is wrong with one row ends that one."""
+        try:
+            yield
+        except UserError as error:
+            self.failures.append(error)
+            row.close(error)
 
     def _close(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         """However the stack ends. A signal, and a program that leaves, come between two steps: the
@@ -145,21 +166,22 @@ class Stack:
 
     @property
     def results(self) -> Results:
-        return _Stats(self.rows), [learner.model for learner in self.learners]
+        return _Stats(self.rows), [learner and learner.model for learner in self.learners]
 
     def end_rows(self) -> None:
         """Those that are over are finished in their folders."""
         for row in self.rows:
             if row.is_over and not row.is_closed:
-                with row.turn():
+                with self._guarded(row), row.turn():
                     row.end()
-                row.close()
+                if not row.is_closed:
+                    row.close()
 
     # ---- Training ------------------------------------------------------------------------
 
     def epochs(self) -> Iterator[tuple[int, range]]:
         """The epochs that a row has left."""
-        for number, steps in self.rows[0].epochs_of_run():
+        for number, steps in self.first.epochs_of_run():
             if any(not row.is_over and row.last_epoch < number for row in self.rows):
                 yield number, steps
                 self.end_rows()
@@ -201,10 +223,10 @@ class Stack:
     def _make_steps(self, steps: range, end_of_epoch: int) -> None:
         """Until they are made, or a row leaves."""
         learner, sums, signals = self.learner, self.sums, self.shared.signals
-        interval = self.rows[0].config.log_interval
+        interval = self.first.config.log_interval
         minutes = min(self.rows[number].config.checkpoint_minutes for number in self.present)
         if self.next_step != steps.start:
-            self.batches = self.rows[0].batches_from(steps.start)
+            self.batches = self.first.batches_from(steps.start)
         for step in steps:
             waiting_from = perf_counter()
             inputs, targets = next(self.batches)
@@ -226,9 +248,9 @@ class Stack:
     def _choose_limits(self) -> None:
         """max_allowed_loss of rows that give none follows their first loss."""
         self._write_rows()
-        for place, row in enumerate(self._present_rows()):
+        for place, row in self._present_rows():
             if row.requested.max_allowed_loss is None:
-                with row.turn():
+                with self._guarded(row), row.turn():
                     row.epoch.choose_loss_limit()
                 self.limits[place :: len(self.present)] = float(row.config.max_allowed_loss or 0)
 
@@ -241,36 +263,41 @@ class Stack:
         if is_good.all():
             return False
         self._write_rows()
-        for place, row in enumerate(self._present_rows()):
+        for place, row in self._present_rows():
             if not is_good[place]:
                 row.diverge(recent[place].item())
                 row.epoch.end_training()
-                row.finish_epoch(self.learner.rate(place, self.step - 1), {})
+                with self._guarded(row):
+                    row.finish_epoch(self.learner.rate(place, self.step - 1), {})
         self.present = []  # all are written
         return True
 
-    def _present_rows(self) -> list[Row]:
-        return [self.rows[number] for number in self.present]
+    def _present_rows(self) -> list[tuple[int, Row]]:
+        """With their places in the learner, without those that have failed since."""
+        pairs = enumerate(self.rows[number] for number in self.present)
+        return [(place, row) for place, row in pairs if not row.is_closed]
 
     def _write_rows(self) -> None:
         """What the stack has made of the rows that are present goes into their learners and
         Sessions."""
-        for place, row in enumerate(self._present_rows()):
+        for place, row in self._present_rows():
             self.learner.write_row(place, self.step)
             row.take(self.step, self.sums.of_row(place), self.read.of_row(place), self.data_time)
 
     def _log_progress(self) -> None:
         self._write_rows()
-        for row in self._present_rows():
-            row.log_progress()
+        for _, row in self._present_rows():
+            with self._guarded(row):
+                row.log_progress()
         self.logged = perf_counter()
 
     def _save(self) -> None:
         self.saved = perf_counter()
         self._write_rows()
-        for row in self._present_rows():
+        for _, row in self._present_rows():
             if not row.is_over:
-                row.save()
+                with self._guarded(row):
+                    row.save()
         self.cost = perf_counter() - self.saved
 
     # ---- Between epochs ------------------------------------------------------------------
@@ -279,26 +306,27 @@ class Stack:
         """Every split with every model of the rows that have come to the epoch's end, in one pass;
         then a row of stats of each."""
         self._write_rows()
+        if steps:
+            self._log_progress()
         rows = self._present_rows()
-        for row in rows:
-            if steps:
-                row.log_progress()
+        for _, row in rows:
             row.epoch.end_training()
-        results: list[dict[str, Any]] = [{} for _ in rows]
-        evaluated = rows[0].evaluated if rows else {}
-        for split in evaluated and [name for name in rows[0].data.splits if name != "train"]:
+        results: dict[int, dict[str, Any]] = {place: {} for place, _ in rows}
+        evaluated = self.first.evaluated if rows else ()
+        for split in evaluated and [name for name in self.first.data.splits if name != "train"]:
             for model in evaluated:
                 started = perf_counter()
                 sums = self.learner.new_sums()
-                for inputs, targets in self.shared.signals.watched(rows[0].split_batches(split)):
+                for inputs, targets in self.shared.signals.watched(self.first.split_batches(split)):
                     self.learner.measure(model, inputs.flatten(1), targets, sums)
-                for place, row in enumerate(rows):
+                for place, row in rows:
                     found = row.means(sums.of_row(place))
                     times = {"time": perf_counter() - started, "data_time": 0.0}
                     results[place][f"{split}/{model}"] = found | times
-        for place, row in enumerate(rows):
+        for place, row in rows:
             rate = self.learner.rate(place, self.step - 1) if steps else 0.0
-            row.finish_epoch(rate, results[place])
+            with self._guarded(row):
+                row.finish_epoch(rate, results[place])
         if rows:
             self.sums, self.read = self.learner.new_sums(), self.learner.new_sums()
             self.data_time = 0.0

@@ -245,6 +245,30 @@ def test_rows_that_were_killed_before_they_closed_are_closed(alone, tmp_path):
     assert [end_of(config) for config in configs] == alone[:3]
 
 
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_a_row_that_fails_does_not_end_the_others(alone, tmp_path, moment):
+    """Its folder holds another run, or is taken away while the stack trains."""
+    configs = configs_of(tmp_path)
+    folders = [tmp_path / str(number) for number in range(8)]
+    if moment == "before":
+        run_experiment(make_config(COMMON | {"output_dir": str(folders[0]), "base_lr": 7}))
+    epochs = stacked_generator(configs)
+    stats, models = next(epochs)
+    assert (len(stats[0]), models[0] is None) == ((0, True) if moment == "before" else (1, False))
+    if moment == "while":
+        (folders[0] / "claim").write_text("0\n" + json.dumps({"token": "x", "host": "node9"}))
+        look_at_the_lease(epochs)
+    with pytest.raises(UserError, match="taken over" if moment == "while" else "finished run"):
+        list(epochs)
+    assert [end_of(config) for config in configs[1:]] == alone[1:]
+
+
+def look_at_the_lease(epochs) -> None:
+    """At the next write, not some seconds later."""
+    for row in epochs.gi_frame.f_locals["stack"].rows:
+        row._folder.lease.verified = 0.0
+
+
 def test_the_other_engine_does_not_resume(tmp_path):
     (config,) = configs_of(tmp_path, ROWS[:1], engine="ordinary")
     generator = experiment_generator(config)
