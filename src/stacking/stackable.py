@@ -2,6 +2,8 @@
 
 import ast
 import hashlib
+import io
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -22,10 +24,15 @@ BY_ROW = {
     *("early_stopping_patience", "max_allowed_loss"),
 }
 OPTIMIZERS = ("sgd", "adam", "adamw", "amsgrad", "amsgradw")
-# What the engine does by itself, as train.py's own functions are not called: a fork that changes
-# them trains otherwise, and is refused here. The digest of these functions, without comments.
-STEP = ("add_gradients", "train_step", "experiment_generator", "Learner")
-DIGEST = "04c5a362b3adb811"
+# What the engine does by itself, so that these are not called: a fork that changes them trains
+# otherwise, and is refused here. DIGEST is theirs, without comments, docstrings and empty lines.
+REPLACED = {
+    "train.py": ("Learner", "add_gradients", "train_step", "experiment_generator"),
+    "src/losses.py": ("CrossEntropy", "ClassSquaredError", "SquaredError", "BinaryCrossEntropy"),
+    "src/models/linear.py": ("Linear",),
+    "src/optim/averaging.py": ("AveragedModel",),
+}
+DIGEST = "1cc646ed1d26a3c3"
 
 
 def obstacle(config: Config) -> str | None:
@@ -59,8 +66,8 @@ def obstacle(config: Config) -> str | None:
         return found("averaging", "ema_G, ema_debiased_G or poly_K")
     if code_digest() != DIGEST:
         return (
-            f"engine: got 'stacked', expected 'ordinary', as {', '.join(STEP)} of train.py were "
-            "changed, which stacks do not call: see DIGEST in src/stacking/stackable.py"
+            "engine: got 'stacked', expected 'ordinary', as code was changed that stacks do not "
+            "call: see REPLACED in src/stacking/stackable.py"
         )
     return None
 
@@ -95,10 +102,21 @@ def check_stack(configs: Sequence[Config]) -> None:
 
 @cache
 def code_digest() -> str:
-    """Of STEP in train.py, without comments and docstrings."""
-    tree = ast.parse((ROOT / "train.py").read_text())
-    chosen = [node for node in tree.body if getattr(node, "name", None) in STEP]
-    for node in (node for top in chosen for node in ast.walk(top)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
-            del node.body[0]
-    return hashlib.sha256("\n".join(map(ast.unparse, chosen)).encode()).hexdigest()[:16]
+    """Of REPLACED, the same in every version of Python."""
+    digest = hashlib.sha256()
+    for path, names in REPLACED.items():
+        text = (ROOT / path).read_text()
+        lines = text.splitlines()
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                row, column = token.start
+                lines[row - 1] = lines[row - 1][:column]
+        tops = [node for node in ast.parse(text).body if getattr(node, "name", None) in names]
+        for node in (node for top in tops for node in ast.walk(top)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+                start, end = node.body[0].lineno, node.body[0].end_lineno or 0
+                lines[start - 1 : end] = [""] * (end - start + 1)
+        for top in tops:
+            code = (line.rstrip() for line in lines[top.lineno - 1 : top.end_lineno])
+            digest.update("\n".join(filter(None, code)).encode())
+    return digest.hexdigest()[:16]

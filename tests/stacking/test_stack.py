@@ -16,9 +16,9 @@ from src.config import make_config
 from src.logging import Stats
 from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.signals import StopRequested
-from src.stacking import stacked_generator
-from src.stacking.stackable import BY_ROW, DIGEST, code_digest
-from src.support import UserError
+from src.stacking import stackable, stacked_generator
+from src.stacking.stackable import BY_ROW, DIGEST, REPLACED, code_digest
+from src.support import ROOT, UserError
 from tests.data.sources.written_sets import seed_cache, table
 from tests.forks import Fork
 from tests.whole_runs import end_of, without_times
@@ -359,6 +359,31 @@ def test_every_key_that_may_differ_exists():
     assert set(vars(make_config({}))) >= BY_ROW
 
 
-def test_a_changed_step_in_train_py_is_noticed():
-    """Whoever changes one of these functions: does a stack do the same? Then change DIGEST."""
+def test_changes_of_what_stacks_replace_are_noticed(tmp_path, monkeypatch):
+    """Whoever changes such a function: does a stack do the same? Then change DIGEST. Comments and
+    docstrings may change."""
     assert code_digest() == DIGEST
+    for path in REPLACED:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text((ROOT / path).read_text())
+    monkeypatch.setattr(stackable, "ROOT", tmp_path)
+
+    def changed(old: str, new: str) -> bool:
+        path = tmp_path / "train.py"
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+        found = code_digest.__wrapped__() != DIGEST
+        path.write_text(text)
+        return found
+
+    assert not changed("One optimizer step on one batch", "A step")
+    assert not changed("    scaler.step(optimizer)\n", "    scaler.step(optimizer)  # now\n\n")
+    assert changed("    scaler.step(optimizer)\n", "    scaler.step(optimizer, 1)\n")
+    assert changed("    scaler: torch.amp", "    teacher: nn.Module\n    scaler: torch.amp")
+
+
+def test_a_fork_with_another_step_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(stackable, "DIGEST", "another")
+    with pytest.raises(UserError, match="as code was changed that stacks do not call"):
+        train_together(configs_of(tmp_path, ROWS[:1]))
