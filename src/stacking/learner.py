@@ -73,6 +73,7 @@ class StackedLearner:
         self, learners: Sequence[Any], configs: Sequence[Config], *, num_steps: int
     ) -> None:
         """configs: resolved, equal in what stackable.py lists. num_steps: of a whole run."""
+        assert len(learners) > 1, "a run alone stands in its stack twice, see linear.py"
         self.learners, first = learners, learners[0]
         self.originals = [list(learner.model.parameters()) for learner in learners]
         self.device = self.originals[0][0].device

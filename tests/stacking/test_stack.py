@@ -17,6 +17,7 @@ from src.logging import Stats
 from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.signals import StopRequested
 from src.stacking import stackable, stacked_generator
+from src.stacking.learner import StackedLearner
 from src.stacking.stackable import BY_ROW, DIGEST, REPLACED, code_digest
 from src.support import ROOT, UserError
 from tests.data.sources.written_sets import seed_cache, table
@@ -115,6 +116,10 @@ def test_the_ordinary_path_agrees_to_rounding(tmp_path, optim_alg):
         )
         for mine, theirs in zip(models[number].parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        folders = [tmp_path / kind / str(number) / "state" for kind in ("stacked", "alone")]
+        own, expected = (CheckpointFiles(folder).newest()["parts"] for folder in folders)
+        assert own.keys() == expected.keys()
+        assert own["av"]["t"] == expected["av"]["t"] == 36
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
@@ -159,8 +164,6 @@ def kill_randomly(configs, seed: int) -> int:
         step_to_die, number = draw.randint(1, 12), draw.choice([signal.SIGKILL, signal.SIGTERM])
 
         def main(step_to_die=step_to_die, number=number) -> int:
-            from src.stacking.learner import StackedLearner
-
             whole, count = StackedLearner.step, 0
 
             def step(self, *arguments) -> None:
@@ -205,6 +208,38 @@ def test_rows_that_were_saved_at_different_steps_join(alone, tmp_path):
         generator.close()
     train_together(configs)
     assert [end_of(config) for config in configs] == alone
+
+
+def test_rows_go_on_at_their_own_step_where_all_before_them_have_left(alone, tmp_path):
+    """One has two epochs behind it; the other diverges in its first."""
+    configs = configs_of(tmp_path, [ROWS[0], ROWS[3]])
+    generator = experiment_generator(configs[0])
+    next(generator), next(generator)
+    generator.close()
+    train_together(configs)
+    assert [end_of(config) for config in configs] == [alone[0], alone[3]]
+
+
+def test_what_was_read_last_survives_a_stop(tmp_path, monkeypatch):
+    """Divergence is judged by the steps since then. Stopped after 15 steps, again after 16."""
+    (config,) = configs_of(tmp_path, ROWS[:1], steps_per_epoch=30)
+    whole, read = StackedLearner.step, []
+    for number in (15, 1):
+
+        def step(self, *arguments, left=[number]) -> None:  # noqa: B006 - counts down
+            whole(self, *arguments)
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(StackedLearner, "step", step)
+        with pytest.raises(StopRequested):
+            run_experiment(config)
+        state = CheckpointFiles(tmp_path / "0" / "state").newest()
+        read.append((state["step"], state["parts"]["sums"]["read"]))
+    assert [step for step, _ in read] == [15, 16]
+    assert read[0][1] == read[1][1]
+    assert read[0][1]["loss"][1] == 600 + 70  # nine steps go once through the data
 
 
 def test_a_signal_saves_all_rows_between_two_steps(alone, tmp_path):
