@@ -15,6 +15,7 @@ import train
 from src.config import make_config
 from src.grid.folders import Row, plan_batch, write_batch
 from src.grid.stacks import choose_engines, describe, tasks_of, write_stack
+from src.grid.submission import Call
 from src.logging import Stats
 from src.support import ROOT, UserError
 from tests.waiting import wait_until
@@ -61,6 +62,14 @@ def test_one_kind_is_spread_over_the_processes_but_not_thinly():
     assert list(map(len, tasks_of(rows, "auto", num_processes=40))) == [14, 14, 12]
     many = rows_of(*[{"base_lr": n / 1000} for n in range(1, 301)])
     assert list(map(len, tasks_of(many, "auto"))) == [100] * 3
+
+
+def test_a_call_knows_the_runs_of_each_task():
+    """The journal of one before there were stacks names no sizes."""
+    facts = {"pack": 1, "script": "s.sh", "extra": [], "time": 0.0}
+    call = Call(1, list("abcdef"), sizes=(3, 1, 2), **facts)
+    assert [call.rows_of_task(task) for task in range(3)] == [list("abc"), ["d"], list("ef")]
+    assert [Call(1, ["a", "b"], **facts).rows_of_task(task) for task in (0, 1)] == [["a"], ["b"]]
 
 
 def test_tasks_are_described():
