@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from src.config import Config
 
 AUTO, OFF = "auto", "off"
-MOST = 128  # runs of a stack, where nobody says how many
+MOST = 128  # runs of a stack, where no number is given
 FEWEST = 16  # that share a stack before there are several of a kind, for several processes
 
 
@@ -53,7 +53,10 @@ def choose_engines(
     """
     from src.stacking import obstacle, stack_key
 
-    reasons = [obstacle(config) for config in configs]
+    reasons = [
+        "engine: ordinary is given" if row.get("engine") == "ordinary" else obstacle(config)
+        for row, config in zip(rows, configs, strict=True)
+    ]
     if stack != AUTO and any(reasons):
         counts = Counter(filter(None, reasons))
         lines = [f"--stack {stack}: {n} of {len(rows)} runs: {why}" for why, n in counts.items()]
@@ -108,9 +111,8 @@ def describe(tasks: Sequence[Sequence[Row]]) -> str:
     sizes = Counter(len(task) for task in tasks)
     alone = sizes.pop(1, 0)
     parts = [f"{n} stack{'s' * (n > 1)} of {size} runs" for size, n in sizes.items()]
-    parts += [f"{alone} run{'s' * (alone > 1)} by {'themselves' if alone > 1 else 'itself'}"] * (
-        alone > 0
-    )
+    if alone:
+        parts.append("1 run by itself" if alone == 1 else f"{alone} runs by themselves")
     return ", ".join(parts)
 
 

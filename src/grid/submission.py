@@ -30,7 +30,7 @@ from loguru import logger
 from src.grid import slurm
 from src.grid.folders import Batch, Row, is_elsewhere, spec_home
 from src.grid.slurm import NoSlurm, QueuedJob
-from src.grid.stacks import own_log, tasks_of, write_stack
+from src.grid.stacks import AUTO, OFF, own_log, tasks_of, write_stack
 from src.support import UserError, write_atomically
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Call:
     def rows_of_task(self, task: int) -> list[str]:
         if self.sizes:
             start = sum(self.sizes[:task])
-            return self.rows[start : start + self.sizes[task]]
+            return self.rows[start : start + sum(self.sizes[task : task + 1])]
         return self.rows[task * self.pack : (task + 1) * self.pack]
 
 
@@ -178,13 +178,15 @@ class Journal:
         try:
             facts = json.loads((self.folder / "asked.json").read_text())
             script, pack, extra = facts["script"], facts["pack"], tuple(map(str, facts["extra"]))
-            if not isinstance(script, str) or pack < 1:
-                raise ValueError("no script")
+            stack = facts.get("stack")
+            is_stack = stack is None or stack in (AUTO, OFF) or stack.isdigit()
+            if not isinstance(script, str) or pack < 1 or not is_stack:
+                raise ValueError("no options")
             if self.calls and self.calls[max(self.calls)].state == REFUSED:
                 extra = ()
             no_array = not facts.get("is_array", True)
             found = SubmitOptions(script=script, extra=extra, pack=pack, no_array=no_array)
-            return replace(found, stack=facts.get("stack"))
+            return replace(found, stack=stack)
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return SubmitOptions(script=LOCAL)
 

@@ -246,8 +246,7 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
     exit_code = 0
     if options.is_local:
         gpus = options.gpus.split(",") if options.gpus else []
-        at_a_time = options.jobs or default_jobs(gpus)
-        machine = Machine(at_a_time, gpus, is_warm=not options.fresh, stack=options.stack)
+        machine = Machine(_at_a_time(options), gpus, not options.fresh, options.stack)
         print(f"running {count_runs(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
         _print_stacks(rows, options)
         try:
@@ -278,11 +277,16 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
     return exit_code
 
 
+def _at_a_time(options: SubmitOptions) -> int:
+    """How many processes this machine has at a time."""
+    return options.jobs or default_jobs(options.gpus.split(",") if options.gpus else [])
+
+
 def _print_stacks(rows: Sequence[Row], options: SubmitOptions) -> None:
-    """Which runs are trained together, where that was asked for."""
+    """Which runs are trained together, with --stack."""
     if options.stack not in (None, OFF):
-        jobs = options.jobs or default_jobs((options.gpus or "").split(",") if options.gpus else [])
-        tasks = tasks_of(rows, options.stack, num_processes=jobs if options.is_local else 1)
+        number = _at_a_time(options) if options.is_local else 1
+        tasks = tasks_of(rows, options.stack, num_processes=number)
         gain = "a stack of 18 costs what one or two of its runs cost alone"
         print(f"trained together: {describe(tasks)}; {gain}")
 

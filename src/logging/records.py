@@ -149,9 +149,9 @@ class _Bar(tqdm):
 class Progress:
     """Lines of one run's training, and a bar on a terminal."""
 
-    def __init__(self, rank: int = 0) -> None:
+    def __init__(self, rank: int = 0, *, is_shown: bool = True) -> None:
         """rank: of several processes only 0 draws."""
-        is_shown = sys.stderr.isatty() and not rank
+        is_shown = is_shown and sys.stderr.isatty() and not rank
         form = "{desc} |{bar}| {text}"
         self.bar = _Bar(
             desc="starts", disable=not is_shown, leave=False, bar_format=form, dynamic_ncols=True

@@ -92,8 +92,9 @@ class RunFolder:
     def __init__(self, config: Config, rank: int = 0, place: tuple[int, int] | None = None) -> None:
         """config: the requested one. rank: of several processes only 0 writes; warnings of the
         others go into training.rankN.log. place: (its number from 0, how many) of runs that this
-        process trains together: the first one shows the progress and looks at the machine."""
+        process trains together: the first one alone has a bar, and takes samples of the machine."""
         self.requested, self.rank, self.place = config, rank, place
+        self.is_first = not (place and place[0])
         folder = None if config.output_dir is None else Path(config.output_dir)
         self.path = None if rank else folder
         self.log_path = folder and folder / (f"training.rank{rank}.log" if rank else "training.log")
@@ -125,7 +126,7 @@ class RunFolder:
         except BaseException:
             self.lease.release()
             raise
-        self.progress = Progress(self.rank or (self.place or (0,))[0])
+        self.progress = Progress(self.rank, is_shown=self.is_first)
         if self.path:
             where = f" of job {self.state['job']}" if self.state["job"] else ""
             logger.info("attempt {} on {}{}", self.state["attempt"], self.state["host"], where)
@@ -261,7 +262,7 @@ class RunFolder:
         for difference in differences if self.is_resumed else ():
             logger.warning("resumes with other means: {}", difference)
         interval, num_workers = resolved.system_interval, resolved.num_workers
-        if self.place and self.place[0]:
+        if not self.is_first:
             interval = 0.0
         self.machine_use.start(path / "system.csv", interval, uses, num_workers)
         self.trackers.start(path, tracker_names(resolved))

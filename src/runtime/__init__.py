@@ -22,6 +22,7 @@ from src import lazy_names
 
 if TYPE_CHECKING:
     from src.runtime.certificate import NotCertified, certify  # verify_resume.py
+    from src.runtime.checkpoints import MAX_COST  # of saving states, a part of the time
     from src.runtime.command_line import run_command_line  # of train.py
     from src.runtime.earlier_run import load_run  # config, model with its weights, stats of a run
     from src.runtime.evaluation import (

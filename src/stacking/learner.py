@@ -143,10 +143,8 @@ class StackedLearner:
         parameters = self.parameters if model == "last" else self.averages[model]
         loss = self.learners[0].loss
         for start in range(0, len(targets), EVALUATION_BLOCK):
-            x, y = (
-                inputs[start : start + EVALUATION_BLOCK],
-                targets[start : start + EVALUATION_BLOCK],
-            )
+            block = slice(start, start + EVALUATION_BLOCK)
+            x, y = inputs[block], targets[block]
             losses, correct, _ = self.loss(outputs_of(parameters, x), y, wants_gradient=False)
             sums.add(losses, correct)
         sums.count(float(loss.normalizer(targets)), loss.num_predictions(targets))

@@ -1,9 +1,8 @@
 """Linear models stacked: R models as one, each a row of weights (R, C, F) and biases (R, C, 1).
 
 C outputs, F features, n examples; outputs are (R, C, n). With the classes in the middle and the
-examples last every pass over them is contiguous, which is most of the gain: 108 rows of a9a cost
-what 4 to 7 cost one after the other. Gradients are written by hand, as autograd takes as long
-again.
+examples last every pass over them is contiguous, which is most of the gain. Gradients are written
+by hand, as autograd takes as long again.
 
 **A row's bits do not depend on the others**, on their number or order, under three conditions.
 There are two rows at least, as a product of one takes another path in BLAS: a row alone stands in
@@ -112,7 +111,7 @@ class StackedBinaryCrossEntropy:
 
 
 def one_hot(targets: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
-    """(C, n); F.one_hot takes several operations, and looks at the values."""
+    """(C, n); F.one_hot takes several operations, and reads the values."""
     return identity(n_classes, dtype, targets.device).index_select(1, targets)
 
 

@@ -13,7 +13,6 @@ from torch.optim import SGD, Optimizer
 
 from src.stacking.linear import aligned, vector
 
-CONTIGUOUS = torch.contiguous_format
 T = TypeVar("T", bound=Hashable)
 
 
@@ -99,9 +98,10 @@ class StackedOptimizer:
     def write_row(self, row: int, num_steps: int) -> None:
         """Into the row's own optimizer, which has made so many steps."""
         for i, parameter in enumerate(self.originals[row] if num_steps else ()):
-            own = {name: of_row(x[i], row, parameter) for name, x in self.buffers.items()}
             state = self.optimizers[row].state[parameter]
-            state.update({name: x.clone(memory_format=CONTIGUOUS) for name, x in own.items()})
+            for name, stacks in self.buffers.items():
+                own = of_row(stacks[i], row, parameter)
+                state[name] = own.clone(memory_format=torch.contiguous_format)
             self.complete(state, row, num_steps)
 
     def complete(self, state: dict[str, Any], row: int, num_steps: int) -> None:
@@ -179,6 +179,6 @@ class StackedAdam(StackedOptimizer):
 def stack_optimizers(
     optimizers: Sequence[Optimizer], parameters: Sequence[list[Any]]
 ) -> StackedOptimizer:
-    """See stackable() for which ones."""
+    """All of one kind, see OPTIMIZERS in stackable.py."""
     kind = StackedSGD if isinstance(optimizers[0], SGD) else StackedAdam
     return kind(optimizers, parameters)

@@ -22,14 +22,13 @@ from torch import nn
 from src.config import Config, load_config
 from src.logging import is_finished, live_owner
 from src.optim import evaluated_models
-from src.runtime import Session, Shared, StopRequested
+from src.runtime import MAX_COST, Session, Shared, StopRequested
 from src.stacking.learner import StackedLearner
 from src.stacking.row import Row
 from src.stacking.stackable import check_stack
 from src.support import UserError, random_state
 
 SECONDS_BETWEEN_LINES = 10.0  # of progress in each row's log, beside those at ends of epochs
-MAX_COST = 1 / 50  # of the time, for saving states at ends of epochs
 Results = tuple[Sequence[pd.DataFrame], Sequence[nn.Module]]
 
 
@@ -55,7 +54,7 @@ def stacked_generator(
             stack.end_rows()
         for number, steps in stack.epochs():
             stack.train(number, steps)
-            stack.evaluate(number, steps)
+            stack.evaluate(steps)
             with stack.callers_turn():
                 yield stack.results
         if stack.failures:
@@ -302,7 +301,7 @@ class Stack:
 
     # ---- Between epochs ------------------------------------------------------------------
 
-    def evaluate(self, number: int, steps: range) -> None:
+    def evaluate(self, steps: range) -> None:
         """Every split with every model of the rows that have come to the epoch's end, in one pass;
         then a row of stats of each."""
         self._write_rows()

@@ -15,7 +15,7 @@ import train
 from src.config import make_config
 from src.grid.folders import Row, plan_batch, write_batch
 from src.grid.stacks import choose_engines, describe, tasks_of, write_stack
-from src.grid.submission import Call
+from src.grid.submission import Call, Journal
 from src.logging import Stats
 from src.support import ROOT, UserError
 from tests.waiting import wait_until
@@ -69,6 +69,7 @@ def test_a_call_knows_the_runs_of_each_task():
     facts = {"pack": 1, "script": "s.sh", "extra": [], "time": 0.0}
     call = Call(1, list("abcdef"), sizes=(3, 1, 2), **facts)
     assert [call.rows_of_task(task) for task in range(3)] == [list("abc"), ["d"], list("ef")]
+    assert call.rows_of_task(7) == []  # of a damaged journal
     assert [Call(1, ["a", "b"], **facts).rows_of_task(task) for task in (0, 1)] == [["a"], ["b"]]
 
 
@@ -87,6 +88,22 @@ def test_auto_stacks_what_shares_a_stack_and_says_what_prevents_the_others():
         "1 by themselves, as model: got 'tiny/lenet', expected linear or linear/no_bias with "
         "engine=stacked",
     ]
+
+
+def test_an_engine_that_is_given_stays():
+    rows = [{"model": "linear", "seed_training": 1, "engine": "ordinary"}] * 2
+    chosen, notes = choose_engines(rows, [make_config(row) for row in rows], "auto")
+    assert chosen == rows
+    assert notes == ["2 by themselves, as engine: ordinary is given"]
+
+
+@pytest.mark.parametrize(
+    ("written", "found"), [("auto", "auto"), ("7", "7"), (3, None), ("x", None)]
+)
+def test_a_retry_stacks_as_before_unless_the_note_is_damaged(tmp_path, written, found):
+    facts = {"script": "local", "pack": 1, "extra": [], "is_array": True, "stack": written}
+    (tmp_path / "asked.json").write_text(json.dumps(facts))
+    assert Journal(tmp_path).last_options.stack == found
 
 
 def test_a_number_asks_for_all():
