@@ -133,7 +133,7 @@ def experiment_generator(config: Config) -> Iterator[tuple[pd.DataFrame, nn.Modu
     StopRequested, a KeyboardInterrupt. Raises UserError where a name in the config does not exist,
     where keys contradict the data, and where the folder holds a finished run.
     """
-    if config.engine == "stacked":  # another path to the same numbers, for grids of small models
+    if config.engine == "stacked":  # by src/stacking/ instead, to the same numbers but for rounding
         with closing(stacked_generator([config], build_learner)) as stack:
             for (stats,), (model,) in stack:
                 yield stats, model

@@ -79,9 +79,8 @@ class StackedLearner:
         self.device = self.originals[0][0].device
         self.parameters = self._stacked(self.originals)
         self.optimizer = stack_optimizers([x.optimizer for x in learners], self.originals)
-        losses = stack_losses([x.loss for x in learners], self.device)
-        assert losses, "stackable.py refuses others"
-        self.loss, self.is_judged = losses, "accuracy" in first.loss.metric_names
+        self.loss = stack_losses([x.loss for x in learners], self.device)
+        self.is_judged = "accuracy" in first.loss.metric_names
         # name -> the parameters of the averages, and their coefficients
         self.averages = {
             name: self._stacked([list(x.averages[name].model.parameters()) for x in learners])

@@ -27,6 +27,7 @@ from src.losses import (
     Loss,
     SquaredError,
 )
+from src.support import bad_value
 
 # Examples that are computed at a time: the outputs of many rows for them stay in the cache. The
 # same for every stack, as the number decides the order of sums.
@@ -120,16 +121,18 @@ def identity(n_classes: int, dtype: torch.dtype, device: torch.device) -> Tensor
     return torch.eye(n_classes, dtype=dtype, device=device)
 
 
-def stack_losses(losses: Sequence[Loss], device: torch.device) -> Callable[..., Measured] | None:
-    """The losses of the rows as one; None where there is none for their kind."""
+def stack_losses(losses: Sequence[Loss], device: torch.device) -> Callable[..., Measured]:
+    """The losses of the rows as one. UserError for another kind, such as a subclass of a fork's."""
     first = losses[0]
-    if isinstance(first, CrossEntropy):
+    if type(first) is CrossEntropy:
         smoothing = [loss.label_smoothing for loss in losses if isinstance(loss, CrossEntropy)]
         weights = None if first.class_weights is None else first.class_weights[:, None]
         return StackedCrossEntropy(vector(smoothing, device) if any(smoothing) else None, weights)
-    if isinstance(first, ClassSquaredError | SquaredError):
+    if type(first) in (ClassSquaredError, SquaredError):
         return StackedSquaredError()
-    return StackedBinaryCrossEntropy() if isinstance(first, BinaryCrossEntropy) else None
+    if type(first) is BinaryCrossEntropy:
+        return StackedBinaryCrossEntropy()
+    raise bad_value("engine", "stacked", f"ordinary, as stacks have no {type(first).__name__}")
 
 
 def vector(numbers: Sequence[float], device: torch.device | None = None) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from src.stacking.linear import aligned, vector
+from src.support import bad_value
 
 T = TypeVar("T", bound=Hashable)
 
@@ -179,6 +180,10 @@ class StackedAdam(StackedOptimizer):
 def stack_optimizers(
     optimizers: Sequence[Optimizer], parameters: Sequence[list[Any]]
 ) -> StackedOptimizer:
-    """All of one kind, see OPTIMIZERS in stackable.py."""
-    kind = StackedSGD if isinstance(optimizers[0], SGD) else StackedAdam
-    return kind(optimizers, parameters)
+    """All of one kind. UserError for another, which a fork may have in its table."""
+    if isinstance(optimizers[0], SGD):
+        return StackedSGD(optimizers, parameters)
+    if isinstance(optimizers[0], Adam | AdamW):
+        return StackedAdam(optimizers, parameters)
+    name = type(optimizers[0]).__name__
+    raise bad_value("engine", "stacked", f"ordinary, as stacks have no {name}")

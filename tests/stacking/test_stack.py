@@ -14,6 +14,8 @@ import torch
 
 from src.config import make_config
 from src.logging import Stats
+from src.losses import LOSSES, CrossEntropy
+from src.optim.optimizers import OPTIMIZERS
 from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.signals import StopRequested
 from src.stacking import stackable, stacked_generator
@@ -416,6 +418,25 @@ def test_changes_of_what_stacks_replace_are_noticed(tmp_path, monkeypatch):
     assert not changed("    scaler.step(optimizer)\n", "    scaler.step(optimizer)  # now\n\n")
     assert changed("    scaler.step(optimizer)\n", "    scaler.step(optimizer, 1)\n")
     assert changed("    scaler: torch.amp", "    teacher: nn.Module\n    scaler: torch.amp")
+
+
+class Focal(CrossEntropy):
+    """As a fork may put into the table."""
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "entry", "words"),
+    [
+        (LOSSES, "log", Focal, "stacks have no Focal"),
+        (OPTIMIZERS, "sgd", (torch.optim.Rprop, {}), "stacks have no Rprop"),
+    ],
+)
+def test_what_a_fork_puts_into_a_table_is_not_replaced(
+    tmp_path, monkeypatch, table, name, entry, words
+):
+    monkeypatch.setitem(table, name, entry)
+    with pytest.raises(UserError, match=words):
+        train_together(configs_of(tmp_path, ROWS[:1]))
 
 
 def test_a_fork_with_another_step_is_refused(tmp_path, monkeypatch):
