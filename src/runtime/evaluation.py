@@ -79,6 +79,10 @@ class Metrics:
         if "accuracy" in self.loss.metric_names:
             correct = self.loss.correct(outputs, targets)
             self._count("accuracy", correct, self.loss.num_predictions(targets))
+        self.add_measured(outputs, targets)
+
+    def add_measured(self, outputs: Tensor, targets: Tensor) -> None:
+        """What add_batch() counts beside the loss and the accuracy."""
         for name, function in self.of_batch.items():
             found = function(outputs, targets)
             if not isinstance(found, tuple) or len(found) != 2:
@@ -228,7 +232,7 @@ class Evaluation:
                 watched(split.evaluation_batches(self.loader)),
                 new_metrics(self.of_batch),
                 forward=self.forwards[name],
-                measure_split=partial(self._measure_split, run, model, split_name),
+                measure_split=partial(self.measure_split, run, model, split_name),
                 name=f"{split_name}/{name}",
                 log_interval=self.log_interval,
             )
@@ -236,7 +240,8 @@ class Evaluation:
             for name, model in self.models.items()
         }
 
-    def _measure_split(self, run: Any, model: nn.Module, split: str) -> dict[str, Any]:
+    def measure_split(self, run: Any, model: nn.Module, split: str) -> dict[str, Any]:
+        """What is measured of a split as a whole. model: in evaluation mode."""
         found = {}
         with self.precision.autocast():
             for name, function in self.of_split.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.config import Config
 from src.optim import build_schedule
+from src.runtime import Metrics
 from src.stacking.linear import (
     BLOCK,
     EVALUATION_BLOCK,
@@ -137,14 +138,21 @@ class StackedLearner:
                 average.lerp_(weights, coefficients)
 
     @torch.no_grad()
-    def measure(self, model: str, inputs: Tensor, targets: Tensor, sums: Sums) -> None:
-        """Add a batch of an evaluation. model: last, av, …"""
+    def measure(
+        self, model: str, inputs: Tensor, targets: Tensor, sums: Sums, added: Mapping[int, Metrics]
+    ) -> None:
+        """Add a batch of an evaluation. model: last, av, … added: row -> what is measured beside
+        the loss and the accuracy."""
         parameters = self.parameters if model == "last" else self.averages[model]
         loss = self.learners[0].loss
         for start in range(0, len(targets), EVALUATION_BLOCK):
             block = slice(start, start + EVALUATION_BLOCK)
             x, y = inputs[block], targets[block]
-            losses, correct, _ = self.loss(outputs_of(parameters, x), y, wants_gradient=False)
+            outputs = outputs_of(parameters, x)
+            for row, metrics in added.items():
+                if metrics.of_batch:
+                    metrics.add_measured(outputs[row].t().contiguous(), y)
+            losses, correct, _ = self.loss(outputs, y, wants_gradient=False)
             sums.add(losses, correct)
         sums.count(float(loss.normalizer(targets)), loss.num_predictions(targets))
 

@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
+import torch
 from loguru import logger
 
 from src.config import Config
-from src.runtime import Epoch, Session, Shared, StopRequested, in_line
+from src.runtime import Epoch, Metrics, Session, Shared, StopRequested, in_line
+from src.support import random_state
 
 # Examples, a multiple of linear.py's EVALUATION_BLOCK: the sums are the same for any batch_size.
 EVALUATION_BATCH = 8192
@@ -122,10 +124,20 @@ class Row(Session):
         loader = self._loader.for_evaluation(EVALUATION_BATCH)
         return self.data.splits[split].evaluation_batches(loader)
 
-    def means(self, sums: dict[str, list[Any]]) -> dict[str, Any]:
-        metrics = self.metrics.empty()
-        metrics.sums = sums
-        return metrics.compute()
+    def new_added(self) -> Metrics:
+        """For what is measured of a batch beside the loss and the accuracy."""
+        return self.metrics.empty(self._evaluation.of_batch)
+
+    def measure_split(self, split: str, model: str) -> dict[str, Any]:
+        """What is measured of a split as a whole."""
+        if not self._evaluation.of_split:
+            return {}
+        network = self._evaluation.models[model]
+        was_training = network.training
+        with torch.no_grad(), random_state.isolate_rng():
+            found = self._evaluation.measure_split(self, network.eval(), split)
+        network.train(was_training)
+        return found
 
     def save(self) -> None:
         """The state, at once."""

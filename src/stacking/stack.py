@@ -316,10 +316,12 @@ class Stack:
             for model in evaluated:
                 started = perf_counter()
                 sums = self.learner.new_sums()
+                added = {place: row.new_added() for place, row in rows}
                 for inputs, targets in self.shared.signals.watched(self.first.split_batches(split)):
-                    self.learner.measure(model, inputs.flatten(1), targets, sums)
+                    self.learner.measure(model, inputs.flatten(1), targets, sums, added)
                 for place, row in rows:
-                    found = row.means(sums.of_row(place))
+                    added[place].sums = sums.of_row(place) | added[place].sums
+                    found = added[place].compute() | row.measure_split(split, model)
                     times = {"time": perf_counter() - started, "data_time": 0.0}
                     results[place][f"{split}/{model}"] = found | times
         for place, row in rows:

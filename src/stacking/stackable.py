@@ -51,10 +51,8 @@ def obstacle(config: Config) -> str | None:
     plain = {
         "precision": "fp32",
         "compile": False,
-        "grad_accum_steps": 1,
         "model_freeze": [],
         "layer_decay": None,
-        "metrics": [],
         "profile": None,
     }
     for key, expected in plain.items():
