@@ -83,9 +83,9 @@ class Bookkeeping:
     multi_gpu: Literal["fsdp", "dp"] | bool = True
     # several processes: batch norms take the statistics of the whole batch, not of each shard
     sync_bn: bool = False
-    # ordinary: a step at a time, as in train.py; stacked: the same training of linear models by
-    # hand-written gradients, in which many runs may be one (submit_multiple.py --stack). The two
-    # agree to rounding; a run is resumed by the one that began it
+    # ordinary: a step at a time, as in train.py; stacked: the same training in which many runs may
+    # be one (submit_multiple.py --stack), of linear models by hand-written gradients, of small
+    # networks by vmap. The two agree to rounding; a run is resumed by the one that began it
     engine: Literal["ordinary", "stacked"] = "ordinary"
     # floats of matrix products and convolutions: fp32 (torch's own, in which convolutions of
     # NVIDIA's GPUs since Ampere round to tf32), tf32 (products as well), bf16, fp16 with a scaled

@@ -209,7 +209,7 @@ def test_what_auto_finds_is_kept_when_the_run_goes_on(fashion, tmp_path, interru
     interrupt(5)
     with pytest.raises(StopRequested):
         run_experiment(config)
-    monkeypatch.setattr("src.data.splits.free_memory", lambda _: 0)
+    monkeypatch.setattr("src.support.processes.free_memory", lambda _: 0)
     run_experiment(config)
     assert end_of(config) == end_of(straight)
     run_experiment(fashion(output_dir=str(tmp_path / "none"), **keys))

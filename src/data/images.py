@@ -32,12 +32,11 @@ from src.data.splits import (
     Order,
     Preprocessing,
     Split,
-    in_bytes,
     renumbered,
 )
 from src.data.splits_map import Range
 from src.data.transforms import IMAGENET, ImageTransform, image_transforms, switched_on
-from src.support import UserError, bad_value, random_state
+from src.support import UserError, bad_value, processes, random_state
 
 NUM_SAMPLED = 16
 READ_AT_ONCE = 256  # images, while they are cached
@@ -100,7 +99,7 @@ class DatasetSplit(Split):
         try:
             pixels = torch.empty((total, *transform.shape), dtype=torch.uint8, device=device)
         except RuntimeError as error:  # torch's of a full GPU is one as well
-            size = in_bytes(self.cache_size())
+            size = processes.in_bytes(self.cache_size())
             expected = f"auto or false, as {size} of images do not fit on {device}"
             raise bad_value("data_on_device", True, expected) from error
         targets = torch.empty(total, dtype=torch.int64)

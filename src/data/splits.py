@@ -296,13 +296,14 @@ class Data:
 
     def to_dense(self) -> "Data":
         """The data with sparse examples written out. UserError where that would be no gain."""
-        size, free = sum(split.dense_size() for split in self.splits.values()), free_memory(CPU)
+        size = sum(split.dense_size() for split in self.splits.values())
+        free = processes.free_memory()
         if size and self.input_shape[-1] > MOST_FEATURES:
             words = f"the data are sparse, with {self.input_shape[-1]:,} features"
             raise UserError(f"engine: got 'stacked', expected 'ordinary', as {words}")
         if free is not None and size * MEMORY_FRACTION > free:
-            words = f"the data, written out, take {in_bytes(size)}, more than 1/{MEMORY_FRACTION}"
-            words += f" of the free memory, {in_bytes(free)}"
+            words = f"the data, written out, take {processes.in_bytes(size)}, more than "
+            words += f"1/{MEMORY_FRACTION} of the free memory, {processes.in_bytes(free)}"
             raise UserError(f"engine: got 'stacked', expected 'ordinary', as {words}")
         splits = {name: split.to_dense() for name, split in self.splits.items()}
         return replace(self, splits=splits)
@@ -325,12 +326,13 @@ class Data:
                 raise bad_value("data_on_device", requested, f"auto or false, as {obstacle}")
             return True
         if not obstacle:
-            needed, free = sum(split.cache_size() for split in images.values()), free_memory(device)
+            needed = sum(split.cache_size() for split in images.values())
+            free = processes.free_memory(device)
             if free is not None and needed * MEMORY_FRACTION <= free:
                 return True
-            known = "unknown" if free is None else in_bytes(free)
+            known = "unknown" if free is None else processes.in_bytes(free)
             most = f"more than 1/{MEMORY_FRACTION} of the free memory, {known}"
-            obstacle = f"they take {in_bytes(needed)}, {most}"
+            obstacle = f"they take {processes.in_bytes(needed)}, {most}"
         words = "images are read one at a time, not cached on {}: {}"
         logger.info(words, device, obstacle)
         return False
@@ -345,15 +347,3 @@ class Data:
             name: split.cached_on_device(device, num_workers=num_workers, name=name)
             for name, split in self.splits.items()
         }
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes; None where nobody knows."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return min((memory.free for memory in processes.memories()), default=None)
-
-
-def in_bytes(number: int) -> str:
-    """'1.2 GB' or '3.4 MB'."""
-    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

@@ -51,7 +51,7 @@ def choose_engines(
 
     stack: auto: those that share a stack with another; N: all, and UserError where one cannot.
     """
-    from src.stacking import obstacle, stack_key
+    from src.stacking import is_linear, obstacle, stack_key
 
     reasons = [
         "engine: ordinary is given" if row.get("engine") == "ordinary" else obstacle(config)
@@ -64,7 +64,9 @@ def choose_engines(
     sizes = Counter(stack_key(c) for c, why in zip(configs, reasons, strict=True) if not why)
     chosen, notes = [], Counter[str]()
     for row, config, why in zip(rows, configs, reasons, strict=True):
-        if stack == AUTO and not why and sizes[stack_key(config)] == 1:
+        if stack == AUTO and not why and not is_linear(config):  # a gain on GPUs at most
+            why = "networks are trained together where a number is given"
+        elif stack == AUTO and not why and sizes[stack_key(config)] == 1:
             why = "no other run could share its stack"
         if why:
             notes[why] += 1

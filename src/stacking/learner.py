@@ -1,4 +1,5 @@
-"""R learners of linear models as one: what train_step() of train.py does for one of them."""
+"""R learners as one: what train_step() of train.py does for one of them. Here those of linear
+models; those of networks are in networks.py."""
 
 import copy
 import math
@@ -65,23 +66,71 @@ class Sums:
 
 
 class StackedLearner:
-    """R > 1 learners of train.py, whose models are Linear, as one.
+    """R > 1 learners of train.py as one.
 
-    What it trains are copies: write_row() puts a row back into its learner.
+    What it trains may be copies: write_row() puts a row back into its learner. evaluation_batch:
+    examples that are measured at a time.
     """
+
+    evaluation_batch: int
 
     def __init__(
         self, learners: Sequence[Any], configs: Sequence[Config], *, num_steps: int
     ) -> None:
         """configs: resolved, equal in what stackable.py lists. num_steps: of a whole run."""
         assert len(learners) > 1, "a run alone stands in its stack twice, see linear.py"
-        self.learners, first = learners, learners[0]
+        self.learners, self.configs = learners, configs
+        self.device = next(learners[0].model.parameters()).device
+        self.is_judged = "accuracy" in learners[0].loss.metric_names
+        self.base = torch.tensor([c.base_lr for c in configs], dtype=torch.float64)[:, None, None]
+        self.schedule = ByRow(
+            [(config.lr_schedule, config.warmup_steps) for config in configs],
+            lambda key: build_schedule(key[0], num_steps=num_steps, warmup_steps=key[1]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.learners)
+
+    def new_sums(self, of_rows: Sequence[Mapping[str, list[Any]]] | None = None) -> Sums:
+        return Sums(of_rows or [{}] * len(self), self.device, is_judged=self.is_judged)
+
+    def rate(self, row: int, step: int) -> float:
+        """The learning rate of that step."""
+        return (self.base * self.schedule(step))[row].item()
+
+    def step(self, step: int, inputs: Tensor, targets: Tensor, sums: Sums) -> None:
+        """One optimizer step of every row. step: how many came before it. inputs: (n, *shape)."""
+        raise NotImplementedError
+
+    def measure(
+        self, model: str, inputs: Tensor, targets: Tensor, sums: Sums, added: Mapping[int, Metrics]
+    ) -> None:
+        """Add a batch of an evaluation. model: last, av, … added: row -> what is measured beside
+        the loss and the accuracy."""
+        raise NotImplementedError
+
+    def write_row(self, row: int, num_steps: int) -> None:
+        """Into its learner, after so many steps."""
+
+    def release(self) -> None:
+        """The learners share no memory with the stack any more."""
+
+
+class StackedLinear(StackedLearner):
+    """Of models that are Linear; what it trains are copies."""
+
+    # A multiple of EVALUATION_BLOCK: the sums are the same for any eval_batch_size.
+    evaluation_batch = 16 * EVALUATION_BLOCK
+
+    def __init__(
+        self, learners: Sequence[Any], configs: Sequence[Config], *, num_steps: int
+    ) -> None:
+        super().__init__(learners, configs, num_steps=num_steps)
+        first = learners[0]
         self.originals = [list(learner.model.parameters()) for learner in learners]
-        self.device = self.originals[0][0].device
         self.parameters = self._stacked(self.originals)
         self.optimizer = stack_optimizers([x.optimizer for x in learners], self.originals)
         self.loss = stack_losses([x.loss for x in learners], self.device)
-        self.is_judged = "accuracy" in first.loss.metric_names
         # name -> the parameters of the averages, and their coefficients
         self.averages = {
             name: self._stacked([list(x.averages[name].model.parameters()) for x in learners])
@@ -92,31 +141,19 @@ class StackedLearner:
             keys = [average_kinds(config)[number] for config in configs]
             known = {k: x.averages[name].coefficient for k, x in zip(keys, learners, strict=True)}
             self.coefficients[name] = ByRow(keys, known.__getitem__)
-        self.base = torch.tensor([c.base_lr for c in configs], dtype=torch.float64)[:, None, None]
-        self.schedule = ByRow(
-            [(config.lr_schedule, config.warmup_steps) for config in configs],
-            lambda key: build_schedule(key[0], num_steps=num_steps, warmup_steps=key[1]),
-        )
         self.factor, self.rates = torch.empty(0), torch.empty(0)  # of the last step
         self.clipping = Clipping(configs, self.device)
 
     def _stacked(self, of_rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         return [stacked([x.detach() for x in tensors]) for tensors in zip(*of_rows, strict=True)]
 
-    def __len__(self) -> int:
-        return len(self.learners)
-
-    def new_sums(self, of_rows: Sequence[Mapping[str, list[Any]]] | None = None) -> Sums:
-        return Sums(of_rows or [{}] * len(self), self.device, is_judged=self.is_judged)
-
     @torch.no_grad()
     def step(self, step: int, inputs: Tensor, targets: Tensor, sums: Sums) -> None:
-        """One optimizer step of every row. step: how many came before it. inputs: (n, F)."""
         loss, normalizer = self.learners[0].loss, float(self.learners[0].loss.normalizer(targets))
         gradients: list[Tensor] = []
         for start in range(0, len(targets), BLOCK):
             block = slice(start, start + BLOCK)
-            x, y = inputs[block], targets[block]
+            x, y = inputs[block].flatten(1), targets[block]
             losses, correct, of_outputs = self.loss(
                 outputs_of(self.parameters, x), y, wants_gradient=True
             )
@@ -141,13 +178,11 @@ class StackedLearner:
     def measure(
         self, model: str, inputs: Tensor, targets: Tensor, sums: Sums, added: Mapping[int, Metrics]
     ) -> None:
-        """Add a batch of an evaluation. model: last, av, … added: row -> what is measured beside
-        the loss and the accuracy."""
         parameters = self.parameters if model == "last" else self.averages[model]
         loss = self.learners[0].loss
         for start in range(0, len(targets), EVALUATION_BLOCK):
             block = slice(start, start + EVALUATION_BLOCK)
-            x, y = inputs[block], targets[block]
+            x, y = inputs[block].flatten(1), targets[block]
             outputs = outputs_of(parameters, x)
             for row, metrics in added.items():
                 if metrics.of_batch:
@@ -156,13 +191,8 @@ class StackedLearner:
             sums.add(losses, correct)
         sums.count(float(loss.normalizer(targets)), loss.num_predictions(targets))
 
-    def rate(self, row: int, step: int) -> float:
-        """The learning rate of that step."""
-        return (self.base * self.schedule(step))[row].item()
-
     @torch.no_grad()
     def write_row(self, row: int, num_steps: int) -> None:
-        """Into its learner, after so many steps."""
         learner = self.learners[row]
         for own, stack in zip(self.originals[row], self.parameters, strict=True):
             own.copy_(of_row(stack, row, own))

@@ -7,13 +7,11 @@ from typing import Any
 import pandas as pd
 import torch
 from loguru import logger
+from torch import nn
 
 from src.config import Config
 from src.runtime import Epoch, Metrics, Session, Shared, StopRequested, in_line
 from src.support import random_state
-
-# Examples, a multiple of linear.py's EVALUATION_BLOCK: the sums are the same for any batch_size.
-EVALUATION_BATCH = 8192
 
 
 class Row(Session):
@@ -56,6 +54,10 @@ class Row(Session):
             self._folder.log.is_paused = True
 
     # ---- Training ------------------------------------------------------------------------
+
+    def restore(self, learner: Any, evaluated: Mapping[str, nn.Module]) -> None:
+        super().restore(learner, evaluated)
+        self.generators = random_state.GlobalGenerators().state_dict()
 
     @property
     def is_over(self) -> bool:
@@ -120,8 +122,8 @@ class Row(Session):
         """last, av, …"""
         return list(self._evaluation.models)
 
-    def split_batches(self, split: str) -> Any:
-        loader = self._loader.for_evaluation(EVALUATION_BATCH)
+    def split_batches(self, split: str, *, size: int) -> Any:
+        loader = self._loader.for_evaluation(size)
         return self.data.splits[split].evaluation_batches(loader)
 
     def new_added(self) -> Metrics:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,10 +24,11 @@ from src.config import Config, load_config
 from src.logging import is_finished, live_owner
 from src.optim import evaluated_models
 from src.runtime import MAX_COST, Session, Shared, StopRequested
-from src.stacking.learner import StackedLearner
+from src.stacking.learner import StackedLinear
+from src.stacking.networks import StackedNetworks
 from src.stacking.row import Row
-from src.stacking.stackable import check_stack
-from src.support import UserError, random_state
+from src.stacking.stackable import check_stack, is_linear
+from src.support import UserError, processes, random_state
 
 SECONDS_BETWEEN_LINES = 10.0  # of progress in each row's log, beside those at ends of epochs
 Results = tuple[Sequence[pd.DataFrame], Sequence[nn.Module]]
@@ -113,13 +115,14 @@ class Stack:
             for number, config in enumerate(self.configs):
                 self._open(Row(config, self.shared, number))
                 self.shared.signals.check()
+                if number == 0 and self.learners[0]:
+                    self._check_memory()
             started = [row for row, x in zip(self.rows, self.learners, strict=True) if x]
             if not started:
                 raise self.failures[0]
             self.first = started[0]
-            if self.first.device.type != "cpu":
-                words = "on {} the bits of a run may depend on its stack"
-                logger.warning(words, self.first.device.type)
+            if self.first.device.type != "cpu" or not is_linear(self.first.config):
+                logger.warning("the bits of a run may depend on its stack, see docs/stacks.md")
             self.saved = self.logged = perf_counter()
             self.cost = 0.0  # seconds that saving all states took
             self._opened = opened.pop_all()
@@ -144,6 +147,19 @@ class Stack:
             models = {"last": learner.model}
             models |= {name: average.model for name, average in learner.averages.items()}
             row.restore(learner, evaluated_models(models, row.config.evaluate_models))
+
+    def _check_memory(self) -> None:
+        """UserError where the learners of all rows will not fit."""
+        row, learner = self.rows[0], self.learners[0]
+        size = sum(x.numel() * x.element_size() for x in learner.model.parameters())
+        # Weights, averages, and two tensors of an optimizer, for the rows and in the stack, which
+        # has gradients as well.
+        size *= (7 + 2 * len(learner.averages)) * len(self.configs)
+        free = processes.free_memory(row.device)
+        if free is not None and size > free:
+            words = f"{len(self.configs)} runs together take {processes.in_bytes(size)} of memory, "
+            words += f"of which {processes.in_bytes(free)} are free"
+            raise UserError(f"{words}: submit_multiple.py --stack N takes N at a time")
 
     @contextmanager
     def _guarded(self, row: Row) -> Iterator[None]:
@@ -208,7 +224,10 @@ class Stack:
         self.present = numbers
         # twice where it is alone, see linear.py
         chosen = self.present * 2 if len(self.present) == 1 else self.present
-        self.learner = StackedLearner(
+        if self.learner:
+            self.learner.release()
+        kind = StackedLinear if is_linear(rows[0].config) else StackedNetworks
+        self.learner = kind(
             [self.learners[number] for number in chosen],
             [self.rows[number].config for number in chosen],
             num_steps=rows[0].num_steps,
@@ -225,12 +244,14 @@ class Stack:
         interval = self.first.config.log_interval
         minutes = min(self.rows[number].config.checkpoint_minutes for number in self.present)
         if self.next_step != steps.start:
+            # These rows begin here: as their states were saved, or as they were seeded.
+            random_state.GlobalGenerators().load_state_dict(self.rows[self.present[0]].generators)
             self.batches = self.first.batches_from(steps.start)
         for step in steps:
             waiting_from = perf_counter()
             inputs, targets = next(self.batches)
             self.data_time += perf_counter() - waiting_from
-            learner.step(step, inputs.flatten(1), targets, sums)
+            learner.step(step, inputs, targets, sums)
             self.step = self.next_step = step + 1
             if self.step == 1:
                 self._choose_limits()
@@ -312,13 +333,14 @@ class Stack:
             row.epoch.end_training()
         results: dict[int, dict[str, Any]] = {place: {} for place, _ in rows}
         evaluated = self.first.evaluated if rows else ()
+        batches_of = partial(self.first.split_batches, size=self.learner.evaluation_batch)
         for split in evaluated and [name for name in self.first.data.splits if name != "train"]:
             for model in evaluated:
                 started = perf_counter()
                 sums = self.learner.new_sums()
                 added = {place: row.new_added() for place, row in rows}
-                for inputs, targets in self.shared.signals.watched(self.first.split_batches(split)):
-                    self.learner.measure(model, inputs.flatten(1), targets, sums, added)
+                for inputs, targets in self.shared.signals.watched(batches_of(split)):
+                    self.learner.measure(model, inputs, targets, sums, added)
                 for place, row in rows:
                     added[place].sums = sums.of_row(place) | added[place].sums
                     found = added[place].compute() | row.measure_split(split, model)

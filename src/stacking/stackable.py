@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from src.config import Config
+from src.config import Config, is_import_path
 from src.support import ROOT, UserError
 
 # In these the rows of a stack may differ. A key that is new is none of them: rows that differ in it
@@ -23,6 +23,7 @@ BY_ROW = {
     *("seed_model", "model_weights", "model_head_init"),
     *("early_stopping_patience", "max_allowed_loss"),
 }
+BY_ROW_OF_NETWORKS = BY_ROW | {"optim_alg", "optim_args", "layer_decay"}
 OPTIMIZERS = ("sgd", "adam", "adamw", "amsgrad", "amsgradw")
 # What the engine does by itself, so that these are not called: a fork that changes them trains
 # otherwise, and is refused here. DIGEST is theirs, without comments, docstrings and empty lines.
@@ -41,33 +42,40 @@ def obstacle(config: Config) -> str | None:
     def found(key: str, expected: str) -> str:
         return f"{key}: got {getattr(config, key)!r}, expected {expected} with engine=stacked"
 
-    if config.model.partition("/")[0] != "linear":
-        return found("model", "linear or linear/no_bias")
-    if config.loss not in ("log", "xentropy", "mse", "square", "bce"):
-        return found("loss", "log, mse or bce")
-    if config.optim_alg not in OPTIMIZERS or config.optim_args:
-        key = "optim_args" if config.optim_alg in OPTIMIZERS else "optim_alg"
-        return found(key, "{}" if key == "optim_args" else ", ".join(OPTIMIZERS))
-    plain = {
-        "precision": "fp32",
-        "compile": False,
-        "model_freeze": [],
-        "layer_decay": None,
-        "profile": None,
-    }
+    plain = {"precision": "fp32", "compile": False, "model_freeze": [], "profile": None}
+    if is_linear(config):
+        plain |= {"optim_args": {}, "layer_decay": None}
+        if config.loss not in ("log", "xentropy", "mse", "square", "bce"):
+            return found("loss", "log, mse or bce")
+        if config.optim_alg not in OPTIMIZERS:
+            return found("optim_alg", ", ".join(OPTIMIZERS))
+        if any(":" in name for name in average_kinds(config)):
+            return found("averaging", "ema_G, ema_debiased_G or poly_K")
+    else:
+        plain |= {"averaging_bn": "average", "channels_last": False}
+        if config.model.partition("/")[0] != "tiny" and not is_import_path(config.model):
+            return found("model", "linear, linear/no_bias, tiny/NAME or a function of your own")
     for key, expected in plain.items():
         if getattr(config, key) != expected:
             return found(key, repr(expected))
     if config.seed_training is None:  # each run would draw another order
         return found("seed_training", "a number")
-    if any(":" in name for name in average_kinds(config)):
-        return found("averaging", "ema_G, ema_debiased_G or poly_K")
     if code_digest() != DIGEST:
         return (
             "engine: got 'stacked', expected 'ordinary', as code was changed that stacks do not "
             "call: see REPLACED in src/stacking/stackable.py"
         )
     return None
+
+
+def is_linear(config: Config) -> bool:
+    """Its stacks are exact; other models are networks, which are stacked by vmap."""
+    return config.model.partition("/")[0] == "linear"
+
+
+def by_row(config: Config) -> set[str]:
+    """The keys in which it may differ from others in its stack."""
+    return BY_ROW if is_linear(config) else BY_ROW_OF_NETWORKS
 
 
 def average_kinds(config: Config) -> list[str]:
@@ -77,7 +85,7 @@ def average_kinds(config: Config) -> list[str]:
 
 def stack_key(config: Config) -> str:
     """Equal for runs that may share a stack."""
-    fixed: dict[str, Any] = {k: v for k, v in asdict(config).items() if k not in BY_ROW}
+    fixed: dict[str, Any] = {k: v for k, v in asdict(config).items() if k not in by_row(config)}
     fixed["num_averages"] = len(average_kinds(config))
     return repr(sorted(fixed.items()))
 
@@ -91,7 +99,8 @@ def check_stack(configs: Sequence[Config]) -> None:
     for config in configs[1:]:
         if stack_key(config) != stack_key(configs[0]):
             own = asdict(config)
-            keys = [k for k in own if k not in BY_ROW and own[k] != first[k]] or ["averaging"]
+            fixed = [key for key in own if key not in by_row(config)]
+            keys = [key for key in fixed if own[key] != first[key]] or ["averaging"]
             raise UserError(
                 f"{', '.join(keys)}: {config.output_dir} differs from {configs[0].output_dir}, so "
                 "they cannot share a stack"

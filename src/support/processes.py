@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LAUNCHER = "EXPERIMENT_LAUNCHER"  # environment: the number of the process that started this one
 
@@ -167,6 +168,20 @@ def memories(
         pages = sum(of_all or [stat.get(kind, 0) for kind in kinds])
         found.append(Memory(limit, max(0, limit - used + min(pages, used)), "its cgroup"))
     return found
+
+
+def free_memory(device: Any = None) -> int | None:
+    """Bytes of a torch.device, by default of this machine; None where nobody knows."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    return min((memory.free for memory in memories()), default=None)
+
+
+def in_bytes(number: int) -> str:
+    """'1.2 GB' or '3.4 MB'."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
 
 
 def num_cores(own: Path = OWN_CGROUP, mounted: Path = CGROUPS) -> float:

@@ -10,13 +10,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from src.config import make_config
-from src.data import splits as data_splits
 from src.data.arrays import ArraySplit
 from src.data.batch_augmentation import Mixing
 from src.data.images import DatasetSplit, image_data
 from src.data.registry import check_dataset
 from src.data.splits import Augmentation, Data, LoaderConfig, Preprocessing
-from src.support.errors import UserError
+from src.support import UserError, processes
 
 CPU = torch.device("cpu")
 EVERYTHING = {"pad_crop": 2, "hflip": 0.5, "vflip": 0.3, "noise": 0.2, "erase": 0.7}
@@ -234,7 +233,7 @@ def test_auto_asks_for_four_times_their_memory_and_true_for_none(monkeypatch, lo
     splits = {"train": split_of(Pictures()), "test": split_of(Pictures())}
     needed = 2 * 23 * 3 * 9 * 12
     for free, is_enough in ((4 * needed, True), (4 * needed - 1, False), (None, False)):
-        monkeypatch.setattr(data_splits, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(processes, "free_memory", lambda _=None, free=free: free)
         assert should_cache("auto", splits, CPU) is is_enough
         assert should_cache(True, splits, CPU) is True
     assert [line.rpartition(": ")[2] for line in log_lines] == [

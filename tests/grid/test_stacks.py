@@ -79,14 +79,16 @@ def test_tasks_are_described():
 
 
 def test_auto_stacks_what_shares_a_stack_and_says_what_prevents_the_others():
-    values = [{"base_lr": 0.1}, {"base_lr": 0.2}, {"batch_size": 3}, {"model": "tiny/lenet"}]
+    values = [{"base_lr": 0.1}, {"base_lr": 0.2}, {"batch_size": 3}]
+    values += [{"model": "tiny/lenet"}, {"model": "timm/vit"}]
     rows = [{"model": "linear", "seed_training": 1} | row for row in values]
     chosen, notes = choose_engines(rows, [make_config(row) for row in rows], "auto")
-    assert [row.get("engine") for row in chosen] == ["stacked", "stacked", None, None]
+    assert [row.get("engine") for row in chosen] == ["stacked", "stacked", None, None, None]
     assert notes == [
         "1 by themselves, as no other run could share its stack",
-        "1 by themselves, as model: got 'tiny/lenet', expected linear or linear/no_bias with "
-        "engine=stacked",
+        "1 by themselves, as networks are trained together where a number is given",
+        "1 by themselves, as model: got 'timm/vit', expected linear, linear/no_bias, tiny/NAME or "
+        "a function of your own with engine=stacked",
     ]
 
 
@@ -107,8 +109,8 @@ def test_a_retry_stacks_as_before_unless_the_note_is_damaged(tmp_path, written, 
 
 
 def test_a_number_asks_for_all():
-    rows = [{"model": model, "seed_training": 1} for model in ("linear", "tiny/lenet")]
-    with pytest.raises(UserError, match="--stack 4: 1 of 2 runs: model: got 'tiny/lenet'"):
+    rows = [{"model": model, "seed_training": 1} for model in ("linear", "timm/vit")]
+    with pytest.raises(UserError, match="--stack 4: 1 of 2 runs: model: got 'timm/vit'"):
         choose_engines(rows, [make_config(row) for row in rows], "4")
     chosen, notes = choose_engines(rows[:1], [make_config(rows[0])], "4")
     assert (chosen, notes) == ([rows[0] | {"engine": "stacked"}], [])

@@ -19,7 +19,7 @@ from src.optim.optimizers import OPTIMIZERS
 from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.signals import StopRequested
 from src.stacking import stackable, stacked_generator
-from src.stacking.learner import StackedLearner
+from src.stacking.learner import StackedLinear
 from src.stacking.stackable import BY_ROW, DIGEST, REPLACED, code_digest
 from src.support import ROOT, UserError
 from tests.data.sources.written_sets import seed_cache, table
@@ -188,7 +188,7 @@ def kill_randomly(configs, seed: int) -> int:
         step_to_die, number = draw.randint(1, 12), draw.choice([signal.SIGKILL, signal.SIGTERM])
 
         def main(step_to_die=step_to_die, number=number) -> int:
-            whole, count = StackedLearner.step, 0
+            whole, count = StackedLinear.step, 0
 
             def step(self, *arguments) -> None:
                 nonlocal count
@@ -197,7 +197,7 @@ def kill_randomly(configs, seed: int) -> int:
                     os.kill(os.getpid(), number)
                 whole(self, *arguments)
 
-            StackedLearner.step = step
+            StackedLinear.step = step
             left = [x for x in configs if not (Path(x.output_dir) / "done").exists()]
             try:
                 train_together(left)
@@ -247,7 +247,7 @@ def test_rows_go_on_at_their_own_step_where_all_before_them_have_left(alone, tmp
 def test_what_was_read_last_survives_a_stop(tmp_path, monkeypatch):
     """Divergence is judged by the steps since then. Stopped after 15 steps, again after 16."""
     (config,) = configs_of(tmp_path, ROWS[:1], steps_per_epoch=30)
-    whole, read = StackedLearner.step, []
+    whole, read = StackedLinear.step, []
     for number in (15, 1):
 
         def step(self, *arguments, left=[number]) -> None:  # noqa: B006 - counts down
@@ -256,7 +256,7 @@ def test_what_was_read_last_survives_a_stop(tmp_path, monkeypatch):
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        monkeypatch.setattr(StackedLearner, "step", step)
+        monkeypatch.setattr(StackedLinear, "step", step)
         with pytest.raises(StopRequested):
             run_experiment(config)
         state = CheckpointFiles(tmp_path / "0" / "state").newest()
@@ -373,12 +373,18 @@ def test_a_row_costs_its_part_of_the_stack(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"model": "tiny/lenet"}, "model: got 'tiny/lenet', expected linear or linear/no_bias"),
+        (
+            {"model": "timm/vit"},
+            "model: got 'timm/vit', expected linear, linear/no_bias, tiny/NAME",
+        ),
         ({"optim_alg": "timm/lamb"}, "optim_alg: got 'timm/lamb', expected sgd, adam"),
         ({"optim_args": {"maximize": True}}, "optim_args: got"),
         ({"precision": "bf16"}, "precision: got 'bf16', expected 'fp32' with engine=stacked"),
         ({"averaging": "my:own"}, "averaging: got 'my:own'"),
         ({"loss": "my_losses:Focal"}, "loss: got 'my_losses:Focal', expected log, mse or bce"),
+        ({"model": "tiny/lenet", "channels_last": True}, "channels_last: got True, expected False"),
+        ({"model": "a:b", "averaging_bn": "recompute"}, "averaging_bn: got 'recompute', expected"),
+        ({"model": "tiny/lenet", "precision": "bf16"}, "precision: got 'bf16', expected 'fp32'"),
         ({"seed_training": None}, "seed_training: got None, expected a number with engine=stacked"),
     ],
 )
