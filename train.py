@@ -6,10 +6,10 @@ epochs: `for stats, model in experiment_generator(config): …`.
 
 import sys
 
-if __name__ == "__main__":  # --help and --keys need not wait for torch
+if __name__ == "__main__":  # an answer that needs no torch does not wait for it
     from src.config import CommandLine
 
-    CommandLine.answer_questions(sys.argv[1:])
+    CommandLine.answer_early(sys.argv[1:])
 
 from collections.abc import Iterator
 from contextlib import closing

@@ -180,14 +180,14 @@ def work_as(
 ) -> None:
     """The other end of a contestant, after --worker; with its fellows where there are several."""
     from src.runtime.command_line import launch_processes
-    from src.runtime.distributed import detect_rank, is_main_process
+    from src.support import processes
 
     work, name, folder = Work(**json.loads(words[0])), words[1], Path(words[2])
-    if work.num_processes > 1 and detect_rank(os.environ) is None:
+    if work.num_processes > 1 and processes.detect_rank(os.environ) is None:
         sys.exit(launch_processes([sys.argv[0], "--worker", *words], work.num_processes))
     digest = hashlib.sha256(words[0].encode()).hexdigest()[:12]
     segments = contestants[name](work, own_folder(folder, f"{name} {digest}"))
-    if is_main_process():
+    if processes.is_main_process():
         answer(segments)
     for _ in range(work.turns + 1):
         next(segments)

@@ -65,6 +65,7 @@ def commands(folder: Path) -> None:
         "train.py, one step": [*RUN, new],
         "train.py --help": ["train.py", "--help"],
         "train.py, a key that does not exist": [*RUN, "batchsize=7"],
+        "train.py, a value of a wrong type": [*RUN, "batch_size=x"],
         "train.py, an optimizer that does not exist": [*RUN, "optim_alg=adan", new],
         "submit_multiple.py -d, 108 runs": [
             *("submit_multiple.py", str(folder / "grid.yaml"), "-s", "local", "-d")

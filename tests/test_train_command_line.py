@@ -19,9 +19,10 @@ from src.config import load_config, make_config
 from src.config.command_line import without_dashes
 from src.logging.same_run import choose_folder
 from src.runtime import command_line
-from src.runtime.distributed import DistributedContext, detect_rank
+from src.runtime.distributed import DistributedContext
 from src.support import ROOT
 from src.support.errors import UserError
+from src.support.processes import detect_rank
 from train import main
 
 SMALL = {"dataset": "sklearn/digits", "model": "linear", "base_lr": 0.1, "train_length": 1}
@@ -161,14 +162,69 @@ def test_a_null_that_is_given_is_obeyed_and_said(here, capsys, place):
 # ---- Mistakes ----------------------------------------------------------------------------
 
 
-def test_all_mistakes_come_at_once_keys_values_and_names(here, capsys):
-    mistakes = ["modle=linear", "batch_size=0", "dataset=sklearn/digit", "data_normalize=x"]
-    mistakes += ["model=lineer", "optim_alg=adm", "loss=lgo"]
-    assert main(["cfg.yaml", *mistakes]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    keys = [re.match(r"\w+", line)[0] for line in lines]
-    assert sorted(keys) == sorted(mistake.partition("=")[0] for mistake in mistakes)
+def test_all_wrong_keys_and_values_come_at_once_and_then_all_wrong_names(here, capsys):
+    wrong = ["modle=linear", "batch_size=0", "sync_bn=maybe", "grad_accum_steps=x"]
+    wrong += ["data_normalize=x"]
+    names = ["dataset=sklearn/digit", "model=lineer", "optim_alg=adm", "loss=lgo"]
+    for mistakes, named in ((wrong + names, wrong), (names, names)):
+        assert main(["cfg.yaml", *mistakes]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        keys = [re.match(r"\w+", line)[0] for line in lines]
+        assert sorted(keys) == sorted(mistake.partition("=")[0] for mistake in named)
+        assert (here / "results").exists() == (named is names)  # these are looked up by the run
+
+
+# What is answered before torch and pandas are imported, and what the answer names.
+EARLY = {
+    "batchsize=7": "batchsize=7: there is no such key; did you mean 'batch_size'",
+    "train_length=x": "train_length: got 'x', expected",
+    "grad_accum_steps=3 batch_size=10 model=lineer": "grad_accum_steps: got 3, expected a divisor",
+    "modle=1 batch_size=0": "batch_size: got 0, expected .*\nmodle=1: there is no such key",
+    "--lr 3": "--lr: keys are written without dashes",
+    "run=5 loss": "'loss': expected key=value",
+    "--print-config": "",
+    "--keys base_lr": "",
+}
+
+
+@pytest.fixture
+def without_torch(tmp_path) -> dict[str, str]:
+    """An environment in which whoever imports torch or pandas fails."""
+    for name in ("torch", "pandas"):
+        (tmp_path / "stubs" / name).mkdir(parents=True)
+        (tmp_path / "stubs" / name / "__init__.py").write_text("raise SystemExit('imported')\n")
+    return os.environ | {"PYTHONPATH": str(tmp_path / "stubs")}
+
+
+@pytest.mark.parametrize(("arguments", "answer"), EARLY.items())
+def test_what_needs_no_torch_is_answered_without(here, without_torch, arguments, answer):
+    command = [sys.executable, str(ROOT / "train.py"), "cfg.yaml", *arguments.split()]
+    done = subprocess.run(command, cwd=here, env=without_torch, capture_output=True, text=True)
+    assert done.returncode == (2 if answer else 0)
+    assert re.match(answer, done.stderr), done.stderr
+    assert done.stderr.count("\n") == (answer.count("\n") + 1 if answer else 0)
+    assert bool(done.stdout) is not bool(answer)
     assert not (here / "results").exists()
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_of_several_processes_the_main_one_says_what_is_wrong(here, without_torch, launcher):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if launcher == "srun":
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    for rank, code in (("0", 2), ("1", 0)):
+        env = without_torch | dict(zip(names, (rank, "2", rank), strict=True))
+        command = [sys.executable, str(ROOT / "train.py"), "cfg.yaml", "batchsize=7"]
+        done = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (code, code // 2)
+
+
+def test_a_stack_and_a_list_are_left_to_the_run(here, without_torch):
+    (here / "stack.yaml").write_text("stack: [cfg.yaml]\n")
+    for arguments in (["stack.yaml"], ["--list", "losses"], ["cfg.yaml", "model=lineer"]):
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        done = subprocess.run(command, cwd=here, env=without_torch, capture_output=True, text=True)
+        assert done.stderr == "imported\n"
 
 
 def test_all_wrong_names_come_at_once(here, capsys):

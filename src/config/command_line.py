@@ -9,11 +9,14 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from src.support import ROOT, OneLineParser, UserError, one_line
+from src.support import ROOT, OneLineParser, UserError, one_line, processes
+
+if TYPE_CHECKING:
+    from src.config.config import Config
 
 MOST_SHOWN = 999  # characters of a command
 # The options; all else is key=value
@@ -24,7 +27,8 @@ class CommandLine:
     """python train.py CONFIG [key=value ...]"""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        """Raises UserError; SystemExit where --help or --keys has been answered."""
+        """Raises UserError with all mistakes in keys and values; names are the run's to look up.
+        SystemExit where --help, --keys or --print-config has been answered."""
         parser = OneLineParser(prog="train.py", description="Train one model.")
         parser.add_argument("config", nargs="?", help="YAML file with keys of src/keys.py")
         parser.add_argument("overrides", nargs="*", metavar="key=value", help="base_lr=0.1 …")
@@ -49,14 +53,13 @@ class CommandLine:
             meant = one_line(self._text(without_dashes(arguments)), MOST_SHOWN)
             raise UserError(f"{one_line(dashed[0])}: keys are written without dashes: {meant}")
         options = parser.parse_args(arguments)
-        from src.config.config import read_values
-
         if options.keys is not None:
             from src.config.key_notes import describe_keys
 
             print(describe_keys(options.keys))
             raise SystemExit
-        self.asks_for_names = options.list
+        self.asks_for_names, self.asks_for_json = options.list, options.json
+        self.checked: Config | None = None  # of --list and of a stack there is none
         if options.list:
             if len(options.list) > 2:
                 raise UserError(f"--list: one pattern, not {len(options.list) - 1}")
@@ -69,15 +72,30 @@ class CommandLine:
             whole = self._text(["CONFIG.yaml", options.config, *options.overrides])
             raise UserError(f"the first argument is a YAML file: {one_line(whole, MOST_SHOWN)}")
         self.config, self.overrides = options.config, options.overrides
+        from src.config.config import make_config, read_values
+        from src.config.yaml_files import write_yaml
+
         self.values = read_values(self.config, self.overrides)
-        self.asks_for_config, self.asks_for_json = options.print_config, options.json
+        if isinstance(self.values.get("stack"), list):  # written by submit_multiple.py --stack
+            return
+        try:
+            self.checked = make_config(self.values)
+        except UserError as error:
+            from src.grid import find_mistakes
+
+            raise UserError("\n".join(find_mistakes(self.values)) or str(error)) from None
+        if options.print_config:
+            print(write_yaml(asdict(self.checked)), end="")
+            raise SystemExit
 
     @classmethod
-    def answer_questions(cls, arguments: Sequence[str]) -> None:
-        """Answers --help and --keys, and ends; whatever else there is is for the run to read."""
-        if {"-h", "--help", "--keys"} & {*arguments}:
-            with suppress(UserError):
-                cls(arguments)
+    def answer_early(cls, arguments: Sequence[str]) -> None:
+        """Ends the program here if that needs no torch: with the answer to a question, or with all
+        mistakes in keys and values."""
+        try:
+            cls(arguments)
+        except UserError as error:
+            sys.exit(processes.report_exit(error, 2))
 
     @property
     def messages(self) -> TextIO:

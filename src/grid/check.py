@@ -147,19 +147,20 @@ def _summary(
 
 
 def find_mistakes(values: Row, error: UserError | None = None) -> list[str]:
-    """All that is wrong with the keys of a run, a line each: unknown keys, values, then names.
+    """All that is wrong with the keys of a run, a line each: unknown keys and values; where these
+    are right, names, which are looked up with torch. Nothing is downloaded.
 
     error: what kept the run from starting. Where it is none of the lines, no name was mistaken,
-    and there are none. Nothing is downloaded; torch is imported, which a run has done.
+    and there are none.
     """
     if error and str(error).partition(":")[0] not in QUESTIONS:
         return []
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _, lines = load(values)
-    known = {key: value for key, value in values.items() if key in KEYS and value is not None}
-    right = {key: value for key, value in known.items() if not load({key: value})[1]}
+    if lines:
+        return lines
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for kind, keys in QUESTIONS.items():
-        settings = {key: right[key] for key in keys if key in right}
+        settings = {key: values[key] for key in keys if values.get(key) is not None}
         found = answer(kind, settings).get("errors", []) if settings else []
         lines += [line for line in found if line not in lines]
     return lines if error is None or str(error) in lines else []

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,9 +19,9 @@ from typing import Any, TextIO
 import pandas as pd
 import torch
 
-from src.config import CommandLine, Config, make_config, write_yaml
+from src.config import CommandLine, Config
 from src.logging import OtherRun, choose_folder, is_finished, summarize_run
-from src.runtime.distributed import DistributedContext, detect_rank, is_main_process, report_exit
+from src.runtime.distributed import DistributedContext
 from src.runtime.signals import StopRequested
 from src.support import UserError, bad_value, processes
 
@@ -42,17 +42,14 @@ def run_command_line(
 
             print(describe_names(*line.asks_for_names))
             return 0
-        if isinstance(line.values.get("stack"), list):  # written by submit_multiple.py --stack
+        config, note = line.checked, ""
+        if config is None:  # written by submit_multiple.py --stack
             from src.stacking import run_stack
 
             try:
                 print(run_stack(line.values["stack"]))
             except UserError as error:  # of one of the runs
-                return report_exit(error, 2)
-            return 0
-        config, note = make_config(line.values), ""
-        if line.asks_for_config:
-            print(write_yaml(asdict(config)), end="")
+                return processes.report_exit(error, 2)
             return 0
         is_stacked = config.engine == "stacked"  # one process, however many GPUs there are
         number = 1 if is_stacked else num_processes(config.multi_gpu, config.device, config.dataset)
@@ -69,37 +66,39 @@ def run_command_line(
             command += ["--json"] * line.asks_for_json
             return launch_processes(command, number)
         else:
-            if config.output_dir is None and is_main_process():
+            if config.output_dir is None and processes.is_main_process():
                 words = "output_dir is null: nothing of this run will be kept"
                 print(words, file=line.messages, flush=True)
             stats = run_experiment(config)
-        if is_main_process():
+        if processes.is_main_process():
             reached = summarize_run(config.output_dir, stats, as_json=line.asks_for_json)
             print(reached if line.asks_for_json else note + reached, flush=True)
     except OtherRun as error:
         assert line
         elsewhere = line.elsewhere(str(config and config.output_dir))
-        return report_exit(_mistakes(line.values) or f"{error}; for example: {elsewhere}", 2)
+        words = _mistakes(line.values) or f"{error}; for example: {elsewhere}"
+        return processes.report_exit(words, 2)
     except UserError as error:
-        return report_exit((line and _mistakes(line.values, error if config else None)) or error, 2)
+        names = _mistakes(line.values, error) if line and config else ""
+        return processes.report_exit(names or error, 2)
     except BrokenPipeError:  # `… | head`; the run is over by then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             raise
-        return report_exit(UserError.from_os(error), 2)  # no file can have that name
+        return processes.report_exit(UserError.from_os(error), 2)  # no file can have that name
     except StopRequested as stop:
         hint = "; the same command resumes it" if config and config.output_dir else ""
-        return report_exit(stop.message + hint, stop.exit_code)
+        return processes.report_exit(stop.message + hint, stop.exit_code)
     except KeyboardInterrupt:
-        return report_exit("interrupted", 130)
+        return processes.report_exit("interrupted", 130)
     return 0
 
 
 def _with_folder(config: Config, name: str, messages: TextIO) -> Config:
     """The config with an output_dir, the same one for all processes of the run."""
     chosen = None
-    with DistributedContext(detect_rank(os.environ)) as distributed:
+    with DistributedContext(processes.detect_rank(os.environ)) as distributed:
         if distributed.is_main:
             folder, is_resumed = choose_folder(config, name)
             chosen = str(folder)
@@ -109,13 +108,13 @@ def _with_folder(config: Config, name: str, messages: TextIO) -> Config:
 
 
 def _mistakes(values: Mapping[str, Any], error: UserError | None = None) -> str:
-    """All mistakes in the keys, also in names that are looked up; '' where there is none.
+    """All mistakes in names that are looked up; '' where there is none.
 
     Of an error in a run that already names a key: those beside it, if it is among them.
     """
     from src.grid import find_mistakes
 
-    return "\n".join(find_mistakes(values, error)) if is_main_process() else ""
+    return "\n".join(find_mistakes(values, error)) if processes.is_main_process() else ""
 
 
 # ---- A process a GPU ---------------------------------------------------------------------
@@ -126,7 +125,7 @@ ONE_IS_ENOUGH = ("libsvm", "sklearn")  # small: exchanging gradients costs more 
 def num_processes(multi_gpu: str | bool, device: str | None, dataset: str) -> int:
     """How many to start: 1 where the run stays in this one. UserError where it would be alone,
     and others were started."""
-    started = detect_rank(os.environ)
+    started = processes.detect_rank(os.environ)
     if started and multi_gpu is False:
         expected = f"true or fsdp, as {started.size} processes were started"
         raise bad_value("multi_gpu", False, expected)

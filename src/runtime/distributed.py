@@ -9,11 +9,8 @@ import atexit
 import json
 import os
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from itertools import count
@@ -24,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from src.support import UserError, bad_value, random_state
+from src.support import UserError, bad_value, processes, random_state
 
 T = TypeVar("T")
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # for all to be there
@@ -35,53 +32,10 @@ SYNC_INTERVAL = 0.5
 MAX_CALLS_BETWEEN_SYNCS = 50
 # A peer that ends with unread data on their way to it resets the connection.
 GLOO_DISCONNECT = r"gloo/.*(closed by peer|reset by peer|Broken pipe)"
-PORTS = range(20_000, 32_768)  # below those that Linux gives out by itself
 
 
 class PeerFailed(UserError):  # noqa: N818 - says what happened
     """Another process of the run has failed, and says so itself."""
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """Which process this is, counted from 0, of how many; which one of its machine."""
-
-    rank: int
-    size: int
-    local_rank: int
-    address: str
-    port: str
-
-
-def detect_rank(environment: Mapping[str, str]) -> RankInfo | None:
-    """The rank that torchrun, srun or our own launcher (as torchrun) has set; None: one process."""
-    given, names = environment.get, ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if int(given("WORLD_SIZE", 1)) <= 1:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    rank, size, local_rank = (int(given(name, 0)) for name in names)
-    if size <= 1:
-        return None
-    # srun's own node, the first one of the job where a submit script calls it
-    address = given("MASTER_ADDR") or given("SLURM_LAUNCH_NODE_IPADDR") or "127.0.0.1"
-    job = int(given("SLURM_JOB_ID", 0)) + int(given("SLURM_STEP_ID", 0))
-    port = given("MASTER_PORT") or str(PORTS[job % len(PORTS)])
-    return RankInfo(rank, size, local_rank, address, port)
-
-
-def is_main_process() -> bool:
-    """Whether this process prints and writes for all."""
-    rank_info = detect_rank(os.environ)
-    return rank_info is None or rank_info.rank == 0
-
-
-def report_exit(message: object, exit_code: int) -> int:
-    """Print how the run ended, and return the code. Other processes than the main one are silent
-    and return 0, as launchers take the first code that is not 0 for that of all."""
-    if not is_main_process():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it when the main one has ended
-        return 0
-    print(message, file=sys.stderr)
-    return exit_code
 
 
 class DistributedContext:
@@ -91,7 +45,7 @@ class DistributedContext:
     is left in the store for those who lose the connection by it (peer_error).
     """
 
-    def __init__(self, rank_info: RankInfo | None) -> None:
+    def __init__(self, rank_info: processes.RankInfo | None) -> None:
         self.rank_info = rank_info
         self.rank, self.size = (rank_info.rank, rank_info.size) if rank_info else (0, 1)
         self.is_main = self.rank == 0
@@ -304,7 +258,7 @@ def _leave_at_exit() -> None:
 
 
 @cache
-def _store(info: RankInfo) -> dist.Store:
+def _store(info: processes.RankInfo) -> dist.Store:
     """The store of the processes' messages: torchrun's, or the main process's own."""
     from torch.distributed.rendezvous import rendezvous
 

@@ -40,7 +40,7 @@ from src.metrics import metric_columns
 from src.models import model_preprocessing, output_dim, without_weights
 from src.optim import AveragedModel, describe_optimizer
 from src.runtime.checkpoints import CheckpointFiles, CheckpointManager, save_weights
-from src.runtime.distributed import SINGLE_PROCESS, DistributedContext, detect_rank
+from src.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from src.runtime.evaluation import Batches, Evaluation, Metrics, recompute_batch_norms
 from src.runtime.parallel import Parallel
 from src.runtime.precision import Precision, pick_device
@@ -48,7 +48,7 @@ from src.runtime.run_length import Best, StepSchedule, has_diverged, loss_limit
 from src.runtime.signals import Signals, StopRequested
 from src.runtime.throughput import build_profiler, epoch_throughput, seconds_at_peak
 from src.runtime.train_state import Stateful, TrainState, stateful_fields
-from src.support import UserError, bad_value, pick, random_state
+from src.support import UserError, bad_value, pick, processes, random_state
 
 ORDER = ("load_data", "place", "restore", "epochs")  # each once, after the one before
 SECONDS_BETWEEN_STATS = 5.0  # of a run that is trained together with others
@@ -66,7 +66,7 @@ class Shared:
         self.distributed, self.signals = SINGLE_PROCESS, Signals()
 
     def __enter__(self) -> "Shared":
-        if rank := detect_rank(os.environ):
+        if rank := processes.detect_rank(os.environ):
             expected = f"ordinary, as {rank.size} processes were started"
             raise bad_value("engine", "stacked", expected)
         self.signals.__enter__()
@@ -108,7 +108,7 @@ class Session:
                 self._distributed, self._signals = shared.distributed, shared.signals
                 place = self._number, shared.num_runs
             else:
-                rank = detect_rank(os.environ) if config.multi_gpu else None
+                rank = processes.detect_rank(os.environ) if config.multi_gpu else None
                 self._distributed = stack.enter_context(DistributedContext(rank))
                 self._signals = stack.enter_context(Signals(self._distributed))
             is_main = self._distributed.is_main

@@ -1,5 +1,5 @@
-"""The processes of this machine: when one started, its job of Slurm, running several at once, and
-the memory and cores that this one may use.
+"""The processes of this machine: when one started, its job of Slurm, which one of its run it is,
+running several at once, and the memory and cores that this one may use.
 
 psutil knows neither cgroups, by which Slurm and containers limit a process, nor the exact moment
 at which a process started.
@@ -7,6 +7,7 @@ at which a process started.
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,53 @@ def start_time(pid: object) -> str | None:
     except (OSError, OverflowError):
         return None
     return "some time"
+
+
+# ---- The processes of one run -------------------------------------------------------------
+
+PORTS = range(20_000, 32_768)  # below those that Linux gives out by itself
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """Which process this is, counted from 0, of how many; which one of its machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    address: str
+    port: str
+
+
+def detect_rank(environment: Mapping[str, str]) -> RankInfo | None:
+    """The rank that torchrun, srun or our own launcher (as torchrun) has set; None: one process."""
+    given, names = environment.get, ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if int(given("WORLD_SIZE", 1)) <= 1:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    rank, size, local_rank = (int(given(name, 0)) for name in names)
+    if size <= 1:
+        return None
+    # srun's own node, the first one of the job where a submit script calls it
+    address = given("MASTER_ADDR") or given("SLURM_LAUNCH_NODE_IPADDR") or "127.0.0.1"
+    job = int(given("SLURM_JOB_ID", 0)) + int(given("SLURM_STEP_ID", 0))
+    port = given("MASTER_PORT") or str(PORTS[job % len(PORTS)])
+    return RankInfo(rank, size, local_rank, address, port)
+
+
+def is_main_process() -> bool:
+    """Whether this process prints and writes for all."""
+    rank_info = detect_rank(os.environ)
+    return rank_info is None or rank_info.rank == 0
+
+
+def report_exit(message: object, exit_code: int) -> int:
+    """Print how the run ended, and return the code. Other processes than the main one are silent
+    and return 0, as launchers take the first code that is not 0 for that of all."""
+    if not is_main_process():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it when the main one has ended
+        return 0
+    print(message, file=sys.stderr)
+    return exit_code
 
 
 # ---- Running programs --------------------------------------------------------------------

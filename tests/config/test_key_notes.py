@@ -57,7 +57,9 @@ def test_the_command_line_answers_and_ends(capsys, tmp_path, monkeypatch):
     assert "\n  base_lr: " in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cfg.yaml").write_text("dataset: sklearn/digits\nbatch_size: 7\n")
-    assert main(["cfg.yaml", "base_lr=0.5", "--print-config"]) == 0
+    with pytest.raises(SystemExit) as end:
+        main(["cfg.yaml", "base_lr=0.5", "--print-config"])
+    assert not end.value.code
     printed = capsys.readouterr().out
     assert make_config({"dataset": "sklearn/digits", "batch_size": 7, "base_lr": 0.5}) == (
         make_config(yaml.safe_load(printed))

@@ -10,8 +10,9 @@ import pytest
 import torch
 from several_processes import fork, together
 
-from src.runtime.distributed import PORTS, DistributedContext, PeerFailed, RankInfo, detect_rank
+from src.runtime.distributed import DistributedContext, PeerFailed
 from src.support.errors import UserError
+from src.support.processes import PORTS, RankInfo, detect_rank
 
 CPU = torch.device("cpu")
 TORCHRUN = {

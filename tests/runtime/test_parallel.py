@@ -11,9 +11,10 @@ from torch.profiler import profile
 
 from src.config import make_config
 from src.runtime import command_line
-from src.runtime.distributed import DistributedContext, RankInfo, detect_rank
+from src.runtime.distributed import DistributedContext
 from src.runtime.parallel import Parallel, _blocks
 from src.support.errors import UserError
+from src.support.processes import RankInfo, detect_rank
 from train import experiment_generator
 
 CPU = torch.device("cpu")
