@@ -1,9 +1,12 @@
 """What tests of whole runs share: how they end, the certificate, a grid on this machine."""
 
 import io
+import os
+import random
 import shutil
+import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import date
 from pathlib import Path
@@ -23,6 +26,7 @@ from src.metrics import is_time
 from src.runtime import certificate as kills
 from src.runtime.checkpoints import CheckpointFiles
 from src.runtime.signals import StopRequested
+from src.stacking.learner import StackedLinear
 from tests.forks import Fork, LookupFork
 from train import run_experiment
 
@@ -64,6 +68,35 @@ def run_through(config) -> int:
         except StopRequested:
             assert not (Path(config.output_dir) / "done").exists()
     raise AssertionError("it never ends")
+
+
+def killed_in_steps(main: Callable[[], int], draw: random.Random, most_kills: int = 60) -> int:
+    """Start main() in forks until it returns 0, and kill each in one of its first 12 steps of a
+    stack; how many attempts it took. Half of the kills are signals that save, half do not ask."""
+    for attempt in range(1, 60):
+        step_to_die = draw.randint(1, 12) if attempt <= most_kills else 0
+        number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+
+        def killed(step_to_die: int = step_to_die, number: int = number) -> int:
+            whole, count = StackedLinear.step, 0
+
+            def step(self, *arguments) -> None:
+                nonlocal count
+                count += 1
+                if count == step_to_die:
+                    os.kill(os.getpid(), number)
+                whole(self, *arguments)
+
+            StackedLinear.step = step
+            return main()
+
+        with tempfile.TemporaryFile("w+b") as output:
+            code = Fork(killed, output).wait()
+            output.seek(0)
+            assert code in (0, 75, -signal.SIGKILL), output.read().decode()
+        if code == 0:
+            return attempt
+    raise AssertionError("no end")
 
 
 def certificate(keys: dict, folder: Path, *options: str) -> tuple[int, str]:

@@ -257,9 +257,11 @@ class Session:
         )
         if saved:
             self._state.load_state_dict(saved)
-            self._folder.check_epochs(self._schedule.epoch_end, self.num_steps, self._stats.rows)
             if self._state.outcome == "finished" and self._state.step < self.num_steps:
-                self._state.outcome = None  # train_length has grown
+                # train_length has grown
+                epoch_end, rows = self._schedule.epoch_end, self._stats.rows
+                self._folder.check_epochs(epoch_end, self.num_steps, rows)
+                self._state.outcome = None
             logger.info("resumes after step {} of {}", self._state.step, self.num_steps)
             self._saved = saved = None  # its tensors have been copied
         self.step = self._state.step

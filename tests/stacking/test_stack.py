@@ -14,6 +14,7 @@ import torch
 
 from src.config import make_config
 from src.logging import Stats
+from src.logging.run_folder import RunFolder
 from src.losses import LOSSES, CrossEntropy
 from src.optim.optimizers import OPTIMIZERS
 from src.runtime.checkpoints import CheckpointFiles
@@ -24,7 +25,7 @@ from src.stacking.stackable import BY_ROW, DIGEST, REPLACED, code_digest
 from src.support import ROOT, UserError
 from tests.data.sources.written_sets import seed_cache, table
 from tests.forks import Fork
-from tests.whole_runs import end_of, without_times
+from tests.whole_runs import end_of, killed_in_steps, without_times
 from train import experiment_generator, run_experiment
 
 COMMON = {
@@ -180,37 +181,17 @@ def test_other_losses_and_lengths_agree_as_well(tmp_path, keys):
 
 
 def kill_randomly(configs, seed: int) -> int:
-    """Start the stack again until all is done, killing it at random; how many attempts it took.
+    """Start the stack again until all is done, killing it at random; how many attempts it took."""
 
-    Half of the kills are signals that save, half do not ask."""
-    draw = random.Random(seed)
-    for attempt in range(1, 60):
-        step_to_die, number = draw.randint(1, 12), draw.choice([signal.SIGKILL, signal.SIGTERM])
+    def main() -> int:
+        left = [x for x in configs if not (Path(x.output_dir) / "done").exists()]
+        try:
+            train_together(left)
+        except StopRequested:
+            return 75
+        return 0
 
-        def main(step_to_die=step_to_die, number=number) -> int:
-            whole, count = StackedLinear.step, 0
-
-            def step(self, *arguments) -> None:
-                nonlocal count
-                count += 1
-                if count == step_to_die:
-                    os.kill(os.getpid(), number)
-                whole(self, *arguments)
-
-            StackedLinear.step = step
-            left = [x for x in configs if not (Path(x.output_dir) / "done").exists()]
-            try:
-                train_together(left)
-            except StopRequested:
-                return 75
-            return 0
-
-        with open(os.devnull, "wb") as output:
-            code = Fork(main, output).wait()
-        assert code in (0, 75, -signal.SIGKILL)
-        if code == 0:
-            return attempt
-    raise AssertionError("no end")
+    return killed_in_steps(main, random.Random(seed))
 
 
 @pytest.mark.slow
@@ -302,6 +283,44 @@ def test_rows_that_were_killed_before_they_closed_are_closed(alone, tmp_path):
     assert len(last) == 1
     assert outcomes(tmp_path) == ["finished"] * 3
     assert [end_of(config) for config in configs] == alone[:3]
+
+
+def killed_before_done(main) -> None:
+    """main() in a fork that is killed when the first of its runs has saved its last state."""
+
+    def killed() -> None:
+        RunFolder.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        main()
+
+    with open(os.devnull, "wb") as output:
+        assert Fork(killed, output).wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("engine", ["ordinary", "stacked"])
+def test_a_run_that_has_diverged_in_an_epoch_is_closed_after_a_kill(tmp_path, engine):
+    """It is no run that was made longer, as it ends with a part of an epoch."""
+    (config,) = configs_of(tmp_path, ROWS[3:4], engine=engine, log_interval=1)
+    killed_before_done(lambda: run_experiment(config))
+    assert len(run_experiment(config)) == 1
+    assert outcomes(tmp_path) == ["diverged"]
+
+
+def test_rows_that_have_diverged_in_an_epoch_are_closed_after_a_signal(tmp_path, monkeypatch):
+    """While the others train on to its end."""
+    configs = configs_of(tmp_path, [ROWS[3], ROWS[0]], log_interval=1)
+    whole = StackedLinear.step
+
+    def step(self, number, *arguments) -> None:
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        whole(self, number, *arguments)
+
+    monkeypatch.setattr(StackedLinear, "step", step)
+    with pytest.raises(StopRequested):
+        train_together(configs)
+    monkeypatch.undo()
+    train_together(configs)
+    assert outcomes(tmp_path) == ["diverged", "finished"]
 
 
 @pytest.mark.parametrize("moment", ["before", "while"])
