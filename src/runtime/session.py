@@ -262,6 +262,8 @@ class Session:
                 epoch_end, rows = self._schedule.epoch_end, self._stats.rows
                 self._folder.check_epochs(epoch_end, self.num_steps, rows)
                 self._state.outcome = None
+            # stats.csv of a run in a stack may be behind its state
+            self._has_unsaved_stats = self._shared is not None
             logger.info("resumes after step {} of {}", self._state.step, self.num_steps)
             self._saved = saved = None  # its tensors have been copied
         self.step = self._state.step

@@ -305,6 +305,16 @@ def test_a_run_that_has_diverged_in_an_epoch_is_closed_after_a_kill(tmp_path, en
     assert outcomes(tmp_path) == ["diverged"]
 
 
+def test_stats_that_were_not_written_yet_are_in_the_state(alone, tmp_path):
+    """The last state is saved before them."""
+    configs = configs_of(tmp_path, ROWS[:2])
+    killed_before_done(lambda: train_together(configs))
+    written = tmp_path / "0" / "stats.csv"
+    written.write_text("".join(written.read_text().splitlines(keepends=True)[:3]))  # as by the clock
+    train_together(configs)
+    assert [end_of(config) for config in configs] == alone[:2]
+
+
 def test_rows_that_have_diverged_in_an_epoch_are_closed_after_a_signal(tmp_path, monkeypatch):
     """While the others train on to its end."""
     configs = configs_of(tmp_path, [ROWS[3], ROWS[0]], log_interval=1)
