@@ -38,6 +38,15 @@ def read_prices(data_dir: Path) -> dict[str, tuple[Tensor, Tensor]]:
     return {"train": (sizes[:200], prices[:200]), "test": (sizes[200:], prices[200:])}
 
 
+def read_labels(data_dir: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Ten numbers that say which of four labels an example has, but for some noise."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(700, 10, generator=generator)
+    scores = inputs @ torch.randn(10, 4, generator=generator)
+    labels = (scores + torch.randn(700, 4, generator=generator) > 0).float()
+    return {"train": (inputs, labels)}
+
+
 def build(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
     wide = nn.Linear(input_shape[0], 32)
     return nn.Sequential(wide, nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, n_outputs))

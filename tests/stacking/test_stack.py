@@ -309,8 +309,8 @@ def test_stats_that_were_not_written_yet_are_in_the_state(alone, tmp_path):
     """The last state is saved before them."""
     configs = configs_of(tmp_path, ROWS[:2])
     killed_before_done(lambda: train_together(configs))
-    written = tmp_path / "0" / "stats.csv"
-    written.write_text("".join(written.read_text().splitlines(keepends=True)[:3]))  # as by the clock
+    stats = tmp_path / "0" / "stats.csv"
+    stats.write_text("".join(stats.read_text().splitlines(keepends=True)[:3]))  # as by the clock
     train_together(configs)
     assert [end_of(config) for config in configs] == alone[:2]
 
