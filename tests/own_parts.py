@@ -23,13 +23,6 @@ def read(data_dir: Path) -> dict[str, tuple[Tensor, Tensor]]:
     return {"train": (points[:200], classes[:200]), "test": (points[200:], classes[200:])}
 
 
-def read_labels(data_dir: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Three labels an example, any number of which hold."""
-    inputs = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
-    labels = (inputs[:, :3] + inputs[:, 2:] > 0).float()
-    return {"train": (inputs[:200], labels[:200]), "test": (inputs[200:], labels[200:])}
-
-
 def read_prices(data_dir: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Prices as people have them, around 200,000: the squared error begins at 4e10."""
     generator = torch.Generator().manual_seed(0)
