@@ -7,7 +7,8 @@ folders.py             the batch folder, whose format it owns: rows.jsonl, names
 snapshot.py            the frozen code of a batch: code/, code.2/
 repair.py              a batch that was moved, copied or damaged runs where it is
 local.py               rows -> worker processes here, local_display.py: how far they are
-forks.py               what makes them cheap: forks of a warm process, which is fork_server.py
+forks.py               what makes them cheap, and packed ones of Slurm: forks of a warm process,
+                       which is fork_server.py
 submission.py          rows -> arrays of jobs of Slurm; submissions/journal.jsonl says which
 slurm.py               Slurm's commands and error texts
 attempt.py             what a submit script ends in: train.py, and the request for another attempt

@@ -190,7 +190,7 @@ class SlurmAttempt:
                 printed = owner
             if info := signal.sigtimedwait(processes.FORWARDED, SECONDS_BETWEEN_LOOKS):
                 return self.end(-info.si_signo, {info.si_signo})
-        code, received = processes.run_programs(program, command, [os.environ])
+        code, received = self._run_program(program, command)
         if self.options.srun and is_stopped(code) and not received:
             # Tasks hear of a preemption first, the job when its time of grace ends: only if it
             # lives until then it is started again.
@@ -201,6 +201,21 @@ class SlurmAttempt:
         if not received & STOPPING:
             wait_until_sent(report_failure(self._unfinished(), code))
         return code
+
+    def _run_program(self, program: str, command: Sequence[str]) -> tuple[int, set[int]]:
+        """Run train.py, in a packed task as a fork of its warm process where that can be."""
+        folder = os.environ.get("EXPERIMENT_WARM")  # see _PACKED in submission.py
+        if folder and self.options.program == "train.py" and not self.options.srun:
+            from src.grid.forks import WarmProcess  # here, as other runs do without
+
+            if warm := WarmProcess.shared(Path(folder)):
+                code, received = warm.run(command)
+                if code is not None:
+                    return code, received
+                print("the warm process has ended, and the run with it", flush=True)
+                if received & STOPPING:
+                    return STOPPED, received
+        return processes.run_programs(program, command, [os.environ])
 
     def end(self, code: int, received: set[int]) -> int:
         """Ask for another attempt where one is due; the exit code."""

@@ -7,13 +7,16 @@ a process as if `python train.py SPEC` had been started: in a session of its own
 environment, log, threads and random numbers, and train.py is its main program. So that forks are
 safe, the warm process computes nothing, and never looks for a GPU.
 
-SOCKET: the number of a descriptor (SOCK_SEQPACKET). The first message on it is {"unfit": reason or
-null}. Then a request gets one answer, with the request's "id":
+SOCKET: the number of a descriptor (SOCK_SEQPACKET), of a connection or of a socket that listens for
+some. The first message on a connection is {"unfit": reason or null}. Then a request gets one
+answer, with the request's "id":
 
-    {"id", "arguments": [...], "variables": {...}}, with the descriptor of a log -> {"pid"}
-    {"id"} -> {"codes": {pid: exit code}} of the forks that have ended since
+    {"id", "arguments": [...], "variables": {name: text, or null for none}},
+        with descriptors of stdout and stderr -> {"pid"}
+    {"id"} -> {"codes": {pid: exit code}} of the connection's forks that have ended since
 
-When the socket closes, or this process is killed, its forks get SIGTERM: they save and end.
+When its connection closes, or this process is killed, a fork gets SIGTERM: it saves and ends. This
+process ends with the last connection.
 """
 
 import ast
@@ -23,6 +26,7 @@ import importlib
 import json
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -74,39 +78,70 @@ def why_unfit() -> str | None:
     return None
 
 
-def serve(connection: socket.socket) -> list[str] | None:
-    """Answer requests until the socket closes. In a fork: the arguments of the program that it is
-    to be; in the warm process itself, at its end, None."""
+def serve(given: socket.socket, greeting: bytes) -> list[str] | None:
+    """Answer requests until the last connection closes. In a fork: the arguments of the program
+    that it is to be; in the warm process itself, at its end, None."""
     me = os.getpid()
+    is_listening = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    forks: dict[socket.socket, set[int]] = {}  # of each connection those whose code nobody has had
+    if not is_listening:
+        given.send(greeting)
+        forks[given] = set()
     while True:
-        message, descriptors, _, _ = socket.recv_fds(connection, MOST_BYTES, 1)
-        if not message:
+        # One that has come while the last one closed is waiting to be accepted.
+        sockets = [*forks, given] if is_listening else [*forks]
+        ready, _, _ = select.select(sockets, [], [], None if forks else 0)
+        if not ready:
             return None
-        request = json.loads(message)
-        answer = {"id": request["id"]}
-        if "arguments" in request:
-            (log,) = descriptors
-            if not (pid := os.fork()):
+        for connection in ready:
+            if connection not in forks:
+                connection, _ = given.accept()
+                forks[connection] = set()
+                with suppress(OSError):  # it has left
+                    connection.send(greeting)
+                continue
+            try:
+                message, descriptors, _, _ = socket.recv_fds(connection, MOST_BYTES, 2)
+            except OSError:
+                message = b""
+            if not message:
+                reap(left := forks.pop(connection))
+                for pid in left if forks else ():  # of the last one they hear it as we end
+                    os.kill(pid, signal.SIGTERM)
                 connection.close()
-                become(request["arguments"], request["variables"], log, parent=me)
-                return request["arguments"]
-            os.close(log)
-            answer["pid"] = pid
-        else:
-            answer["codes"] = dict(reap())
-        connection.send(json.dumps(answer).encode())
+                continue
+            request = json.loads(message)
+            answer = {"id": request["id"]}
+            if "arguments" in request:
+                if not (pid := os.fork()):
+                    for other in {given, *forks}:
+                        other.close()
+                    become(request["arguments"], request["variables"], descriptors, parent=me)
+                    return request["arguments"]
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                forks[connection].add(pid)
+                answer["pid"] = pid
+            else:
+                answer["codes"] = reap(forks[connection])
+            with suppress(OSError):
+                connection.send(json.dumps(answer).encode())
 
 
-def reap() -> list[tuple[int, int]]:
-    """(pid, exit code) of each fork that has ended since; -9: killed by signal 9."""
-    ended: list[tuple[int, int]] = []
-    with suppress(ChildProcessError):  # there are none
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            ended.append((found[0], os.waitstatus_to_exitcode(found[1])))
+def reap(pids: set[int]) -> dict[int, int]:
+    """Those of the forks that have ended are taken out: pid -> exit code; -9: by signal 9."""
+    ended = {}
+    for pid in [*pids]:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            ended[pid] = os.waitstatus_to_exitcode(status)
+            pids.remove(pid)
     return ended
 
 
-def become(arguments: list[str], variables: dict[str, str], log: int, *, parent: int) -> None:
+def become(
+    arguments: list[str], variables: dict[str, str | None], outputs: list[int], *, parent: int
+) -> None:
     """Make this fork what a process of its own would be."""
     os.setsid()
     libc = ctypes.CDLL(None)
@@ -115,12 +150,15 @@ def become(arguments: list[str], variables: dict[str, str], log: int, *, parent:
         os._exit(1)
     # In `ps` and `top`: the beginning of the run's folder.
     libc.prctl(SET_NAME, Path(arguments[1]).parent.name[:15].encode() or b"train.py")
-    os.environ.update(variables)
+    for name, text in variables.items():
+        if text is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = text
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for standard, descriptor in enumerate((nothing, log, log)):
+    for standard, descriptor in enumerate((nothing, *outputs)):
         os.dup2(descriptor, standard)
-    os.close(nothing)
-    os.close(log)
+        os.close(descriptor)
     sys.argv = arguments
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
     if torch:
@@ -136,20 +174,22 @@ def become(arguments: list[str], variables: dict[str, str], log: int, *, parent:
         numpy.random.seed()
     if torch:
         torch.random.default_generator.seed()
+    # Signals as from a fresh shell: scripts ignore some, and in a job of Slurm they are held back.
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def main() -> None:
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    connection.set_inheritable(False)
+    given = socket.socket(fileno=int(sys.argv[1]))
+    given.set_inheritable(False)
     sys.path[0] = os.getcwd()
     preload(Path("train.py"), sys.argv[2:])
-    connection.send(json.dumps({"unfit": why_unfit()}).encode())
+    greeting = json.dumps({"unfit": why_unfit()}).encode()
     gc.collect()
     gc.freeze()  # else the forks' collections would copy every page
-    arguments = None
-    with suppress(BrokenPipeError, ConnectionResetError):  # the other side was killed
-        arguments = serve(connection)
-    if arguments is not None:
+    if (arguments := serve(given, greeting)) is not None:
         run_as_main(Path(arguments[0]).absolute())
 
 

@@ -505,6 +505,9 @@ echo "--- $(date -Is) job $job on $SLURMD_NODENAME ---"
 threads=$((${SLURM_CPUS_ON_NODE:-1} / PACK))
 beside=("$folder"/*/)
 runs=() programs=() stopped=() failed=0 stop=
+# Where the runs find the process that they are forks of: see WarmProcess.shared() in forks.py.
+export EXPERIMENT_WARM=
+((${#beside[@]} > 1)) && EXPERIMENT_WARM=$(mktemp -d) && ln -s "$folder" "$EXPERIMENT_WARM/runs"
 # Signals reach this shell alone: pass them on.
 pass_on() { stop=$1; kill -s "$1" "${programs[@]}" 2>/dev/null; }
 trap 'pass_on USR1' USR1
@@ -541,6 +544,7 @@ while ((${#programs[@]})); do
         unset "programs[i]"
     done
 done
+[ -z "$EXPERIMENT_WARM" ] || rm -r "$EXPERIMENT_WARM"
 # The job can be requeued only once, when nobody saves any more.
 ((${#stopped[@]})) && "$EXPERIMENT_PYTHON" -m src.submit.continuation "${stopped[@]}"
 exit $failed
