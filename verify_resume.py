@@ -1,15 +1,15 @@
 """Certify that a killed run ends as one that was never killed: python verify_resume.py cfg.yaml
 
 Runs the experiment straight through, then again under kill -9, SIGTERM and SIGUSR1 at random
-moments, and compares what both leave, byte for byte. On a GPU some of torch's operations sum in
-no fixed order: where two straight runs differ, this cannot hold either.
+moments, and compares what both leave, byte for byte. Of a job file it takes the runs that can be
+stacked: each alone, and those that may share a stack together and killed. On a GPU some of torch's
+operations sum in no fixed order: where two straight runs differ, this cannot hold either.
 """
 
 import random
 import signal
 import sys
 
-from src.config import load_config
 from src.runtime import NotCertified, certify
 from src.support import OneLineParser, UserError, bad_value
 
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     2 for a mistake of the user's, 130 for Ctrl-C."""
     parser = OneLineParser(description="Certify that a killed run ends as one never killed.")
     add = parser.add_argument
-    add("config", help="YAML file with keys of src/keys.py")
+    add("config", help="YAML file with keys of src/keys.py, or a job file")
     add("overrides", nargs="*", metavar="key=value", help="base_lr=0.1 …")
     add("--kills", type=int, default=20, metavar="N", help="how often it is killed (20)")
     add("--seed", type=int, metavar="N", help="of the moments; without it, others each time")
@@ -28,7 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
         given = parser.parse_intermixed_args(arguments)
         if given.kills < 1:
             raise bad_value("--kills", given.kills, "a whole number from 1 up")
-        load_config(given.config, given.overrides)  # mistakes show before anything runs
         seed = random.randrange(2**32) if given.seed is None else given.seed
         print(certify(given.config, given.overrides, given.kills, seed=seed, output=given.output))
     except UserError as error:

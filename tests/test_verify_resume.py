@@ -19,7 +19,7 @@ import verify_resume
 from src.data.splits import Split
 from src.runtime import certificate as kills
 from src.runtime import session
-from src.runtime.certificate import Kill, KilledRun, NotCertified, Pace, TooShort, plan
+from src.runtime.certificate import Kill, KilledRun, NotCertified, Pace, TooShort, describe, plan
 from tests.data.sources.written_sets import idx, seed_cache, table
 from tests.forks import Fork
 from tests.waiting import PATIENCE
@@ -129,6 +129,68 @@ def test_what_is_left_out_of_the_state_is_found(tmp_path, monkeypatch, break_res
     assert {"straight", "killed"} <= {path.name for path in folder.iterdir()}
 
 
+LINEAR = {"model": "linear", "base_lr": [0.1, 1e6], "max_allowed_loss": 1e5, "save_freq": 20}
+GRID = {
+    "dataset": "sklearn/digits",
+    "averaging": "ema",
+    "train_length": 40,
+    "seed_training": 1,
+    "LIST": [LINEAR, {"model": "tiny/lenet"}],
+}
+
+
+def job(parameters: dict) -> dict:
+    return {"job_details": {"name": "grid"}, "parameters": parameters}
+
+
+def test_a_stack_that_is_killed_ends_as_its_runs_alone(tmp_path):
+    """One of which diverges; what cannot be stacked is named."""
+    returncode, text = certificate(job(GRID), tmp_path, "--kills=3")
+    assert returncode == 0, text
+    left_out, line = text.splitlines()
+    assert left_out.startswith("left out, 002: model: got 'tiny/lenet', expected linear")
+    assert line.startswith("3 kills (1 KILL, 1 TERM, 1 USR1; ")
+    what = "weights, av, optimizer, sums, random generators and stats"
+    assert line.endswith(f": of 2 runs in 1 stack, and alone, {what} are equal, byte for byte")
+
+
+def test_what_a_stack_does_not_bring_back_is_found(tmp_path, monkeypatch):
+    from_the_first_batch(monkeypatch)
+    returncode, text = certificate(job(GRID | {"LIST": [LINEAR]}), tmp_path, "--kills=3")
+    assert returncode == 1, text
+    assert "straight and killed run differ" in text
+    assert "\n  run 000: weights " in text
+
+
+@pytest.mark.slow
+def test_kills_are_spread_over_the_stacks_of_a_job(tmp_path):
+    blocks = [LINEAR | {"base_lr": [0.1, 0.2, 1e6], "batch_size": [50, 80]}]
+    returncode, text = certificate(job(GRID | {"LIST": blocks}), tmp_path, "--kills=20")
+    assert returncode == 0, text
+    assert text.startswith("20 kills (")
+    assert ": of 6 runs in 2 stacks, and alone, weights, " in text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "line"),
+    [
+        (
+            GRID | {"LIST": [{"model": "tiny/lenet"}]},
+            "{job}: no run can be trained in a stack: mod",
+        ),
+        (GRID | {"engine": "ordinary"}, "{job}: no run can be trained in a stack: engine: ordi"),
+        (GRID | {"modle": "linear"}, "modle='linear': there is no such key; did you mean 'model'"),
+        ({"model": []}, "parameters.model: got []"),
+    ],
+)
+def test_a_job_of_which_nothing_can_be_shown_is_one_line(tmp_path, parameters, line):
+    returncode, text = certificate(job(parameters), tmp_path)
+    assert returncode == 2
+    assert text.startswith(line.format(job=tmp_path / "cfg.yaml")), text
+    assert text.count("\n") == 1
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 def test_a_run_too_short_is_no_certificate(tmp_path):
     keys = DENSE | {"model": "linear", "train_length": 2}
     returncode, text = certificate(keys, tmp_path)
@@ -204,7 +266,8 @@ def killed(tmp_path, monkeypatch):
         monkeypatch.setattr(kills, "TRAIN", fake)
         pace = Pace(startup=0.0, evaluation=0.0, epoch_ends=[10, 20])
         moment = kills.TRAINING if "state" in script else kills.STARTUP
-        run = KilledRun(tmp_path, pace, [Kill(number, moment, 0.0)], random.Random(0))
+        kill, config = Kill(number, moment, 0.0), tmp_path / "cfg.yaml"
+        run = KilledRun(tmp_path / "killed", config, pace, [kill], random.Random(0))
         run.attempt(0)
         return run
 
@@ -225,7 +288,7 @@ for number in range(1, 3000):
 
 def test_a_kill_that_did_what_it_should(killed):
     run = killed("import time; time.sleep(60)", signal.SIGTERM)
-    assert run.describe() == "1 kills (1 TERM; 1 in start-up)"
+    assert describe([run]) == "1 kills (1 TERM; 1 in start-up)"
 
 
 def test_an_attempt_that_dies_by_itself_shows_its_end(killed):

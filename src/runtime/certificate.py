@@ -30,9 +30,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from src.config import Config, load_config, make_config, read_yaml_file, write_yaml
+from src.grid import read_job
 from src.logging import Stats
 from src.metrics import is_time, metric_name
 from src.runtime.checkpoints import CheckpointFiles, CorruptCheckpoint, read_state
+from src.stacking import obstacle, stack_key
 from src.support import ROOT, UserError
 
 TRAIN = ROOT.resolve() / "train.py"
@@ -104,34 +107,25 @@ def certify(
 ) -> str:
     """What was shown, in one line. Raises NotCertified where it was not, UserError for mistakes.
 
+    config: of a run, or a job file, whose runs are then trained in stacks: see certify_stacks.
     seed: of the moments. output: a folder that keeps both runs; None: one that is removed, unless
     somebody must look at what is in it.
     """
+    content = read_yaml_file(config)
+    is_job = isinstance(content, dict) and "parameters" in content
+    show = certify_stacks if is_job else certify_run
     folder = Path(output or tempfile.mkdtemp(prefix="verify_resume.")).absolute()
     is_kept = output is not None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UserError(f"--output: {folder} is not empty")
-        draw = random.Random(seed)
         with tqdm(total=num_kills, unit="kill", leave=False, disable=None) as bar:
-            bar.set_description("straight run")
-            pace = run_straight(config, overrides, folder / "straight")
-            kills = plan(num_kills, pace.epoch_ends, draw)
-            killed = KilledRun(folder, pace, kills, draw)
-            for number, kill in enumerate(kills):
-                bar.set_description(f"{kill.signal.name} in {kill.moment}")
-                killed.attempt(number)
-                bar.update()
-            bar.set_description("to the end")
-            killed.finish()
-        if lines := first_differences(folder / "straight", folder / "killed"):
-            words = f"{killed.describe()}: straight and killed run differ (--seed {seed}):"
+            shown, what, lines = show(config, overrides, folder, random.Random(seed), bar)
+        if lines:
+            words = f"{shown}: straight and killed run differ (--seed {seed}):"
             raise NotCertified("\n  ".join([words, *lines]))
-        state = _parts(final_state(folder / "killed"))
-        parts = ", ".join(name for name, value in state.items() if isinstance(value, dict))
-        rows = f"{len(pace.epoch_ends)} rows of stats"
-        return f"{killed.describe()}: {parts} and {rows} are equal, byte for byte"
+        return f"{shown}: {what} are equal, byte for byte"
     except TooShort:
         raise
     except (NotCertified, CorruptCheckpoint) as failure:
@@ -142,6 +136,84 @@ def certify(
     finally:
         if not is_kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+Shown = tuple[str, str, list[str]]  # (the kills, what was compared, lines where it differs)
+
+
+def certify_run(
+    config: str, overrides: Sequence[str], folder: Path, draw: random.Random, bar: tqdm
+) -> Shown:
+    """In folder/straight and folder/killed. bar: of so many kills."""
+    load_config(config, overrides)  # mistakes show before anything runs
+    straight = folder / "straight"
+    bar.set_description("straight run")
+    pace = run_straight(config, overrides, straight)
+    kills = plan(bar.total, pace.epoch_ends, draw)
+    # with the seeds that the straight run has drawn
+    killed = KilledRun(folder / "killed", straight / "config.yaml", pace, kills, draw)
+    killed.to_the_end(bar)
+    what = f"{', '.join(names_of_parts(killed.folder))} and {len(pace.epoch_ends)} rows of stats"
+    return describe([killed]), what, first_differences(straight, killed.folder)
+
+
+def certify_stacks(
+    job: str, overrides: Sequence[str], folder: Path, draw: random.Random, bar: tqdm
+) -> Shown:
+    """The runs of a job file that can be stacked: each alone and straight through, in
+    folder/straight/NNN, and all that may share a stack in one that is killed, in folder/killed."""
+    stacks = stacks_of(job, overrides, bar.write)
+    names = [name for stack in stacks for name in stack]
+    paces: dict[str, Pace] = {}
+    (folder / "straight").mkdir()
+    (folder / "killed").mkdir()
+    for name, config in (pair for stack in stacks for pair in stack.items()):
+        bar.set_description(f"run {name} alone")
+        config.save(folder / f"{name}.yaml")
+        straight, killed = folder / "straight" / name, folder / "killed" / name
+        paces[name] = run_straight(str(folder / f"{name}.yaml"), [], straight)
+        # a stack takes its keys from the files of its runs alone, not from the command line
+        keys = [*EAGER, f"output_dir={json.dumps(str(killed))}"]
+        load_config(straight / "config.yaml", keys).save(folder / "killed" / f"{name}.yaml")
+    runs = []
+    for number, stack in enumerate(stacks):
+        spec = folder / f"stack-{number + 1}.yaml"
+        spec.write_text(write_yaml({"stack": [str(folder / f"killed/{n}.yaml") for n in stack]}))
+        # One of those that are trained to the end tells how far the stack is.
+        steps = {name: max(paces[name].epoch_ends, default=0) for name in stack}
+        watched = draw.choice([name for name in stack if steps[name] == max(steps.values())])
+        num_kills = bar.total // len(stacks) + (number < bar.total % len(stacks))
+        kills = plan(num_kills, paces[watched].epoch_ends, draw) if num_kills else []
+        runs.append(KilledRun(folder / "killed" / watched, spec, paces[watched], kills, draw))
+    for run in runs:
+        run.to_the_end(bar)
+    both = [(folder / "straight" / name, folder / "killed" / name) for name in names]
+    lines = [f"run {a.name}: {line}" for a, b in both for line in first_differences(a, b)]
+    parts = dict.fromkeys(part for _, killed in both for part in names_of_parts(killed))
+    each = f"{len(names)} run{'s' * (len(names) > 1)}"
+    what = f"of {each} in {len(stacks)} stack{'s' * (len(stacks) > 1)}, and alone, "
+    return describe(runs), f"{what}{', '.join(parts)} and stats", lines
+
+
+def stacks_of(
+    job: str, overrides: Sequence[str], report: Callable[[str], None]
+) -> list[dict[str, Config]]:
+    """The runs that may share a stack, numbers as their folders have them -> config. Others are
+    reported, a line a reason. Raises UserError where there is no other."""
+    stacks: dict[str, dict[str, Config]] = {}
+    left_out: dict[str, list[str]] = {}
+    for number, values in enumerate(read_job(job).runs()):
+        config = make_config({"engine": "stacked", **values}, overrides)
+        why = None if config.engine == "stacked" else "engine: ordinary is given"
+        if why := why or obstacle(config):
+            left_out.setdefault(why, []).append(f"{number:03d}")
+        else:
+            stacks.setdefault(stack_key(config), {})[f"{number:03d}"] = config
+    if not stacks:
+        raise UserError(f"{job}: no run can be trained in a stack: {'; '.join(left_out)}")
+    for why, names in left_out.items():
+        report(f"left out, {', '.join(names)}: {why}")
+    return list(stacks.values())
 
 
 # ---- Processes ---------------------------------------------------------------------------
@@ -217,13 +289,27 @@ def run_straight(config: str, overrides: Sequence[str], folder: Path) -> Pace:
 class KilledRun:
     """One that is killed again and again."""
 
-    def __init__(self, folder: Path, pace: Pace, kills: list[Kill], draw: random.Random) -> None:
-        self.folder, self.pace, self.kills, self.draw = folder / "killed", pace, kills, draw
-        # with the seeds that the straight run has drawn
-        self.config = folder / "straight" / "config.yaml"
+    def __init__(
+        self, folder: Path, config: Path, pace: Pace, kills: Sequence[Kill], draw: random.Random
+    ) -> None:
+        """config: what train.py is started with, of this run or of a stack that it is in."""
+        self.folder, self.config, self.pace = folder, config, pace
+        self.kills, self.draw = kills, draw
         self.files = CheckpointFiles(self.folder / "state")
         self.log = self.folder / "training.log"
         self.hits: Counter[str] = Counter()
+
+    def to_the_end(self, bar: tqdm) -> None:
+        """With all kills, each an update of the bar."""
+        for number, kill in enumerate(self.kills):
+            bar.set_description(f"{kill.signal.name} in {kill.moment}")
+            self.attempt(number)
+            bar.update()
+        bar.set_description("to the end")
+        with running(self.config, EAGER, self.folder) as child:
+            wait(child)
+        if child.returncode:
+            raise failure("last attempt", child, self.folder)
 
     def attempt(self, number: int) -> None:
         """Killed for the number-th time, from 0. Raises NotCertified where it ends otherwise."""
@@ -242,18 +328,6 @@ class KilledRun:
         if has_died or child.returncode not in expected:
             raise failure(f"attempt {number + 1}, {kill.signal.name}", child, self.folder)
         self.hits[WRITING if self.torn() - torn else moment] += 1
-
-    def finish(self) -> None:
-        with running(self.config, EAGER, self.folder) as child:
-            wait(child)
-        if child.returncode:
-            raise failure("last attempt", child, self.folder)
-
-    def describe(self) -> str:
-        counts = Counter(kill.signal.name.removeprefix("SIG") for kill in self.kills)
-        signals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        hits = ", ".join(f"{self.hits[m]} in {m}" for m in MOMENTS if self.hits[m])
-        return f"{len(self.kills)} kills ({signals}; {hits})"
 
     def saved_step(self) -> int:
         paths = self.files.paths()
@@ -291,6 +365,17 @@ class KilledRun:
         if kill.moment == WRITING:
             wait(child, lambda: bool(self.torn() - torn))
         return TRAINING
+
+
+def describe(runs: Sequence[KilledRun]) -> str:
+    """Their kills: how many of which signal, and at which moments."""
+    kills, hits = [kill for run in runs for kill in run.kills], Counter[str]()
+    for run in runs:
+        hits += run.hits
+    counts = Counter(kill.signal.name.removeprefix("SIG") for kill in kills)
+    signals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    moments = ", ".join(f"{hits[m]} in {m}" for m in MOMENTS if hits[m])
+    return f"{len(kills)} kills ({signals}; {moments})"
 
 
 # ---- Where two run folders first differ --------------------------------------------------
@@ -339,6 +424,12 @@ def final_state(folder: Path) -> dict[str, Any]:
         return read_state(newest)
     except CorruptCheckpoint as error:
         raise CorruptCheckpoint(f"{newest} {error}") from None
+
+
+def names_of_parts(folder: Path) -> list[str]:
+    """What of its last state is compared: weights, optimizer, …"""
+    parts = _parts(final_state(folder))
+    return [name for name, value in parts.items() if isinstance(value, dict)]
 
 
 def _parts(state: Mapping[str, Any]) -> dict[str, Any]:
