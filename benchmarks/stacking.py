@@ -1,16 +1,21 @@
 """Stacks of linear models beside one run after the other.
 
-    python benchmarks/stacking.py     about fifteen minutes; part of make bench
+    python benchmarks/stacking.py           about twenty minutes; part of make bench
+    python benchmarks/stacking.py grid      a part: steps, two-threads, evaluations, grid
 
-Steps and evaluations: seconds that a run says of itself, one thread, medians of several epochs. The
-grid: processor time of whole commands on data of a9a's size. Where a row is marked, one run of each
-batch size was measured and counted 18 times, as the others differ in learning rate and momentum.
+Steps and evaluations: seconds that a run says of itself, medians of several epochs; on one thread,
+and the steps on two as well. The grid: processor time of whole commands on data of a9a's size.
+Where a row is marked, one run of each batch size was measured and counted 18 times, as the others
+differ in learning rate and momentum.
 """
 
 import datetime
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 
@@ -55,6 +60,39 @@ parameters:
 """
 
 
+# What one writes without a framework, favourably: the data are ready in a file, and indexed as a
+# whole rather than example by example.
+PLAIN = """\
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+batch_size, lr, momentum = int(sys.argv[1]), 0.25, 0.9
+torch.manual_seed(1)
+data = {name: torch.from_numpy(x) for name, x in np.load(sys.argv[2]).items()}
+inputs, targets = data["inputs"], data["targets"]
+model = torch.nn.Linear(inputs.shape[1], 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, nesterov=True)
+steps = -(-len(inputs) // batch_size)
+schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20 * steps)
+for epoch in range(20):
+    for chosen in torch.randperm(len(inputs)).split(batch_size):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs[chosen]), targets[chosen])
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        outputs = model(data["test_inputs"])
+        test = F.cross_entropy(outputs, data["test_targets"]).item()
+        accuracy = (outputs.argmax(1) == data["test_targets"]).double().mean().item()
+    print(epoch, test, accuracy, flush=True)
+torch.save(model.state_dict(), sys.argv[3])
+"""
+
+
 def generated(num_examples: int, num_features: int, n_classes: int, filled: float) -> dict:
     """Examples whose classes a linear model tells apart, but for some."""
     draw = np.random.default_rng(0)
@@ -82,22 +120,28 @@ def covertype_sized(data_dir: str) -> dict:
     }
 
 
-def main() -> None:
+def main(parts: list[str]) -> None:
     torch.set_num_threads(1)
     print(f"{datetime.date.today()}, {machine()}\n", flush=True)
-    steps()
-    evaluations()
-    with tempfile.TemporaryDirectory() as name:
-        grids(Path(name))
+    every = {
+        "steps": steps,
+        "two-threads": steps_on_two_threads,
+        "evaluations": evaluations,
+        "grid": grids,
+    }
+    for part in parts or every:
+        every[part]()
 
 
 # ---- Steps -------------------------------------------------------------------------------
 
 
-def steps() -> None:
-    print("| batch size | solo, ordinary | solo, stacked | 18 rows | 108 rows | bare loop, µs |")
-    print("|--:|--:|--:|--:|--:|--:|")
-    for size in SIZES:
+def steps(num_threads: int = 1, sizes: Sequence[int] = SIZES) -> None:
+    torch.set_num_threads(num_threads)
+    threads = "one thread" if num_threads == 1 else f"{num_threads} threads"
+    print(f"| {threads}: batch size | solo, ordinary | solo, stacked ", end="")
+    print("| 18 rows | 108 rows | bare loop, µs |\n|--:|--:|--:|--:|--:|--:|")
+    for size in sizes:
         keys = COMMON | {"dataset": "benchmarks.stacking:a9a_sized", "batch_size": size}
         keys |= {"steps_per_epoch": STEPS[size], "train_length": EPOCHS}
         keys |= {"data_splits_map": {"train": "train", "test": "test[:100]"}}
@@ -110,7 +154,13 @@ def steps() -> None:
             f"{of_solo[1]} | {bare:.0f} |",
             flush=True,
         )
-    print()
+    print(flush=True)
+
+
+def steps_on_two_threads(sizes: Sequence[int] = SIZES) -> None:
+    """In a process of its own, whose pool of threads nothing has used before."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        process.submit(steps, 2, sizes).result()
 
 
 def seconds_of(keys: dict, num_rows: int, column: str = "train/time") -> float:
@@ -164,20 +214,40 @@ def evaluations() -> None:
 # ---- A grid ------------------------------------------------------------------------------
 
 
-def grids(folder: Path) -> None:
+def grids() -> None:
     """The 108 runs of jobs/linear-classifier-example.yaml, folders included."""
     whole = {"RATES": "'[float(x) for x in 2.0 ** np.arange(-6, 3)]'", "MOMENTA": "[0.0, 0.9]"}
     part = {"RATES": "0.25", "MOMENTA": "0.9"}
-    seconds = {
-        "--stack auto": grid(folder / "stack", whole, "--stack", "auto"),
-        "forks of a warm process *": 18 * grid(folder / "forks", part),
-        "a process a run (--fresh) *": 18 * grid(folder / "fresh", part, "--fresh"),
-    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        seconds = {
+            "--stack auto": grid(folder / "stack", whole, "--stack", "auto"),
+            "forks of a warm process *": 18 * grid(folder / "forks", part),
+            "a process a run (--fresh) *": 18 * grid(folder / "fresh", part, "--fresh"),
+            "a plain PyTorch script a run, without stats and states *": 18 * scripts(folder),
+        }
     print("| 108 runs of 20 epochs | processor, s | of a process a run |\n|---|--:|--:|")
     for what, used in seconds.items():
         of_fresh = used / seconds["a process a run (--fresh) *"]
         print(f"| {what} | {used:.0f} | {of_fresh:.3f}, 1/{1 / of_fresh:.0f} |")
     print("\n* measured for one run of each batch size, times 18")
+
+
+def scripts(folder: Path, sizes: Sequence[int] = SIZES) -> float:
+    """PLAIN for each batch size."""
+    splits = a9a_sized("")
+    names = ("inputs", "targets", "test_inputs", "test_targets")
+    arrays = dict(zip(names, (*splits["train"], *splits["test"]), strict=True))
+    np.savez(folder / "data.npz", **arrays)
+    script, weights = folder / "plain.py", folder / "weights.pt"
+    script.write_text(PLAIN)
+    seconds = 0.0
+    for size in sizes:
+        weights.unlink(missing_ok=True)
+        command = [str(script), str(size), str(folder / "data.npz"), str(weights)]
+        seconds += processor_seconds(command)
+        assert weights.exists(), f"{script} has failed"
+    return seconds
 
 
 def grid(folder: Path, values: dict[str, str], *options: str) -> float:
@@ -191,4 +261,4 @@ def grid(folder: Path, values: dict[str, str], *options: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
