@@ -199,7 +199,7 @@ class SlurmAttempt:
             received = {info.si_signo} if info else set()
         code = self.end(code, received)
         if not received & STOPPING:
-            wait_until_sent(report_failure(self._unfinished(), code))
+            self._report_failures(code)
         return code
 
     def _run_program(self, program: str, command: Sequence[str]) -> tuple[int, set[int]]:
@@ -250,12 +250,14 @@ class SlurmAttempt:
     def give_up(self, reason: str) -> int:
         """Say why no attempt follows, in a line that report.py shows and in a message."""
         print(f"not continued after {reason}; -r resumes at step {self._step()}", file=sys.stderr)
-        wait_until_sent(report_failure(self._unfinished(), NOT_CONTINUED))
+        self._report_failures(NOT_CONTINUED)
         return NOT_CONTINUED
 
-    def _unfinished(self) -> Path:
-        """The first run that is not done, which stands for all of a stack."""
-        return next((run for run in self.runs if not (run / "done").exists()), self.runs[0])
+    def _report_failures(self, code: int) -> None:
+        """Of a stack those of all runs that are not done."""
+        left = [run for run in self.runs if not (run / "done").exists()] or self.runs[:1]
+        for process in [report_failure(run, code) for run in left]:
+            wait_until_sent(process)
 
     def _step(self) -> int:
         """The step that the run has reached, by its status.json, of a stack the furthest one of

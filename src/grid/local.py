@@ -176,7 +176,7 @@ class _Workers:
             elif left:
                 self.ended["failed"] += len(left)
                 self.display.failed(left[0])
-                self.messages.append(report_failure(left[0].folder, code))
+                self.messages += [report_failure(row.folder, code) for row in left]
 
     def _stop(self) -> None:
         """Ask each to stop as Ctrl-C would; kill what takes too long, or at a second Ctrl-C."""
