@@ -1,6 +1,7 @@
 """submit_multiple.py --stack: which runs share a process, and what becomes of each."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,10 +15,14 @@ import yaml
 import train
 from src.config import make_config
 from src.grid.folders import Row, plan_batch, write_batch
+from src.grid.messages import VARIABLE
 from src.grid.stacks import choose_engines, describe, tasks_of, write_stack
 from src.grid.submission import Call, Journal
 from src.logging import Stats
+from src.logging.tracker_processes import SyncState
 from src.support import ROOT, UserError
+from tests.logging.test_trackers import assert_logged, read_tensorboard
+from tests.mailbox import mailbox
 from tests.waiting import wait_until
 from tests.whole_runs import without_times
 
@@ -144,14 +149,17 @@ def test_what_is_wrong_with_a_run_of_a_stack_is_one_line(tmp_path, capfd):
 # ---- Whole batches -----------------------------------------------------------------------
 
 
-def submitted(folder: Path, *options: str, keys: dict | None = None, code: int = 0) -> Path:
-    """The batch, by `python submit_multiple.py JOB -s local …`."""
+def submitted(
+    folder: Path, *options: str, keys: dict | None = None, code: int = 0, env: dict | None = None
+) -> Path:
+    """The batch, by `python submit_multiple.py JOB -s local …`; env: variables beside ours."""
     details = {"name": "grid", "output_dir": str(folder)}
     folder.mkdir(exist_ok=True)
     job = folder / "job.yaml"
     job.write_text(yaml.safe_dump({"job_details": details, "parameters": GRID | (keys or {})}))
     command = [sys.executable, "submit_multiple.py", str(job), "-s", "local", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    variables = os.environ | (env or {})
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     return folder / f"{date.today():%y-%m-%d}-grid"
 
@@ -209,6 +217,31 @@ def test_an_interrupted_stack_continues_where_it_was(tmp_path):
     assert "2 runs: 2 done, 0 failed" in done.stdout
     for number, own in results_of(batch).items():
         pd.testing.assert_frame_equal(own, results_of(straight)[number], check_exact=True)
+
+
+@pytest.mark.slow
+def test_trackers_and_messages_are_those_of_each_run(tmp_path):
+    """Every run has its own events; two that cannot start are two failures, as without stacks."""
+    rows = [{"base_lr": [n / 10 for n in range(1, 8)], "batch_size": 80, "model": "linear"}]
+    rows.append(rows[0] | {"base_lr": 1, "model_weights": ["/nowhere/a.pt", "/nowhere/b.pt"]})
+    keys = {"LIST": rows, "trackers": [["tensorboard"]], "system_interval": 0}
+    with mailbox() as box:
+        env = {VARIABLE: box.address, "EXPERIMENT_TRACKER_NICENESS": "0"}
+        batch = submitted(tmp_path, "--stack", "auto", keys=keys, code=1, env=env)
+    *trained, first, second = sorted(batch.glob("[0-9]*/"))
+    for folder in trained:
+        wait_until(lambda folder=folder: SyncState.read(folder, "tensorboard").is_complete)
+        assert_logged(folder, ["tensorboard"])
+    assert read_tensorboard(trained[0]) != read_tensorboard(trained[1])
+    assert not any((folder / "done").exists() for folder in (first, second))
+    assert {message["title"] for message in box.messages} == {
+        f"{batch.name}: a first run has failed",
+        f"{batch.name}: 2 of 9 runs have failed",
+        f"{batch.name}: 7 done, 2 failed",
+    }
+    assert len(box.messages) == 3
+    failure = next(x for x in box.messages if "first run" in x["title"])
+    assert "/nowhere/a.pt" in failure["message"]
 
 
 def status_of(batch: Path, key: str) -> list:
