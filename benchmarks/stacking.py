@@ -1,7 +1,7 @@
 """Stacks of linear models beside one run after the other.
 
     python benchmarks/stacking.py           about twenty minutes; part of make bench
-    python benchmarks/stacking.py grid      a part: steps, two-threads, evaluations, grid
+    python benchmarks/stacking.py grid      a part: steps, two-threads, evaluations, networks, grid
 
 Steps and evaluations: seconds that a run says of itself, medians of several epochs; on one thread,
 and the steps on two as well. The grid: processor time of whole commands on data of a9a's size.
@@ -10,10 +10,11 @@ differ in learning rate and momentum.
 """
 
 import datetime
+import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +23,8 @@ from time import perf_counter
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -127,6 +129,7 @@ def main(parts: list[str]) -> None:
         "steps": steps,
         "two-threads": steps_on_two_threads,
         "evaluations": evaluations,
+        "networks": networks,
         "grid": grids,
     }
     for part in parts or every:
@@ -209,6 +212,69 @@ def evaluations() -> None:
     print("| evaluating 581,012 × 54, 7 classes | seconds |\n|---|--:|")
     print(f"| one model, batches of 8192 | {solo:.3f} |")
     print(f"| 108 models in one pass | {together:.2f}, {together / (108 * solo):.2f} of 108 |\n")
+
+
+# ---- Networks ----------------------------------------------------------------------------
+
+
+def networks() -> None:
+    """In how many random shapes do the bits of a row depend on the others in its stack?"""
+    print("| networks, one thread, three steps of SGD | bits depend on the stack |\n|---|--:|")
+    draw = random.Random(0)
+    for kind, build in {
+        "perceptrons": perceptron,
+        "convolutions, batch norm": convolutional,
+    }.items():
+        found = sum(depends_on_the_stack(build, draw) for _ in range(20))
+        print(f"| {kind} | in {found} of 20 random shapes |", flush=True)
+    print()
+
+
+def perceptron(draw: random.Random) -> nn.Module:
+    width, n_classes = draw.randint(3, 120), draw.randint(2, 11)
+    layers = [nn.Flatten(), nn.Linear(192, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, n_classes))
+
+
+def convolutional(draw: random.Random) -> nn.Module:
+    width, n_classes = draw.randint(3, 20), draw.randint(2, 11)
+    layers = [nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(64 * width, n_classes))
+
+
+def depends_on_the_stack(build: Callable[[random.Random], nn.Module], draw: random.Random) -> bool:
+    shape = draw.getstate()
+
+    def another() -> nn.Module:
+        draw.setstate(shape)
+        return build(draw)
+
+    models = [another() for _ in range(7)]
+    batch_size, n_classes = draw.randint(2, 140), models[0][-1].out_features
+    inputs, targets = torch.randn(batch_size, 3, 8, 8), torch.randint(n_classes, (batch_size,))
+
+    def trained(rows: list[int]) -> list[Tensor]:
+        """The weights of model 3, wherever it is among these rows."""
+        weights, statistics = (
+            {name: torch.stack([of[row][name].detach() for row in rows]) for name in of[0]}
+            for of in ([dict(m.named_parameters()) for m in models], buffers)
+        )
+
+        def loss(own: dict, running: dict) -> Tensor:
+            outputs = functional_call(models[0], (own, running), (inputs,))
+            return F.cross_entropy(outputs, targets)
+
+        for _ in range(3):
+            for weight in weights.values():
+                weight.requires_grad_()
+            torch.vmap(loss)(weights, statistics).sum().backward()
+            weights = {name: (w - 0.1 * w.grad).detach() for name, w in weights.items()}
+        return [weight[rows.index(3)] for weight in weights.values()]
+
+    buffers = [dict(model.named_buffers()) for model in models]
+    alone = trained([3, 3])
+    others = [trained(rows) for rows in ([0, 3], [6, 1, 3], [5, 4, 3, 2, 1, 0])]
+    return any(not torch.equal(a, b) for own in others for a, b in zip(alone, own, strict=True))
 
 
 # ---- A grid ------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from loguru import logger
 from torch import nn
 
 from src.config import Config, load_config
-from src.logging import is_finished, live_owner
+from src.logging import is_finished, lease
 from src.optim import evaluated_models
 from src.runtime import MAX_COST, Session, Shared, StopRequested
 from src.stacking.learner import StackedLinear
@@ -111,7 +111,7 @@ class Stack:
         with ExitStack() as opened:
             opened.enter_context(self.shared)
             opened.push(self._close)
-            live_owner(*(Path(c.output_dir) for c in self.configs if c.output_dir))  # at once
+            lease.live_owner(*(Path(c.output_dir) for c in self.configs if c.output_dir))  # at once
             for number, config in enumerate(self.configs):
                 self._open(Row(config, self.shared, number))
                 self.shared.signals.check()
