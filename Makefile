@@ -50,6 +50,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/stacking.py
+	$(BIN)/python benchmarks/workers.py
 
 bench-gpu: .venv/bench
 	$(BIN)/python benchmarks/gpu.py

@@ -10,11 +10,14 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from loguru import logger
 
 from src.grid import RETRYABLE, SubmitOptions, submit
 from src.support import OneLineParser, UserError, bad_value, closest, pick
+
+LOCAL = "local"  # instead of a submit script
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +58,8 @@ def command_line() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("job_file", nargs="?", help="YAML file with the grid, see jobs/; with -r alone FOLDER")
-    add("-s", "--script", help="the submit script, or `local` for this machine")
+    what = "the submit script, or `local` for this machine; with --workers several"
+    add("-s", "--script", metavar="SCRIPT", action="append", help=what)
     add("-d", "--dry-run", action="store_true", help="say what would happen, touch nothing")
     add("-o", "--overwrite", action="store_true", help="delete today's folder of this batch first")
     what = "run again what is not done in this batch"
@@ -66,6 +70,13 @@ def command_line() -> argparse.ArgumentParser:
     add("--refreeze", action="store_true", help="freeze the code again for what runs from now on")
     what = "train runs together that can be, `engine: stacked`: auto, off, or N at most, which all"
     add("--stack", type=stack, metavar="auto|N", help=f"{what} must take")
+    shared = parser.add_argument_group("workers, which share the runs of a batch")
+    what = "N processes that take one run after the other, instead of a job a run"
+    shared.add_argument("--workers", type=positive, metavar="N", help=what)
+    what = "add workers to this batch, 1 by default"
+    shared.add_argument("--join", metavar="FOLDER", help=what)
+    what = "cancel the workers of this batch; what they train is saved"
+    shared.add_argument("--stop", metavar="FOLDER", help=what)
     here = parser.add_argument_group("this machine")
     here.add_argument("--jobs", type=positive, metavar="N", help="runs at a time")
     here.add_argument("--gpus", metavar="0,1", help="GPUs that the runs share, a run each")
@@ -95,21 +106,29 @@ def stack(text: str) -> str:
 
 def check_options(options: SubmitOptions) -> None:
     """Options that contradict each other, and what is none of what can be named."""
+    given: Any = options.script or []  # -s gives a list
+    options.script, options.more_scripts = next(iter(given), None), tuple(given[1:])
     if options.retry == "":  # results/BATCH -r
         options.retry, options.job_file = options.job_file, None
-    if bool(options.job_file) == bool(options.retry):
-        raise UserError("give either a job file or -r FOLDER")
+    asked = [options.job_file, options.retry, options.join, options.stop]
+    if sum(map(bool, asked)) != 1:
+        raise UserError("give one of a job file, -r FOLDER, --join FOLDER, --stop FOLDER")
     if options.job_file and os.path.isdir(options.job_file):
         raise UserError(f"{options.job_file}: is a folder; -r runs what is not done in it again")
-    if options.retry and os.path.isfile(options.retry):
-        raise UserError(f"-r: {options.retry} is a file, expected the folder of a batch")
-    if options.job_file and not options.script:
+    folders = {"-r": options.retry, "--join": options.join, "--stop": options.stop}
+    for option, folder in folders.items():
+        if folder and os.path.isfile(folder):
+            raise UserError(f"{option}: {folder} is a file, expected the folder of a batch")
+    if (options.job_file or options.join) and not options.script:
         raise UserError("-s: say with which submit script, such as submit_cpu.sh, or local")
-    is_slurm = options.script is not None and not options.is_local
-    if options.script and is_slurm and not os.path.lexists(options.script):
-        near = closest(options.script, ["local", *map(str, Path().glob("*.sh"))])
-        hint = f"did you mean {near!r}?" if near else "-s local runs them here"
-        raise UserError(f"-s {options.script}: No such file or directory; {hint}")
+    scripts = [script for script in (options.script, *options.more_scripts) if script]
+    for script in scripts:
+        if script != LOCAL and not os.path.lexists(script):
+            near = closest(script, [LOCAL, *map(str, Path().glob("*.sh"))])
+            hint = f"did you mean {near!r}?" if near else "-s local runs them here"
+            raise UserError(f"-s {script}: No such file or directory; {hint}")
+    check_workers(options)
+    is_slurm = any(script != LOCAL for script in scripts)
     if options.only and not options.retry:
         raise UserError("--only: goes with -r")
     for kind in options.only or ():
@@ -121,13 +140,13 @@ def check_options(options: SubmitOptions) -> None:
     for_slurm = ("no_array", "max_running", "after")
     unfit = [f"--{x.replace('_', '-')}" for x in for_slurm if getattr(options, x)]
     unfit += ["--pack"] * (options.pack > 1) + ["what follows --"] * bool(options.extra)
-    if options.is_local and unfit:
+    if scripts == [LOCAL] and unfit:
         raise UserError(f"-s local: {unfit[0]} is for Slurm; here there is --jobs N")
     if options.gpus and not re.fullmatch(r"[\w-]+(,[\w-]+)*", options.gpus):
         raise bad_value("--gpus", options.gpus, "numbers with commas between, such as 0,1")
     if not options.patience >= 0:
         raise bad_value("--patience", options.patience, "seconds from 0 up")
-    if is_slurm and (options.jobs or options.gpus or options.fresh):
+    if is_slurm and LOCAL not in scripts and (options.jobs or options.gpus or options.fresh):
         hint = "on Slurm there are --max-running and --pack"
         raise UserError(f"--jobs, --gpus, --fresh: for -s local; {hint}")
     if options.no_array and (options.pack > 1 or options.max_running):
@@ -136,6 +155,21 @@ def check_options(options: SubmitOptions) -> None:
         raise UserError("--stack: goes neither with --pack nor with --no-array")
     if options.after and not re.fullmatch(r"\d+(_\d+)?", options.after):
         raise UserError(f"--after: got {options.after!r}, expected a job's number such as 1234")
+
+
+def check_workers(options: SubmitOptions) -> None:
+    """What --workers and --join do not go with."""
+    if options.more_scripts and not (options.workers or options.join):
+        raise UserError("-s: several submit scripts are for --workers, which share the runs")
+    if options.more_scripts and options.workers and options.workers <= len(options.more_scripts):
+        number = 1 + len(options.more_scripts)
+        raise bad_value("--workers", options.workers, f"{number} or more, one for each -s")
+    if not (options.workers or options.join):
+        return
+    others = {"--pack": options.pack > 1, "--no-array": options.no_array, "--jobs": options.jobs}
+    others |= {"--stack": options.stack not in (None, "off"), "--max-running": options.max_running}
+    if unfit := [name for name, is_given in others.items() if is_given]:
+        raise UserError(f"{unfit[0]}: does not go with workers, of which --workers says how many")
 
 
 if __name__ == "__main__":

@@ -137,8 +137,8 @@ def test_that_equal_rows_were_merged_is_reported(fork, capsys):
     ("arguments", "words"),
     [
         (["job.yaml"], "-s: say with which submit script"),
-        (["-s", "local"], "either a job file or -r"),
-        (["job.yaml", "-r", "x", "-s", "local"], "either a job file or -r"),
+        (["-s", "local"], "one of a job file, -r"),
+        (["job.yaml", "-r", "x", "-s", "local"], "one of a job file, -r"),
         (["job.yaml", "-s", "local", "--only", "failed"], "--only: goes with -r"),
         (["-r", "x", "-o"], "-o and -r"),
         (["job.yaml", "-s", "local", "--live", "--refreeze"], "--live and --refreeze"),
@@ -163,7 +163,7 @@ def test_that_equal_rows_were_merged_is_reported(fork, capsys):
         (["job.yaml", "-s", "quik.sh"], "did you mean 'quick.sh'?"),
         (["job.yaml", "-r", "-s", "local"], "-r: job.yaml is a file, expected the folder of a"),
         ([".", "-s", "local"], ".: is a folder; -r runs what is not done in it again"),
-        (["-r", "-s", "local"], "either a job file or -r"),
+        (["-r", "-s", "local"], "one of a job file, -r"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

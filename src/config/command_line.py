@@ -78,6 +78,10 @@ class CommandLine:
         self.values = read_values(self.config, self.overrides)
         if isinstance(self.values.get("stack"), list):  # written by submit_multiple.py --stack
             return
+        if isinstance(self.values.get("worker"), str):  # by --workers
+            from src.grid import run_worker
+
+            raise SystemExit(run_worker(self.values))
         try:
             self.checked = make_config(self.values)
         except UserError as error:

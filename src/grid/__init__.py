@@ -7,6 +7,7 @@ folders.py             the batch folder, whose format it owns: rows.jsonl, names
 snapshot.py            the frozen code of a batch: code/, code.2/
 repair.py              a batch that was moved, copied or damaged runs where it is
 local.py               rows -> worker processes here, local_display.py: how far they are
+run_queue.py           which runs are free for workers, workers.py: what takes them
 forks.py               what makes them cheap, and packed ones of Slurm: forks of a warm process,
                        which is fork_server.py
 submission.py          rows -> arrays of jobs of Slurm; submissions/journal.jsonl says which
@@ -45,5 +46,6 @@ if TYPE_CHECKING:
         RETRYABLE,  # what --only takes
         submit,  # all that submit_multiple.py does
     )
+    from src.grid.workers import run_worker  # train runs of a batch, one after the other
 else:
     __getattr__ = lazy_names(__name__)

@@ -35,7 +35,7 @@ from src.config import read_yaml, read_yaml_file
 from src.grid import slurm
 from src.grid.notices import report_failure, wait_until_sent
 from src.grid.slurm import NoSlurm
-from src.logging import live_owner
+from src.logging import lease
 from src.support import OneLineParser, UserError, processes, write_atomically
 
 T = TypeVar("T")
@@ -184,7 +184,7 @@ class SlurmAttempt:
             raise_it = f"raise --max-preemptions ({most}) in the submit script"
             return self.give_up(f"{number} restarts by Slurm: {raise_it}")
         printed = None
-        while owner := live_owner(*self.runs):  # a node that Slurm has lost may still run it
+        while owner := lease.live_owner(*self.runs):  # a node that Slurm has lost may still run it
             if owner != printed:
                 print(f"waits for {owner}, which runs in this folder", flush=True)
                 printed = owner

@@ -4,6 +4,7 @@ They are forks of one warm process (fork_server.py) where that can be, else star
 """
 
 import json
+import math
 import os
 import platform
 import signal
@@ -39,6 +40,7 @@ class Machine:
     gpus: list[str]  # empty: what the environment shows
     is_warm: bool = True  # runs are forks of one process that has imported torch
     stack: str | None = None  # see tasks_of()
+    job: str | None = None  # Slurm's '123_4', of a worker that is one
 
     def variables(self, slot: int) -> dict[str, str]:
         """The environment of a row in this slot: its GPU, its share of the cores."""
@@ -72,7 +74,7 @@ def run_rows(batch: Batch, rows: Sequence[Row], machine: Machine, *, code: Path)
     handlers = [signal.signal(number, signal.default_int_handler) for number in signals]
     try:
         tasks = local_tasks(batch.submissions, rows, machine.stack, machine.jobs)
-        return _Workers(tasks, machine, code, LocalDisplay(batch, rows, machine.jobs)).run()
+        return Workers(Listed(tasks), machine, code, LocalDisplay(batch, rows, machine.jobs)).run()
     finally:
         for number, handler in zip(signals, handlers, strict=True):
             signal.signal(number, handler)
@@ -96,35 +98,81 @@ class Process(Protocol):
 # ---- Rows --------------------------------------------------------------------------------
 
 
-class _Workers:
-    """The tasks that wait, and those that run, a slot each."""
+class Source(Protocol):
+    """Where Workers have their tasks from."""
 
-    def __init__(
-        self, tasks: Sequence[Task], machine: Machine, code: Path, display: LocalDisplay
-    ) -> None:
-        self.display = display
-        self.rows = [row for task in tasks for row in task.runs]
-        self.num_tasks, self.waiting = len(tasks), list(reversed(tasks))
+    @property
+    def is_over(self) -> bool:
+        """There is none left."""
+        ...
+
+    def take(self, *, is_idle: bool) -> Task | None:
+        """The next one; None: none now. is_idle: no other runs here."""
+
+    def ended(self, task: Task, how: str) -> None:
+        """how: of ENDS."""
+
+
+class Listed:
+    """Tasks that are ours alone."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.waiting = list(reversed(tasks))
+
+    @property
+    def is_over(self) -> bool:
+        return not self.waiting
+
+    def take(self, *, is_idle: bool) -> Task | None:
+        return self.waiting.pop()
+
+    def ended(self, task: Task, how: str) -> None:
+        pass
+
+
+class Display(Protocol):
+    """A context that says how far the runs are."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def failed(self, row: Row, why: str | None = None) -> None: ...
+
+    def update(self, ended: Counter[str]) -> None: ...
+
+
+class Workers:
+    """The tasks that run, a slot each."""
+
+    def __init__(self, source: Source, machine: Machine, code: Path, display: Display) -> None:
+        self.source, self.display = source, display
         self.machine, self.code = machine, code
+        # Of one run alone nothing would be gained.
+        waiting = source.waiting if isinstance(source, Listed) else []
+        self.is_warm = machine.is_warm and not (isinstance(source, Listed) and len(waiting) < 2)
+        self.preloaded_for = [row for task in waiting for row in task.runs]
         self.warm: WarmProcess | None = None
         self.running: dict[int, tuple[Task, Process]] = {}
         self.ended: Counter[str] = Counter()  # of ENDS
         self.messages: list[subprocess.Popen | None] = []  # on their way
 
     def run(self) -> Counter[str]:
+        """Until there are none left; how many ended how. A KeyboardInterrupt stops them: by the
+        signal that it has as `number`, by default SIGINT."""
         with self.display:
             try:
-                if self.machine.is_warm and self.num_tasks > 1:
-                    self.warm = WarmProcess.started(self.code, self.rows)
-                while self.waiting or self.running:
+                while not self.source.is_over or self.running:
                     for slot in range(self.machine.jobs):
-                        if self.waiting and slot not in self.running:
-                            self._start(slot, self.waiting.pop())
+                        if slot in self.running or self.source.is_over:
+                            continue
+                        if task := self.source.take(is_idle=not self.running):
+                            self._start(slot, task)
                     time.sleep(SECONDS_BETWEEN_LOOKS)
                     self._reap()
                     self.display.update(self.ended)
-            except BaseException:  # Ctrl-C, a full disk: nothing runs on without us
-                self._stop()
+            except BaseException as error:  # Ctrl-C, a full disk: nothing runs on without us
+                self._stop(getattr(error, "number", signal.SIGINT))
                 raise
             finally:
                 if self.warm:
@@ -136,7 +184,8 @@ class _Workers:
     def _start(self, slot: int, task: Task) -> None:
         try:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            _note(task.row, f"{now} local {os.getpid()} on {platform.node()}")
+            who = (self.machine.job and f"job {self.machine.job}") or f"local {os.getpid()}"
+            _note(task.row, f"{now} {who} on {platform.node()}")
             # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
             with open(task.row.log, "ab") as log:
                 self.running[slot] = task, self._process(task.row, slot, log)
@@ -144,9 +193,13 @@ class _Workers:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
             self.display.failed(task.runs[0], f"{error.filename}: {error.strerror}")
             self.ended["failed"] += len(task.runs)
+            self.source.ended(task, "failed")
 
     def _process(self, row: Row, slot: int, log: BinaryIO) -> "Process":
         arguments, variables = ["train.py", str(row.spec)], self.machine.variables(slot)
+        if self.is_warm and not self.warm:
+            self.warm = WarmProcess.started(self.code, self.preloaded_for or [row])
+            self.is_warm = self.warm is not None
         if self.warm and (fork := self.warm.fork(arguments, variables, log)):
             return fork
         return subprocess.Popen(
@@ -164,25 +217,28 @@ class _Workers:
             if (code := process.poll()) is None:
                 continue
             del self.running[slot]
-            how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
-            _note(task.row, f"ended: {how}")
+            words = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+            _note(task.row, f"ended: {words}")
             by_signal = returncode(code) in (-signal.SIGINT, -signal.SIGTERM)
             # Of a stack some runs may have ended before that.
             left = [] if code == 0 else task.unfinished if task.is_stack else task.runs
             if len(left) < len(task.runs):
                 self.ended["done"] += len(task.runs) - len(left)
+            how = "done" if not left else "failed"
             if left and (is_stopping or code == STOPPED or by_signal):  # somebody has stopped it
-                self.ended["interrupted"] += len(left)
+                how = "interrupted"
             elif left:
-                self.ended["failed"] += len(left)
                 self.display.failed(left[0])
                 self.messages += [report_failure(row.folder, code) for row in left]
+            self.ended[how] += len(left)
+            self.source.ended(task, how)
 
-    def _stop(self) -> None:
-        """Ask each to stop as Ctrl-C would; kill what takes too long, or at a second Ctrl-C."""
+    def _stop(self, number: int) -> None:
+        """Ask each to stop as we were; kill what takes too long, or at a second Ctrl-C."""
         for _, process in self.running.values():
-            process.send_signal(signal.SIGINT)
-        until = time.monotonic() + SECONDS_TO_STOP
+            process.send_signal(number)
+        # Slurm ends a job by itself.
+        until = math.inf if self.machine.job else time.monotonic() + SECONDS_TO_STOP
         try:
             while self.running and time.monotonic() < until:
                 time.sleep(SECONDS_BETWEEN_LOOKS)

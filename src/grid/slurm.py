@@ -129,6 +129,18 @@ def state_and_reason(job: str) -> tuple[str, str]:
     return state, reason
 
 
+def seconds_left(job: str) -> float | None:
+    """Until its time limit; None where it has none."""
+    text = ask(["squeue", "-h", "-j", job, "-o", "%L"]).strip()  # 1-02:03:04, 03:04, UNLIMITED
+    days, _, rest = text.rpartition("-")
+    parts = [days or "0", *["0"] * (2 - rest.count(":")), *rest.split(":")]
+    if not all(part.isdigit() for part in parts):
+        return None
+    return float(
+        sum(int(part) * size for part, size in zip(parts, (86400, 3600, 60, 1), strict=True))
+    )
+
+
 def read_limits() -> tuple[int, int]:
     """(MaxArraySize, MaxJobCount) of the cluster."""
     text = ask(["scontrol", "show", "config"])

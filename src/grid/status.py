@@ -31,9 +31,10 @@ from typing import Any, NamedTuple
 
 from src.config import read_yaml
 from src.grid.folders import Batch, Row, is_copy
+from src.grid.run_queue import RunQueue
 from src.grid.slurm import NoSlurm, QueuedJob, read_queue
 from src.grid.submission import Call, Journal, queued_rows
-from src.logging import Cost
+from src.logging import Cost, lease
 from src.support import UserError, one_line, processes
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "lost", "unstarted")
@@ -360,6 +361,13 @@ class _StatusReader:
     def __init__(self, batch: Batch, queue: Mapping[str, QueuedJob] | None) -> None:
         self.batch, self.queue = batch, queue
         self.host, self.now = platform.node(), time.time()
+        shared = RunQueue(batch.submissions)
+        # run -> its entry, run -> its worker; and which workers live, as far as we can see
+        self.free, taken = shared.free_runs(), shared.taken_runs()
+        here = {path.name for path in shared.folder.glob("here-*") if lease.is_claimed(path)}
+        workers = here | {name[1:] for name in queue or () if name.startswith("@")}
+        self.has_workers = bool(workers)
+        self.taken = {run for run, worker in taken.items() if worker in workers}
         # the runs of `submit_multiple.py -s local` where it is at this batch now, and since when
         self.local_rows, self.local_since = set[str](), 0.0
         with suppress(OSError, KeyError, TypeError):  # gone by now, or garbage
@@ -446,6 +454,10 @@ class _StatusReader:
         """running or queued where somebody runs it or will resume it, else None; see
         row_statuses for what is taken for running that nobody here knows."""
         has_ended = attempt is not None and attempt.code is not None
+        if row.name in self.taken:
+            return "running"
+        if row.name in self.free and self.has_workers:
+            return "queued"
         if job:
             # Of runs that share a job, one can be over, or stopped, while the others run.
             if attempt is None or not has_ended or attempt.job != job.job:

@@ -27,8 +27,10 @@ from typing import Any, TypeVar
 
 from loguru import logger
 
+from src.config import write_yaml
 from src.grid import slurm
 from src.grid.folders import Batch, Row, is_elsewhere, spec_home
+from src.grid.run_queue import RunQueue
 from src.grid.slurm import NoSlurm, QueuedJob
 from src.grid.stacks import AUTO, OFF, own_log, tasks_of, write_stack
 from src.support import UserError, write_atomically
@@ -58,6 +60,7 @@ class Call:
     why: str | None = None  # the words of a refusal
     token: str = ""  # makes the script's name unlike that of any deleted batch
     sizes: tuple[int, ...] = ()  # how many runs each task has, where there are stacks
+    workers: int = 0  # how many tasks are workers, which take runs by themselves (workers.py)
 
     @property
     def label(self) -> str:
@@ -65,6 +68,8 @@ class Call:
         return f"{self.number:03d}" + (f"-{self.token}" if self.token else "")
 
     def rows_of_task(self, task: int) -> list[str]:
+        if self.workers:
+            return []
         if self.sizes:
             start = sum(self.sizes[:task])
             return self.rows[start : start + sum(self.sizes[task : task + 1])]
@@ -78,6 +83,10 @@ class SubmitOptions:
     job_file: str | None = None
     retry: str | None = None  # the folder of a batch; either it or job_file is given
     script: str | None = None  # the submit script as the user named it; LOCAL: this machine
+    more_scripts: Sequence[str] = ()  # others, with workers
+    workers: int | None = None  # how many processes share the runs; null: a task each
+    join: str | None = None  # the folder of a batch, or of one to stop
+    stop: str | None = None
     only: list[str] | None = None
     dry_run: bool = False
     overwrite: bool = False
@@ -100,6 +109,20 @@ class SubmitOptions:
     @property
     def is_local(self) -> bool:
         return self.script == LOCAL
+
+    @property
+    def for_each_script(self) -> "list[SubmitOptions]":
+        """The options by which each of several submit scripts gets its share of the workers; this
+        machine comes last."""
+        scripts = sorted([str(self.script), *self.more_scripts], key=lambda x: x == LOCAL)
+        shares = [
+            (self.workers or 0) // len(scripts) + (n < (self.workers or 0) % len(scripts))
+            for n in range(len(scripts))
+        ]
+        return [
+            replace(self, script=script, more_scripts=(), workers=share or None)
+            for script, share in zip(scripts, shares, strict=True)
+        ]
 
     @property
     def script_path(self) -> Path:
@@ -170,6 +193,7 @@ class Journal:
         """Write down, before the first call, the options that -r repeats."""
         facts = {"script": options.script, "extra": list(options.extra), "pack": options.pack}
         facts |= {"is_array": not options.no_array, "stack": options.stack}
+        facts |= {"workers": options.workers, "more_scripts": list(options.more_scripts)}
         write_atomically(self.folder / "asked.json", json.dumps(facts))
 
     @property
@@ -185,8 +209,11 @@ class Journal:
             if self.calls and self.calls[max(self.calls)].state == REFUSED:
                 extra = ()
             no_array = not facts.get("is_array", True)
+            workers, more = facts.get("workers"), tuple(map(str, facts.get("more_scripts", ())))
+            if workers is not None and workers < 1:
+                raise ValueError("no options")
             found = SubmitOptions(script=script, extra=extra, pack=pack, no_array=no_array)
-            return replace(found, stack=stack)
+            return replace(found, stack=stack, workers=workers, more_scripts=more)
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return SubmitOptions(script=LOCAL)
 
@@ -215,15 +242,22 @@ def spec_for_slurm(batch: Batch, row: str) -> Path:
 
 
 def queued_rows(batch: Batch, journal: Journal, jobs: Sequence[QueuedJob]) -> dict[str, QueuedJob]:
-    """Row -> the job that waits or runs for it, by its script: job numbers may come again."""
+    """Row -> the job that waits or runs for it, by its script: job numbers may come again. @WORKER
+    -> the job that is this worker."""
     calls = {str(script_of(call, journal)): call for call in journal.calls.values()}
     names = {row.name for row in batch.rows}
-    found = {}
+    found, taken = {}, RunQueue(batch.submissions).taken_runs()
+    of_worker = {worker: run for run, worker in taken.items()}
     for job in jobs:
         if job.has_ended:
             continue
         if (call := calls.get(job.command)) and job.task is not None:
             found.update(dict.fromkeys(call.rows_of_task(job.task), job))
+            if call.workers:
+                worker = f"{call.label}.{job.task}"
+                found[f"@{worker}"] = job
+                if worker in of_worker:
+                    found[of_worker[worker]] = job
         elif (name := Path(job.command).parent.name) in names and job.runs(
             spec_for_slurm(batch, name)
         ):
@@ -300,6 +334,7 @@ class Submission:
         self.batch, self.options, self.code, self.progress = batch, options, code, progress
         self.journal = Journal(batch.submissions)
         self.jobs: list[str] = []  # Slurm's numbers
+        self.shared: list[Row] = []  # the runs that workers share
 
     def settle(self) -> None:
         """Find out what became of calls whose answer never came."""
@@ -309,8 +344,10 @@ class Submission:
                 self._settle(call, jobs)
 
     def submit(self, rows: Sequence[Row]) -> list[str]:
-        """All of them; the numbers that Slurm gave. Raises UserError where it goes no further:
-        what is submitted by then is in the journal, and the next call resumes there."""
+        """All of them, or the workers that share them; the numbers that Slurm gave. Raises
+        UserError where it goes no further: what is submitted by then is in the journal, and the
+        next call resumes there."""
+        self.shared = list(rows) if self.options.workers else []
         left, most = self._tasks(rows), 1  # most: tasks of one call
         if not self.options.no_array:
             max_array, max_jobs = self._patiently(slurm.read_limits)
@@ -323,15 +360,18 @@ class Submission:
                 self._call(chunk)
             except NotEnoughRoom as error:
                 if most == 1:
-                    submitted = len(rows) - sum(map(len, left))
+                    number, what = sum(map(len, left)), "runs"
+                    if self.options.workers:
+                        number, what = len(left), "workers"
+                    total = self.options.workers or len(rows)
                     raise UserError(
-                        f"{submitted} of {len(rows)} runs are submitted, then Slurm's"
+                        f"{total - number} of {total} {what} are submitted, then Slurm's"
                         f" limit on jobs was reached ({error}); {LATER} when some have ended"
                     ) from None
                 most = min(most, len(chunk)) // 2 or 1
                 continue
             del left[: len(chunk)]
-            self.progress(sum(map(len, chunk)))
+            self.progress(sum(map(len, chunk)) or len(chunk))
         return self.jobs
 
     def planned(self, rows: Sequence[Row]) -> list[list[str]]:
@@ -341,6 +381,7 @@ class Submission:
             size = 1 if self.options.no_array else max(1, min(slurm.read_limits()))
         except NoSlurm:
             size = len(rows)
+        self.shared = list(rows) if self.options.workers else []
         previous, tasks = self._last_array(), self._tasks(rows)
         commands: list[list[str]] = []
         for start in range(0, len(tasks), size):
@@ -351,18 +392,22 @@ class Submission:
         return commands
 
     def _tasks(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """The runs of each task."""
+        """The runs of each task; of a worker none."""
+        if self.options.workers:
+            return [[] for _ in range(self.options.workers)]
         if (pack := self.options.pack) > 1:
             return [list(rows[start : start + pack]) for start in range(0, len(rows), pack)]
         return tasks_of(rows, self.options.stack)
 
     def _call(self, tasks: Sequence[list[Row]]) -> None:
         """One call of sbatch, again while it may pass; the script of an array is written first."""
-        options, rows = self.options, list(chain.from_iterable(tasks))
+        options, rows = self.options, self.shared or list(chain.from_iterable(tasks))
         names = [row.name for row in rows]
         facts: dict[str, Any] = {"pack": options.pack, "script": options.script}
         facts["extra"] = list(options.extra)
-        if options.pack == 1 and len(tasks) < len(rows):
+        if options.workers:
+            facts["workers"] = len(tasks)
+        elif options.pack == 1 and len(tasks) < len(rows):
             facts["sizes"] = [len(task) for task in tasks]
         call = self.journal.begin(names, **facts, is_array=not options.no_array)
         script = script_of(call, self.journal)
@@ -398,14 +443,19 @@ class Submission:
 
     def _write_array(self, script: Path, tasks: Sequence[list[Row]]) -> None:
         """NNN.sh; NNN.script, a copy of the submit script, as sbatch takes one as well; and NNN/,
-        where K links to the run of task K, is a folder of links to its runs, or its stack."""
+        where K links to the run of task K, is a folder of links to its runs, its stack, or a
+        worker."""
         folder, copy = script.with_suffix(""), script.with_suffix(".script")
         pack = self.options.pack
         copy.write_bytes(self.options.script_path.read_bytes())
         folder.mkdir()
         for number, runs in enumerate(tasks):
             of_task = folder / str(number)
-            if pack > 1:
+            if not runs:
+                of_task.mkdir()
+                content = {"output_dir": str(of_task), "worker": os.path.realpath(self.batch.path)}
+                write_atomically(of_task / "spec.yaml", write_yaml(content))
+            elif pack > 1:
                 of_task.mkdir()
                 for row in runs:
                     (of_task / row.name).symlink_to(f"../../../{row.name}")
@@ -429,13 +479,14 @@ class Submission:
         """sbatch with its arguments, for one run, or for the script of an array, which waits for
         the one before it."""
         options, num_tasks = self.options, len(tasks)
-        rows = list(chain.from_iterable(tasks))
+        rows = self.shared or list(chain.from_iterable(tasks))
         if options.no_array:
             name, log, after = rows[0].name, slurm.literal(rows[0].log), options.after
             what = [str(options.script_path), str(spec_for_slurm(self.batch, rows[0].name))]
         else:
             first, last = (row.name.partition("_")[0] for row in (rows[0], rows[-1]))
             name = f"{first}-{last}_{self.batch.path.name}"
+            name = f"workers_{self.batch.path.name}" if options.workers else name
             log = f"{slurm.literal(script.with_suffix(''))}/%a/job.log"
             after = ":".join(filter(None, [options.after, previous]))
             throttle = f"%{options.max_running}" if options.max_running else ""
@@ -464,6 +515,8 @@ class Submission:
         # The call is the journal's last line; both clocks are the file server's.
         called = self.journal.path.stat().st_mtime
         logs = [self.batch.path / row / "job.log" for row in call.rows]
+        if call.workers:
+            logs = [*script_of(call, self.journal).with_suffix("").glob("*/job.log")]
         if any(log.exists() and log.stat().st_mtime >= called for log in logs):
             self.journal.accepted(call, None)
         elif is_last:

@@ -6,13 +6,17 @@ submit_job_file() walks this way from its beginning; retry() starts from a batch
 Nothing is written before every run has been checked; both may be called again after any crash.
 """
 
+import json
 import os
+import platform
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from src.config import make_config
+from src.grid import slurm
 from src.grid.check import MOST_LINES, check_rows, errors_of
 from src.grid.folders import (
     Batch,
@@ -43,10 +48,14 @@ from src.grid.messages import wants_messages
 from src.grid.notices import Notices, start_sending, submit_digest, wait_until_sent
 from src.grid.repair import repair_batch
 from src.grid.reports import group_failures, short_path
+from src.grid.run_queue import RunQueue
+from src.grid.slurm import NoSlurm
 from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
 from src.grid.stacks import OFF, choose_engines, describe, tasks_of
-from src.grid.status import KINDS, ask_queue, count_states, read_journal, row_statuses
+from src.grid.status import KINDS, RESUMABLE, ask_queue, count_states, read_journal, row_statuses
 from src.grid.submission import Journal, Submission, SubmitOptions, check_options
+from src.grid.workers import Stop, in_words, work_here
+from src.logging import lease
 from src.support import ROOT, UserError
 
 MOST_SHOWN = 5  # runs
@@ -61,6 +70,10 @@ RETRYABLE = ("failed", "lost", "unstarted", *KINDS)
 def submit(options: SubmitOptions) -> int:
     """Do what the command line asks for; the exit code: 1 where runs have failed here or were left
     out. Raises UserError, a line a mistake, before anything is written."""
+    if options.stop:
+        return stop_workers(options.stop)
+    if options.join:
+        return join(options.join, options)
     return retry(options.retry, options) if options.retry else submit_job_file(options)
 
 
@@ -73,7 +86,7 @@ def submit_job_file(options: SubmitOptions) -> int:
     if not errors:
         print("\n".join([f"{options.job_file}: {grid.description()}", *grid.notes]))
     output_dir = Path(os.path.abspath(job.output_dir))
-    mistakes = check_options(options) + errors_of(check_writable, output_dir) + errors[:MOST_LINES]
+    mistakes = _check_scripts(options) + errors_of(check_writable, output_dir) + errors[:MOST_LINES]
     mistakes += [f"… and {len(errors) - MOST_LINES:,} more"] * (len(errors) > MOST_LINES)
     mistakes += check_rows([{**job.common, **row} for row in grid.rows], unread=unread)
     if mistakes:
@@ -109,7 +122,8 @@ def submit_job_file(options: SubmitOptions) -> int:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output_dir: cannot make {output_dir}: {error.strerror}") from None
-    with only_here(folder):
+    with ExitStack() as lock:
+        lock.enter_context(only_here(folder))
         if options.overwrite and folder.exists():
             old = open_batch(folder)
             Submission(old, options, ROOT).settle()
@@ -128,7 +142,7 @@ def submit_job_file(options: SubmitOptions) -> int:
         print(f"{short_path(folder)}: {plan.summary}")
         _say_if_code_is_older(plan.batch, options)
         rows = [row for row in _unsubmitted(plan) if row.name not in broken]
-        return _start(plan.batch, rows, options) or int(bool(broken))
+        return _start(plan.batch, rows, options, lock) or int(bool(broken))
 
 
 def _unfinished_batch(output_dir: Path, name: str, grid: Sequence[dict[str, Any]]) -> Path | None:
@@ -159,11 +173,7 @@ def _unsubmitted(plan: Plan) -> list[Row]:
 
 def retry(folder: str, options: SubmitOptions) -> int:
     """Run again what is not done, queued or running of a batch."""
-    batch = open_batch(folder)
-    if batch.damage:
-        logger.warning("{}", batch.damage)
-    if not batch.is_ours:
-        raise UserError(f"-r: {folder} belongs to another user")
+    batch = _batch_of_ours(folder, "-r")
     if options.script is None:  # as its runs were submitted last
         last = read_journal(batch).last_options
         pack, extra = max(options.pack, last.pack), options.extra or last.extra
@@ -174,10 +184,14 @@ def retry(folder: str, options: SubmitOptions) -> int:
             pack=pack,
             stack=options.stack or last.stack,
             extra=extra,
+            workers=options.workers or last.workers,
+            more_scripts=last.more_scripts,
         )
-    if errors := check_options(options):
+    if errors := _check_scripts(options):
         raise UserError("\n".join(errors))
-    with nullcontext() if options.dry_run else only_here(batch.path):
+    with ExitStack() as lock:
+        if not options.dry_run:
+            lock.enter_context(only_here(batch.path))
         broken, queue = _repair(batch, options), None
         if not options.dry_run:
             Submission(batch, options, ROOT).settle()
@@ -208,7 +222,90 @@ def retry(folder: str, options: SubmitOptions) -> int:
             question += " y: with the frozen code; r: with the code as it is now (--refreeze)."
         if _confirm(question, options, is_older=is_older) == "r":
             options = replace(options, refreeze=True)
-        return _start(batch, rows, options) or int(bool(broken))
+        return _start(batch, rows, options, lock) or int(bool(broken))
+
+
+# ---- Workers -----------------------------------------------------------------------------
+
+
+def join(folder: str, options: SubmitOptions) -> int:
+    """Add workers to a batch: they take what nobody trains, and nothing that has failed."""
+    batch = _batch_of_ours(folder, "--join")
+    options = replace(options, workers=options.workers or len(options.for_each_script))
+    if errors := _check_scripts(options):
+        raise UserError("\n".join(errors))
+    code = _code_to_run(batch, options)
+    if code.exists() and not (code / "src/grid/workers.py").exists():
+        words = "is of a version without workers"
+        raise UserError(f"--join: the code in {short_path(code)} {words}: add --refreeze")
+    with ExitStack() as lock:
+        if not options.dry_run:
+            lock.enter_context(only_here(batch.path))
+        broken = _repair(batch, options)
+        statuses = row_statuses(batch, ask_queue(batch))
+        print(f"{short_path(batch.path)}: {count_states(statuses)}")
+        shared = RunQueue(batch.submissions)
+        known = shared.free_runs().keys() | shared.taken_runs().keys()
+        left = [
+            status.row
+            for status in statuses
+            if status.row.name not in broken
+            and (
+                status.row.name in known
+                or status.state in ("unstarted", "lost")
+                or status.kind in RESUMABLE
+            )
+            and status.state != "done"
+        ]
+        if options.dry_run:
+            _print_sbatch(batch, left, options)
+            print(f"dry run: {count_runs(len(left))} to share; nothing was submitted")
+            return 0
+        return _start(batch, left, options, lock)
+
+
+def stop_workers(folder: str) -> int:
+    """Cancel all workers of a batch; what they have is saved, and free."""
+    batch = _batch_of_ours(folder, "--stop")
+    shared = RunQueue(batch.submissions)
+    if not shared.exists:
+        raise UserError(f"--stop: {folder} has no workers; scancel ends jobs of single runs")
+    shared.stop.touch()
+    queue = ask_queue(batch) or {}
+    jobs = {job.array for name, job in queue.items() if name.startswith("@")}
+    if jobs:
+        try:
+            slurm.ask(["scancel", *sorted(jobs)])
+        except NoSlurm as error:
+            raise UserError(f"Slurm does not cancel the workers: {error}") from None
+    here = [path for path in shared.folder.glob("here-*") if lease.is_claimed(path)]
+    for path in here:
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            facts = json.loads((path / "worker.json").read_text())
+            if facts["host"] == platform.node():
+                os.kill(facts["pid"], signal.SIGTERM)
+    number = sum(name.startswith("@") for name in queue) + len(here)
+    left = len(shared.free_runs().keys() | shared.taken_runs().keys())
+    print(f"{count_workers(number)} told to stop; {count_runs(left)} left, which --join continues")
+    return 0
+
+
+def count_workers(number: int) -> str:
+    return f"{number:,} worker" + "s" * (number != 1)
+
+
+def _batch_of_ours(folder: str, option: str) -> Batch:
+    batch = open_batch(folder)
+    if batch.damage:
+        logger.warning("{}", batch.damage)
+    if not batch.is_ours:
+        raise UserError(f"{option}: {folder} belongs to another user")
+    return batch
+
+
+def _check_scripts(options: SubmitOptions) -> list[str]:
+    found = [check_options(own) for own in options.for_each_script]
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
 # ---- Both --------------------------------------------------------------------------------
@@ -229,8 +326,9 @@ def _repair(batch: Batch, options: SubmitOptions) -> dict[str, str]:
     return done.broken
 
 
-def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
-    """Run these here, or hand them to Slurm; the exit code."""
+def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions, lock: ExitStack) -> int:
+    """Run these here, or hand them to Slurm; the exit code. lock: of the batch, which workers of
+    this machine need not hold: others may join them."""
     report = shlex.join(["python", short_path(ROOT / "report.py"), short_path(batch.path)])
     if not rows:
         counts = count_states(row_statuses(batch, ask_queue(batch)))
@@ -243,38 +341,66 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> int:
     earlier, new_round = notices.wanted_text, None
     if wants_messages():
         new_round = notices.begin([row.name for row in rows], len(batch.rows))
-    exit_code = 0
-    if options.is_local:
-        gpus = options.gpus.split(",") if options.gpus else []
-        machine = Machine(_at_a_time(options), gpus, not options.fresh, options.stack)
-        print(f"running {count_runs(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
-        _print_stacks(rows, options)
-        try:
-            ended = run_rows(batch, rows, machine, code=code)
-        except BaseException:  # Ctrl-C
+    if options.workers:
+        RunQueue(batch.submissions).offer(rows)
+        words = f"{count_runs(len(rows))}, shared by {count_workers(options.workers)}"
+        print(words + " more" * bool(options.join))
+    exit_code, jobs = 0, list[str]()
+    try:
+        for own in options.for_each_script:
+            if own.is_local:
+                if own.workers:
+                    lock.close()
+                exit_code = _run_here(batch, rows, own, code)
+            elif own.workers or not options.workers:
+                _submit_to_slurm(batch, rows, own, code, jobs)
+    except BaseException:  # Ctrl-C, or a limit of Slurm
+        if new_round and not jobs:
             notices.take_back(earlier)
-            raise
-        ends = [f"{ended[how]} {how}" for how in ENDS if ended[how] or how != "interrupted"]
-        print(f"{count_runs(len(rows))}: {', '.join(ends)}")
-        exit_code = int(ended["done"] != len(rows))
-    else:
-        show_no_bar = not sys.stderr.isatty()
-        with tqdm(total=len(rows), unit="run", disable=show_no_bar, leave=False) as bar:
-            submission = Submission(batch, options, code, progress=bar.update)
-            try:
-                jobs = submission.submit(rows)
-            finally:
-                if new_round and submission.jobs:
-                    submit_digest(batch.path, submission.jobs, options, code, new_round)
-                elif new_round:
-                    notices.take_back(earlier)
-        what = f"{len(jobs)} job{'s' * (len(jobs) > 1)}"
-        numbers = jobs[0] if len(jobs) == 1 else f"{jobs[0]} … {jobs[-1]}"
-        print(f"submitted {count_runs(len(rows))} as {what}: {numbers}")
+        raise
+    finally:
+        if new_round and jobs:
+            submit_digest(batch.path, jobs, options, code, new_round)
     print(f"how far it is: {report}")
     if options.is_local and new_round:
         wait_until_sent(start_sending("digest", batch.path, new_round))
     return exit_code
+
+
+def _run_here(batch: Batch, rows: Sequence[Row], options: SubmitOptions, code: Path) -> int:
+    gpus = options.gpus.split(",") if options.gpus else []
+    jobs = options.workers or _at_a_time(options)
+    machine = Machine(jobs, gpus, not options.fresh, options.stack)
+    print(f"running {count_runs(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
+    _print_stacks(rows, options)
+    if options.workers:
+        try:
+            ended = work_here(batch, machine, code=code)
+        except Stop:
+            raise KeyboardInterrupt from None
+        print(f"nothing more to take: {in_words(ended)} here")
+        return int(bool(ended["failed"]))
+    ended = run_rows(batch, rows, machine, code=code)
+    ends = [f"{ended[how]} {how}" for how in ENDS if ended[how] or how != "interrupted"]
+    print(f"{count_runs(len(rows))}: {', '.join(ends)}")
+    return int(ended["done"] != len(rows))
+
+
+def _submit_to_slurm(
+    batch: Batch, rows: Sequence[Row], options: SubmitOptions, code: Path, jobs: list[str]
+) -> None:
+    """jobs: gets Slurm's numbers, also of what was submitted before an error."""
+    show_no_bar = not sys.stderr.isatty()
+    with tqdm(total=len(rows), unit="run", disable=show_no_bar, leave=False) as bar:
+        submission = Submission(batch, options, code, progress=bar.update)
+        try:
+            own = submission.submit(rows)
+        finally:
+            jobs += submission.jobs
+    what = f"{len(own)} job{'s' * (len(own) > 1)}"
+    numbers = own[0] if len(own) == 1 else f"{own[0]} … {own[-1]}"
+    submitted = count_workers(options.workers) if options.workers else count_runs(len(rows))
+    print(f"submitted {submitted} as {what}: {numbers}")
 
 
 def _at_a_time(options: SubmitOptions) -> int:
@@ -295,8 +421,9 @@ def _print_sbatch(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> 
     """In a dry run: each call of sbatch that would submit these runs."""
     if rows and not options.is_local:
         code = _code_to_run(batch, options)
-        for command in Submission(batch, options, code).planned(rows):
-            print(f"  {shlex.join(command)}")
+        for own in (own for own in options.for_each_script if not own.is_local):
+            for command in Submission(batch, own, code).planned(rows):
+                print(f"  {shlex.join(command)}")
 
 
 def _code_to_run(batch: Batch, options: SubmitOptions) -> Path:

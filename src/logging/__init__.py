@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from src import lazy_names
 
 if TYPE_CHECKING:
-    from src.logging.lease import live_owner  # who runs in a folder now
+    from src.logging import lease  # who runs in a folder now
     from src.logging.machine_use import (
         Cost,  # core-seconds and GPU-seconds, of a run or a sum of them
         Uses,  # which processes and GPUs a run has

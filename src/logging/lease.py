@@ -150,6 +150,14 @@ def live_owner(*folders: Path) -> str | None:
         return next(filter(None, pool.map(_live_owner, [f / "claim" for f in folders])), None)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether a process of this machine that lives has the folder, or one of another machine, that
+    may have died: without waiting."""
+    if (owner := _read(folder / "claim")) is None:
+        return False
+    return owner.get("machine") != _machine() or _live_owner(folder / "claim") is not None
+
+
 def _live_owner(path: Path) -> str | None:
     if (owner := _read(path)) is None:
         return None

@@ -1,0 +1,72 @@
+"""Which runs of a batch are free for workers, and which worker has which: names of files.
+
+    submissions/queue/RUN            a run that nobody trains
+    submissions/queue/RUN@KIND       the same; it began on this kind of device
+    submissions/taken/RUN@WORKER     a run that this worker trains
+    submissions/queue/.stop          no worker takes another run (--stop)
+    submissions/003-9f2c/17/         worker 003-9f2c.17, a task of Slurm: spec.yaml, job.log
+    submissions/here-node3-4711/     a worker that was started on a machine
+
+A run is taken by renaming its entry, which only one of many can do, and what is next is seen in one
+look at a folder, however many runs there are. An entry holds how many workers have died with it.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from src.grid.folders import Row
+from src.support import UserError
+
+STOP = ".stop"
+
+
+class RunQueue:
+    """Which runs of a batch are free, and which worker has which."""
+
+    def __init__(self, submissions: Path) -> None:
+        self.folder = submissions
+        self.free, self.taken = submissions / "queue", submissions / "taken"
+        self.stop = self.free / STOP
+
+    @property
+    def exists(self) -> bool:
+        """Whether the batch ever had workers."""
+        return self.free.is_dir()
+
+    def offer(self, rows: Sequence[Row]) -> None:
+        """They are free from now on, but for those that a worker has."""
+        try:
+            for folder in (self.free, self.taken):
+                folder.mkdir(parents=True, exist_ok=True)
+            self.stop.unlink(missing_ok=True)
+            known = {*self.free_runs(), *self.taken_runs()}
+            for row in rows:
+                if row.name not in known:
+                    (self.free / row.name).touch()
+        except OSError as error:
+            raise UserError.from_os(error, str(self.free)) from None
+
+    def free_runs(self) -> dict[str, str]:
+        """Name of the run -> name of the entry, in order."""
+        return self.look()[0]
+
+    def look(self) -> tuple[dict[str, str], bool]:
+        """(free_runs(), whether nobody is to take one) by one look at the folder."""
+        entries = _listed(self.free)
+        return {x.partition("@")[0]: x for x in entries if x != STOP}, STOP in entries
+
+    def taken_runs(self) -> dict[str, str]:
+        """Name of the run -> the worker that has it."""
+        pairs = (entry.partition("@") for entry in _listed(self.taken))
+        return {run: worker for run, _, worker in pairs}
+
+    def worker_folder(self, worker: str) -> Path:
+        return self.folder / worker.replace(".", "/")
+
+
+def _listed(folder: Path) -> list[str]:
+    with suppress(FileNotFoundError):
+        return sorted(os.listdir(folder))
+    return []
