@@ -42,6 +42,8 @@ class RunQueue:
                 folder.mkdir(parents=True, exist_ok=True)
             self.stop.unlink(missing_ok=True)
             known = {*self.free_runs(), *self.taken_runs()}
+            if strange := next((row.name for row in rows if "@" in row.name), None):
+                raise UserError(f"{strange}: workers take no run whose folder has an @ in its name")
             for row in rows:
                 if row.name not in known:
                     (self.free / row.name).touch()

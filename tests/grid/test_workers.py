@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from src.grid import slurm, workers
-from src.grid.folders import Batch, plan_batch, write_batch
+from src.grid import slurm, submit_grid, workers
+from src.grid.folders import Batch, Row, plan_batch, write_batch
 from src.grid.run_queue import RunQueue
 from src.grid.stacks import Task
 from src.grid.status import row_statuses
@@ -262,6 +262,27 @@ def test_a_queue_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(UserError, match=r"queue/000_.*: cannot be taken \(Permission denied\)"):
         taken(source(batch, 0))
+
+
+def test_a_queue_that_cannot_be_made_is_one_line(tmp_path):
+    batch = batch_of(tmp_path, "a")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/queue").write_text("no folder")
+    with pytest.raises(UserError, match=r"other/queue.*: (File exists|Not a directory)"):
+        RunQueue(tmp_path / "other").offer(batch.rows)
+    odd = Row(tmp_path / "a@b", {})
+    with pytest.raises(UserError, match="a@b: workers take no run"):
+        RunQueue(batch.submissions).offer([odd])
+
+
+def test_a_batch_of_a_version_without_workers_is_not_joined(tmp_path):
+    batch = batch_of(tmp_path, "a")
+    (batch.path / "code").mkdir()
+    (batch.path / "code/frozen.json").write_text("{}")
+    options = SubmitOptions(join=str(batch.path), script="local")
+    with pytest.raises(UserError, match=r"--join: the code in .*code is of a version without") as e:
+        submit_grid.submit(options)
+    assert "\n" not in str(e.value)
 
 
 def test_free_runs_wait_where_there_is_a_worker(tmp_path):
