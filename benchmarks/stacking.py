@@ -217,10 +217,35 @@ def evaluations() -> None:
 # ---- Networks ----------------------------------------------------------------------------
 
 
+def cifar_sized(data_dir: str) -> dict:
+    """Few images of 3×32×32 in ten classes; made at random, as only time is measured."""
+    draw = np.random.default_rng(0)
+    images = draw.normal(size=(12_800, 3, 32, 32)).astype(np.float32)
+    return {"train": (images, draw.integers(10, size=len(images)))}
+
+
 def networks() -> None:
+    """Steps of stacks, on a GPU where there is one, else of few rows."""
+    is_gpu = torch.cuda.is_available()
+    device, sizes, num_steps = ("cuda", (16, 64), 100) if is_gpu else ("cpu", (4,), 10)
+    print(f"| {device}: batch size 128 | stacked, of one after the other |\n|---|--:|")
+    for model in ("tiny/lenet", "tiny/resnet_20"):
+        keys = COMMON | {"dataset": "benchmarks.stacking:cifar_sized", "batch_size": 128}
+        keys |= {"model": model, "device": device, "data_splits_map": {"train": "train"}}
+        keys |= {"steps_per_epoch": num_steps, "train_length": EPOCHS}
+        solo = seconds_of(keys, 0)
+        for num_rows in sizes:
+            together = seconds_of(keys, num_rows)
+            print(f"| {model}, {num_rows} rows | {together / (num_rows * solo):.2f} |", flush=True)
+    print()
+    bits_of_networks()
+
+
+def bits_of_networks() -> None:
     """In how many random shapes do the bits of a row depend on the others in its stack?"""
     print("| networks, one thread, three steps of SGD | bits depend on the stack |\n|---|--:|")
     draw = random.Random(0)
+    torch.manual_seed(0)
     for kind, build in {
         "perceptrons": perceptron,
         "convolutions, batch norm": convolutional,
