@@ -8,7 +8,8 @@
     submissions/here-node3-4711/     a worker that was started on a machine
 
 A run is taken by renaming its entry, which only one of many can do, and what is next is seen in one
-look at a folder, however many runs there are. An entry holds how many workers have died with it.
+look at a folder, however many runs there are. An entry holds how many workers have died with it
+since it made a step, and that step.
 """
 
 import os

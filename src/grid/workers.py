@@ -31,9 +31,10 @@ from src.grid.stacks import Task
 from src.logging import lease
 from src.support import UserError, processes, write_atomically
 
-MOST_DEATHS = 3  # of workers with one run: it may be what kills them
+MOST_DEATHS = 3  # of workers with one run that makes no step: it may be what kills them
 SPREAD = 16  # one of so many first free runs is taken, at random: few workers collide
 LOOKED_AT = 4  # workers that an idle one watches: with the last ones all are
+SECONDS_BETWEEN_LOOKS = 5.0  # where nothing was free
 SECONDS_TO_START = 30.0  # of a run, where none has told yet
 STOPPED = 75  # EX_TEMPFAIL, as train.py
 
@@ -51,19 +52,24 @@ class WorkerSource:
         self.seconds_to_start = 0.0  # the longest of a run
         self.seconds_to_save: float | None = None  # between two saves; None: nothing was taken yet
         self.avoided: set[str] = set()  # runs that somebody else is at
+        self.look_again = 0.0  # when, of time.monotonic(), as nothing was free
 
     # ---- What Workers ask ----------------------------------------------------------------
 
     def take(self, *, is_idle: bool) -> Task | None:
         """The next run; None: none now. is_idle: nothing runs here, so that there is time to look
         for what dead workers have left; where that is nothing either, this worker is over."""
+        if not is_idle and time.monotonic() < self.look_again:  # another slot of ours has a run
+            return None
+        self.look_again = time.monotonic() + SECONDS_BETWEEN_LOOKS
         free, is_stopped = self.queue.look()
         if is_stopped or self._is_late():
             self.is_over = True
         elif row := self._next(free):
+            self.look_again = 0.0
             return Task([row], row)
         elif is_idle:
-            self.is_over = not self._recover()
+            self.is_over, self.look_again = not self._recover(), 0.0
         return None
 
     def ended(self, task: Task, how: str) -> None:
@@ -160,15 +166,17 @@ class WorkerSource:
     def _put_back(self, run: str, worker: str) -> bool:
         """Whether it is free again: it may be what its workers die of."""
         entry, folder, kind = self.queue.taken / f"{run}@{worker}", self.batch.path / run, ""
-        with suppress(OSError, ValueError):
-            deaths = int(entry.read_text() or 0) + 1
+        with suppress(OSError, ValueError, TypeError):
+            deaths, step = json.loads(entry.read_text() or "[0, 0]")
+            reached = _step(Row(folder, {}))
+            deaths = 1 if reached > step else deaths + 1
             if deaths >= MOST_DEATHS and not (folder / "done").exists():
                 with open(folder / "job.log", "a") as log:
-                    words = f"{deaths} restarts: with each its worker was killed"
+                    words = f"{deaths} restarts without a step: with each its worker was killed"
                     print(f"not continued after {words}; -r runs it again", file=log)
                 entry.unlink()
                 return False
-            entry.write_text(str(deaths))
+            entry.write_text(json.dumps([deaths, reached]))
         with suppress(OSError, ValueError, LookupError, TypeError):
             facts = json.loads((self.queue.worker_folder(worker) / "worker.json").read_text())
             kind = f"@{facts['kind']}" if (folder / "status.json").exists() else ""
@@ -296,13 +304,13 @@ def work(batch: Batch, folder: Path, machine: Machine, *, code: Path) -> Counter
         source.put_back_own()
         return Workers(source, machine, code, Lines()).run()
     finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
         source.give_back()
         step = _step(Row(folder, {})) + source.progress  # attempt.py looks whether it grows
         with suppress(OSError):
             write_atomically(folder / "status.json", json.dumps({"step": step}))
         own.release()
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -186,8 +186,29 @@ def test_what_a_worker_dies_of_is_given_up(tmp_path):
         assert idle.is_over == (number == MOST_DEATHS - 1)  # else it looks again
     (status,) = row_statuses(batch, None)
     assert status.state == "failed"
-    why = "not continued after 3 restarts: with each its worker was killed; -r runs it again"
-    assert status.cause == why
+    why = (
+        "not continued after 3 restarts without a step: with each its worker was killed; -r runs it"
+    )
+    assert status.cause == why + " again"
+
+
+def test_a_run_that_makes_steps_outlives_any_number_of_workers(tmp_path):
+    batch = batch_of(tmp_path, "a")
+    for number in range(3 * MOST_DEATHS):
+        assert taken(source(batch, number)) == "000"
+        (batch.rows[0].folder / "status.json").write_text(json.dumps({"step": number + 1}))
+        source(batch, 99).take(is_idle=True)
+    assert len(RunQueue(batch.submissions).free_runs()) == 1
+
+
+def test_slots_that_find_nothing_look_seldom(tmp_path, monkeypatch):
+    batch = batch_of(tmp_path, "a")
+    own, looks = source(batch, 0), []
+    whole = RunQueue.look
+    monkeypatch.setattr(RunQueue, "look", lambda self: looks.append(1) or whole(self))
+    assert taken(own)
+    assert [own.take(is_idle=False) for _ in range(50)] == [None] * 50
+    assert len(looks) == 2
 
 
 def test_the_runs_of_a_living_worker_stay_its_own(tmp_path):
