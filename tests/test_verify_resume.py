@@ -148,7 +148,7 @@ def test_a_stack_that_is_killed_ends_as_its_runs_alone(tmp_path):
     returncode, text = certificate(job(GRID), tmp_path, "--kills=3")
     assert returncode == 0, text
     left_out, line = text.splitlines()
-    assert left_out.startswith("left out, 002: model: got 'tiny/lenet', expected linear")
+    assert left_out.startswith("left out, 002: stacks of networks agree to rounding")
     assert line.startswith("3 kills (1 KILL, 1 TERM, 1 USR1; ")
     what = "weights, av, optimizer, sums, random generators and stats"
     assert line.endswith(f": of 2 runs in 1 stack, and alone, {what} are equal, byte for byte")
@@ -176,7 +176,7 @@ def test_kills_are_spread_over_the_stacks_of_a_job(tmp_path):
     [
         (
             GRID | {"LIST": [{"model": "tiny/lenet"}]},
-            "{job}: no run can be trained in a stack: mod",
+            "{job}: no run can be trained in a stack: stacks of networks",
         ),
         (GRID | {"engine": "ordinary"}, "{job}: no run can be trained in a stack: engine: ordi"),
         (GRID | {"modle": "linear"}, "modle='linear': there is no such key; did you mean 'model'"),

@@ -35,7 +35,7 @@ from src.grid import read_job
 from src.logging import Stats
 from src.metrics import is_time, metric_name
 from src.runtime.checkpoints import CheckpointFiles, CorruptCheckpoint, read_state
-from src.stacking import obstacle, stack_key
+from src.stacking import is_linear, obstacle, stack_key
 from src.support import ROOT, UserError
 
 TRAIN = ROOT.resolve() / "train.py"
@@ -205,6 +205,8 @@ def stacks_of(
     for number, values in enumerate(read_job(job).runs()):
         config = make_config({"engine": "stacked", **values}, overrides)
         why = None if config.engine == "stacked" else "engine: ordinary is given"
+        if not is_linear(config):
+            why = why or "stacks of networks agree to rounding"
         if why := why or obstacle(config):
             left_out.setdefault(why, []).append(f"{number:03d}")
         else:
