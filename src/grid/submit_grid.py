@@ -371,7 +371,8 @@ def _run_here(batch: Batch, rows: Sequence[Row], options: SubmitOptions, code: P
     gpus = options.gpus.split(",") if options.gpus else []
     jobs = options.workers or _at_a_time(options)
     machine = Machine(jobs, gpus, not options.fresh, options.stack)
-    print(f"running {count_runs(len(rows))}, {machine.jobs} at a time (--jobs N); Ctrl-C stops")
+    by = "--workers" if options.workers else "--jobs"
+    print(f"running {count_runs(len(rows))}, {machine.jobs} at a time ({by} N); Ctrl-C stops")
     _print_stacks(rows, options)
     if options.workers:
         try:
