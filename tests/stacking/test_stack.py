@@ -22,7 +22,7 @@ from src.runtime.signals import StopRequested
 from src.stacking import stackable, stacked_generator
 from src.stacking.learner import StackedLinear
 from src.stacking.stackable import BY_ROW, DIGEST, REPLACED, code_digest
-from src.support import ROOT, UserError
+from src.support import ROOT, UserError, processes
 from tests.data.sources.written_sets import seed_cache, table
 from tests.forks import Fork
 from tests.whole_runs import end_of, killed_in_steps, without_times
@@ -496,3 +496,17 @@ def test_a_fork_with_another_step_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(stackable, "DIGEST", "another")
     with pytest.raises(UserError, match="as code was changed that stacks do not call"):
         train_together(configs_of(tmp_path, ROWS[:1]))
+
+
+def test_a_stack_larger_than_memory_is_refused_in_a_line(tmp_path, monkeypatch):
+    """650 numbers a row, seven times: weights, two tensors of the optimizer, gradients, copies."""
+    size = 4 * 650 * 7 * 2
+    for free, is_enough in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(processes, "free_memory", lambda _=None, free=free: free)
+        configs = configs_of(tmp_path / str(is_enough), ROWS[:2], averaging=None, train_length=0)
+        if is_enough:
+            train_together(configs)
+            continue
+        words = r"2 runs together take 0\.0 MB of memory, of which 0\.0 MB are free: .*--stack N"
+        with pytest.raises(UserError, match=words):
+            train_together(configs)
