@@ -159,6 +159,10 @@ def check_options(options: SubmitOptions) -> None:
 
 def check_workers(options: SubmitOptions) -> None:
     """What --workers and --join do not go with."""
+    if options.stop and (options.dry_run or options.script or options.workers or options.overwrite):
+        raise UserError("--stop: goes with no other option; it stops at once")
+    if options.retry and options.workers and (options.pack > 1 or options.no_array):
+        raise UserError("--workers: goes neither with --pack nor with --no-array")
     if options.more_scripts and not (options.workers or options.join):
         raise UserError("-s: several submit scripts are for --workers, which share the runs")
     if options.more_scripts and options.workers and options.workers <= len(options.more_scripts):

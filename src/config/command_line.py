@@ -78,7 +78,7 @@ class CommandLine:
         self.values = read_values(self.config, self.overrides)
         if isinstance(self.values.get("stack"), list):  # written by submit_multiple.py --stack
             return
-        if isinstance(self.values.get("worker"), str):  # by --workers
+        if {"worker", "output_dir"} == {*self.values}:  # by --workers
             from src.grid import run_worker
 
             raise SystemExit(run_worker(self.values))

@@ -122,6 +122,7 @@ class SubmitOptions:
         return [
             replace(self, script=script, more_scripts=(), workers=share or None)
             for script, share in zip(scripts, shares, strict=True)
+            if share or not self.workers
         ]
 
     @property

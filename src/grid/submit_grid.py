@@ -6,9 +6,7 @@ submit_job_file() walks this way from its beginning; retry() starts from a batch
 Nothing is written before every run has been checked; both may be called again after any crash.
 """
 
-import json
 import os
-import platform
 import shlex
 import signal
 import sys
@@ -187,6 +185,8 @@ def retry(folder: str, options: SubmitOptions) -> int:
             workers=options.workers or last.workers,
             more_scripts=last.more_scripts,
         )
+        if options.workers:  # which these do not go with, whoever asked for them
+            options = replace(options, pack=1, no_array=False, stack=None)
     if errors := _check_scripts(options):
         raise UserError("\n".join(errors))
     with ExitStack() as lock:
@@ -280,10 +280,9 @@ def stop_workers(folder: str) -> int:
             raise UserError(f"Slurm does not cancel the workers: {error}") from None
     here = [path for path in shared.folder.glob("here-*") if lease.is_claimed(path)]
     for path in here:
-        with suppress(OSError, ValueError, LookupError, TypeError):
-            facts = json.loads((path / "worker.json").read_text())
-            if facts["host"] == platform.node():
-                os.kill(facts["pid"], signal.SIGTERM)
+        if pid := lease.pid_here(path):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
     number = sum(name.startswith("@") for name in queue) + len(here)
     left = len(shared.free_runs().keys() | shared.taken_runs().keys())
     print(f"{count_workers(number)} told to stop; {count_runs(left)} left, which --join continues")

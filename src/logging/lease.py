@@ -25,6 +25,7 @@ from src.support import UserError, processes
 
 HEARTBEAT_SECONDS = 10.0
 LEASE_TIMEOUT = 60.0  # seconds without a heartbeat, after which another process takes the folder
+SECONDS_OF_SILENCE = 600.0  # of another machine, whose clock may differ from the file server's
 COUNTER_BYTES = 20
 _LAPSED: set[Any] = set()  # (token, counter) that did not move while this process watched
 
@@ -151,11 +152,23 @@ def live_owner(*folders: Path) -> str | None:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a process of this machine that lives has the folder, or one of another machine, that
-    may have died: without waiting."""
-    if (owner := _read(folder / "claim")) is None:
-        return False
-    return owner.get("machine") != _machine() or _live_owner(folder / "claim") is not None
+    """Whether a process of this machine that lives has the folder, or one of another machine that
+    gave a sign of life in the last ten minutes: without waiting."""
+    owner, age = _read(folder / "claim"), float("inf")
+    with suppress(OSError):
+        age = time.time() - (folder / "claim").stat().st_mtime
+    if owner is None or owner.get("machine") == _machine():
+        return owner is not None and pid_here(folder) is not None
+    return age < SECONDS_OF_SILENCE
+
+
+def pid_here(folder: Path) -> int | None:
+    """The number of the process that has the folder, if it lives and is of this machine: after a
+    reboot, or in another container, a number is somebody else's."""
+    owner = _read(folder / "claim") or {}
+    pid, began = owner.get("pid"), owner.get("began")
+    is_ours = owner.get("machine") == _machine() and began is not None
+    return pid if is_ours and processes.start_time(pid) == began else None
 
 
 def _live_owner(path: Path) -> str | None:

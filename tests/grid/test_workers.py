@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import submit_multiple
 from src.grid import slurm, submit_grid, workers
 from src.grid.folders import Batch, Row, plan_batch, write_batch
 from src.grid.run_queue import RunQueue
@@ -20,6 +22,7 @@ from src.grid.submission import SubmitOptions
 from src.grid.workers import MOST_DEATHS, WorkerSource
 from src.logging import lease
 from src.support import ROOT, UserError
+from src.support.processes import start_time
 from tests.waiting import wait_until
 
 # A train.py that says who has run it, and does as its spec says.
@@ -304,6 +307,36 @@ def test_a_batch_of_a_version_without_workers_is_not_joined(tmp_path):
     with pytest.raises(UserError, match=r"--join: the code in .*code is of a version without") as e:
         submit_grid.submit(options)
     assert "\n" not in str(e.value)
+
+
+def test_a_number_that_is_somebody_elses_now_is_not_stopped(tmp_path, monkeypatch):
+    """The claim of a worker that died before a reboot; it is old, so nobody is at the batch."""
+    batch = batch_of(tmp_path, "a")
+    folder = batch.submissions / "here-x-1"
+    folder.mkdir()
+    with subprocess.Popen(["sleep", "60"]) as innocent:
+        facts = {"token": "x", "host": "x", "machine": "this host, before", "pid": innocent.pid}
+        facts["began"] = start_time(innocent.pid)
+        (folder / "claim").write_text("0\n" + json.dumps(facts))
+        (folder / "worker.json").write_text(json.dumps({"host": platform.node(), **facts}))
+        submit_grid.submit(SubmitOptions(stop=str(batch.path)))
+        with pytest.raises(subprocess.TimeoutExpired):
+            innocent.wait(0.3)
+        innocent.kill()
+    assert lease.is_claimed(folder)
+    os.utime(folder / "claim", (0, 0))
+    assert not lease.is_claimed(folder)
+    assert [status.state for status in row_statuses(batch, None)] == ["unstarted"]
+
+
+def test_stop_is_not_tried_out():
+    with pytest.raises(UserError, match="--stop: goes with no other option"):
+        submit_multiple.check_options(SubmitOptions(stop="x", dry_run=True))
+
+
+def test_a_share_of_no_worker_is_no_share():
+    options = SubmitOptions(script="a.sh", more_scripts=["local"], workers=1)
+    assert [x.script for x in options.for_each_script] == ["a.sh"]
 
 
 def test_free_runs_wait_where_there_is_a_worker(tmp_path):
