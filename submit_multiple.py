@@ -107,6 +107,7 @@ def stack(text: str) -> str:
 def check_options(options: SubmitOptions) -> None:
     """Options that contradict each other, and what is none of what can be named."""
     given: Any = options.script or []  # -s gives a list
+    given = sorted(given, key=lambda script: script == LOCAL)  # this machine comes last
     options.script, options.more_scripts = next(iter(given), None), tuple(given[1:])
     if options.retry == "":  # results/BATCH -r
         options.retry, options.job_file = options.job_file, None

@@ -30,6 +30,7 @@ from src.support import UserError, processes, write_atomically
 
 SECONDS_TO_STOP = 30.0  # from Ctrl-C to killing what has not stopped
 SECONDS_BETWEEN_LOOKS = 0.1
+STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ class Source(Protocol):
     def take(self, *, is_idle: bool) -> Task | None:
         """The next one; None: none now. is_idle: no other runs here."""
 
-    def ended(self, task: Task, how: str) -> None:
-        """how: of ENDS."""
+    def ended(self, task: Task, how: str, *, is_ours: bool) -> None:
+        """how: of ENDS. is_ours: we have stopped it."""
 
 
 class Listed:
@@ -126,7 +127,7 @@ class Listed:
     def take(self, *, is_idle: bool) -> Task | None:
         return self.waiting.pop()
 
-    def ended(self, task: Task, how: str) -> None:
+    def ended(self, task: Task, how: str, *, is_ours: bool) -> None:
         pass
 
 
@@ -188,21 +189,30 @@ class Workers:
             _note(task.row, f"{now} {who} on {platform.node()}")
             # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
             with open(task.row.log, "ab") as log:
-                self.running[slot] = task, self._process(task.row, slot, log)
+                self._launch(slot, task, log)
         # A folder or a log that is not what it should be is the row's own matter.
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
             self.display.failed(task.runs[0], f"{error.filename}: {error.strerror}")
             self.ended["failed"] += len(task.runs)
-            self.source.ended(task, "failed")
+            self.source.ended(task, "failed", is_ours=False)
 
-    def _process(self, row: Row, slot: int, log: BinaryIO) -> "Process":
+    def _launch(self, slot: int, task: Task, log: BinaryIO) -> None:
+        row = task.row
         arguments, variables = ["train.py", str(row.spec)], self.machine.variables(slot)
         if self.is_warm and not self.warm:
             self.warm = WarmProcess.started(self.code, self.preloaded_for or [row])
             self.is_warm = self.warm is not None
-        if self.warm and (fork := self.warm.fork(arguments, variables, log)):
-            return fork
-        return subprocess.Popen(
+        if self.warm:
+            # A signal between the fork and its place in `running` would leave it to itself. (A
+            # process of its own inherits what is blocked.)
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            try:
+                if fork := self.warm.fork(arguments, variables, log):
+                    self.running[slot] = task, fork
+                    return
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=self.code,
             env=variables,
@@ -211,6 +221,7 @@ class Workers:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self.running[slot] = task, process
 
     def _reap(self, *, is_stopping: bool = False) -> None:
         for slot, (task, process) in list(self.running.items()):
@@ -231,7 +242,7 @@ class Workers:
                 self.display.failed(left[0])
                 self.messages += [report_failure(row.folder, code) for row in left]
             self.ended[how] += len(left)
-            self.source.ended(task, how)
+            self.source.ended(task, how, is_ours=is_stopping)
 
     def _stop(self, number: int) -> None:
         """Ask each to stop as we were; kill what takes too long, or at a second Ctrl-C."""

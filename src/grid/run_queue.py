@@ -12,12 +12,14 @@ look at a folder, however many runs there are. An entry holds how many workers h
 since it made a step, and that step.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from src.grid.folders import Row
+from src.logging import lease
 from src.support import UserError
 
 STOP = ".stop"
@@ -39,12 +41,13 @@ class RunQueue:
     def offer(self, rows: Sequence[Row]) -> None:
         """They are free from now on, but for those that a worker has."""
         try:
+            if strange := next((row.name for row in rows if "@" in row.name), None):
+                raise UserError(f"{strange}: workers take no run whose folder has an @ in its name")
             for folder in (self.free, self.taken):
                 folder.mkdir(parents=True, exist_ok=True)
             self.stop.unlink(missing_ok=True)
-            known = {*self.free_runs(), *self.taken_runs()}
-            if strange := next((row.name for row in rows if "@" in row.name), None):
-                raise UserError(f"{strange}: workers take no run whose folder has an @ in its name")
+            # What is put back between two looks is seen by the third.
+            known = {*self.free_runs(), *self.taken_runs(), *self.free_runs()}
             for row in rows:
                 if row.name not in known:
                     (self.free / row.name).touch()
@@ -58,12 +61,34 @@ class RunQueue:
     def look(self) -> tuple[dict[str, str], bool]:
         """(free_runs(), whether nobody is to take one) by one look at the folder."""
         entries = _listed(self.free)
-        return {x.partition("@")[0]: x for x in entries if x != STOP}, STOP in entries
+        free = {x.partition("@")[0]: x for x in entries if not x.startswith(".")}  # .nfs…
+        return free, STOP in entries
 
     def taken_runs(self) -> dict[str, str]:
         """Name of the run -> the worker that has it."""
         pairs = (entry.partition("@") for entry in _listed(self.taken))
         return {run: worker for run, _, worker in pairs}
+
+    def workers_here(self) -> list[Path]:
+        """The folders of workers that were started on a machine, of those that seem to live; not
+        those of another batch, which this one was copied from."""
+        return [
+            path
+            for path in self.folder.glob("here-*")
+            if lease.is_claimed(path) and self._is_of_batch(path)
+        ]
+
+    def _is_of_batch(self, worker: Path) -> bool:
+        try:
+            facts = json.loads((worker / "worker.json").read_text())
+            return os.path.samefile(facts["batch"], self.folder.parent)
+        except (OSError, ValueError, LookupError, TypeError):
+            return True  # it has just begun, or cannot be read
+
+    def reset(self) -> None:
+        """All are free: the batch was moved or copied, and its workers are elsewhere."""
+        for run, worker in self.taken_runs().items():
+            os.rename(self.taken / f"{run}@{worker}", self.free / run)
 
     def worker_folder(self, worker: str) -> Path:
         return self.folder / worker.replace(".", "/")

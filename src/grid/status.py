@@ -34,7 +34,7 @@ from src.grid.folders import Batch, Row, is_copy
 from src.grid.run_queue import RunQueue
 from src.grid.slurm import NoSlurm, QueuedJob, read_queue
 from src.grid.submission import Call, Journal, queued_rows
-from src.logging import Cost, lease
+from src.logging import Cost
 from src.support import UserError, one_line, processes
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "lost", "unstarted")
@@ -148,7 +148,9 @@ FAILURES_BY_SIGNAL = {
     -signal.SIGINT: Failure("interrupted", "interrupted"),
     -signal.SIGTERM: Failure("interrupted", "interrupted by signal 15"),
 }
-NOT_CONTINUED = re.compile(r"^not continued after .*?(time limit|restart).*", re.MULTILINE)
+NOT_CONTINUED = re.compile(
+    r"^not continued after .*?(time limit|restart|ends without).*", re.MULTILINE
+)
 OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|MemoryError|[Cc]an't allocate memory|Cannot allocate memory"
     r"|std::bad_alloc|CUBLAS_STATUS_ALLOC_FAILED"
@@ -364,7 +366,7 @@ class _StatusReader:
         shared = RunQueue(batch.submissions)
         # run -> its entry, run -> its worker; and which workers live, as far as we can see
         self.free, taken = shared.free_runs(), shared.taken_runs()
-        here = {path.name for path in shared.folder.glob("here-*") if lease.is_claimed(path)}
+        here = {path.name for path in shared.workers_here()}
         workers = here | {name[1:] for name in queue or () if name.startswith("@")}
         self.has_workers = bool(workers)
         self.taken = {run for run, worker in taken.items() if worker in workers}
@@ -490,8 +492,8 @@ class _StatusReader:
             # why no further attempt was requested, which src/grid/attempt.py writes
             *_, refusal = [None, *NOT_CONTINUED.finditer(attempt.text)]
             if refusal:
-                kind = "timeout" if refusal[1] == "time limit" else "preempted"
-                return Failure(kind, one_line(refusal[0], LONGEST_CAUSE))
+                kinds = {"time limit": "timeout", "restart": "preempted", "ends without": "killed"}
+                return Failure(kinds[refusal[1]], one_line(refusal[0], LONGEST_CAUSE))
             failure = failure_by_slurm(attempt.text) or self._failure_of_job(row, attempt)
             if failure:
                 return failure

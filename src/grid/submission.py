@@ -112,9 +112,8 @@ class SubmitOptions:
 
     @property
     def for_each_script(self) -> "list[SubmitOptions]":
-        """The options by which each of several submit scripts gets its share of the workers; this
-        machine comes last."""
-        scripts = sorted([str(self.script), *self.more_scripts], key=lambda x: x == LOCAL)
+        """The options by which each of several submit scripts gets its share of the workers."""
+        scripts = [str(self.script), *self.more_scripts]
         shares = [
             (self.workers or 0) // len(scripts) + (n < (self.workers or 0) % len(scripts))
             for n in range(len(scripts))
@@ -361,13 +360,14 @@ class Submission:
                 self._call(chunk)
             except NotEnoughRoom as error:
                 if most == 1:
-                    number, what = sum(map(len, left)), "runs"
+                    number, what, later = sum(map(len, left)), "runs", LATER
                     if self.options.workers:
                         number, what = len(left), "workers"
+                        later = "--join adds more"
                     total = self.options.workers or len(rows)
                     raise UserError(
                         f"{total - number} of {total} {what} are submitted, then Slurm's"
-                        f" limit on jobs was reached ({error}); {LATER} when some have ended"
+                        f" limit on jobs was reached ({error}); {later} when some have ended"
                     ) from None
                 most = min(most, len(chunk)) // 2 or 1
                 continue

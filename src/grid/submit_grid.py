@@ -234,34 +234,35 @@ def join(folder: str, options: SubmitOptions) -> int:
     options = replace(options, workers=options.workers or len(options.for_each_script))
     if errors := _check_scripts(options):
         raise UserError("\n".join(errors))
-    code = _code_to_run(batch, options)
-    if code.exists() and not (code / "src/grid/workers.py").exists():
-        words = "is of a version without workers"
-        raise UserError(f"--join: the code in {short_path(code)} {words}: add --refreeze")
     with ExitStack() as lock:
         if not options.dry_run:
             lock.enter_context(only_here(batch.path))
-        broken = _repair(batch, options)
-        statuses = row_statuses(batch, ask_queue(batch))
+        broken, queue = _repair(batch, options), None
+        is_here = all(own.is_local for own in options.for_each_script)
+        can_wait, is_known = ("unstarted", "lost"), True
+        try:
+            if not options.dry_run and not is_here:
+                Submission(batch, options, ROOT).settle()
+            queue = ask_queue(batch)
+        except UserError as error:  # a machine without Slurm: what waits there is left to it
+            if not is_here:
+                raise
+            logger.warning("{}; only runs that are free for workers are taken", error)
+            is_known = False
+        statuses = row_statuses(batch, queue)
         print(f"{short_path(batch.path)}: {count_states(statuses)}")
         shared = RunQueue(batch.submissions)
-        known = shared.free_runs().keys() | shared.taken_runs().keys()
-        left = [
-            status.row
-            for status in statuses
-            if status.row.name not in broken
-            and (
-                status.row.name in known
-                or status.state in ("unstarted", "lost")
-                or status.kind in RESUMABLE
-            )
-            and status.state != "done"
-        ]
+        shares = shared.free_runs().keys() | shared.taken_runs().keys()
+        rows = []
+        for status in statuses:
+            is_left = is_known and (status.state in can_wait or status.kind in RESUMABLE)
+            is_left = status.state != "done" and (status.row.name in shares or is_left)
+            rows += [status.row] if is_left and status.row.name not in broken else []
         if options.dry_run:
-            _print_sbatch(batch, left, options)
-            print(f"dry run: {count_runs(len(left))} to share; nothing was submitted")
+            _print_sbatch(batch, rows, options)
+            print(f"dry run: {count_runs(len(rows))} to share; nothing was submitted")
             return 0
-        return _start(batch, left, options, lock)
+        return _start(batch, rows, options, lock) or int(bool(broken))
 
 
 def stop_workers(folder: str) -> int:
@@ -271,18 +272,18 @@ def stop_workers(folder: str) -> int:
     if not shared.exists:
         raise UserError(f"--stop: {folder} has no workers; scancel ends jobs of single runs")
     shared.stop.touch()
-    queue = ask_queue(batch) or {}
-    jobs = {job.array for name, job in queue.items() if name.startswith("@")}
-    if jobs:
-        try:
-            slurm.ask(["scancel", *sorted(jobs)])
-        except NoSlurm as error:
-            raise UserError(f"Slurm does not cancel the workers: {error}") from None
-    here = [path for path in shared.folder.glob("here-*") if lease.is_claimed(path)]
+    here = shared.workers_here()
     for path in here:
         if pid := lease.pid_here(path):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+    try:
+        queue = ask_queue(batch) or {}
+        if jobs := {job.array for name, job in queue.items() if name.startswith("@")}:
+            slurm.ask(["scancel", *sorted(jobs)])
+    except (NoSlurm, UserError) as error:
+        words = "workers of this and other machines are told to stop, those of Slurm are not"
+        raise UserError(f"--stop: {words} ({error})") from None
     number = sum(name.startswith("@") for name in queue) + len(here)
     left = len(shared.free_runs().keys() | shared.taken_runs().keys())
     print(f"{count_workers(number)} told to stop; {count_runs(left)} left, which --join continues")
@@ -313,6 +314,8 @@ def _check_scripts(options: SubmitOptions) -> list[str]:
 def _repair(batch: Batch, options: SubmitOptions) -> dict[str, str]:
     """A batch that was moved, copied or damaged runs where it is; the runs that cannot, and why."""
     done = repair_batch(batch, ROOT, is_dry=options.dry_run)
+    if done.moved and not options.dry_run:
+        RunQueue(batch.submissions).reset()
     would = "would be " * options.dry_run
     if done.moved:
         print(f"{count_runs(len(done.moved))} of another folder: {would}made to run in this one")
@@ -335,15 +338,20 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions, lock: Exit
         print(f"how far it is: {report}")
         return 0
     code = _code_to_run(batch, options)
-    Journal(batch.submissions).remember(options)
+    if options.workers:
+        is_old = not (code / "src/grid/workers.py").exists()
+        if is_old and not all(own.is_local for own in options.for_each_script):
+            words = f"the code in {short_path(code)} is of a version without workers"
+            raise UserError(f"{words}: add --refreeze")
+        RunQueue(batch.submissions).offer(rows)
+        words = f"{count_runs(len(rows))}, shared by {count_workers(options.workers)}"
+        print(words + " more" * bool(options.join))
+    if not options.join:  # which changes nothing of what -r does
+        Journal(batch.submissions).remember(options)
     notices = Notices(batch.path)
     earlier, new_round = notices.wanted_text, None
     if wants_messages():
         new_round = notices.begin([row.name for row in rows], len(batch.rows))
-    if options.workers:
-        RunQueue(batch.submissions).offer(rows)
-        words = f"{count_runs(len(rows))}, shared by {count_workers(options.workers)}"
-        print(words + " more" * bool(options.join))
     exit_code, jobs = 0, list[str]()
     try:
         for own in options.for_each_script:
@@ -370,16 +378,16 @@ def _run_here(batch: Batch, rows: Sequence[Row], options: SubmitOptions, code: P
     gpus = options.gpus.split(",") if options.gpus else []
     jobs = options.workers or _at_a_time(options)
     machine = Machine(jobs, gpus, not options.fresh, options.stack)
-    by = "--workers" if options.workers else "--jobs"
-    print(f"running {count_runs(len(rows))}, {machine.jobs} at a time ({by} N); Ctrl-C stops")
-    _print_stacks(rows, options)
     if options.workers:
+        print(f"{jobs} at a time on this machine; Ctrl-C stops")
         try:
             ended = work_here(batch, machine, code=code)
         except Stop:
             raise KeyboardInterrupt from None
         print(f"nothing more to take: {in_words(ended)} here")
         return int(bool(ended["failed"]))
+    print(f"running {count_runs(len(rows))}, {jobs} at a time (--jobs N); Ctrl-C stops")
+    _print_stacks(rows, options)
     ended = run_rows(batch, rows, machine, code=code)
     ends = [f"{ended[how]} {how}" for how in ENDS if ended[how] or how != "interrupted"]
     print(f"{count_runs(len(rows))}: {', '.join(ends)}")

@@ -7,15 +7,16 @@ here, train.py's lease of the run's folder keeps two processes from training one
 """
 
 import json
+import math
 import os
 import platform
 import random
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,18 +24,20 @@ from typing import Any
 
 from src.config import read_yaml_file
 from src.grid import slurm
-from src.grid.folders import Batch, Row, slug
+from src.grid.attempt import request_attempt
+from src.grid.folders import Batch, Row, count_runs, slug
 from src.grid.local import Machine, Workers
 from src.grid.local_display import ENDS
 from src.grid.run_queue import RunQueue
-from src.grid.stacks import Task
+from src.grid.stacks import Task, own_log
 from src.logging import lease
 from src.support import UserError, processes, write_atomically
 
-MOST_DEATHS = 3  # of workers with one run that makes no step: it may be what kills them
+MOST_DEATHS = 3  # ends of a run by a signal, or with its worker, without a step between
 SPREAD = 16  # one of so many first free runs is taken, at random: few workers collide
 LOOKED_AT = 4  # workers that an idle one watches: with the last ones all are
 SECONDS_BETWEEN_LOOKS = 5.0  # where nothing was free
+SECONDS_TO_SAVE = 120.0  # that an idle worker waits for somebody who is at a free run
 SECONDS_TO_START = 30.0  # of a run, where none has told yet
 STOPPED = 75  # EX_TEMPFAIL, as train.py
 
@@ -42,48 +45,65 @@ STOPPED = 75  # EX_TEMPFAIL, as train.py
 class WorkerSource:
     """Runs for a worker, one after the other: the source of its Workers."""
 
-    def __init__(self, batch: Batch, name: str, kind: str) -> None:
-        """name: as entries in taken/ have it. kind: of device, one word."""
-        self.batch, self.name, self.kind = batch, name, kind
+    def __init__(self, batch: Batch, name: str, kind: str, own: lease.Lease | None = None) -> None:
+        """name: as entries in taken/ have it. kind: of device, one word. own: the worker's lease;
+        where it is lost, another attempt has the name."""
+        self.batch, self.name, self.kind, self.own = batch, name, kind, own
         self.queue = RunQueue(batch.submissions)
         self.is_over = False
-        self.began: dict[str, int] = {}  # run that we have -> its step when we took it
+        # run that we have -> its step when we took it, and the time.monotonic()
+        self.began: dict[str, tuple[int, float]] = {}
         self.progress = 0  # steps made, and runs ended
         self.seconds_to_start = 0.0  # the longest of a run
+        self.longest = 0.0  # seconds of a whole run
         self.seconds_to_save: float | None = None  # between two saves; None: nothing was taken yet
-        self.avoided: set[str] = set()  # runs that somebody else is at
-        self.look_again = 0.0  # when, of time.monotonic(), as nothing was free
+        self.num_left = 0  # free runs, where the time limit is too near for one
+        # Of time.monotonic():
+        self.look_again, self.waits_since = 0.0, math.inf  # where nothing was free
+        self.avoided: dict[str, float] = {}  # run that somebody else is at -> when to look again
 
     # ---- What Workers ask ----------------------------------------------------------------
 
     def take(self, *, is_idle: bool) -> Task | None:
         """The next run; None: none now. is_idle: nothing runs here, so that there is time to look
         for what dead workers have left; where that is nothing either, this worker is over."""
-        if not is_idle and time.monotonic() < self.look_again:  # another slot of ours has a run
+        now = time.monotonic()
+        if now < self.look_again:
             return None
-        self.look_again = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        self.look_again = now + SECONDS_BETWEEN_LOOKS
         free, is_stopped = self.queue.look()
-        if is_stopped or self._is_late():
+        is_lost = self.own is not None and not self.own.is_held()
+        if is_stopped or is_lost:
             self.is_over = True
+        elif self._is_late():
+            self.is_over, self.num_left = True, len(free)
         elif row := self._next(free):
-            self.look_again = 0.0
+            self.look_again, self.waits_since = 0.0, math.inf
             return Task([row], row)
-        elif is_idle:
-            self.is_over, self.look_again = not self._recover(), 0.0
+        elif is_idle and self._recover():
+            self.look_again = 0.0
+        elif is_idle:  # what is free has somebody who saves it, or trains it for himself
+            self.waits_since = min(self.waits_since, now)
+            self.is_over = not free or now - self.waits_since > SECONDS_TO_SAVE
         return None
 
-    def ended(self, task: Task, how: str) -> None:
-        """how: of ENDS. What was interrupted is free again."""
-        (row,) = task.runs
-        status, step = _status(row), self.began.pop(row.name, 0)
+    def ended(self, task: Task, how: str, *, is_ours: bool) -> None:
+        """how: of ENDS. What was interrupted is free again; where we did not stop it (is_ours), a
+        few times."""
+        (row,), self.look_again = task.runs, 0.0
+        status, (step, began) = _status(row), self.began.pop(row.name, (0, 0.0))
         with suppress(TypeError, ValueError):
             self.progress += max(0, int(status.get("step") or 0) - step) + (how != "interrupted")
             seconds = float(status.get("seconds_to_start") or 0)
             self.seconds_to_start = max(self.seconds_to_start, seconds)
-        if how == "interrupted" and not (row.folder / "done").exists():
+        if how == "done":
+            self.longest = max(self.longest, time.monotonic() - began)
+        if how != "interrupted" or (row.folder / "done").exists():
+            self._own(row.name).unlink(missing_ok=True)
+        elif is_ours:
             self._rename(self._own(row.name), self.queue.free / f"{row.name}@{self.kind}")
         else:
-            self._own(row.name).unlink(missing_ok=True)
+            self._put_back(row.name, self.name)
 
     # ---- Entries -------------------------------------------------------------------------
 
@@ -91,18 +111,19 @@ class WorkerSource:
         return self.queue.taken / f"{run}@{self.name}"
 
     def _is_late(self) -> bool:
-        """Whether a start and a save fit no more into what is left; the first run is begun."""
+        """Whether a start and a save fit no more into what is left, nor a run as long as those that
+        ended here. The first run is begun in any case."""
         end = end_of_job(processes.slurm_job())
         if end is None or self.seconds_to_save is None:
             return False
-        return (
-            end - time.time() < (self.seconds_to_start or SECONDS_TO_START) + self.seconds_to_save
-        )
+        needed = (self.seconds_to_start or SECONDS_TO_START) + self.seconds_to_save
+        return end - time.time() < min(needed, 2 * self.longest or needed)
 
     def _next(self, free: Mapping[str, str]) -> Row | None:
         """A run that is ours from here on: one that began on our kind of device, else a new one,
         else one that began elsewhere."""
-        entries = [entry for run, entry in free.items() if run not in self.avoided]
+        now = time.monotonic()
+        entries = [entry for run, entry in free.items() if self.avoided.get(run, 0.0) <= now]
         kinds = [entry.partition("@")[2] for entry in entries]
         for wanted in dict.fromkeys([self.kind, "", *kinds]):
             of_kind = [e for e, kind in zip(entries, kinds, strict=True) if kind == wanted]
@@ -119,11 +140,13 @@ class WorkerSource:
             if (row.folder / "done").exists():
                 self._own(row.name).unlink(missing_ok=True)
             elif who := lease.live_owner(row.folder):
-                print(f"{row.name}: left to {who}", flush=True)
-                self.avoided.add(row.name)
+                if row.name not in self.avoided:
+                    print(f"{row.name}: left to {who}", flush=True)
+                self.avoided[row.name] = time.monotonic() + SECONDS_BETWEEN_LOOKS
                 self._rename(self._own(row.name), self.queue.free / entry)
             else:
-                self.began[row.name] = _step(row) if "@" in entry else 0  # else nobody began it
+                own_log(row)
+                self.began[row.name] = _step(row), time.monotonic()
                 if self.seconds_to_save is None:
                     self.seconds_to_save = 60 * _checkpoint_minutes(row)
                 return row
@@ -144,9 +167,17 @@ class WorkerSource:
         taken = self.queue.taken_runs()
         others = sorted({*taken.values()} - {self.name})
         watched = random.sample(others, min(LOOKED_AT, len(others)))
-        folders = [self.queue.worker_folder(worker) for worker in watched]
-        with ThreadPoolExecutor(LOOKED_AT) as pool:
-            owners = dict(zip(watched, pool.map(lease.live_owner, folders), strict=True))
+        owners: dict[str, str | None] = {}
+
+        def look(worker: str) -> None:
+            owners[worker] = lease.live_owner(self.queue.worker_folder(worker))
+
+        # Daemons, so that a signal is not kept waiting.
+        threads = [threading.Thread(target=look, args=(x,), daemon=True) for x in watched]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         lost = [run for run, worker in taken.items() if not owners.get(worker, "not watched")]
         freed = [self._put_back(run, taken[run]) for run in lost]
         return any(freed)
@@ -172,11 +203,12 @@ class WorkerSource:
             deaths = 1 if reached > step else deaths + 1
             if deaths >= MOST_DEATHS and not (folder / "done").exists():
                 with open(folder / "job.log", "a") as log:
-                    words = f"{deaths} restarts without a step: with each its worker was killed"
+                    words = f"{deaths} ends without a step, by a signal or with its worker"
                     print(f"not continued after {words}; -r runs it again", file=log)
                 entry.unlink()
                 return False
-            entry.write_text(json.dumps([deaths, reached]))
+            with open(entry, "r+") as file:  # which makes none where another worker was faster
+                file.write(f"{json.dumps([deaths, reached]):<40}")
         with suppress(OSError, ValueError, LookupError, TypeError):
             facts = json.loads((self.queue.worker_folder(worker) / "worker.json").read_text())
             kind = f"@{facts['kind']}" if (folder / "status.json").exists() else ""
@@ -260,12 +292,19 @@ def run_worker(values: Mapping[str, Any]) -> int:
     job = processes.slurm_job()
     machine = Machine(jobs=1, gpus=[], job=job)
     try:
-        ended = work(batch, folder, machine, code=Path.cwd())
+        ended, num_left = work(batch, folder, machine, code=Path.cwd())
     except Stop as stop:
         name = signal.Signals(stop.number).name
         print(f"stopped by {name}; what it had is saved, and free for other workers", flush=True)
         return 130 if stop.number == signal.SIGINT else STOPPED
-    print(f"nothing more to take: {in_words(ended)}", flush=True)
+    if job and num_left:
+        words = f"the time limit is near, and {count_runs(num_left)} free: another attempt"
+        print(f"{in_words(ended)}; {words}", flush=True)
+        slurm_says = request_attempt(job, {str(folder / "spec.yaml"): folder})
+        if slurm_says:
+            print(f"not continued after {slurm_says}; --join adds workers", flush=True)
+    else:
+        print(f"nothing more to take: {in_words(ended)}", flush=True)
     return int(bool(ended["failed"]))
 
 
@@ -276,9 +315,9 @@ def in_words(ended: Counter[str]) -> str:
 def work_here(batch: Batch, machine: Machine, *, code: Path) -> Counter[str]:
     """The same on this machine, in a folder that is gone afterwards."""
     folder = batch.submissions / f"here-{slug(platform.node(), 60).replace('.', '-')}-{os.getpid()}"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # numbers of processes come again
     try:
-        return work(batch, folder, machine, code=code)
+        return work(batch, folder, machine, code=code)[0]
     finally:
         for name in ("worker.json", "status.json"):
             (folder / name).unlink(missing_ok=True)
@@ -286,30 +325,35 @@ def work_here(batch: Batch, machine: Machine, *, code: Path) -> Counter[str]:
             folder.rmdir()
 
 
-def work(batch: Batch, folder: Path, machine: Machine, *, code: Path) -> Counter[str]:
-    """Take runs of the batch until there are none that this worker can train; how many ended how.
-    folder: the worker's own, below submissions/. Raises Stop."""
-    name = ".".join(folder.relative_to(batch.submissions).parts)
+def work(batch: Batch, folder: Path, machine: Machine, *, code: Path) -> tuple[Counter[str], int]:
+    """Take runs of the batch until there are none that this worker can train.
+
+    Returns (how many ended how, how many are free and have to wait for another attempt, as the time
+    limit is near). folder: the worker's own, below submissions/. Raises Stop.
+    """
+    name, kind = ".".join(folder.relative_to(batch.submissions).parts), device_kind()
     own = lease.Lease(folder)
     try:
         own.take()
     except OSError as error:
         raise UserError.from_os(error, str(folder)) from None
-    signals = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = [signal.signal(number, _stop) for number in signals]
-    source = WorkerSource(batch, name, device_kind())
+    source = WorkerSource(batch, name, kind, own)
+    signals = {signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup
+        signals.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, _stop) for number in signals}
     try:
-        facts = {"kind": source.kind, "host": platform.node(), "pid": os.getpid()}
+        facts = {"kind": kind, "batch": str(batch.path)}
         write_atomically(folder / "worker.json", json.dumps(facts))
         source.put_back_own()
-        return Workers(source, machine, code, Lines()).run()
+        return Workers(source, machine, code, Lines()).run(), source.num_left
     finally:
         source.give_back()
         step = _step(Row(folder, {})) + source.progress  # attempt.py looks whether it grows
         with suppress(OSError):
             write_atomically(folder / "status.json", json.dumps({"step": step}))
         own.release()
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

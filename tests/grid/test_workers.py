@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import pytest
 
 import submit_multiple
 from src.grid import slurm, submit_grid, workers
-from src.grid.folders import Batch, Row, plan_batch, write_batch
+from src.grid.folders import Batch, Row, open_batch, plan_batch, write_batch
 from src.grid.run_queue import RunQueue
-from src.grid.stacks import Task
+from src.grid.stacks import Task, write_stack
 from src.grid.status import row_statuses
 from src.grid.submission import SubmitOptions
 from src.grid.workers import MOST_DEATHS, WorkerSource
@@ -189,10 +190,8 @@ def test_what_a_worker_dies_of_is_given_up(tmp_path):
         assert idle.is_over == (number == MOST_DEATHS - 1)  # else it looks again
     (status,) = row_statuses(batch, None)
     assert status.state == "failed"
-    why = (
-        "not continued after 3 restarts without a step: with each its worker was killed; -r runs it"
-    )
-    assert status.cause == why + " again"
+    why = "not continued after 3 ends without a step, by a signal or with its worker"
+    assert (status.kind, status.cause) == ("killed", f"{why}; -r runs it again")
 
 
 def test_a_run_that_makes_steps_outlives_any_number_of_workers(tmp_path):
@@ -250,7 +249,7 @@ def test_what_is_done_already_is_not_taken(tmp_path):
 
 def test_a_run_that_does_not_fit_into_what_is_left_is_not_begun(tmp_path, monkeypatch):
     """Start-up and a save: 20 seconds and a minute. The first run of a worker is, as it has to do
-    something."""
+    something, and none has ended well that would say how long they are."""
     batch = batch_of(tmp_path, "a", "a", "a")
     for row in batch.rows:
         row.spec.write_text(row.spec.read_text() + "checkpoint_minutes: 1\n")
@@ -260,10 +259,10 @@ def test_a_run_that_does_not_fit_into_what_is_left_is_not_begun(tmp_path, monkey
     monkeypatch.setattr(workers, "end_of_job", lambda job: next(ends))
     monkeypatch.setattr(time, "time", lambda: now)
     assert taken(own)
-    own.ended(task_of(batch, 0), "done")
+    own.ended(task_of(batch, 0), "failed", is_ours=False)
     assert not own.is_over
     assert taken(own)
-    own.ended(task_of(batch, 1), "done")
+    own.ended(task_of(batch, 1), "failed", is_ours=False)
     assert (taken(own), own.is_over) == ("", True)
 
 
@@ -299,12 +298,13 @@ def test_a_queue_that_cannot_be_made_is_one_line(tmp_path):
         RunQueue(batch.submissions).offer([odd])
 
 
-def test_a_batch_of_a_version_without_workers_is_not_joined(tmp_path):
+def test_a_batch_of_a_version_without_workers_is_not_joined(tmp_path, monkeypatch):
     batch = batch_of(tmp_path, "a")
     (batch.path / "code").mkdir()
     (batch.path / "code/frozen.json").write_text("{}")
-    options = SubmitOptions(join=str(batch.path), script="local")
-    with pytest.raises(UserError, match=r"--join: the code in .*code is of a version without") as e:
+    monkeypatch.setattr(submit_grid, "_check_scripts", lambda options: [])
+    options = SubmitOptions(join=str(batch.path), script="a.sh")
+    with pytest.raises(UserError, match=r"the code in .*code is of a version without .*--ref") as e:
         submit_grid.submit(options)
     assert "\n" not in str(e.value)
 
@@ -339,6 +339,119 @@ def test_a_share_of_no_worker_is_no_share():
     assert [x.script for x in options.for_each_script] == ["a.sh"]
 
 
+def test_short_runs_are_begun_until_the_end(tmp_path, monkeypatch):
+    """Two seconds are enough for one like that which took one, whatever the time between saves."""
+    batch, now = batch_of(tmp_path, "a", "a", "a"), time.monotonic()
+    own = source(batch, 0)
+    monkeypatch.setattr(workers, "end_of_job", lambda job: time.time() + 3)
+    assert taken(own)
+    own.began[batch.rows[0].name] = 0, now - 1
+    own.ended(task_of(batch, 0), "done", is_ours=False)
+    assert taken(own)
+    monkeypatch.setattr(workers, "end_of_job", lambda job: time.time() + 1)
+    own.ended(task_of(batch, 1), "done", is_ours=False)
+    assert (taken(own), own.is_over, own.num_left) == ("", True, 1)
+
+
+def test_a_worker_whose_time_is_over_asks_for_another_attempt(tmp_path, monkeypatch, capsys):
+    batch = batch_of(tmp_path, "a", "a")
+    folder = batch.submissions / "001-abcd/0"
+    asked = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(workers, "work", lambda *_, code: (Counter(done=3), 2))
+    monkeypatch.setattr(workers, "request_attempt", lambda *given: asked.append(given))
+    assert workers.run_worker({"output_dir": str(folder), "worker": str(batch.path)}) == 0
+    assert asked == [("7", {str(folder / "spec.yaml"): folder})]
+    words = "3 done; the time limit is near, and 2 runs free: another attempt"
+    assert words in capsys.readouterr().out
+
+
+def test_what_ends_by_a_signal_of_its_own_is_not_taken_for_ever(tmp_path, code):
+    batch = batch_of(tmp_path, "slow", "a")
+    (code / "train.py").write_text("import sys; sys.exit(75)")
+    assert start(batch, code, 0).wait() == 0
+    statuses = row_statuses(batch, None)
+    assert [(status.state, status.kind) for status in statuses] == [("failed", "killed")] * 2
+    assert [row.log.read_text().count("ended: exit code 75") for row in batch.rows] == [3, 3]
+
+
+def test_a_run_whose_last_owner_still_saves_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "SECONDS_BETWEEN_LOOKS", 0.0)
+    batch = batch_of(tmp_path, "a")
+    held = lease.Lease(batch.rows[0].folder)
+    held.take()
+    own = source(batch, 0)
+    assert own.take(is_idle=True) is None
+    assert not own.is_over
+    held.release()
+    assert own.take(is_idle=True).row.name == batch.rows[0].name
+    held = lease.Lease(batch.rows[0].folder)
+    held.take()
+    patient = source(batch, 1)
+    RunQueue(batch.submissions).reset()
+    assert patient.take(is_idle=True) is None
+    monkeypatch.setattr(workers, "SECONDS_TO_SAVE", -1.0)  # somebody trains it for himself
+    assert patient.take(is_idle=True) is None
+    assert patient.is_over
+    held.release()
+
+
+def test_a_run_that_was_in_a_stack_has_a_log_of_its_own(tmp_path):
+    batch = batch_of(tmp_path, "a")
+    write_stack(batch.submissions / "stack-1", batch.rows)
+    (batch.submissions / "stack-1/job.log").write_text("of all")
+    assert batch.rows[0].log.read_text() == "of all"
+    assert taken(source(batch, 0))
+    assert not batch.rows[0].log.exists()
+
+
+def test_other_files_in_the_queue_are_no_runs(tmp_path):
+    batch = batch_of(tmp_path, "a")
+    (batch.submissions / "queue/.nfs0001").touch()
+    own = source(batch, 0)
+    assert [taken(own), taken(own)] == ["000", ""]
+
+
+def test_a_copy_knows_nothing_of_the_workers_of_the_original(tmp_path):
+    batch = batch_of(tmp_path, "a", "a")
+    folder = batch.submissions / "here-x-1"
+    folder.mkdir()
+    (folder / "worker.json").write_text(json.dumps({"kind": "cpu", "batch": str(batch.path)}))
+    held = lease.Lease(folder)
+    held.take()
+    taken(WorkerSource(batch, "here-x-1", "cpu"))
+    shutil.copytree(batch.path, tmp_path / "copy")
+    copy = open_batch(tmp_path / "copy")
+    states = [Counter(s.state for s in row_statuses(b, None)) for b in (batch, copy)]
+    assert states == [{"running": 1, "queued": 1}, {"unstarted": 2}]
+    RunQueue(copy.submissions).reset()
+    assert len(RunQueue(copy.submissions).free_runs()) == 2
+    held.release()
+
+
+def test_without_slurm_workers_here_join_and_stop_all_the_same(tmp_path, monkeypatch, capsys):
+    """What waits as a job of Slurm is left to it."""
+    batch = batch_of(tmp_path, "a", "a")
+    RunQueue(batch.submissions).free.joinpath(batch.rows[1].name).unlink()
+
+    def ask_queue(batch):
+        raise UserError("Slurm has runs of this batch and cannot be asked")
+
+    monkeypatch.setattr(submit_grid, "ask_queue", ask_queue)
+    options = SubmitOptions(join=str(batch.path), script="local", dry_run=True)
+    assert submit_grid.submit(options) == 0
+    assert "dry run: 1 run to share" in capsys.readouterr().out
+    folder = batch.submissions / "here-x-1"
+    folder.mkdir()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        identity = {"machine": lease._machine(), "pid": process.pid, "token": "x"}
+        identity["began"] = start_time(process.pid)
+        (folder / "claim").write_text("0\n" + json.dumps(identity))
+        with pytest.raises(UserError, match="of this and other machines are told to stop, those"):
+            submit_grid.submit(SubmitOptions(stop=str(batch.path)))
+        assert process.wait() == -signal.SIGTERM
+
+
 def test_free_runs_wait_where_there_is_a_worker(tmp_path):
     batch = batch_of(tmp_path, "a", "a")
     assert {status.state for status in row_statuses(batch, None)} == {"unstarted"}
@@ -356,7 +469,7 @@ def test_free_runs_wait_where_there_is_a_worker(tmp_path):
     ("scripts", "number", "shares"),
     [
         (["a.sh"], 3, {"a.sh": 3}),
-        (["local", "a.sh", "b.sh"], 20, {"a.sh": 7, "b.sh": 7, "local": 6}),
+        (["a.sh", "b.sh", "local"], 20, {"a.sh": 7, "b.sh": 7, "local": 6}),
     ],
 )
 def test_submit_scripts_have_equal_shares(scripts, number, shares):
