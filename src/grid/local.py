@@ -185,7 +185,8 @@ class Workers:
     def _start(self, slot: int, task: Task) -> None:
         try:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            who = (self.machine.job and f"job {self.machine.job}") or f"local {os.getpid()}"
+            job = self.machine.job
+            who = f"job {job}" if job else f"local {os.getpid()}"
             _note(task.row, f"{now} {who} on {platform.node()}")
             # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
             with open(task.row.log, "ab") as log:

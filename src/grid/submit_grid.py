@@ -50,7 +50,15 @@ from src.grid.run_queue import RunQueue
 from src.grid.slurm import NoSlurm
 from src.grid.snapshot import changed_since_last_copy, freeze, frozen_copies, next_copy
 from src.grid.stacks import OFF, choose_engines, describe, tasks_of
-from src.grid.status import KINDS, RESUMABLE, ask_queue, count_states, read_journal, row_statuses
+from src.grid.status import (
+    KINDS,
+    RESUMABLE,
+    RowStatus,
+    ask_queue,
+    count_states,
+    read_journal,
+    row_statuses,
+)
 from src.grid.submission import Journal, Submission, SubmitOptions, check_options
 from src.grid.workers import Stop, in_words, work_here
 from src.logging import lease
@@ -239,7 +247,7 @@ def join(folder: str, options: SubmitOptions) -> int:
             lock.enter_context(only_here(batch.path))
         broken, queue = _repair(batch, options), None
         is_here = all(own.is_local for own in options.for_each_script)
-        can_wait, is_known = ("unstarted", "lost"), True
+        is_known = True  # what Slurm has
         try:
             if not options.dry_run and not is_here:
                 Submission(batch, options, ROOT).settle()
@@ -252,12 +260,15 @@ def join(folder: str, options: SubmitOptions) -> int:
         statuses = row_statuses(batch, queue)
         print(f"{short_path(batch.path)}: {count_states(statuses)}")
         shared = RunQueue(batch.submissions)
-        shares = shared.free_runs().keys() | shared.taken_runs().keys()
-        rows = []
-        for status in statuses:
-            is_left = is_known and (status.state in can_wait or status.kind in RESUMABLE)
-            is_left = status.state != "done" and (status.row.name in shares or is_left)
-            rows += [status.row] if is_left and status.row.name not in broken else []
+        has_entry = shared.free_runs().keys() | shared.taken_runs().keys()
+
+        def is_left(status: RowStatus) -> bool:
+            if status.state == "done" or status.row.name in broken:
+                return False
+            is_free = status.state in ("unstarted", "lost") or status.kind in RESUMABLE
+            return status.row.name in has_entry or (is_known and is_free)
+
+        rows = [status.row for status in statuses if is_left(status)]
         if options.dry_run:
             _print_sbatch(batch, rows, options)
             print(f"dry run: {count_runs(len(rows))} to share; nothing was submitted")
@@ -359,7 +370,7 @@ def _start(batch: Batch, rows: Sequence[Row], options: SubmitOptions, lock: Exit
                 if own.workers:
                     lock.close()
                 exit_code = _run_here(batch, rows, own, code)
-            elif own.workers or not options.workers:
+            else:
                 _submit_to_slurm(batch, rows, own, code, jobs)
     except BaseException:  # Ctrl-C, or a limit of Slurm
         if new_round and not jobs:
@@ -421,8 +432,9 @@ def _print_stacks(rows: Sequence[Row], options: SubmitOptions) -> None:
     if options.stack not in (None, OFF):
         number = _at_a_time(options) if options.is_local else 1
         tasks = tasks_of(rows, options.stack, num_processes=number)
-        gain = "a stack of 18 costs what one or two of its runs cost alone"
-        print(f"trained together: {describe(tasks)}; {gain}")
+        gain = "; a stack of 18 costs what one or two of its runs cost alone"
+        is_linear = all(str(row.values.get("model", "linear")).startswith("linear") for row in rows)
+        print(f"trained together: {describe(tasks)}{gain * is_linear}")
 
 
 def _print_sbatch(batch: Batch, rows: Sequence[Row], options: SubmitOptions) -> None:

@@ -121,8 +121,6 @@ class Stack:
             if not started:
                 raise self.failures[0]
             self.first = started[0]
-            if self.first.device.type != "cpu" or not is_linear(self.first.config):
-                logger.warning("the bits of a run may depend on its stack, see docs/stacks.md")
             self.saved = self.logged = perf_counter()
             self.cost = 0.0  # seconds that saving all states took
             self._opened = opened.pop_all()
@@ -147,6 +145,8 @@ class Stack:
             models = {"last": learner.model}
             models |= {name: average.model for name, average in learner.averages.items()}
             row.restore(learner, evaluated_models(models, row.config.evaluate_models))
+            if row.device.type != "cpu" or not is_linear(row.config):
+                logger.warning("the bits of a run may depend on its stack, see docs/stacks.md")
 
     def _check_memory(self) -> None:
         """UserError where the learners of all rows will not fit."""

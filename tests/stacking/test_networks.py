@@ -101,6 +101,8 @@ def test_each_row_is_the_run_alone_but_for_rounding(ordinary, tmp_path):
         for name, mine in models[number].state_dict().items():
             torch.testing.assert_close(mine, model.state_dict()[name], rtol=1e-3, atol=1e-5)
     assert [len(own) for own in stats] == [3, 3, 3, 1]
+    logs = [(tmp_path / str(number) / "training.log").read_text() for number in range(4)]
+    assert all(log.count("bits of a run may depend on its stack") == 1 for log in logs)
 
 
 @pytest.mark.parametrize("rows", [[1], [2, 0]])
