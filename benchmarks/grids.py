@@ -20,9 +20,10 @@ sys.path.insert(0, str(ROOT))
 from src.grid.check import check_rows  # noqa: E402
 from src.grid.folders import Plan, plan_batch, write_batch  # noqa: E402
 from src.grid.job_file import expand_grid  # noqa: E402
+from src.grid.journal import SubmitOptions  # noqa: E402
 from src.grid.reports import read_reports  # noqa: E402
 from src.grid.slurm import ask  # noqa: E402
-from src.grid.submission import Submission, SubmitOptions  # noqa: E402
+from src.grid.submission import Submission  # noqa: E402
 
 EPOCHS = 20
 COLUMNS = ("train/loss", "train/accuracy", "train/time", "test/last/loss", "test/last/accuracy")

@@ -17,11 +17,11 @@ import report
 import submit_multiple
 import train
 from src.grid.folders import Row, open_batch
+from src.grid.journal import Journal
 from src.grid.messages import digest_of
 from src.grid.report_views import duration, show_report
 from src.grid.reports import Report, find_batches, read_reports
 from src.grid.status import STATES, RowStatus
-from src.grid.submission import Journal
 from tests.made_batches import fail, finish, five_runs, make_batch, spend
 from tests.waiting import PATIENCE
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import submit_multiple
-from src.grid import snapshot, submit_grid
+from src.grid import snapshot, start, submit_grid
 from src.grid.folders import open_batch
+from src.grid.journal import Journal
 from src.grid.repair import repair_batch
-from src.grid.submission import Journal
 
 QUICK = "#!/bin/bash\ntrue\n"
 JOB = "job_details: {name: x}\nparameters: {model: linear, base_lr: [1.0, 2.0], train_length: 0}\n"
@@ -53,7 +53,8 @@ def fork(tmp_path, monkeypatch) -> Path:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").symlink_to("/bin/false")  # where there is no Slurm
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{tmp_path / 'bin'}")
-    monkeypatch.setattr(submit_grid, "ROOT", root)
+    for module in (submit_grid, start):
+        monkeypatch.setattr(module, "ROOT", root)
     monkeypatch.chdir(root)
     return root
 

@@ -1,6 +1,7 @@
 """Grids of runs: from a job file to runs on Slurm or on this machine, and what became of them.
 
-submit_grid.py         what submit_multiple.py does: a job file, or -r and a batch; it calls
+submit_grid.py         what submit_multiple.py does: a job file, or a batch; it calls
+start.py               its last part: runs are handed over, and what is shown and asked before
 job_file.py            jobs/x.yaml -> name, place, and the rows of the grid, a configuration each
 check.py               all that is wrong with the rows, at once
 folders.py             the batch folder, whose format it owns: rows.jsonl, names, spec.yaml
@@ -10,7 +11,7 @@ local.py               rows -> worker processes here, local_display.py: how far 
 run_queue.py           which runs are free for workers, workers.py: what takes them
 forks.py               what makes them cheap, and packed ones of Slurm: forks of a warm process,
                        which is fork_server.py
-submission.py          rows -> arrays of jobs of Slurm; submissions/journal.jsonl says which
+submission.py          rows -> arrays of jobs of Slurm; journal.py: which ones there were
 slurm.py               Slurm's commands and error texts
 attempt.py             what a submit script ends in: train.py, and the request for another attempt
 status.py              what became of each run, and why it failed
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from src.grid.check import find_mistakes  # all that is wrong with the keys of a run
     from src.grid.folders import row_identity  # equal for rows that ask for the same run
     from src.grid.job_file import read_job  # a job file: its name, and its runs
+    from src.grid.journal import SubmitOptions  # the options of submit_multiple.py
     from src.grid.messages import notify  # send the digest of a batch, or a test message
 
     # report.py, analysis
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
         write_report_page,  # one HTML file
     )
     from src.grid.reports import read_reports  # what is known of some batches
-    from src.grid.submission import SubmitOptions  # the options of submit_multiple.py
     from src.grid.submit_grid import (
         RETRYABLE,  # what --only takes
         submit,  # all that submit_multiple.py does

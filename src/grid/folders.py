@@ -4,7 +4,7 @@ OUTPUT_DIR/YY-MM-DD-NAME/
   job.yaml         the job file; an older one is kept as job.old.K.yaml
   rows.jsonl       a line a row: its folder and its values, as the grid gave them
   code/            the frozen code, code.2/ a later one (src/grid/snapshot.py)
-  submissions/     what was requested of Slurm (src/grid/submission.py), tasks of stacks (stacks.py)
+  submissions/     what was requested of Slurm (journal.py), tasks of stacks, workers (run_queue.py)
   NNN_BATCH+key=value+…/
     spec.yaml      what train.py is called with
     job.log        all that the job printed

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from loguru import logger
 
+from src.grid.journal import SubmitOptions
 from src.grid.slurm import NoSlurm, ask, literal, sbatch_arguments
-from src.grid.submission import SubmitOptions, header
+from src.grid.submission import header
 from src.support import ROOT, OneLineParser, UserError, write_atomically
 
 MOST_MESSAGES = 20  # of a batch, with all its retries

@@ -16,8 +16,8 @@ from typing import Any
 from src.config import read_yaml_file, write_yaml
 from src.grid.folders import PATH_KEYS, Batch, Row, is_copy, is_elsewhere, spec_home, write_spec
 from src.grid.job_file import read_job
+from src.grid.journal import Journal
 from src.grid.snapshot import frozen_copies, repository_of
-from src.grid.submission import Journal
 from src.support import UserError, write_atomically
 
 

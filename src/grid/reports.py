@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from src.grid.folders import Batch, Row, count_runs, open_batch, row_identity, same
+from src.grid.journal import Journal, queued_rows
 from src.grid.slurm import NoSlurm, read_queue
 from src.grid.status import (
     KINDS,
@@ -25,7 +26,6 @@ from src.grid.status import (
     row_statuses,
     runner,
 )
-from src.grid.submission import Journal, queued_rows
 from src.logging import Cost
 from src.metrics import (
     LOSS_KEYS,

@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 
 from src.config import read_yaml
 from src.grid.folders import Batch, Row, is_copy
+from src.grid.journal import Call, Journal, queued_rows
 from src.grid.run_queue import RunQueue
 from src.grid.slurm import NoSlurm, QueuedJob, read_queue
-from src.grid.submission import Call, Journal, queued_rows
 from src.logging import Cost
 from src.support import UserError, one_line, processes
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from src.grid import local, local_display
-from src.grid.folders import Batch, plan_batch, write_batch
+from src.grid.folders import Batch
 from src.grid.local import Machine, default_jobs, run_rows
 from src.grid.status import row_statuses, runner
 from src.logging.machine_use import allotted
 from src.support.processes import num_cores, start_time
+from tests.grid.batches import batch_of, code_of
 from tests.waiting import wait_until
 
 # A train.py that tells what it was given, and does as its spec says.
@@ -45,16 +46,7 @@ WHY = ("on purpose", "killed by signal 9, perhaps out of memory")
 
 @pytest.fixture
 def code(tmp_path) -> Path:
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "train.py").write_text(PROGRAM)
-    return tmp_path / "code"
-
-
-def batch_of(tmp_path, *names: str) -> Batch:
-    grid = [{"dataset": f"{name}{i}"} for i, name in enumerate(names)]
-    plan = plan_batch(tmp_path / "batch", grid, job_text="", common={})
-    write_batch(plan, tmp_path)
-    return plan.batch
+    return code_of(tmp_path, PROGRAM)
 
 
 def logs(batch: Batch) -> list[str]:

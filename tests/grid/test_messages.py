@@ -15,7 +15,7 @@ import yaml
 
 import report
 import submit_multiple
-from src.grid import messages, submit_grid
+from src.grid import messages, start
 from src.grid.folders import Batch, Row, open_batch
 from src.grid.local import Machine
 from src.grid.messages import (
@@ -232,7 +232,7 @@ def test_an_address_that_cannot_be_read_is_reported_when_runs_are_submitted(
     def run_none(batch: Batch, rows: list[Row], machine: Machine, *, code: Path) -> Counter[str]:
         return Counter(done=len(rows))
 
-    monkeypatch.setattr(submit_grid, "run_rows", run_none)
+    monkeypatch.setattr(start, "run_rows", run_none)
     monkeypatch.setenv(VARIABLE, f"jsn://{SECRET}")
     batch = make_batch(tmp_path / "b", [{"base_lr": 0.1}])
     (row,) = open_batch(batch).rows

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.grid import notices
+from src.grid.journal import SubmitOptions
 from src.grid.notices import (
     MOST_MESSAGES,
     Notices,
@@ -15,7 +16,6 @@ from src.grid.notices import (
     report_failure,
     submit_digest,
 )
-from src.grid.submission import SubmitOptions
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]

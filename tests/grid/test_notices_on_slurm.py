@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from src.grid.journal import SubmitOptions
 from src.grid.notices import Notices, submit_digest
-from src.grid.submission import SubmitOptions
 from tests.mailbox import SECRET, mailbox
 from tests.waiting import PATIENCE
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from src.config import read_yaml_file, write_yaml
-from src.grid.submission import Journal
+from src.grid.journal import Journal
 from src.metrics import is_time
 from tests.waiting import PATIENCE, wait_until
 

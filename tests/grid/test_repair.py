@@ -10,11 +10,11 @@ import pytest
 
 from src.config import read_yaml_file
 from src.grid.folders import Batch, is_copy, is_elsewhere, open_batch, plan_batch, write_batch
+from src.grid.journal import Journal, queued_rows, script_of, spec_for_slurm
 from src.grid.local import runner
 from src.grid.repair import repair_batch
 from src.grid.slurm import QueuedJob
 from src.grid.status import ask_queue, row_statuses
-from src.grid.submission import Journal, queued_rows, script_of, spec_for_slurm
 from src.logging.provenance import FROZEN
 from src.support.processes import start_time
 

@@ -14,6 +14,7 @@ import pytest
 import report
 from src.grid import reports
 from src.grid.folders import Batch, Row, open_batch
+from src.grid.journal import Journal, SubmitOptions, script_of
 from src.grid.messages import digest_of
 from src.grid.reports import (
     Report,
@@ -25,7 +26,6 @@ from src.grid.reports import (
 from src.grid.slurm import NoSlurm, QueuedJob
 from src.grid.snapshot import freeze, repository_of
 from src.grid.status import RowStatus, problem_of_configuration
-from src.grid.submission import Journal, SubmitOptions, script_of
 from src.logging.provenance import FROZEN
 from src.support.processes import start_time
 from tests.made_batches import fail, finish, five_runs, make_batch

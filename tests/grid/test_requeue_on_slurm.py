@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.grid.submission import Journal
+from src.grid.journal import Journal
 from tests.waiting import PATIENCE, wait_until
 
 # Counts steps until a file tells it to finish or to fail; other files make it slow or stuck.

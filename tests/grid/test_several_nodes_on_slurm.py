@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from src.grid.submission import Journal
+from src.grid.journal import Journal
 from src.logging.records import Stats
 from src.metrics import is_time
 from src.runtime.checkpoints import CheckpointFiles

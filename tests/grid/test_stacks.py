@@ -15,9 +15,9 @@ import yaml
 import train
 from src.config import make_config
 from src.grid.folders import Row, plan_batch, write_batch
+from src.grid.journal import Call, Journal
 from src.grid.messages import VARIABLE
 from src.grid.stacks import choose_engines, describe, tasks_of, write_stack
-from src.grid.submission import Call, Journal
 from src.logging import Stats
 from src.logging.tracker_processes import SyncState
 from src.support import ROOT, UserError

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from src.grid.submission import Journal
+from src.grid.journal import Journal
 from src.logging import Stats
 from tests.waiting import wait_until
 from tests.whole_runs import without_times

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from src.grid.folders import Batch, Row
+from src.grid.journal import Journal
 from src.grid.status import LONGEST_CAUSE, STATES, RowStatus, row_statuses
-from src.grid.submission import Journal
 from src.support.processes import start_time
 
 HERE, ELSEWHERE = platform.node(), "another-host"

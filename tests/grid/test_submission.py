@@ -8,7 +8,8 @@ import pytest
 
 from src.grid import slurm
 from src.grid.folders import Batch, plan_batch, write_batch
-from src.grid.submission import ACCEPTED, OPEN, REFUSED, Journal, Submission, SubmitOptions
+from src.grid.journal import ACCEPTED, OPEN, REFUSED, Journal, SubmitOptions
+from src.grid.submission import Submission
 from src.support.errors import UserError
 
 FULL = "sbatch: error: AssocMaxSubmitJobLimit"

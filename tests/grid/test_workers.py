@@ -15,15 +15,17 @@ import pytest
 
 import submit_multiple
 from src.grid import slurm, submit_grid, workers
-from src.grid.folders import Batch, Row, open_batch, plan_batch, write_batch
+from src.grid.folders import Batch, Row, open_batch
+from src.grid.journal import SubmitOptions
 from src.grid.run_queue import RunQueue
 from src.grid.stacks import Task, write_stack
 from src.grid.status import row_statuses
-from src.grid.submission import SubmitOptions
 from src.grid.workers import MOST_DEATHS, WorkerSource
 from src.logging import lease
 from src.support import ROOT, UserError
 from src.support.processes import start_time
+from tests.grid import batches
+from tests.grid.batches import code_of
 from tests.waiting import wait_until
 
 # A train.py that says who has run it, and does as its spec says.
@@ -53,17 +55,14 @@ WORKER = "import sys; from src.config import CommandLine; CommandLine.answer_ear
 
 @pytest.fixture
 def code(tmp_path) -> Path:
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "train.py").write_text(PROGRAM)
-    return tmp_path / "code"
+    return code_of(tmp_path, PROGRAM)
 
 
 def batch_of(tmp_path, *names: str) -> Batch:
-    grid = [{"dataset": f"{name}{i}"} for i, name in enumerate(names)]
-    plan = plan_batch(tmp_path / "batch", grid, job_text="", common={})
-    write_batch(plan, tmp_path)
-    RunQueue(plan.batch.submissions).offer(plan.batch.rows)
-    return plan.batch
+    """All of its runs are free."""
+    batch = batches.batch_of(tmp_path, *names)
+    RunQueue(batch.submissions).offer(batch.rows)
+    return batch
 
 
 def start(batch: Batch, code: Path, task: int, **variables: str) -> subprocess.Popen:
