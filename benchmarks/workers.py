@@ -79,7 +79,7 @@ def work(given: tuple[Batch, int, int]) -> tuple[list[float], int, float]:
         of_run.take()
         time.sleep(length)
         of_run.release()
-        source.ended(task, "done")
+        source.ended(task, "done", is_ours=False)
     own.release()
     return found, counted[0], time.monotonic() - began
 

@@ -120,8 +120,8 @@ def test_what_the_grid_cannot_read_hides_no_mistake_of_rows(fork, capsys):
     starts += ["parameters.base_lr: 'flaot(x)'", "parameters.weight_decay: got []"]
     starts += ["bathc_size=3: there is no such key", "model: unknown 'linaer'", "nothing was"]
     lines = message.splitlines()
-    for start, line in zip(starts, lines, strict=True):
-        assert line.startswith(start)
+    for beginning, line in zip(starts, lines, strict=True):
+        assert line.startswith(beginning)
     assert listing(fork) == before
 
 
