@@ -17,6 +17,7 @@ import submit_multiple
 from src.grid import slurm, submit_grid, workers
 from src.grid.folders import Batch, Row, open_batch
 from src.grid.journal import SubmitOptions
+from src.grid.local import Machine
 from src.grid.run_queue import RunQueue
 from src.grid.stacks import Task, write_stack
 from src.grid.status import row_statuses
@@ -130,10 +131,15 @@ def test_a_worker_that_is_stopped_hands_its_run_on(tmp_path, code, number):
     assert json.loads((batch.submissions / "001-abcd/0/status.json").read_text())["step"] >= 7
     assert start(batch, code, 1).wait() == 0
     assert times_run(batch) == [2, 1, 1]
-    assert "job 5 on" in batch.rows[0].log.read_text()
+    log = batch.rows[0].log.read_text()
+    assert "job 5 on" in log
+    # by the same signal, which decides whether Slurm is asked for another attempt
+    assert f"ended: exit code {130 if number == signal.SIGINT else 75} ---" in log
 
 
-def test_a_worker_that_is_killed_loses_its_run_to_another(tmp_path, code):
+@pytest.mark.parametrize("next_worker", [0, 1])
+def test_a_worker_that_is_killed_loses_its_run(tmp_path, code, next_worker):
+    """To another, or to itself where Slurm starts it again."""
     batch = batch_of(tmp_path, "slow")
     process = start(batch, code, 0)
     wait_until(lambda: times_run(batch) == [1])
@@ -143,7 +149,7 @@ def test_a_worker_that_is_killed_loses_its_run_to_another(tmp_path, code):
     assert [*shared.taken_runs().values()] == ["001-abcd.0"]
     # its run is a fork of its warm process, and ends with that
     wait_until(lambda: (batch.rows[0].folder / "status.json").exists())
-    assert start(batch, code, 1).wait() == 0
+    assert start(batch, code, next_worker).wait() == 0
     assert times_run(batch) == [2]
 
 
@@ -225,6 +231,58 @@ def test_the_runs_of_a_living_worker_stay_its_own(tmp_path):
     again = source(batch, 2)
     assert again.take(is_idle=True) is None
     assert taken(again) == "000"
+
+
+def test_who_is_not_watched_is_not_taken_for_dead(tmp_path):
+    batch = batch_of(tmp_path, *["a"] * 9)
+    others = [source(batch, number) for number in range(9)]
+    held = [lease.Lease(batch.submissions / f"w/{number}") for number in range(9)]
+    for own, other in zip(held, others, strict=True):
+        own.take()
+        taken(other)
+    assert source(batch, 99).take(is_idle=True) is None
+    assert len(RunQueue(batch.submissions).taken_runs()) == 9
+    for own in held:
+        own.release()
+
+
+def test_who_comes_second_has_nothing(tmp_path):
+    """Another worker takes the run between the look and the taking."""
+    batch = batch_of(tmp_path, "a")
+    late, run = source(batch, 0), batch.rows[0].name
+    taken(source(batch, 1))
+    late.queue.look = lambda: ({run: run}, False)
+    assert taken(late) == ""
+
+
+def test_who_has_lost_his_lease_takes_nothing(tmp_path):
+    """Another attempt has the worker's name."""
+    batch = batch_of(tmp_path, "a")
+    folder = batch.submissions / "w/0"
+    folder.mkdir(parents=True)
+    held = lease.Lease(folder)
+    held.take()
+    own = WorkerSource(batch, "w.0", "cpu", held)
+    (folder / "claim").write_text("0\n" + json.dumps({"token": "another", "host": "node9"}))
+    held.verified = 0.0  # it looks now, not some seconds later
+    assert (taken(own), own.is_over) == ("", True)
+    held.release()
+
+
+def test_a_signal_after_the_taking_gives_the_run_back(tmp_path, monkeypatch):
+    batch = batch_of(tmp_path, "a")
+    folder = batch.submissions / "w/0"
+    folder.mkdir(parents=True)
+
+    def run(self):
+        assert self.source.take(is_idle=True)
+        raise workers.Stop(signal.SIGTERM)
+
+    monkeypatch.setattr(workers.Workers, "run", run)
+    with pytest.raises(workers.Stop):
+        workers.work(batch, folder, Machine(1, []), code=tmp_path)
+    shared = RunQueue(batch.submissions)
+    assert (len(shared.free_runs()), shared.taken_runs()) == (1, {})
 
 
 def test_a_run_in_whose_folder_somebody_is_is_left_to_him(tmp_path, capsys):
